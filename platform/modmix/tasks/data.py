@@ -1,0 +1,116 @@
+"""What a task hands to the trainer: modalities, splits, labels, and the data's fingerprint.
+
+Arrays are float32 read-only memory maps, first axis examples; nothing is copied by loading. N is
+the number of examples of a split, M the number of modalities.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from modmix.errors import DataError
+
+Kind = Literal["flat", "image", "sequence"]
+Array = npt.NDArray[Any]
+
+SPLITS = ("train", "val", "test")
+
+# Names of modalities become file names, column prefixes and, joined by "+", names of subsets.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+def check_modality_name(name: str, source: str) -> None:
+    """Refuse a name that could not be a file name or that a prepared file already has.
+
+    Raises:
+        DataError: names ``source`` and what is allowed.
+    """
+    if not _NAME.fullmatch(name) or name == "labels":
+        raise DataError(
+            f"{source}: a modality's name must be 1 to 64 letters, digits, '_', '-' or '.', begin "
+            f"with a letter or a digit and not be 'labels', got {name!r}; rename it"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Modality:
+    """One modality of a task: its name, the shape of one example, and what that shape means.
+
+    ``flat`` is (D,); ``image`` is (H, W, C); ``sequence`` is (T, D).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: Kind = "flat"
+
+    def __post_init__(self) -> None:
+        assert len(self.shape) == {"flat": 1, "image": 3, "sequence": 2}[self.kind], self
+        assert all(size > 0 for size in self.shape), self
+
+    @property
+    def size(self) -> int:
+        """How many numbers one example has."""
+        return int(np.prod(self.shape))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """The examples of one split.
+
+    ``inputs`` holds one float32 array (N, *shape) per modality, in the task's order; ``labels`` is
+    (N,) int64 in 0..classes-1. ``extras`` holds what a task knows beside them, for analysis only:
+    the task ``weak`` keeps ``informative``, (N, M) bool.
+    """
+
+    inputs: Mapping[str, Array]
+    labels: npt.NDArray[np.int64]
+    extras: Mapping[str, Array] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        assert self.labels.ndim == 1 and self.labels.dtype == np.int64, self.labels.dtype
+        for name, array in {**self.inputs, **self.extras}.items():
+            assert len(array) == self.rows, f"{name}: {len(array)} rows, {self.rows} labels"
+
+    @property
+    def rows(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """A task with its options resolved: everything training and evaluation read.
+
+    ``fingerprint`` is a digest of the content and of the options that shape it. It is the same on
+    every machine and enters every result's key.
+    """
+
+    name: str
+    modalities: Mapping[str, Modality]
+    classes: int
+    class_names: tuple[str, ...]
+    train: Split
+    val: Split
+    test: Split
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        assert len(self.class_names) == self.classes >= 2, self.class_names
+        for split in (self.train, self.val, self.test):
+            assert list(split.inputs) == list(self.modalities), list(split.inputs)
+            for name, modality in self.modalities.items():
+                assert split.inputs[name].shape[1:] == modality.shape, name
+
+    @property
+    def splits(self) -> Mapping[str, Split]:
+        return {"train": self.train, "val": self.val, "test": self.test}
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Modality -> shape of one example, in order: what a model is built from."""
+        return {name: modality.shape for name, modality in self.modalities.items()}
