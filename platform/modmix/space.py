@@ -1,0 +1,219 @@
+"""Hyperparameters: how a method declares one, and what a study file may say about it.
+
+A declaration (`Hyperparameter`) belongs to a method, an encoder or the training settings. What a
+study file says about it (`Constant`, `Grid`, `Range`, `Choices`, each with an optional condition)
+is a *domain*. Everything here is plain Python: the shelves declare with it, the plan checks with
+it, the samplers read it, and none of them needs torch for that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Literal
+
+Value = Any  # a JSON value: number, string, boolean, null, list of such
+
+Kind = Literal["float", "int", "bool", "str", "ints", "floats", "mapping"]
+
+
+def _is_number(value: Value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _fits_kind(kind: Kind, value: Value) -> bool:
+    match kind:
+        case "float":
+            return _is_number(value) and not math.isnan(value)
+        case "int":
+            return isinstance(value, int) and not isinstance(value, bool)
+        case "bool":
+            return isinstance(value, bool)
+        case "str":
+            return isinstance(value, str)
+        case "ints":
+            return isinstance(value, list) and all(_fits_kind("int", v) for v in value)
+        case "floats":
+            return isinstance(value, list) and all(_fits_kind("float", v) for v in value)
+        case "mapping":
+            return isinstance(value, Mapping) and all(_is_number(v) for v in value.values())
+
+
+_KIND_WORDS: dict[Kind, str] = {
+    "float": "a number",
+    "int": "a whole number",
+    "bool": "true or false",
+    "str": "a word",
+    "ints": "a list of whole numbers",
+    "floats": "a list of numbers",
+    "mapping": "a mapping of names to numbers",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hyperparameter:
+    """One declared hyperparameter.
+
+    ``low`` and ``high`` are inclusive bounds for numbers (and for each element of lists);
+    ``choices`` restricts words; ``optional`` admits null. ``stackable`` ones may differ between
+    the models of one pack, the others change shapes or the program and so split packs.
+    """
+
+    name: str
+    kind: Kind
+    default: Value
+    doc: str  # one clause with the unit and the special values
+    stackable: bool = False
+    optional: bool = False
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+
+    def problem(self, value: Value) -> str | None:
+        """Say in one clause why ``value`` is not acceptable, or None when it is."""
+        if value is None:
+            return None if self.optional else f"must be {_KIND_WORDS[self.kind]}, got null"
+        if not _fits_kind(self.kind, value):
+            return f"must be {_KIND_WORDS[self.kind]}, got {value!r}"
+        if self.choices and value not in self.choices:
+            return f"must be one of {', '.join(self.choices)}, got {value!r}"
+        elements = value.values() if isinstance(value, Mapping) else value
+        numbers = elements if self.kind in ("ints", "floats", "mapping") else [value]
+        for number in numbers if self.kind not in ("bool", "str") else ():
+            if self.low is not None and number < self.low:
+                return f"must be at least {self.low:g}, got {number:g}"
+            if self.high is not None and number > self.high:
+                return f"must be at most {self.high:g}, got {number:g}"
+        return None
+
+    def normalise(self, value: Value) -> Value:
+        """Give the one spelling of a value that digests see: 1 and 1.0 are the same β."""
+        if value is None:
+            return None
+        match self.kind:
+            case "float":
+                return float(value)
+            case "floats":
+                return [float(v) for v in value]
+            case "mapping":
+                return {str(k): float(v) for k, v in sorted(value.items())}
+            case _:
+                return value
+
+
+# ---------------------------------------------------------------- domains
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """This hyperparameter is used only where another one has one of these values."""
+
+    name: str
+    values: tuple[Value, ...]
+
+    def holds(self, assignment: Mapping[str, Value]) -> bool:
+        return self.name in assignment and assignment[self.name] in self.values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant:
+    value: Value
+    when: Condition | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Every listed value, in the order given."""
+
+    values: tuple[Value, ...]
+    when: Condition | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """One of several values, proposed by a sampler."""
+
+    values: tuple[Value, ...]
+    when: Condition | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """A number between low and high (inclusive), proposed by a sampler.
+
+    ``integer`` makes whole numbers; ``log`` samples the logarithm evenly (low > 0); ``step``
+    keeps to low, low + step, …
+    """
+
+    low: float
+    high: float
+    integer: bool = False
+    log: bool = False
+    step: float | None = None
+    when: Condition | None = None
+
+
+Domain = Constant | Grid | Choices | Range
+
+
+def grid_points(domains: Mapping[str, Domain]) -> list[dict[str, Value]]:
+    """All points of constants and grids, the last name varying fastest.
+
+    A conditional name is left out of the points where its condition does not hold; points that
+    become equal through that are listed once.
+
+    Example:
+        >>> grid_points({"depth": Grid(values=(0, 1)), "merge": Constant(value="sum")})
+        [{'depth': 0, 'merge': 'sum'}, {'depth': 1, 'merge': 'sum'}]
+    """
+    names = list(domains)
+    options: list[Sequence[Value]] = []
+    for domain in domains.values():
+        match domain:
+            case Constant(value=value):
+                options.append((value,))
+            case Grid(values=values):
+                options.append(values)
+            case _:
+                raise AssertionError("a range or a choice has no grid; plan.py checks this")
+    points: list[dict[str, Value]] = []
+    for values in product(*options):
+        point = active(domains, dict(zip(names, values, strict=True)))
+        if point not in points:
+            points.append(point)
+    return points
+
+
+def active(domains: Mapping[str, Domain], assignment: Mapping[str, Value]) -> dict[str, Value]:
+    """Drop the names whose condition (or whose condition's own name) does not hold."""
+    kept: dict[str, Value] = {}
+    for name in in_order_of_conditions(domains):
+        when = domains[name].when
+        if name in assignment and (when is None or when.holds(kept)):
+            kept[name] = assignment[name]
+    return {name: kept[name] for name in domains if name in kept}
+
+
+def in_order_of_conditions(domains: Mapping[str, Domain]) -> list[str]:
+    """Names so that each comes after the one its condition reads.
+
+    Raises:
+        ValueError: conditions that wait for each other in a circle.
+    """
+    placed: list[str] = []
+    waiting = list(domains)
+    while waiting:
+        ready = [
+            name
+            for name in waiting
+            if (when := domains[name].when) is None
+            or when.name in placed
+            or when.name not in domains
+        ]
+        if not ready:
+            raise ValueError(f"conditions form a circle: {', '.join(waiting)}")
+        placed += ready
+        waiting = [name for name in waiting if name not in ready]
+    return placed
