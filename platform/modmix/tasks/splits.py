@@ -1,0 +1,112 @@
+"""Seeded splits and standardisation.
+
+Orders come from the raw bits of PCG64, whose stream NumPy guarantees for all versions and machines
+(it does not for `Generator.permutation`): the same seed gives the same split everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from modmix.tasks.data import Array
+
+CHUNK_NUMBERS = 1 << 22  # numbers converted at a time: 32 MB of float64
+
+
+def generator(seed: int, *words: str) -> np.random.Generator:
+    """A generator of its own for each seed and purpose."""
+    return np.random.Generator(np.random.PCG64(_sequence(seed, words)))
+
+
+def _sequence(seed: int, words: Iterable[str]) -> np.random.SeedSequence:
+    return np.random.SeedSequence([seed, *"/".join(words).encode()])
+
+
+def permutation(rows: int, seed: int, *words: str) -> npt.NDArray[np.int64]:
+    """A random order of 0..rows-1, the same on every machine."""
+    bits = np.random.PCG64(_sequence(seed, words)).random_raw(rows)
+    return np.argsort(bits, kind="stable").astype(np.int64, copy=False)
+
+
+def stratified(
+    labels_N: npt.NDArray[np.int64], rows: int, seed: int, *words: str
+) -> npt.NDArray[np.bool_]:
+    """Choose ``rows`` examples with the classes in proportion, leaving one of each class.
+
+    Returns (N,) bool. Fewer are chosen where leaving one of each class does not allow more.
+    """
+    counts_C = np.bincount(labels_N)
+    quota_C = _quotas(counts_C, rows)
+    order_N = permutation(len(labels_N), seed, *words)
+    by_class_N = order_N[np.argsort(labels_N[order_N], kind="stable")]
+    sorted_labels_N = labels_N[by_class_N]
+    first_C = np.cumsum(counts_C) - counts_C
+    rank_N = np.arange(len(labels_N)) - first_C[sorted_labels_N]
+    chosen_N = np.zeros(len(labels_N), dtype=np.bool_)
+    chosen_N[by_class_N[rank_N < quota_C[sorted_labels_N]]] = True
+    return chosen_N
+
+
+def _quotas(counts_C: npt.NDArray[np.int64], rows: int) -> npt.NDArray[np.int64]:
+    """Divide ``rows`` over classes in proportion (largest remainders), one of each left over."""
+    limit_C = np.maximum(counts_C - 1, 0)
+    rows = min(rows, int(limit_C.sum()))
+    exact_C = rows * counts_C / max(1, counts_C.sum())
+    quota_C = np.minimum(np.floor(exact_C).astype(np.int64), limit_C)
+    while (short := rows - int(quota_C.sum())) > 0:
+        room_C = quota_C < limit_C
+        wish_C = np.where(room_C, exact_C - quota_C, -np.inf)
+        best = np.argsort(-wish_C, kind="stable")[: min(short, int(room_C.sum()))]
+        quota_C[best] += 1
+    return quota_C
+
+
+class Moments:
+    """Mean and standard deviation of features, gathered chunk by chunk in float64.
+
+    Chunks are merged by Chan's formula, which stays accurate where a sum of squares would not.
+    """
+
+    def __init__(self, features: int) -> None:
+        self.count = 0
+        self.mean_D = np.zeros(features)
+        self._squares_D = np.zeros(features)
+
+    def add(self, values_ND: Array) -> None:
+        """Take in (N, D) numbers of any type."""
+        count = len(values_ND)
+        if count == 0:
+            return
+        values = np.asarray(values_ND, dtype=np.float64)
+        mean_D = values.mean(axis=0)
+        squares_D = np.square(values - mean_D).sum(axis=0)
+        total = self.count + count
+        delta_D = mean_D - self.mean_D
+        self._squares_D += squares_D + np.square(delta_D) * (self.count * count / total)
+        self.mean_D = self.mean_D + delta_D * (count / total)
+        self.count = total
+
+    @property
+    def scale_D(self) -> Array:
+        """Population standard deviation; 1 for a constant feature, which so becomes 0."""
+        deviation_D = np.sqrt(self._squares_D / max(1, self.count))
+        # A constant such as 0.1 leaves a deviation of rounding errors, which must not be blown up.
+        constant_D = deviation_D <= 1e-12 * np.maximum(1.0, np.abs(self.mean_D))
+        return np.where(constant_D, 1.0, deviation_D)
+
+    def apply(self, values_ND: Array) -> npt.NDArray[np.float32]:
+        """Standardise (N, D) numbers."""
+        values = np.asarray(values_ND, dtype=np.float64)
+        standard: npt.NDArray[np.float32] = ((values - self.mean_D) / self.scale_D).astype(
+            np.float32
+        )
+        return standard
+
+
+def chunks(rows: int, numbers_per_row: int) -> Iterable[slice]:
+    """Cut rows into slices that hold a bounded count of numbers."""
+    step = max(1, CHUNK_NUMBERS // max(1, numbers_per_row))
+    return (slice(first, min(first + step, rows)) for first in range(0, rows, step))

@@ -1,0 +1,323 @@
+"""The table of tasks: what each is, its options, default encoders and recipe, cost and source.
+
+Plain declarations, so that a study file can be checked without torch, numpy or the data. The
+option defaults and recipes are those of the papers where a paper has one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modmix.errors import DataError
+from modmix.tasks.options import Option, problems_of, suggestion
+
+MLP_64: Mapping[str, Any] = {"name": "mlp", "hidden": [64]}
+SMALL_RECIPE: Mapping[str, Any] = {
+    "optimizer": "adam",
+    "learning_rate": 1e-3,
+    "batch_size": 64,
+    "epochs": 20,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskEntry:
+    """One task of the table.
+
+    ``path`` is "module:Class"; ``encoders`` maps a modality to its default encoder, with "*" for
+    all that are not named; ``training`` holds the recipe's training settings that differ from the
+    general defaults; ``cost`` is what preparing takes.
+    """
+
+    path: str
+    doc: str
+    options: tuple[Option, ...]
+    encoders: Mapping[str, Mapping[str, Any]]
+    training: Mapping[str, Any]
+    cost: str
+    source: str
+    download: bool = False  # whether `modmix data get` has something to fetch
+
+
+_SPLIT_SEED = Option(
+    name="split_seed", kind="int", default=0, low=0, doc="seed of the random split of the rows"
+)
+
+DIGITS = TaskEntry(
+    path="modmix.tasks.digits:Digits",
+    doc="1,797 real 8x8 scans of handwritten digits, seen in four ways; 10 classes",
+    options=(
+        Option(
+            name="modalities",
+            kind="strs",
+            default=None,
+            optional=True,
+            choices=("left", "right", "profile", "fourier"),
+            doc="which modalities, in this order; null: all four",
+        ),
+        Option(
+            name="train_rows",
+            kind="int",
+            default=None,
+            optional=True,
+            low=10,
+            doc="size of a smaller training set, every class in it; null: all 1,077 rows",
+        ),
+        _SPLIT_SEED,
+    ),
+    encoders={"*": MLP_64},
+    training=SMALL_RECIPE,
+    cost="under a second, 2 MB",
+    source="comes with scikit-learn; UCI Optical Recognition of Handwritten Digits",
+)
+
+WEAK = TaskEntry(
+    path="modmix.tasks.weak:Weak",
+    doc="synthetic: in each example some modalities are informative, the others weak",
+    options=(
+        Option(name="modalities", kind="int", default=3, low=1, high=127, doc="how many: m1, m2…"),
+        Option(name="classes", kind="int", default=4, low=2, doc="how many classes"),
+        Option(name="train_rows", kind="int", default=2000, low=1, doc="training examples"),
+        Option(name="val_rows", kind="int", default=1000, low=1, doc="validation examples"),
+        Option(name="test_rows", kind="int", default=4000, low=1, doc="test examples"),
+        Option(name="dim", kind="int", default=16, low=1, doc="numbers per modality"),
+        Option(
+            name="share",
+            kind="float",
+            default=0.5,
+            low=0.0,
+            high=1.0,
+            doc="probability that a modality is weak in an example",
+        ),
+        Option(
+            name="weakness",
+            kind="str",
+            default="noise",
+            choices=("noise", "conflict", "missing"),
+            doc="a weak modality is noise alone, points to a wrong class, or is all zeros",
+        ),
+        Option(
+            name="signal",
+            kind="float",
+            default=0.75,
+            low=0.0,
+            doc="standard deviation of the class means, the noise's being ``noise``",
+        ),
+        Option(name="noise", kind="float", default=1.0, low=0.0, doc="standard deviation of noise"),
+        Option(
+            name="kept",
+            kind="float",
+            default=0.0,
+            low=0.0,
+            high=1.0,
+            doc="share of its signal that a weak modality keeps; 0: none, 1: it is not weak",
+        ),
+        Option(
+            name="always_one",
+            kind="bool",
+            default=True,
+            doc="every example keeps at least one informative modality",
+        ),
+        Option(name="seed", kind="int", default=0, low=0, doc="seed of the generator"),
+    ),
+    encoders={"*": MLP_64},
+    training=SMALL_RECIPE,
+    cost="under a second, 1 MB with the defaults",
+    source="generated",
+)
+
+HIGGS = TaskEntry(
+    path="modmix.tasks.higgs:Higgs",
+    doc="UCI HIGGS: 21 low-level and 7 high-level features of collisions; signal or background",
+    options=(
+        Option(
+            name="variant",
+            kind="str",
+            default="full",
+            choices=("small", "full"),
+            doc="small: a random third of the training rows",
+        ),
+        Option(
+            name="path",
+            kind="path",
+            default=None,
+            optional=True,
+            doc="a CSV or CSV.GZ file of the official layout; null: the official file",
+        ),
+        Option(
+            name="test_rows",
+            kind="int",
+            default=500_000,
+            low=1,
+            doc="how many rows at the end of the file are the test split",
+        ),
+        Option(
+            name="val_rows",
+            kind="int",
+            default=None,
+            optional=True,
+            low=1,
+            doc="how many training rows become validation; null: val_fraction says it",
+        ),
+        Option(
+            name="val_fraction",
+            kind="float",
+            default=0.05,
+            low=0.0001,
+            high=0.9,
+            doc="share of the training rows that becomes validation",
+        ),
+        _SPLIT_SEED,
+    ),
+    encoders={
+        "low": {"name": "mlp", "hidden": [300] * 4},
+        "high": {"name": "mlp", "hidden": [300] * 2},
+    },
+    training={
+        "optimizer": "sgd",
+        "learning_rate": 0.01,
+        "momentum": 0.9,
+        "weight_decay": 2e-5,
+        "batch_size": 128,
+        "epochs": 50,
+        "clip_norm": 10.0,
+        "schedule": "exponential",
+        "decay_rate": 0.99,
+        "patience": 10,
+        "evaluations_per_epoch": 4,
+    },
+    cost="2.8 GB download; 2 to 5 minutes, 2.6 GB of disk at the most, 1.4 GB (full) kept",
+    source="https://archive.ics.uci.edu/ml/machine-learning-databases/00280/HIGGS.csv.gz",
+    download=True,
+)
+
+ARRAYS = TaskEntry(
+    path="modmix.tasks.arrays:Arrays",
+    doc="your own .npz (one array per modality and labels) or CSV",
+    options=(
+        Option(
+            name="path", kind="path", default=None, required=True, doc="an .npz, .csv or .csv.gz"
+        ),
+        Option(
+            name="modalities",
+            kind="strs",
+            default=None,
+            optional=True,
+            doc="which modalities, in this order; null: all numeric arrays (of a CSV: `columns`)",
+        ),
+        Option(
+            name="columns",
+            kind="columns",
+            default=None,
+            optional=True,
+            doc='CSV only: modality -> its columns, as {audio: ["audio_*"], age: ["age"]}',
+        ),
+        Option(
+            name="label",
+            kind="str",
+            default=None,
+            optional=True,
+            doc="array or column of the labels; null: labels or label",
+        ),
+        Option(
+            name="split",
+            kind="str",
+            default=None,
+            optional=True,
+            doc="array or column that says the split; null: split, is_test or n_train if there",
+        ),
+        Option(
+            name="classes",
+            kind="int",
+            default=None,
+            optional=True,
+            low=2,
+            doc="number of classes, labels then being 0..classes-1; null: the labels found",
+        ),
+        Option(
+            name="val_fraction",
+            kind="float",
+            default=0.2,
+            low=0.001,
+            high=0.9,
+            doc="share of the training rows that becomes validation where the file has none",
+        ),
+        Option(
+            name="test_fraction",
+            kind="float",
+            default=0.2,
+            low=0.001,
+            high=0.9,
+            doc="share of all rows that becomes the test split where the file says none",
+        ),
+        _SPLIT_SEED,
+        Option(
+            name="standardize",
+            kind="bool",
+            default=True,
+            doc="mean 0, deviation 1 by training statistics (images: per channel)",
+        ),
+    ),
+    encoders={"*": MLP_64},
+    training=SMALL_RECIPE,
+    cost="seconds; as much disk as the arrays have in float32",
+    source="your file",
+)
+
+TASKS: dict[str, TaskEntry] = {
+    "digits": DIGITS,
+    "weak": WEAK,
+    "higgs": HIGGS,
+    "arrays": ARRAYS,
+}
+
+
+def task_entry(name: str) -> TaskEntry:
+    """Find a task.
+
+    Raises:
+        DataError: there is no such task; a near name is suggested.
+    """
+    if name not in TASKS:
+        raise DataError(
+            f"there is no task {name!r}{suggestion(name, TASKS)}; the tasks are {', '.join(TASKS)}"
+        )
+    return TASKS[name]
+
+
+def option_problems(name: str, options: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """List everything wrong with a task's options as (option, message)."""
+    return problems_of(options, task_entry(name).options)
+
+
+def resolve_options(
+    name: str, options: Mapping[str, Any], folder: str | os.PathLike[str] | None = None
+) -> dict[str, Any]:
+    """Give every option of a task its value, in the order of the table.
+
+    Relative paths are taken from ``folder`` (a study file's, say; default: the working directory)
+    and become absolute, so that a worker started elsewhere finds the same file.
+
+    Raises:
+        DataError: the first thing that is wrong.
+    """
+    entry = task_entry(name)
+    for option_name, message in option_problems(name, options):
+        raise DataError(f"task {name}: option {option_name!r} {message}")
+    resolved: dict[str, Any] = {}
+    for option in entry.options:
+        value = option.normalise(options.get(option.name, option.default))
+        if option.kind == "path" and value is not None:
+            value = str(Path(folder or Path.cwd(), Path(value).expanduser()).absolute())
+        resolved[option.name] = value
+    return resolved
+
+
+def default_encoders(name: str, modalities: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Give the default encoder of each modality of a task."""
+    encoders = task_entry(name).encoders
+    return {m: dict(encoders.get(m, encoders.get("*", MLP_64))) for m in modalities}
