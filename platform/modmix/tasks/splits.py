@@ -28,7 +28,7 @@ def _sequence(seed: int, words: Iterable[str]) -> np.random.SeedSequence:
 def permutation(rows: int, seed: int, *words: str) -> npt.NDArray[np.int64]:
     """A random order of 0..rows-1, the same on every machine."""
     bits = np.random.PCG64(_sequence(seed, words)).random_raw(rows)
-    return np.argsort(bits, kind="stable").astype(np.int64, copy=False)
+    return np.asarray(np.argsort(bits, kind="stable"), dtype=np.int64)
 
 
 def stratified(

@@ -65,7 +65,7 @@ DIGITS = TaskEntry(
             default=None,
             optional=True,
             low=10,
-            doc="size of a smaller training set, every class in it; null: all 1,077 rows",
+            doc="size of a smaller training set, every class in it; null: all 1,079 rows",
         ),
         _SPLIT_SEED,
     ),

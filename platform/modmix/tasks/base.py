@@ -1,0 +1,329 @@
+"""What a task is, and how its data are prepared once and mapped ever after.
+
+    load_task("digits", {})      prepares if needed, maps the arrays, returns `Data`
+    prepare_task, get_task       the same in steps, with progress
+    check_task                   reads everything again and compares checksums
+    describe_task                for people
+
+A prepared folder is named by its task, options and source files' content. It is written under
+another name while a lock is held, meta.json last, then renamed: whoever sees it sees all of it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import numpy as np
+
+from modmix.errors import DataError
+from modmix.tasks.data import SPLITS, Array, Data, Kind, Modality, Split
+from modmix.tasks.files import (
+    Progress,
+    Source,
+    check_source,
+    data_home,
+    digest,
+    disk_errors,
+    hash_file,
+    read_json,
+    silent,
+)
+from modmix.tasks.table import TaskEntry, resolve_options, task_entry
+from modmix.tasks.writer import (
+    PREPARED_VERSION,
+    Writer,
+    extra_file,
+    input_file,
+    labels_file,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What a task has written: modalities in order, classes, rows per split, names of extras."""
+
+    modalities: tuple[Modality, ...]
+    class_names: tuple[str, ...]
+    rows: Mapping[str, int]
+    extras: tuple[str, ...] = ()
+
+
+class Task(ABC):
+    """One task with its options resolved.
+
+    A subclass says which files it reads (`sources`) and writes its arrays (`write`).
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.options = options
+
+    def sources(self) -> tuple[Source, ...]:
+        """The files this task reads; none for generated data and data of a library."""
+        return ()
+
+    def get(self, progress: Progress) -> list[Path]:
+        """Fetch what can be fetched; nothing by default."""
+        return []
+
+    @abstractmethod
+    def write(self, writer: Writer, progress: Progress) -> Contents:
+        """Read the sources and write every split.
+
+        Raises:
+            DataError: the sources are not what they should be.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """A task for people; ``data`` fields are empty until it is prepared."""
+
+    name: str
+    entry: TaskEntry
+    options: Mapping[str, Any]
+    folder: Path | None = None  # of the prepared arrays
+    bytes: int = 0
+    fingerprint: str = ""
+    modalities: Mapping[str, Modality] = field(default_factory=dict)
+    class_names: tuple[str, ...] = ()
+    rows: Mapping[str, int] = field(default_factory=dict)
+
+
+def make_task(name: str, options: Mapping[str, Any]) -> Task:
+    """Build a task of the table with checked options.
+
+    Raises:
+        DataError: no such task or option, or a value that is not acceptable.
+    """
+    module, _, class_name = task_entry(name).path.partition(":")
+    kind = getattr(importlib.import_module(module), class_name)
+    return cast(Task, kind(resolve_options(name, options)))
+
+
+def load_task(name: str, options: Mapping[str, Any], progress: Progress = silent) -> Data:
+    """Prepare a task's data if needed and map them read-only; nothing is copied.
+
+    Raises:
+        DataError: see `prepare_task`.
+    """
+    folder = prepare_task(name, options, progress)
+    return _map_folder(folder, read_json(folder / "meta.json"))
+
+
+def prepare_task(name: str, options: Mapping[str, Any], progress: Progress = silent) -> Path:
+    """Return the folder of a task's prepared arrays, writing it first where it is not there.
+
+    Processes that ask at the same time wait for the one that writes. A folder with missing or
+    truncated arrays is written anew.
+
+    Raises:
+        DataError: wrong options, wrong sources, or no room to write.
+    """
+    task = make_task(name, options)
+    known = _known_sources(task)
+    if known is not None and _intact(folder := _folder(task, known)):
+        return folder
+    with disk_errors(data_home()):
+        sums = [check_source(source, progress) for source in task.sources()]
+        folder = _folder(task, sums)
+        if not _intact(folder):
+            _prepare_locked(task, folder, sums, progress)
+    return folder
+
+
+def get_task(name: str, options: Mapping[str, Any], progress: Progress = silent) -> list[Path]:
+    """Download what a task needs, and return the files; an empty list when it needs none.
+
+    Raises:
+        DataError: the download failed; the message says how to get the file by hand.
+    """
+    task = make_task(name, options)
+    with disk_errors(data_home()):
+        return task.get(progress)
+
+
+def check_task(name: str, options: Mapping[str, Any], progress: Progress = silent) -> Path:
+    """Read sources and prepared arrays whole and compare their checksums; return the folder.
+
+    Raises:
+        DataError: not prepared, or something is not as it was written.
+    """
+    task = make_task(name, options)
+    again = f"run `modmix data prepare {name}` with the same options"
+    sums = [
+        source.sha256  # an official file may have been deleted once it is prepared
+        if source.sha256 is not None and not source.path.exists()
+        else check_source(source, progress)
+        for source in task.sources()
+    ]
+    folder = _folder(task, sums)
+    if not folder.exists():
+        raise DataError(f"{folder}: task {name} is not prepared with these options; {again}")
+    if not _intact(folder):
+        raise DataError(f"{folder}: prepared arrays are missing or truncated; {again}")
+    for file, expected in read_json(folder / "meta.json")["files"].items():
+        if (came := hash_file(folder / file, progress)) != expected["sha256"]:
+            raise DataError(
+                f"{folder / file}: sha256 must be {expected['sha256']}, got {came}; delete the "
+                f"folder and {again}"
+            )
+    return folder
+
+
+def describe_task(name: str, options: Mapping[str, Any] | None = None) -> Description:
+    """Describe a task; with what is known of its data where it is prepared with these options.
+
+    Without ``options``, a task with required ones is described in general.
+    """
+    entry = task_entry(name)
+    if options is None and any(option.required for option in entry.options):
+        return Description(name=name, entry=entry, options={})
+    task = make_task(name, options or {})
+    known = _known_sources(task)
+    if known is None:
+        with suppress(DataError):
+            known = [check_source(source) for source in task.sources()]
+    if known is None or not _intact(folder := _folder(task, known)):
+        return Description(name=name, entry=entry, options=task.options)
+    meta = read_json(folder / "meta.json")
+    return Description(
+        name=name,
+        entry=entry,
+        options=task.options,
+        folder=folder,
+        bytes=sum(file["bytes"] for file in meta["files"].values()),
+        fingerprint=meta["fingerprint"],
+        modalities=_modalities(meta),
+        class_names=tuple(meta["class_names"]),
+        rows=meta["rows"],
+    )
+
+
+# ---------------------------------------------------------------- folders
+
+
+def _known_sources(task: Task) -> list[str] | None:
+    """Checksums of the sources where none must be read for it: an official file may be gone."""
+    sums = [source.sha256 for source in task.sources()]
+    return [s for s in sums if s is not None] if None not in sums else None
+
+
+def _folder(task: Task, sums: list[str]) -> Path:
+    paths = [o.name for o in task_entry(task.name).options if o.kind == "path"]
+    shaping = {name: value for name, value in task.options.items() if name not in paths}
+    return data_home() / "prepared" / digest([PREPARED_VERSION, task.name, shaping, sums])
+
+
+def _intact(folder: Path) -> bool:
+    """Whether meta.json is there and every array has the size that it says."""
+    meta = read_json(folder / "meta.json")
+    if not isinstance(meta, dict) or meta.get("version") != PREPARED_VERSION:
+        return False
+    try:
+        return all(
+            (folder / name).stat().st_size == file["bytes"] for name, file in meta["files"].items()
+        )
+    except (OSError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _prepare_locked(task: Task, folder: Path, sums: list[str], progress: Progress) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(folder, progress):
+        if _intact(folder):  # another process was faster
+            return
+        temporary = folder.with_name(f".{folder.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
+        temporary.mkdir()
+        try:
+            _write(task, temporary, sums, progress)
+            if folder.exists():  # damaged; who has mapped it keeps what was mapped
+                shutil.rmtree(folder)
+            temporary.rename(folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def _lock(folder: Path, progress: Progress) -> Iterator[None]:
+    """Hold the folder's lock; the system releases it when the holder dies."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        progress("wait", 0, None)
+        lock.acquire(poll_interval=0.1)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _write(task: Task, folder: Path, sums: list[str], progress: Progress) -> None:
+    writer = Writer(folder)
+    contents = task.write(writer, progress)
+    sources = [
+        {"name": source.path.name, "bytes": source.path.stat().st_size, "sha256": sha256}
+        for source, sha256 in zip(task.sources(), sums, strict=True)
+    ]
+    for source, sha256 in zip(task.sources(), sums, strict=True):
+        if check_source(source) != sha256:
+            raise DataError(f"{source.path}: was changed while it was read; run the command again")
+    writer.finish(
+        task=task.name,
+        options=task.options,
+        modalities={m.name: m for m in contents.modalities},
+        class_names=contents.class_names,
+        rows=contents.rows,
+        extras=contents.extras,
+        sources=sources,
+    )
+
+
+# ---------------------------------------------------------------- mapping
+
+
+def _modalities(meta: Mapping[str, Any]) -> dict[str, Modality]:
+    return {
+        name: Modality(name=name, shape=tuple(shape), kind=cast(Kind, kind))
+        for name, shape, kind in meta["modalities"]
+    }
+
+
+def _map_folder(folder: Path, meta: Mapping[str, Any]) -> Data:
+    modalities = _modalities(meta)
+
+    def array(name: str) -> Array:
+        mapped: Array = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        return mapped
+
+    splits = {
+        split: Split(
+            inputs={name: array(input_file(split, name)) for name in modalities},
+            labels=array(labels_file(split)),
+            extras={name: array(extra_file(split, name)) for name in meta["extras"]},
+        )
+        for split in SPLITS
+    }
+    return Data(
+        name=meta["task"],
+        modalities=modalities,
+        classes=len(meta["class_names"]),
+        class_names=tuple(meta["class_names"]),
+        train=splits["train"],
+        val=splits["val"],
+        test=splits["test"],
+        fingerprint=meta["fingerprint"],
+    )

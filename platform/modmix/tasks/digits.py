@@ -1,0 +1,77 @@
+"""The task ``digits``: real 8x8 scans of handwritten digits that come with scikit-learn.
+
+Four views of one scan: its left and its right half (32 numbers each), its profile (8 row sums, 8
+column sums) and its Fourier magnitudes (64). One fifth of the rows is test and one fifth is
+validation, stratified by class and drawn by ``split_seed``.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from modmix.tasks.base import Contents, Task
+from modmix.tasks.data import Array, Modality
+from modmix.tasks.files import Progress
+from modmix.tasks.splits import Moments, stratified
+from modmix.tasks.writer import Writer
+
+SHARE = 0.2  # of test and of validation
+
+
+class Digits(Task):
+    name: ClassVar[str] = "digits"
+
+    def write(self, writer: Writer, progress: Progress) -> Contents:
+        from sklearn.datasets import load_digits  # type: ignore[import-untyped, unused-ignore]
+
+        scans = load_digits()
+        images_NHW = np.asarray(scans.images, dtype=np.float64)
+        labels_N = np.asarray(scans.target, dtype=np.int64)
+        names = self.options["modalities"] or ["left", "right", "profile", "fourier"]
+        views = {name: view for name, view in views_of(images_NHW).items() if name in names}
+        chosen = self._splits(labels_N)
+        # The scans are whole numbers 0..16; what is computed from them may differ in the last bit.
+        writer.content("images", images_NHW.astype(np.uint8))
+        writer.content("labels", labels_N)
+        writer.content("modalities", list(names))
+        for split, rows_n in chosen.items():
+            writer.content(split, rows_n)
+        moments = {name: Moments(views[name].shape[1]) for name in names}
+        for name in names:
+            moments[name].add(views[name][chosen["train"]])
+        for split, rows_n in chosen.items():
+            inputs = {name: moments[name].apply(views[name][rows_n]) for name in names}
+            writer.split(split, inputs, labels_N[rows_n])
+        return Contents(
+            modalities=tuple(Modality(name=n, shape=views[n].shape[1:]) for n in names),
+            class_names=tuple(str(name) for name in scans.target_names),
+            rows={split: len(rows_n) for split, rows_n in chosen.items()},
+        )
+
+    def _splits(self, labels_N: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.int64]]:
+        """Row numbers of each split; a smaller training set is part of the bigger one."""
+        seed = self.options["split_seed"]
+        rows_N = np.arange(len(labels_N))
+        share = round(SHARE * len(labels_N))
+        test_N = stratified(labels_N, share, seed, "test")
+        rest = rows_N[~test_N]
+        val = stratified(labels_N[rest], share, seed, "val")
+        train = rest[~val]
+        if (wanted := self.options["train_rows"]) is not None and wanted < len(train):
+            train = train[stratified(labels_N[train], wanted, seed, "train")]
+        return {"train": train, "val": rest[val], "test": rows_N[test_N]}
+
+
+def views_of(images_NHW: Array) -> dict[str, Array]:
+    """Compute the four views of (N, 8, 8) scans, each (N, D) float64."""
+    rows = len(images_NHW)
+    profile_ND = np.concatenate([images_NHW.sum(axis=2), images_NHW.sum(axis=1)], axis=1)
+    return {
+        "left": images_NHW[:, :, :4].reshape(rows, 32),
+        "right": images_NHW[:, :, 4:].reshape(rows, 32),
+        "profile": profile_ND,
+        "fourier": np.abs(np.fft.fft2(images_NHW)).reshape(rows, 64),
+    }

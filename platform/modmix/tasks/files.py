@@ -1,0 +1,167 @@
+"""Files of the data shelf: where they are, what is in them, and errors of the disk in one sentence.
+
+Everything lives under `data_home`:
+
+    downloads/<task>/   files fetched from their source
+    prepared/<key>/     arrays ready to be mapped, meta.json written last
+    sources/            checksums of files already read, so that a big one is read once
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modmix.errors import DataError
+
+# Told what is going on: a stage ("download", "read", "write", "check", "wait"), how much is done,
+# and of how much (None: not known). Bytes for download, read and check; rows for write.
+Progress = Callable[[str, int, "int | None"], None]
+
+_BLOCK = 1 << 22
+# A file changed this recently may change again without its time stamp showing it.
+_SETTLED_SECONDS = 2.0
+
+
+def silent(stage: str, done: int, total: int | None) -> None:
+    """Progress for those who do not watch."""
+
+
+def data_home() -> Path:
+    """The folder of all data: ``MODMIX_DATA``, or ~/.cache/modmix."""
+    return Path(os.environ.get("MODMIX_DATA") or "~/.cache/modmix").expanduser().absolute()
+
+
+def digest(value: Any) -> str:
+    """A stable 32-digit name of a JSON value."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turn a full disk, a read-only folder and their like into a DataError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or folder
+        move = "or set MODMIX_DATA to a folder on another disk"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DataError(
+                f"{folder}: the disk is full; free some space {move}, then run the same command"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise DataError(
+                f"{where}: modmix must be able to write here, got {error.strerror!r}; change the "
+                f"permissions {move}"
+            ) from error
+        raise DataError(f"{where}: {error.strerror or error}; look at the disk {move}") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a small file whole or not at all."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1, sort_keys=True)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp's 0600 would keep a shared folder from others
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; None when it is missing or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A file that a task reads.
+
+    ``bytes`` and ``sha256`` are given where the file is an official one; ``mend`` is the clause
+    that says how to get it.
+    """
+
+    path: Path
+    mend: str
+    bytes: int | None = None
+    sha256: str | None = None
+
+
+def check_source(source: Source, progress: Progress = silent) -> str:
+    """Look at a source's presence, size and content, and return its sha256.
+
+    Raises:
+        DataError: missing, not a file, not readable, or not the official content.
+    """
+    path = source.path
+    try:
+        if not path.is_file():
+            came = "a folder" if path.is_dir() else "nothing"
+            raise DataError(f"{path}: a data file must be here, found {came}; {source.mend}")
+        size = path.stat().st_size
+        if source.bytes is not None and size != source.bytes:
+            raise DataError(
+                f"{path}: the official file has {source.bytes:,} bytes, this one {size:,}; "
+                f"{source.mend}"
+            )
+        sha256 = file_sha256(path, progress)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); {source.mend}") from error
+    if source.sha256 is not None and sha256 != source.sha256:
+        raise DataError(
+            f"{path}: the official file has sha256 {source.sha256}, this one {sha256}; delete it "
+            f"and {source.mend}"
+        )
+    return sha256
+
+
+def file_sha256(path: Path, progress: Progress = silent) -> str:
+    """The sha256 of a file, remembered for as long as its size and times do not change."""
+    before = _stamp(path)
+    note = data_home() / "sources" / f"{digest(str(path.resolve()))}.json"
+    known = read_json(note)
+    if isinstance(known, dict) and known.get("stamp") == before:
+        return str(known["sha256"])
+    sha256 = hash_file(path, progress)
+    settled = time.time() - max(before[1], before[2]) / 1e9 > _SETTLED_SECONDS
+    if settled and _stamp(path) == before:
+        with suppress(OSError):  # only a memory: a read-only folder must not stop anyone
+            note.parent.mkdir(parents=True, exist_ok=True)
+            write_json(note, {"path": str(path), "stamp": before, "sha256": sha256})
+    return sha256
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def hash_file(path: Path, progress: Progress = silent) -> str:
+    """Read a file and return its sha256."""
+    hasher = hashlib.sha256()
+    total = path.stat().st_size
+    done = 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            hasher.update(block)
+            done += len(block)
+            progress("check", done, total)
+    return hasher.hexdigest()

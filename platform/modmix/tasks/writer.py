@@ -1,0 +1,163 @@
+"""Writes one prepared folder: arrays in NumPy's format, their checksums, and the fingerprint.
+
+Rows are appended through a file, not through a map: a full disk then is an error that can be
+reported, where writing to a map would kill the process with SIGBUS.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from modmix.tasks.data import SPLITS, Array, Modality, check_modality_name
+from modmix.tasks.files import digest, write_json
+
+# Raised whenever the same source would be prepared into other arrays than before.
+PREPARED_VERSION = 1
+
+
+class ArrayFile:
+    """One array on its way to disk: rows are appended until the announced shape is full."""
+
+    def __init__(self, file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.rows = 0
+        self._file = file
+        self._shape = shape
+        self._dtype = dtype
+        self._hasher = hashlib.sha256()
+        header = {
+            "descr": np.lib.format.dtype_to_descr(dtype),
+            "fortran_order": False,
+            "shape": shape,
+        }
+        start = io.BytesIO()
+        np.lib.format.write_array_header_1_0(start, header)
+        self._write(start.getvalue())
+
+    def append(self, values: Array) -> None:
+        """Append (n, ...) rows; they are converted to the announced type."""
+        assert values.shape[1:] == self._shape[1:], (values.shape, self._shape)
+        block = np.ascontiguousarray(values, dtype=self._dtype)
+        if block.size:  # an empty array has no buffer to give
+            self._write(block.data.cast("B"))
+        self.rows += len(block)
+
+    def _write(self, values: bytes | memoryview) -> None:
+        self._hasher.update(values)
+        self._file.write(values)
+
+    def close(self) -> dict[str, Any]:
+        assert self.rows == self._shape[0], f"{self.rows} of {self._shape[0]} rows were written"
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return {"bytes": self._file.tell(), "sha256": self._hasher.hexdigest()}
+
+
+class Writer:
+    """A prepared folder that is being written.
+
+    A task calls `content` with everything that determines its data, before floating-point work
+    whose last bit could differ between machines; then `split`, or `array` piece by piece; and
+    returns, after which the caller writes meta.json by `finish`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files: dict[str, dict[str, Any]] = {}
+        self._content = hashlib.sha256()
+
+    def content(self, name: str, value: Any) -> None:
+        """Take an array or a JSON value into the fingerprint."""
+        if isinstance(value, np.ndarray):
+            little = value.astype(value.dtype.newbyteorder("<"), copy=False)
+            self.content(name, [str(little.dtype.str), list(value.shape)])
+            self.content_bytes(np.ascontiguousarray(little).tobytes())
+        else:
+            self._content.update(digest([name, value]).encode())
+
+    def content_bytes(self, values: bytes | memoryview) -> None:
+        """Take bytes into the fingerprint; where they come in pieces, only their sum counts."""
+        self._content.update(values)
+
+    @contextmanager
+    def array(
+        self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32
+    ) -> Iterator[ArrayFile]:
+        """Open ``name``.npy for appending rows; complete on leaving."""
+        with (self.folder / f"{name}.npy").open("wb") as file:
+            array = ArrayFile(file, shape, np.dtype(dtype))
+            yield array
+            self.files[f"{name}.npy"] = array.close()
+
+    def put(self, name: str, values: Array, dtype: npt.DTypeLike) -> None:
+        """Write a whole array."""
+        with self.array(name, values.shape, dtype) as file:
+            file.append(values)
+
+    def split(
+        self,
+        split: str,
+        inputs: Mapping[str, Array],
+        labels_N: Array,
+        extras: Mapping[str, Array] | None = None,
+    ) -> None:
+        """Write a whole split from memory."""
+        for name, values in inputs.items():
+            self.put(input_file(split, name), values, np.float32)
+        for name, values in (extras or {}).items():
+            self.put(extra_file(split, name), values, values.dtype)
+        self.put(labels_file(split), labels_N, np.int64)
+
+    def finish(
+        self,
+        *,
+        task: str,
+        options: Mapping[str, Any],
+        modalities: Mapping[str, Modality],
+        class_names: tuple[str, ...],
+        rows: Mapping[str, int],
+        extras: tuple[str, ...],
+        sources: Sequence[Mapping[str, Any]],
+    ) -> None:
+        """Write meta.json, the mark of a complete folder."""
+        for name in modalities:
+            check_modality_name(name, f"task {task}")
+        assert all(rows[split] > 0 for split in SPLITS), rows
+        described = [[m.name, list(m.shape), m.kind] for m in modalities.values()]
+        content = self._content.hexdigest()
+        write_json(
+            self.folder / "meta.json",
+            {
+                "version": PREPARED_VERSION,
+                "task": task,
+                "options": dict(options),
+                "modalities": described,
+                "class_names": list(class_names),
+                "rows": dict(rows),
+                "extras": list(extras),
+                "sources": list(sources),
+                "files": self.files,
+                "fingerprint": digest([PREPARED_VERSION, task, described, content]),
+            },
+        )
+
+
+def input_file(split: str, modality: str) -> str:
+    return f"{split}_{modality}"
+
+
+def labels_file(split: str) -> str:
+    return f"{split}_labels"
+
+
+def extra_file(split: str, name: str) -> str:
+    """Two underscores: no modality's name begins with one."""
+    return f"{split}__{name}"
