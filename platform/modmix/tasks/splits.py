@@ -28,7 +28,8 @@ def _sequence(seed: int, words: Iterable[str]) -> np.random.SeedSequence:
 def permutation(rows: int, seed: int, *words: str) -> npt.NDArray[np.int64]:
     """A random order of 0..rows-1, the same on every machine."""
     bits = np.random.PCG64(_sequence(seed, words)).random_raw(rows)
-    return np.asarray(np.argsort(bits, kind="stable"), dtype=np.int64)
+    order_N: npt.NDArray[np.int64] = np.argsort(bits, kind="stable")
+    return order_N
 
 
 def stratified(
