@@ -122,7 +122,7 @@ _entries = Table(
     Column("proposal", Text, nullable=False, default="{}"),  # what the sampler proposed
     Column("state", String(12), nullable=False, default="pending"),  # then done, pruned, failed
     Column("values", Text),  # the objectives' means that the sampler was told
-    Column("told", Integer),  # order of telling within part and method
+    Column("told", Integer),  # when it was told, in the same sequence as "batch"
 )
 _packs = Table(
     "packs",
@@ -198,7 +198,7 @@ class Entry:
     method: str
     number: int
     point: str
-    batch: int = 0
+    batch: int = 0  # when it was asked: asks and tells of a sampler count as one sequence
     proposal: Mapping[str, Any] = field(default_factory=dict)
     state: str = "pending"
     values: tuple[float, ...] | None = None
@@ -609,7 +609,11 @@ class Ledger:
     def replicates(self, study: str) -> list[ReplicateRecord]:
         """The replicates a study needs, by point number and seed, with their results."""
         query = (
-            sa.select(_replicates, _study_replicates.c.origin)
+            sa.select(
+                _replicates,
+                _study_replicates.c.origin,
+                _study_replicates.c.point.label("study_point"),
+            )
             .join(_study_replicates, _study_replicates.c.replicate == _replicates.c.key)
             .join(
                 _study_points,
@@ -896,7 +900,7 @@ def _study_record(row: Any) -> StudyRecord:
 def _replicate_record(row: Any) -> ReplicateRecord:
     return ReplicateRecord(
         key=row.key,
-        point=row.point,
+        point=row.study_point,
         seed=row.seed,
         state=row.state,
         owner=row.owner,
