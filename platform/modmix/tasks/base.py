@@ -23,13 +23,13 @@ from typing import Any, ClassVar, cast
 import numpy as np
 
 from modmix.errors import DataError
+from modmix.packing import digest
 from modmix.tasks.data import SPLITS, Array, Data, Kind, Modality, Split
 from modmix.tasks.files import (
     Progress,
     Source,
     check_source,
     data_home,
-    digest,
     disk_errors,
     hash_file,
     read_json,

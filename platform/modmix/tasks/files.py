@@ -13,7 +13,6 @@ import errno
 import hashlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from modmix.errors import DataError
+from modmix.home import write_text
+from modmix.packing import digest
 
 # Told what is going on: a stage ("download", "read", "write", "check", "wait"), how much is done,
 # and of how much (None: not known). Bytes for download, read and check; rows for write.
@@ -39,12 +40,6 @@ def silent(stage: str, done: int, total: int | None) -> None:
 def data_home() -> Path:
     """The folder of all data: ``MODMIX_DATA``, or ~/.cache/modmix."""
     return Path(os.environ.get("MODMIX_DATA") or "~/.cache/modmix").expanduser().absolute()
-
-
-def digest(value: Any) -> str:
-    """A stable 32-digit name of a JSON value."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 @contextmanager
@@ -69,18 +64,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a small file whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1, sort_keys=True)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would keep a shared folder from others
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -144,7 +128,6 @@ def file_sha256(path: Path, progress: Progress = silent) -> str:
     settled = time.time() - max(before[1], before[2]) / 1e9 > _SETTLED_SECONDS
     if settled and _stamp(path) == before:
         with suppress(OSError):  # only a memory: a read-only folder must not stop anyone
-            note.parent.mkdir(parents=True, exist_ok=True)
             write_json(note, {"path": str(path), "stamp": before, "sha256": sha256})
     return sha256
 

@@ -28,8 +28,7 @@ def _sequence(seed: int, words: Iterable[str]) -> np.random.SeedSequence:
 def permutation(rows: int, seed: int, *words: str) -> npt.NDArray[np.int64]:
     """A random order of 0..rows-1, the same on every machine."""
     bits = np.random.PCG64(_sequence(seed, words)).random_raw(rows)
-    order_N: npt.NDArray[np.int64] = np.argsort(bits, kind="stable")
-    return order_N
+    return np.argsort(np.asarray(bits, dtype=np.uint64), kind="stable")
 
 
 def stratified(
@@ -62,7 +61,7 @@ def _quotas(counts_C: npt.NDArray[np.int64], rows: int) -> npt.NDArray[np.int64]
         wish_C = np.where(room_C, exact_C - quota_C, -np.inf)
         best = np.argsort(-wish_C, kind="stable")[: min(short, int(room_C.sum()))]
         quota_C[best] += 1
-    return quota_C
+    return np.asarray(quota_C, dtype=np.int64)
 
 
 class Moments:

@@ -17,8 +17,9 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from modmix.packing import digest
 from modmix.tasks.data import SPLITS, Array, Modality, check_modality_name
-from modmix.tasks.files import digest, write_json
+from modmix.tasks.files import write_json
 
 # Raised whenever the same source would be prepared into other arrays than before.
 PREPARED_VERSION = 1

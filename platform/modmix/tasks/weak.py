@@ -1,0 +1,104 @@
+"""The task ``weak``: synthetic data in which the generator says which modalities are weak where.
+
+Modality m of an example of class y is
+
+    x_m = signal · c_{m,y} + noise · ε          where it is informative,
+
+with class means c_{m,k} ~ N(0, I) drawn once per modality and ε ~ N(0, I) per example. Each
+modality is weak in each example with probability ``share``, independently. A weak one keeps the
+part ``kept`` (κ) of its signal:
+
+    noise      x_m = κ · signal · c_{m,y} + noise · ε
+    conflict   x_m = signal · (κ · c_{m,y} + (1 − κ) · c_{m,z}) + noise · ε, another class z ≠ y
+    missing    x_m = κ · (the informative x_m)
+
+where z is drawn per example and modality. With ``always_one``, an example in which all would be
+weak gets back one modality, drawn at random. ``Split.extras["informative"]`` (N, M) bool says where
+which modality was informative. Each split draws from a generator of its own: more training rows
+leave validation and test as they are. The numbers are not standardised.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from modmix.tasks.base import Contents, Task
+from modmix.tasks.data import SPLITS, Array, Modality
+from modmix.tasks.files import Progress
+from modmix.tasks.splits import generator
+from modmix.tasks.writer import Writer
+
+
+class Weak(Task):
+    name: ClassVar[str] = "weak"
+
+    def write(self, writer: Writer, progress: Progress) -> Contents:
+        options = self.options
+        names = [f"m{i + 1}" for i in range(options["modalities"])]
+        means_MCD = class_means(options)
+        for split in SPLITS:
+            labels_N, informative_NM = draw_masks(options, split)
+            inputs: dict[str, Array] = {}
+            for m, name in enumerate(names):
+                values_ND = draw_modality(
+                    options, split, name, means_MCD[m], labels_N, informative_NM[:, m]
+                )
+                inputs[name] = values_ND
+                writer.content(f"{split}_{name}", values_ND)
+            writer.content(f"{split}_labels", labels_N)
+            writer.split(split, inputs, labels_N, {"informative": informative_NM})
+        return Contents(
+            modalities=tuple(Modality(name=n, shape=(options["dim"],)) for n in names),
+            class_names=tuple(str(k) for k in range(options["classes"])),
+            rows={split: options[f"{split}_rows"] for split in SPLITS},
+            extras=("informative",),
+        )
+
+
+def class_means(options: Any) -> Array:
+    """Draw the class means, (M, C, D)."""
+    shape = (options["modalities"], options["classes"], options["dim"])
+    return generator(options["seed"], "means").standard_normal(shape)
+
+
+def draw_masks(options: Any, split: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Draw a split's labels (N,), classes evenly, and where modalities are informative (N, M)."""
+    rows, modalities = options[f"{split}_rows"], options["modalities"]
+    rng = generator(options["seed"], split, "masks")
+    labels_N = rng.permutation(np.arange(rows, dtype=np.int64) % options["classes"])
+    informative_NM = rng.random((rows, modalities)) >= options["share"]
+    if options["always_one"]:
+        given_back_N = rng.integers(modalities, size=rows)
+        none_N = ~informative_NM.any(axis=1)
+        informative_NM[none_N, given_back_N[none_N]] = True
+    return labels_N, informative_NM
+
+
+def draw_modality(
+    options: Any,
+    split: str,
+    name: str,
+    means_CD: Array,
+    labels_N: npt.NDArray[np.int64],
+    informative_N: npt.NDArray[np.bool_],
+) -> npt.NDArray[np.float32]:
+    """Draw one modality of a split, (N, D)."""
+    rng = generator(options["seed"], split, name)
+    rows, kept = len(labels_N), options["kept"]
+    noise_ND = options["noise"] * rng.standard_normal((rows, options["dim"]))
+    steps_N = rng.integers(1, options["classes"], size=rows)
+    signal_ND = options["signal"] * means_CD[labels_N]
+    match options["weakness"]:
+        case "noise":
+            weak_ND = kept * signal_ND + noise_ND
+        case "conflict":
+            others_N = (labels_N + steps_N) % options["classes"]
+            other_ND = options["signal"] * means_CD[others_N]
+            weak_ND = kept * signal_ND + (1 - kept) * other_ND + noise_ND
+        case _:
+            weak_ND = kept * (signal_ND + noise_ND)
+    values_ND = np.where(informative_N[:, None], signal_ND + noise_ND, weak_ND)
+    return np.asarray(values_ND, dtype=np.float32)
