@@ -14,8 +14,8 @@ from __future__ import annotations
 import importlib
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -32,6 +32,7 @@ from modmix.tasks.files import (
     data_home,
     disk_errors,
     hash_file,
+    locked,
     read_json,
     silent,
 )
@@ -238,7 +239,7 @@ def _intact(folder: Path) -> bool:
 
 def _prepare_locked(task: Task, folder: Path, sums: list[str], progress: Progress) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(folder, progress):
+    with locked(folder, progress):
         if _intact(folder):  # another process was faster
             return
         temporary = folder.with_name(f".{folder.name}.tmp")
@@ -252,23 +253,6 @@ def _prepare_locked(task: Task, folder: Path, sums: list[str], progress: Progres
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-
-
-@contextmanager
-def _lock(folder: Path, progress: Progress) -> Iterator[None]:
-    """Hold the folder's lock; the system releases it when the holder dies."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        progress("wait", 0, None)
-        lock.acquire(poll_interval=0.1)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _write(task: Task, folder: Path, sums: list[str], progress: Progress) -> None:

@@ -62,6 +62,23 @@ def disk_errors(folder: Path) -> Iterator[None]:
         raise DataError(f"{where}: {error.strerror or error}; look at the disk {move}") from error
 
 
+@contextmanager
+def locked(path: Path, progress: Progress = silent) -> Iterator[None]:
+    """Hold the lock of a file or folder; the system releases it when the holder dies."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        progress("wait", 0, None)
+        lock.acquire(poll_interval=0.1)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a small file whole or not at all."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
