@@ -41,6 +41,7 @@ from modmix.space import (
     Grid,
     Hyperparameter,
     Range,
+    every_value,
     grid_points,
     in_order_of_conditions,
 )
@@ -200,9 +201,7 @@ def make(source: Source, *, data_path: str | None = None) -> Plan:
     problems = _merge(problems, checker.problems)
     if problems or spec is None:
         raise SpecError(source.name, problems)
-    options = resolve_options(
-        spec.task["name"], _expanded(_task_options(spec.task)), source.folder
-    )
+    options = resolve_options(spec.task["name"], _expanded(_task_options(spec.task)), source.folder)
     plan = Plan(
         spec=spec,
         source=source,
@@ -502,7 +501,8 @@ class _Checker:
 
     def _domain(self, path: Sequence[str | int], declared: Any, value: Any) -> Domain | None:
         if not isinstance(value, Mapping) or (
-            declared.kind in ("mapping", "columns") and not set(value) & {"grid", "choices", "value"}
+            declared.kind in ("mapping", "columns")
+            and not set(value) & {"grid", "choices", "value"}
         ):
             return self._listed(path, declared, [value], Constant)
         if extra := [key for key in value if key not in _DOMAIN_KEYS]:
@@ -543,8 +543,10 @@ class _Checker:
             return None
         if kind is Constant:
             return Constant(value=normal[0], when=when)
-        return Grid(values=tuple(normal), when=when) if kind is Grid else Choices(
-            values=tuple(normal), when=when
+        return (
+            Grid(values=tuple(normal), when=when)
+            if kind is Grid
+            else Choices(values=tuple(normal), when=when)
         )
 
     def _range(
@@ -610,6 +612,10 @@ class _Checker:
         search: spec_module.SearchSpec | None,
     ) -> None:
         if search is not None:
+            endless = [n for n, d in domains.items() if every_value(d) is None]
+            if search.sampler == "grid" and endless:
+                message = f"the grid sampler needs an end: give {endless[0]} a step or choices"
+                self.add(path, message)
             return
         size = math.prod(len(d.values) for d in domains.values() if isinstance(d, Grid))
         if size > MAX_GRID_POINTS:
@@ -665,9 +671,7 @@ def _check_against_data(plan: Plan) -> None:
                     Grid(values=names) if part.search is None else Choices(values=names)
                 )
             domains[method] = block
-        parts.append(
-            PartPlan(name=part.name, x=part.x, search=part.search, domains=domains)
-        )
+        parts.append(PartPlan(name=part.name, x=part.x, search=part.search, domains=domains))
     plan.parts = tuple(parts)
     for part in plan.parts:
         for method, block in part.domains.items():
@@ -689,9 +693,7 @@ def _first_problem(
     from modmix.methods.model import check_model
 
     entry, seen = METHODS[method], set()
-    for assignment in (
-        part.assignments(method) if part.search is None else _samples(block)
-    ):
+    for assignment in part.assignments(method) if part.search is None else _samples(block):
         point = plan.point(method, assignment)
         data = plan.data_of(point.task.options)
         if (chosen := point.params.get("modality")) is not None and chosen not in data.modalities:

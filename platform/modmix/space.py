@@ -217,3 +217,19 @@ def in_order_of_conditions(domains: Mapping[str, Domain]) -> list[str]:
         placed += ready
         waiting = [name for name in waiting if name not in ready]
     return placed
+
+
+def every_value(domain: Domain) -> tuple[Any, ...] | None:
+    """Every value of a domain, or None when there is no end of them."""
+    match domain:
+        case Constant(value=value):
+            return (value,)
+        case Choices(values=values) | Grid(values=values):
+            return values
+        case Range(low=low, high=high, integer=integer, step=step):
+            if step is None and not integer:
+                return None
+            width = step or 1
+            count = int((high - low) / width + 1e-9) + 1
+            values = (low + i * width for i in range(count))
+            return tuple(int(v) if integer else v for v in values)
