@@ -55,6 +55,7 @@ _studies = Table(
     Column("wall_seconds", Float, nullable=False, default=0.0),
     Column("device_seconds", Float, nullable=False, default=0.0),
     Column("details", Text, nullable=False, default="{}"),  # task, fingerprint, versions, classes
+    Column("signatures", Text, nullable=False, default="{}"),  # of the parts, by part/method
     Column("lease_token", String(32)),
     Column("lease_host", Text),
     Column("lease_pid", Integer),
@@ -532,6 +533,49 @@ class Ledger:
         if new:
             db.execute(sa.insert(table), new)
 
+    def keep_only_entries(self, study: str, signatures: Mapping[tuple[str, str], str]) -> None:
+        """Forget the entries of parts that the study file no longer has, or has changed.
+
+        ``signatures`` names, by part and method, what its entries depend on. Results are not
+        touched: what is asked again is found again.
+        """
+        now = {"/".join(key): value for key, value in signatures.items()}
+        with self._transaction() as db:
+            text = db.execute(
+                sa.select(_studies.c.signatures).where(_studies.c.name == study)
+            ).scalar_one()
+            before = json.loads(text)
+            pairs = sa.select(_entries.c.part, _entries.c.method).where(_entries.c.study == study)
+            for part, method in db.execute(pairs.distinct()).all():
+                key = f"{part}/{method}"
+                if key not in now or before.get(key) != now[key]:
+                    db.execute(
+                        sa.delete(_entries).where(
+                            _entries.c.study == study,
+                            _entries.c.part == part,
+                            _entries.c.method == method,
+                        )
+                    )
+            db.execute(
+                sa.update(_studies).where(_studies.c.name == study).values(signatures=_dump(now))
+            )
+
+    def keep_only_points(
+        self, study: str, points: Iterable[str], replicates: Iterable[str]
+    ) -> None:
+        """Drop from a study the points and replicates that its file no longer asks for.
+
+        Their results stay in the ledger for whichever study asks for them.
+        """
+        with self._transaction() as db:
+            for table, column, kept in (
+                (_study_points, _study_points.c.point, set(points)),
+                (_study_replicates, _study_replicates.c.replicate, set(replicates)),
+            ):
+                mine = sa.select(column).where(table.c.study == study)
+                for key in set(db.execute(mine).scalars()) - kept:
+                    db.execute(sa.delete(table).where(table.c.study == study, column == key))
+
     def entries(self, study: str) -> list[Entry]:
         """All entries of a study, by part, method and number."""
         query = (
@@ -744,9 +788,7 @@ class Ledger:
                 new.append(result.replicate)
                 blob = zlib.compress(_dump(dict(result.history)).encode())
                 db.execute(sa.delete(_histories).where(_histories.c.replicate == result.replicate))
-                db.execute(
-                    sa.insert(_histories).values(replicate=result.replicate, columns=blob)
-                )
+                db.execute(sa.insert(_histories).values(replicate=result.replicate, columns=blob))
                 db.execute(
                     sa.update(_study_replicates)
                     .where(
@@ -831,9 +873,7 @@ class Ledger:
             values["failures"] = _packs.c.failures + 1
         with self._transaction() as db:
             db.execute(
-                sa.update(_packs)
-                .where(_packs.c.study == study, _packs.c.id == pack)
-                .values(values)
+                sa.update(_packs).where(_packs.c.study == study, _packs.c.id == pack).values(values)
             )
 
     # ------------------------------------------------------------ what the mirror keeps here

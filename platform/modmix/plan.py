@@ -28,8 +28,10 @@ from typing import TYPE_CHECKING, Any
 
 from modmix import spec as spec_module
 from modmix.encoders.table import ENCODERS
-from modmix.errors import DataError, Problem, SpecError
+from modmix.errors import DataError, InputError, Problem, SpecError
 from modmix.methods.table import METHODS
+from modmix.methods.table import modalities as modalities_used
+from modmix.methods.table import problems as method_problems
 from modmix.metrics import METRICS, higher_is_better
 from modmix.packing import NUMERICS_VERSION, Replicate, TaskRef, digest
 from modmix.settings import TRAINING, WITHOUT_EFFECT, training_defaults
@@ -144,7 +146,7 @@ class Plan:
         task = self._task_ref(options, data)
         encoders = {
             modality: _encoder(self.spec, modality, encoder_fields)
-            for modality in _modalities(method, params, data)
+            for modality in modalities_used(method, list(data.modalities), params)
         }
         shown = {**params, **shown}
         key = digest([method, shown])
@@ -254,12 +256,6 @@ def _encoder(spec: StudySpec, modality: str, fields: Mapping[str, Any]) -> dict[
     return {"name": own["name"], **values}
 
 
-def _modalities(method: str, params: Mapping[str, Any], data: Data) -> tuple[str, ...]:
-    names = tuple(data.modalities)
-    chosen = params.get("modality") if method == "base" else None
-    return (chosen,) if chosen is not None else names
-
-
 def _replicate(
     point: str,
     seed: int,
@@ -298,8 +294,8 @@ def _replicate(
         point=point,
         seed=seed,
         method=method,
-        params=dict(params),
-        training=dict(training),
+        params=params,
+        training=training,
         encoders=encoders,
         structure=structure,
     )
@@ -690,30 +686,43 @@ def _first_problem(
     plan: Plan, part: PartPlan, method: str, block: Mapping[str, Domain]
 ) -> str | None:
     """Build one model of every structure (a sample of them for a search); None when all can be."""
-    from modmix.methods.model import check_model
-
-    entry, seen = METHODS[method], set()
+    seen: set[str] = set()
     for assignment in part.assignments(method) if part.search is None else _samples(block):
         point = plan.point(method, assignment)
         data = plan.data_of(point.task.options)
         if (chosen := point.params.get("modality")) is not None and chosen not in data.modalities:
             return f"modality: {unknown(str(chosen), data.modalities, 'modality')}"
-        if len(data.modalities) < entry.min_modalities:
-            return (
-                f"{method} needs at least {entry.min_modalities} modalities, the task has "
-                f"{len(data.modalities)} ({', '.join(data.modalities)})"
-            )
         replicate = point.replicates[0]
         # Values of stackable hyperparameters do not change shapes, but their names may (weights).
         signature = digest([replicate.structure, replicate.params.get("weights")])
         if signature in seen:
             continue
         seen.add(signature)
-        problem = check_model(
-            method, replicate.params, replicate.encoders, data.shapes, data.classes
-        )
-        if problem is not None:
+        if problems := method_problems(method, list(data.modalities), replicate.params):
+            return problems[0]
+        if (problem := _unbuildable(replicate, data)) is not None:
             return problem
+    return None
+
+
+def _unbuildable(replicate: Replicate, data: Data) -> str | None:
+    """Why a model with these values cannot be built (features that cannot be summed), or None."""
+    import torch
+
+    from modmix.methods.model import build_model
+
+    try:
+        with torch.device("meta"):  # shapes without memory: a search's largest corner is free
+            build_model(
+                replicate.method,
+                replicate.params,
+                replicate.encoders,
+                data.shapes,
+                data.classes,
+                replicate.seed,
+            )
+    except InputError as error:
+        return str(error)
     return None
 
 

@@ -1,0 +1,323 @@
+"""Packs as Ray Tune trials, on this machine or on a cluster. The only file with ray.
+
+One trial is one pack. Tune asks for packs through a small `Searcher`, places them by their
+resources, keeps the worker processes warm between packs (``reuse_actors``) and tells us when one
+died. Everything else is deliberately not left to it:
+
+* events travel through a queue that lives on the driver's node, not through ``tune.report``: a
+  result costs Tune its own files and a turn of its loop, and a dead worker's last events must not
+  be lost with it;
+* a dead worker or node ends its trial (``max_failures=0``); the study hands the same pack out again,
+  which resumes from its checkpoint. So retries are counted in one place, the ledger;
+* Tune's snapshots are not used for anything: the ledger is what a study continues from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from modmix.errors import InputError, RunnerError
+from modmix.packing import Event, Pack
+from modmix.runners import IDLE_SECONDS, Work, cpu_count, describe, is_of_machine, together, train
+
+# Tune reads these when it is imported.
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # the study stops itself, and in order
+os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# A local cluster gets a token of its own; a cluster's nodes and drivers must be given theirs.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+import ray  # noqa: E402
+from ray import tune  # noqa: E402
+from ray.tune.search import Searcher  # noqa: E402
+from ray.util.queue import Empty, Queue  # noqa: E402
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial
+
+
+class RayRunner:
+    """Trains packs on a Ray cluster.
+
+    Args:
+        cpus: processors a pack occupies; also its number of threads.
+        gpus: devices a pack occupies; a fraction shares one between packs.
+        address: of a cluster; None starts one on this machine that ends with the study.
+        workers: processors of the cluster started on this machine; None: all this process may use.
+    """
+
+    def __init__(
+        self,
+        *,
+        cpus: float = 1,
+        gpus: float = 0,
+        address: str | None = None,
+        workers: int | None = None,
+    ) -> None:
+        self._cpus, self._gpus = cpus, gpus
+        self._address = address
+        self._workers = workers or cpu_count()
+        self._queue: Queue | None = None
+
+    def start(self) -> None:
+        logging.getLogger("ray").setLevel(logging.WARNING)
+        try:
+            if self._address is None:
+                self._start_here()
+            else:
+                ray.init(address=self._address, log_to_driver=False, logging_level=logging.WARNING)
+        except Exception as error:  # Ray raises several kinds, some of them bare RuntimeErrors
+            where = self._address or "on this machine"
+            raise InputError(
+                f"no Ray cluster {where} could be used ({_first_line(error)}): check the address, "
+                "that `ray start --head` ran there, and that RAY_AUTH_MODE and the token are the "
+                "same on every node"
+            ) from error
+        self._check_resources()
+
+    def _start_here(self) -> None:
+        gpus = None if self._gpus else 0
+        with _quiet():
+            ray.init(
+                num_cpus=self._workers,
+                num_gpus=gpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                _node_ip_address="127.0.0.1",  # nothing listens beyond this machine
+                # Packs hand over small events; the default takes a third of the memory.
+                object_store_memory=256 * 1024**2,
+            )
+
+    def _check_resources(self) -> None:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if not any(
+            node.get("CPU", 0) >= self._cpus and node.get("GPU", 0) >= self._gpus for node in nodes
+        ):
+            raise InputError(
+                f"resources: a pack asks for {self._cpus:g} CPUs and {self._gpus:g} GPUs, and no "
+                "node of the Ray cluster has them: ask for less, or join a larger node"
+            )
+
+    @property
+    def slots(self) -> int:
+        if not ray.is_initialized():
+            return max(1, int(self._workers // self._cpus))
+        slots = 0
+        for node in ray.nodes():
+            if node["Alive"]:
+                have = node["Resources"]
+                by_cpu = have.get("CPU", 0) // self._cpus
+                by_gpu = have.get("GPU", 0) / self._gpus if self._gpus else by_cpu
+                slots += int(min(by_cpu, by_gpu + 1e-6))
+        return max(1, slots)
+
+    def run(self, work: Work) -> None:
+        # On the driver's own node: events must survive the death of any other.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+        bridge = _Bridge(work, queue)
+        folder = tempfile.mkdtemp(prefix="modmix-tune-")
+        threads = max(1, int(self._cpus))
+        trainable = tune.with_resources(
+            tune.with_parameters(_train_pack, queue=queue, gpus=self._gpus, threads=threads),
+            {"cpu": self._cpus, "gpu": self._gpus},
+        )
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=_PackSearcher(bridge), num_samples=-1, reuse_actors=True
+            ),
+            run_config=tune.RunConfig(
+                name="packs",
+                storage_path=folder,
+                verbose=0,
+                callbacks=[_Drain(bridge)],
+                stop=_StopAll(bridge),
+                failure_config=tune.FailureConfig(max_failures=0, fail_fast=False),
+                checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+            ),
+        )
+        try:
+            with _quiet():
+                tuner.fit()
+            bridge.drain()
+        finally:
+            queue.shutdown(force=True)
+            shutil.rmtree(folder, ignore_errors=True)
+        if bridge.error is not None:
+            raise bridge.error
+        if not work.finished and not work.stopping:
+            raise RunnerError("Ray Tune ended before the study did: type the same command again")
+
+    def close(self) -> None:
+        if ray.is_initialized():
+            ray.shutdown()
+
+
+def _train_pack(config: Mapping[str, Any], *, queue: Queue, gpus: float, threads: int) -> None:
+    """What a worker does: train the pack, send every event to the driver.
+
+    A failure of the code is sent as an event of its own, so that only the death of the process is
+    a failed trial to Tune.
+    """
+    pack = Pack.from_json(config["pack"])
+    failure, of_machine = "", True
+    try:
+        for events in together(train(pack, gpus=gpus, threads=threads)):
+            queue.put((pack.id, events))
+    except Exception as error:
+        failure, of_machine = describe(error), is_of_machine(error)
+    queue.put((pack.id, _End(failure, of_machine)))
+    tune.report({"ended": True})
+
+
+class _End:
+    """The worker has done with a pack."""
+
+    def __init__(self, failure: str, of_machine: bool) -> None:
+        self.failure = failure
+        self.of_machine = of_machine
+
+
+class _Bridge:
+    """Between Tune's loop and the study: everything runs in the driver's main thread.
+
+    An exception of the study (a full disk, say) must not be swallowed by Tune's loop: it is kept,
+    the experiment is stopped, and the runner raises it.
+    """
+
+    def __init__(self, work: Work, queue: Queue) -> None:
+        self.work = work
+        self.error: BaseException | None = None
+        self._queue = queue
+        self._trials: dict[str, str] = {}  # trial id -> pack id, of the packs that are out
+        self._ticked = 0.0
+
+    @property
+    def stopping(self) -> bool:
+        return self.error is not None or self.work.stopping
+
+    def next_pack(self, trial: str) -> Pack | None:
+        with self._guard():
+            pack = self.work.next_pack()
+            if pack is not None:
+                self._trials[trial] = pack.id
+            return pack
+        return None
+
+    def drain(self) -> None:
+        with self._guard():
+            while True:
+                try:
+                    items = self._queue.get_nowait_batch(min(self._queue.qsize() or 1, 64))
+                except (Empty, ray.exceptions.RayError):
+                    break
+                for pack, item in items:
+                    self._take(pack, item)
+            if time.monotonic() - self._ticked > IDLE_SECONDS:
+                self._ticked = time.monotonic()
+                self.work.tick()
+
+    def _take(self, pack: str, item: Sequence[Event] | _End) -> None:
+        if not isinstance(item, _End):
+            self.work.record(item)
+            return
+        for trial, name in list(self._trials.items()):
+            if name == pack:
+                del self._trials[trial]
+                self.work.ended(pack, item.failure, of_machine=item.of_machine)
+
+    def trial_ended(self, trial: str) -> None:
+        """A trial has ended for Tune; without the worker's own word, its process has died."""
+        self.drain()
+        with self._guard():
+            if (pack := self._trials.pop(trial, None)) is not None and not self.stopping:
+                self.work.ended(pack, "the worker process or its node died", of_machine=True)
+
+    @contextlib.contextmanager
+    def _guard(self) -> Any:
+        try:
+            yield
+        except BaseException as error:
+            if self.error is None:
+                self.error = error
+
+
+class _PackSearcher(Searcher):
+    """Hands packs to Tune as configurations of trials."""
+
+    def __init__(self, bridge: _Bridge) -> None:
+        super().__init__(metric="ended", mode="max")
+        self._bridge = bridge
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        bridge = self._bridge
+        if bridge.stopping or bridge.work.finished:
+            return str(Searcher.FINISHED)
+        pack = bridge.next_pack(trial_id)
+        if pack is None:
+            return str(Searcher.FINISHED) if bridge.work.finished else None
+        return {"pack": pack.to_json()}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        self._bridge.trial_ended(trial_id)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing of ours is in Tune's snapshots: the ledger holds it."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise AssertionError("a study continues from its ledger, never from Tune's snapshot")
+
+
+class _Drain(tune.Callback):
+    """Takes the workers' events at every turn of Tune's loop."""
+
+    def __init__(self, bridge: _Bridge) -> None:
+        self._bridge = bridge
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        self._bridge.drain()
+
+
+class _StopAll(tune.Stopper):
+    def __init__(self, bridge: _Bridge) -> None:
+        self._bridge = bridge
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._bridge.stopping
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Ray's and Tune's chatter goes to their logs, not between the lines of our display."""
+    loggers = [logging.getLogger(name) for name in ("ray", "ray.tune", "ray._private.worker")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,178 @@
+"""What a runner is, and the one in this process.
+
+A runner takes packs from a `Work` (a study in the driver), trains them somewhere, and hands every
+event back. It decides nothing: which pack comes next, what a result means and whether a failed
+pack is tried again is the study's business.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+from modmix.errors import ModmixError, RunnerError
+from modmix.packing import Event, Finished, Pack
+
+IDLE_SECONDS = 0.2
+
+
+class Work(Protocol):
+    """What a runner asks of a study. All calls come from the driver's main thread."""
+
+    @property
+    def finished(self) -> bool:
+        """No pack will come any more, and none is out."""
+        ...
+
+    @property
+    def stopping(self) -> bool:
+        """Someone asked to stop: end what is running, start nothing."""
+        ...
+
+    def next_pack(self) -> Pack | None:
+        """A claimed pack, or None when there is nothing to start right now."""
+        ...
+
+    def record(self, events: Sequence[Event]) -> None:
+        """What happened to a pack; finished replicates are in the ledger when this returns."""
+        ...
+
+    def ended(self, pack: str, failure: str = "", *, of_machine: bool = True) -> None:
+        """A pack has ended: well, or by a failure of the machine or of the code."""
+        ...
+
+    def tick(self) -> None:
+        """Time has passed: a chance to renew displays and to look at other drivers' work."""
+        ...
+
+
+class Runner(Protocol):
+    """Trains packs. ``slots`` is how many can be in training at a time."""
+
+    @property
+    def slots(self) -> int: ...
+
+    def start(self) -> None:
+        """Make ready (a cluster to connect to, say).
+
+        Raises:
+            InputError: there is no such cluster; nothing was started.
+        """
+        ...
+
+    def run(self, work: Work) -> None:
+        """Train until the work is finished or stopping."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class LocalRunner:
+    """Trains one pack after another in this process: for tests, debugging and a single GPU."""
+
+    def __init__(self, *, gpus: float = 0) -> None:
+        self._gpus = gpus
+
+    @property
+    def slots(self) -> int:
+        return 1
+
+    def start(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def run(self, work: Work) -> None:
+        while not work.finished and not work.stopping:
+            pack = work.next_pack()
+            if pack is None:
+                time.sleep(IDLE_SECONDS)
+                work.tick()
+                continue
+            self._train(pack, work)
+
+    def _train(self, pack: Pack, work: Work) -> None:
+        events = together(train(pack, gpus=self._gpus))
+        while True:
+            try:
+                batch = next(events, None)
+            except Exception as error:
+                work.ended(pack.id, describe(error), of_machine=is_of_machine(error))
+                return
+            if batch is None:
+                break
+            work.record(batch)
+            if work.stopping:
+                events.close()
+                break
+        work.ended(pack.id)
+
+
+def train(pack: Pack, *, gpus: float = 0, threads: int | None = None) -> Iterator[Event]:
+    """Load a pack's data and train it here; what every runner does on the machine it chose.
+
+    Raises:
+        RunnerError: this machine's data is not the data the study was planned with.
+    """
+    from modmix.tasks.base import load_task
+    from modmix.trainer import train_pack
+
+    data = load_task(pack.task.name, pack.task.options)
+    if data.fingerprint != pack.task.fingerprint:
+        raise RunnerError(
+            f"task {pack.task.name}: the data on this machine has fingerprint {data.fingerprint}, "
+            f"the study was planned with {pack.task.fingerprint}: put the same file on every node"
+        )
+    return train_pack(pack, data, device=_device(gpus), threads=threads)
+
+
+def _device(gpus: float) -> str:
+    if not gpus:
+        return "cpu"
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RunnerError(
+            "the study asks for a GPU and this machine shows none: check the driver, or set "
+            "resources.gpus to 0"
+        )
+    return "cuda"
+
+
+def together(events: Iterable[Event]) -> Iterator[list[Event]]:
+    """Join replicates that finish at the same moment, so that they are recorded as one."""
+    finished: list[Event] = []
+    for event in events:
+        if isinstance(event, Finished):
+            finished.append(event)
+            if len(finished) >= 256:
+                yield finished
+                finished = []
+            continue
+        if finished:
+            yield finished
+            finished = []
+        yield [event]
+    if finished:
+        yield finished
+
+
+def is_of_machine(error: BaseException) -> bool:
+    """Whether a failure says something about the machine rather than about the point."""
+    return isinstance(error, (ModmixError, OSError, MemoryError))
+
+
+def describe(error: BaseException) -> str:
+    """A failure as text: one sentence for our own, a traceback for the unexpected."""
+    if isinstance(error, ModmixError):
+        return str(error)
+    return "".join(traceback.format_exception(error)).strip()
+
+
+def cpu_count() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
