@@ -1,0 +1,408 @@
+"""What MLflow shows of a study: the content of its runs, computed from the ledger's records.
+
+One run for the study, and below it one run per point. Pure: no MLflow here, nothing is written.
+
+    run of a point   params    the method and every hyperparameter of the point
+                     metrics   val/*, test/*: means over the replicates, *_std, *_ci (objective),
+                               epoch/*: the learning curves' mean and standard deviation
+                     artifact  replicates.json: every replicate's values and whole history
+    run of a study   metrics   best/METHOD/*: the best point of each method so far
+                     artifacts study.yaml, and what the analysis wrote
+
+Times are milliseconds since 1970, as MLflow has them. They come from the ledger, so that writing
+the same content again gives the same rows, which MLflow drops.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from modmix.ledger import ENDED, Entry, PointRecord, ReplicateRecord, StudyRecord
+from modmix.metrics import higher_is_better
+from modmix.packing import digest
+
+LAYOUT = 1  # raised when a run's content changes in form, so that all runs are written again
+MAX_STEPS = 200  # of a curve; a longer one is thinned out (the artifact holds all of it)
+STATUS = {"running": "RUNNING", "finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+
+_FINAL = tuple(
+    f"{split}/{name}" for split in ("val", "test") for name in ("error", "auc", "nll", "ece", "f1")
+)
+_PARAM_LENGTH, _TAG_LENGTH, _NOTE_LENGTH = 6000, 5000, 5000  # what MLflow's stores hold
+
+History = Mapping[str, Sequence[float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Value:
+    """One value of one metric: MLflow's row."""
+
+    key: str
+    value: float
+    time: int
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """Everything one run is to hold. ``curves`` names the replicates its curves are means of."""
+
+    name: str
+    status: str  # RUNNING, FINISHED, KILLED or FAILED
+    started: int
+    ended: int | None
+    tags: Mapping[str, str]
+    params: Mapping[str, str] = field(default_factory=dict)
+    metrics: Sequence[Value] = ()
+    curves: str = ""
+    artifact: Mapping[str, Any] = field(default_factory=dict)
+
+
+# ---------------------------------------------------------------- a point
+
+
+def point_status(replicates: Sequence[ReplicateRecord], state: str) -> str:
+    """The status of a point's run, in a study that is in ``state``."""
+    if any(r.state not in ENDED for r in replicates):
+        return "RUNNING" if state == "running" else "KILLED"
+    return "FAILED" if all(r.state == "failed" for r in replicates) else "FINISHED"
+
+
+def point_digest(
+    point: PointRecord, replicates: Sequence[ReplicateRecord], parts: Sequence[str], state: str
+) -> str:
+    """Names what a point's run is to hold; it is written again when this changes.
+
+    A result is recorded once, for ever, so the keys of the ended replicates stand for their values.
+    """
+    ended = [r.key for r in replicates if r.state in ENDED]
+    status = point_status(replicates, state)
+    return digest([LAYOUT, point.key, status, ended, len(replicates), list(parts)])
+
+
+def point_content(
+    study: StudyRecord,
+    point: PointRecord,
+    replicates: Sequence[ReplicateRecord],
+    parts: Sequence[str],
+    histories: Mapping[str, History],
+    state: str,
+) -> Content:
+    """The content of a point's run. ``replicates``: all the study wants; at least one has ended."""
+    ended = [r for r in replicates if r.state in ENDED]
+    good = [r for r in ended if r.state == "done"] or [r for r in ended if r.state == "pruned"]
+    complete = len(ended) == len(replicates)
+    finished = [_milliseconds(r.finished or study.updated) for r in ended]
+    begun = [t - _milliseconds(r.seconds) for r, t in zip(ended, finished, strict=True)]
+    started, last = min(begun), max(finished)
+    metrics = _summary(study, good, ended, last)
+    shown = {r.key: histories[r.key] for r in good if r.key in histories} if complete else {}
+    metrics += _curves(study, list(shown.values()), started, last)
+    return Content(
+        name=point_name(study.spec, point),
+        status=point_status(replicates, state),
+        started=started,
+        ended=last if complete or state != "running" else None,
+        tags=_point_tags(study, point, replicates, parts),
+        params=_params(point),
+        metrics=metrics,
+        curves=digest(sorted(shown)) if shown else "",
+        artifact=_artifact(study, point, ended, histories),
+    )
+
+
+def point_name(spec: Mapping[str, Any], point: PointRecord) -> str:
+    """A readable name: the method and what the study varies of it, as "mul beta=0.5"."""
+    words = [point.method]
+    if point.params.get("modality") is not None:
+        words.append(str(point.params["modality"]))
+    for name in _varied(spec, point.method):
+        if name in point.params and name != "modality":
+            words.append(f"{name}={_short(point.params[name])}")
+    return " ".join(words)[:250]
+
+
+def _varied(spec: Mapping[str, Any], method: str) -> list[str]:
+    """Names a study file varies for a method: domains, and constants that its parts disagree on."""
+    given: dict[str, list[Any]] = {}
+    blocks = [
+        {**(part.get("shared") or {}), **(part["methods"][method] or {})}
+        for part in spec.get("parts", {}).values()
+        if method in part.get("methods", {})
+    ]
+    for name in dict.fromkeys(name for block in blocks for name in block):
+        given[name] = [block.get(name) for block in blocks]
+    return [
+        name
+        for name, values in given.items()
+        if any(isinstance(v, Mapping) and {"grid", "choices", "low"} & set(v) for v in values)
+        or any(v != values[0] for v in values)
+    ]
+
+
+def _summary(
+    study: StudyRecord,
+    good: Sequence[ReplicateRecord],
+    ended: Sequence[ReplicateRecord],
+    time: int,
+) -> list[Value]:
+    """Means over replicates. Their step is the number of replicates, so that the latest wins."""
+    step = len(ended)
+    rows = [("replicates", float(len(good))), ("seconds", sum(r.seconds for r in ended))]
+    objectives = set(study.spec.get("objective", ()))
+    with_interval = objectives | {f"test/{name.partition('/')[2]}" for name in objectives}
+    for name in (*_FINAL, "train/loss"):
+        values = _finite(r.metrics.get(name, math.nan) for r in good)
+        if not values:
+            continue
+        rows.append((name, statistics.fmean(values)))
+        if len(values) > 1 and name in _FINAL:
+            rows.append((f"{name}_std", statistics.stdev(values)))
+            if name in with_interval:
+                rows.append((f"{name}_ci", half_interval(values)))
+    return [Value(key=key, value=value, time=time, step=step) for key, value in rows]
+
+
+def half_interval(values: Sequence[float]) -> float:
+    """Half the width of the 95 % confidence interval (Student's t) of a mean of n > 1 values."""
+    from scipy.special import stdtrit  # light, beside scipy.stats
+
+    n = len(values)
+    return float(stdtrit(n - 1, 0.975)) * statistics.stdev(values) / math.sqrt(n)
+
+
+def _curves(
+    study: StudyRecord, histories: Sequence[History], started: int, ended: int
+) -> list[Value]:
+    """Means of the learning curves over the replicates that were still training.
+
+    The step is the evaluation's number (the epoch, with one evaluation an epoch).
+    """
+    objectives = [name for name in study.spec.get("objective", ()) if name.startswith("val/")]
+    names = list(dict.fromkeys([*objectives, "train/loss", "train/error"]))
+    length = max((len(c) for h in histories for c in h.values()), default=0)
+    found: list[Value] = []
+    for index in _thinned(length):
+        time = started + (ended - started) * (index + 1) // length
+        for name in names:
+            columns = [h[name] for h in histories if name in h]
+            values = _finite(c[index] for c in columns if index < len(c))
+            if not values:
+                continue
+            row = [(f"epoch/{name}", statistics.fmean(values))]
+            if len(values) > 1:
+                row.append((f"epoch/{name}_std", statistics.stdev(values)))
+            found += [Value(key=k, value=v, time=time, step=index + 1) for k, v in row]
+    return found
+
+
+def _thinned(length: int) -> list[int]:
+    """At most `MAX_STEPS` indices of 0..length-1, evenly spread, with the last."""
+    if length <= MAX_STEPS:
+        return list(range(length))
+    return sorted({round(i * (length - 1) / (MAX_STEPS - 1)) for i in range(MAX_STEPS)})
+
+
+def _point_tags(
+    study: StudyRecord,
+    point: PointRecord,
+    replicates: Sequence[ReplicateRecord],
+    parts: Sequence[str],
+) -> dict[str, str]:
+    failed = [r for r in replicates if r.state == "failed"]
+    tags = {
+        **_shared_tags(study),
+        "modmix.point": point.key,
+        "modmix.method": point.method,
+        "modmix.parts": ", ".join(parts),
+        "modmix.number": str(point.number),
+        "modmix.failed": str(len(failed)),
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.name": study.source,
+    }
+    if failed:
+        tags["modmix.reason"] = failed[0].reason
+    if any(r.state == "pruned" for r in replicates):
+        tags["modmix.pruned"] = str(sum(r.state == "pruned" for r in replicates))
+    return {key: _cut(value, _TAG_LENGTH) for key, value in tags.items()}
+
+
+def _shared_tags(study: StudyRecord) -> dict[str, str]:
+    details = study.details
+    tags = {
+        "modmix.study": study.name,
+        "modmix.task": str(details.get("task", "")),
+        "modmix.fingerprint": str(details.get("fingerprint", "")),
+        "modmix.version": str(details.get("modmix", "")),
+        "modmix.torch": str(details.get("torch") or ""),
+        "mlflow.source.git.commit": str(details.get("git") or ""),
+    }
+    return {key: value for key, value in tags.items() if value}
+
+
+def _params(point: PointRecord) -> dict[str, str]:
+    params = {"method": point.method, **point.params}
+    return {key: _cut(_text(value), _PARAM_LENGTH) for key, value in params.items()}
+
+
+def _artifact(
+    study: StudyRecord,
+    point: PointRecord,
+    ended: Sequence[ReplicateRecord],
+    histories: Mapping[str, History],
+) -> dict[str, Any]:
+    return {
+        "study": study.name,
+        "point": point.key,
+        "method": point.method,
+        "params": dict(point.params),
+        "replicates": [
+            {
+                "key": r.key,
+                "seed": r.seed,
+                "state": r.state,
+                "reason": r.reason,
+                "epochs": r.epochs,
+                "best_epoch": r.best_epoch,
+                "seconds": r.seconds,
+                "metrics": {k: _json_number(v) for k, v in r.metrics.items()},
+                "history": {
+                    k: [_json_number(v) for v in column]
+                    for k, column in histories.get(r.key, {}).items()
+                },
+            }
+            for r in ended
+        ],
+    }
+
+
+# ---------------------------------------------------------------- the study
+
+
+def study_content(
+    study: StudyRecord,
+    points: Sequence[PointRecord],
+    replicates: Mapping[str, Sequence[ReplicateRecord]],
+    state: str,
+) -> Content:
+    """The content of the study's own run. ``replicates``: by point key."""
+    everything = [r for rs in replicates.values() for r in rs]
+    ended = [r for r in everything if r.state in ENDED]
+    now = max((_milliseconds(r.finished) for r in ended if r.finished), default=None)
+    now = now or _milliseconds(study.updated)
+    best = best_points(study.spec, points, replicates)
+    rows = {
+        "points": float(len(points)),
+        "replicates/wanted": float(len(everything)),
+        "replicates/ended": float(len(ended)),
+        "replicates/failed": float(sum(r.state == "failed" for r in ended)),
+        "replicates/reused": float(sum(r.origin == "reused" for r in ended)),
+    }
+    lines = []
+    for method, (point, means) in best.items():
+        rows |= {f"best/{method}/{name}": value for name, value in means.items()}
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
+        lines.append(f"- **{point_name(study.spec, point)}**: {shown}")
+    status = STATUS[state]
+    return Content(
+        name=study.name,
+        status=status,
+        started=_milliseconds(study.created),
+        ended=None if status == "RUNNING" else max(now, _milliseconds(study.updated)),
+        tags={
+            **_shared_tags(study),
+            "modmix.kind": "study",
+            "mlflow.source.type": "LOCAL",
+            "mlflow.source.name": _cut(study.source, _TAG_LENGTH),
+            "mlflow.note.content": _cut(_note(study, lines), _NOTE_LENGTH),
+        },
+        metrics=[
+            Value(key=key, value=value, time=now, step=len(ended)) for key, value in rows.items()
+        ],
+    )
+
+
+def best_points(
+    spec: Mapping[str, Any],
+    points: Sequence[PointRecord],
+    replicates: Mapping[str, Sequence[ReplicateRecord]],
+) -> dict[str, tuple[PointRecord, dict[str, float]]]:
+    """Per method the point with the best mean of the first objective, and its means.
+
+    Points that have ended and have the most replicates are compared (a mean of two seeds is lucky
+    more often than one of five); the first wins a tie.
+    """
+    objective = (spec.get("objective") or ["val/error"])[0]
+    sign = -1.0 if _higher(objective) else 1.0
+    names = dict.fromkeys([objective, f"test/{objective.partition('/')[2]}"])
+    best: dict[str, tuple[tuple[float, float], PointRecord, dict[str, float]]] = {}
+    for point in points:
+        mine = replicates.get(point.key, ())
+        good = [r for r in mine if r.state == "done"]
+        values = {name: _finite(r.metrics.get(name, math.nan) for r in good) for name in names}
+        if not values[objective] or any(r.state not in ENDED for r in mine):
+            continue
+        means = {name: statistics.fmean(v) for name, v in values.items() if v}
+        rank = (-len(values[objective]), sign * means[objective])
+        if point.method not in best or rank < best[point.method][0]:
+            best[point.method] = (rank, point, means)
+    return {method: (point, means) for method, (_, point, means) in best.items()}
+
+
+def _higher(objective: str) -> bool:
+    try:
+        return higher_is_better(objective)
+    except KeyError:  # a ledger of another version: show it, smallest first
+        return False
+
+
+def _note(study: StudyRecord, best: Sequence[str]) -> str:
+    task = study.details.get("task", "")
+    lines = [str(study.spec.get("description") or study.name), "", f"Task: {task}", ""]
+    if best:
+        lines += ["Best point of each method on validation:", *best, ""]
+    return "\n".join([*lines, f"`modmix run {study.source}` starts or continues this study."])
+
+
+# ---------------------------------------------------------------- helpers
+
+
+def parts_of(entries: Iterable[Entry]) -> dict[str, list[str]]:
+    """Point key -> names of the parts that asked for it, in order."""
+    found: dict[str, dict[str, None]] = {}
+    for entry in entries:
+        found.setdefault(entry.point, {})[entry.part] = None
+    return {point: list(parts) for point, parts in found.items()}
+
+
+def to_json(artifact: Mapping[str, Any]) -> str:
+    return json.dumps(artifact, separators=(",", ":"), allow_nan=False)
+
+
+def _finite(values: Iterable[float]) -> list[float]:
+    return [value for value in values if math.isfinite(value)]
+
+
+def _json_number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _milliseconds(seconds: float | None) -> int:
+    return int((seconds or 0.0) * 1000)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else _text(value)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
