@@ -1,0 +1,373 @@
+"""The numbers behind every figure. `figures` draws them; here is nothing but values.
+
+Every mean is over a point's finished replicates; NaN means are left out of lines. Which point is a
+method's best is always decided on validation (see `best`), whatever split is drawn.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from modmix.analysis.best import best_of
+from modmix.analysis.frames import Snapshot, histories_of, short
+from modmix.analysis.statistics import Estimate, Floats
+from modmix.analysis.tables import Row, default_metrics, paper_number, result_rows
+from modmix.analysis.words import (
+    higher_is_better,
+    on_test,
+    parameter_label,
+    value_text,
+)
+from modmix.errors import InputError
+from modmix.ledger import Ledger, PointRecord
+
+X = float | str  # a curve's x: a number, or the text of a word, list or null
+
+
+# ---------------------------------------------------------------- curves over a hyperparameter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dot:
+    """One point of a curve."""
+
+    x: X
+    value: Estimate
+    point: str  # full key
+    complete: bool  # all its replicates are done
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One line: a method, with all other hyperparameters constant along it.
+
+    ``minimum`` and ``chosen`` are places in ``dots``: the best mean of what is drawn, and what
+    validation chooses (None where no dot qualifies).
+    """
+
+    method: str
+    variant: str  # "depth = 1" where another hyperparameter varies, else ""
+    dots: tuple[Dot, ...]
+    minimum: int | None
+    chosen: int | None
+
+    @property
+    def label(self) -> str:
+        return f"{self.method} ({self.variant})" if self.variant else self.method
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """A horizontal line: a method's best point in the whole study."""
+
+    method: str
+    point: str
+    value: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """One part with an ``x``. ``connected`` is False for a search: its points form no line."""
+
+    part: str
+    title: str
+    x: str
+    metric: str
+    lines: tuple[Line, ...]
+    references: tuple[Reference, ...]
+    connected: bool
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The x values as words in order, when any of them is not a number; else empty."""
+        xs = dict.fromkeys(dot.x for line in self.lines for dot in line.dots)
+        if all(isinstance(x, float) for x in xs):
+            return ()
+        return tuple(x_word(x) for x in xs)
+
+    def frame(self) -> pd.DataFrame:
+        """One row per dot and per reference (whose x is empty)."""
+        rows: list[dict[str, Any]] = [
+            {"line": line.label, "method": line.method, "x": dot.x}
+            | _numbers(dot.value, self.metric)
+            | {"complete": dot.complete, "minimum": i == line.minimum}
+            | {"chosen": i == line.chosen, "point": short(dot.point)}
+            for line in self.lines
+            for i, dot in enumerate(line.dots)
+        ]
+        rows += [
+            {"line": f"{r.method} (best)", "method": r.method, "x": None}
+            | _numbers(r.value, self.metric)
+            | {"complete": True, "point": short(r.point)}
+            for r in self.references
+        ]
+        return pd.DataFrame(rows).rename(columns={"x": self.x})
+
+
+def curve(snapshot: Snapshot, part: str, metric: str | None = None) -> Curve:
+    """The curve of a part over its ``x``: mean and interval per method.
+
+    Points of a method that share an x differ in another hyperparameter; each combination of those
+    becomes a line of its own, labelled with what differs.
+
+    Args:
+        metric: any recorded metric; the first objective on test when None.
+
+    Raises:
+        InputError: there is no such part, or it has no ``x``.
+    """
+    spec = snapshot.parts.get(part)
+    if spec is None or not spec.get("x"):
+        curves = [name for name, found in snapshot.parts.items() if found.get("x")]
+        raise InputError(
+            f"a curve needs a part of the study with an x ({', '.join(curves) or 'it has none'}), "
+            f"got {part!r}"
+        )
+    x = str(spec["x"])
+    drawn = metric or on_test(snapshot.objectives[0])
+    members: dict[str, dict[str, PointRecord]] = {}
+    for entry in snapshot.entries:
+        point = snapshot.by_key.get(entry.point)
+        if entry.part == part and point is not None and x in point.params:
+            members.setdefault(point.method, {})[point.key] = point
+    methods = {method: list(points.values()) for method, points in members.items()}
+    is_search = bool(spec.get("search"))
+    lines = [
+        line
+        for method in snapshot.methods
+        if method in methods
+        for line in (
+            [_line(snapshot, methods[method], x, drawn, "")]
+            if is_search
+            else _lines(snapshot, methods[method], x, drawn)
+        )
+    ]
+    return Curve(
+        part=part,
+        title=spec.get("title") or f"{snapshot.name}: {part}",
+        x=x,
+        metric=drawn,
+        lines=tuple(line for line in lines if line.dots),
+        references=tuple(_references(snapshot, spec.get("references") or (), drawn)),
+        connected=not is_search,
+    )
+
+
+def _lines(snapshot: Snapshot, points: Sequence[PointRecord], x: str, metric: str) -> list[Line]:
+    varying = _varying(points, x)
+    groups: dict[tuple[str, ...], list[PointRecord]] = {}
+    for point in points:
+        if not varying or any(name in point.params for name in varying):
+            key = tuple(_canonical(point.params.get(name)) for name in varying)
+            groups.setdefault(key, []).append(point)
+    # A point without any of the varying ones (they are conditional) belongs to every line.
+    common = [p for p in points if varying and not any(name in p.params for name in varying)]
+    lines = []
+    for members in groups.values():
+        variant = ", ".join(
+            f"{parameter_label(n)} = {value_text(members[0].params[n])}"
+            for n in varying
+            if n in members[0].params
+        )
+        lines.append(_line(snapshot, [*common, *members], x, metric, variant))
+    return lines
+
+
+def _varying(points: Sequence[PointRecord], x: str) -> list[str]:
+    """The hyperparameters, but for ``x``, in which points of the same x differ."""
+    names = sorted({name for p in points for name in p.params} - {x})
+    seen: dict[tuple[str, str], set[str]] = {}
+    for point in points:
+        at = _canonical(point.params[x])
+        for name in names:
+            seen.setdefault((name, at), set()).add(_canonical(point.params.get(name)))
+    return [n for n in names if any(len(v) > 1 for (name, _), v in seen.items() if name == n)]
+
+
+def _line(
+    snapshot: Snapshot, members: Sequence[PointRecord], x: str, metric: str, variant: str
+) -> Line:
+    dots = [
+        Dot(
+            x=_x_value(point.params[x]),
+            value=snapshot.estimate(point.key, metric),
+            point=point.key,
+            complete=snapshot.is_complete(point.key),
+        )
+        for point in members
+    ]
+    dots = [dot for dot in dots if math.isfinite(dot.value.mean)]
+    if all(isinstance(dot.x, float) for dot in dots):
+        dots.sort(key=lambda dot: dot.x)
+    objective = snapshot.objectives[0]
+    validation = [
+        snapshot.estimate(d.point, objective).mean if d.complete else math.nan for d in dots
+    ]
+    return Line(
+        method=members[0].method,
+        variant=variant,
+        dots=tuple(dots),
+        minimum=_best_place([dot.value.mean for dot in dots], metric),
+        chosen=_best_place(validation, objective),
+    )
+
+
+def _references(snapshot: Snapshot, methods: Sequence[str], metric: str) -> list[Reference]:
+    best = {found.method: found for found in best_of(snapshot)}
+    references = [
+        Reference(
+            method=method,
+            point=best[method].point,
+            value=snapshot.estimate(best[method].point, metric),
+        )
+        for method in methods
+        if method in best
+    ]
+    return [reference for reference in references if math.isfinite(reference.value.mean)]
+
+
+def _best_place(values: Sequence[float], metric: str) -> int | None:
+    sign = -1.0 if higher_is_better(metric) else 1.0
+    places = [i for i, value in enumerate(values) if not math.isnan(value)]
+    return min(places, key=lambda i: (sign * values[i], i), default=None)
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _x_value(value: Any) -> X:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if is_number else value_text(value)
+
+
+def x_word(x: X) -> str:
+    """The text of an x on an axis of words."""
+    return x if isinstance(x, str) else value_text(x)
+
+
+def _numbers(value: Estimate, metric: str) -> dict[str, Any]:
+    return {
+        "n": value.n,
+        f"{metric}/mean": value.mean,
+        f"{metric}/std": value.std,
+        f"{metric}/ci_low": value.ci_low,
+        f"{metric}/ci_high": value.ci_high,
+    }
+
+
+# ---------------------------------------------------------------- results side by side
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """The rows of the table of results on one test metric, with every seed's value."""
+
+    title: str
+    metric: str
+    rows: tuple[Row, ...]
+    values: tuple[tuple[float, ...], ...]  # per row, per seed
+    papers: tuple[tuple[float, float] | None, ...]
+
+    def frame(self) -> pd.DataFrame:
+        """One row per row of the figure."""
+        return pd.DataFrame(
+            [
+                {"label": row.label} | _numbers(row.best.test[self.metric], self.metric)
+                for row in self.rows
+            ]
+        )
+
+
+def results(snapshot: Snapshot, metric: str | None = None) -> Results:
+    """What the table of results holds, for drawing."""
+    shown = metric or default_metrics(snapshot)[0]
+    rows = [r for r in result_rows(snapshot, shown) if math.isfinite(r.best.test[shown].mean)]
+    return Results(
+        title=f"{snapshot.name}: best point of each method",
+        metric=shown,
+        rows=tuple(rows),
+        values=tuple(tuple(snapshot.by_seed(row.best.point, shown).values()) for row in rows),
+        papers=tuple(paper_number(snapshot, row, shown) for row in rows),
+    )
+
+
+# ---------------------------------------------------------------- learning curves
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learning:
+    """The training of one method's best point: mean and band over replicates per epoch.
+
+    ``whole`` says at which epochs all replicates were still training; after early stops the rest
+    is a mean over fewer, which may jump.
+    """
+
+    method: str
+    point: str
+    epochs: Floats
+    mean: Floats
+    std: Floats
+    n: int
+    whole: np.ndarray[Any, np.dtype[np.bool_]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningCurves:
+    title: str
+    metric: str
+    lines: tuple[Learning, ...]
+
+    def frame(self) -> pd.DataFrame:
+        """One row per method and epoch."""
+        pieces = [
+            pd.DataFrame(
+                {
+                    "method": line.method,
+                    "point": short(line.point),
+                    "epoch": line.epochs,
+                    f"{self.metric}/mean": line.mean,
+                    f"{self.metric}/std": line.std,
+                    "all_replicates": line.whole,
+                }
+            )
+            for line in self.lines
+        ]
+        return pd.concat(pieces, ignore_index=True) if pieces else pd.DataFrame()
+
+
+def learning_curves(
+    ledger: Ledger, snapshot: Snapshot, metric: str | None = None
+) -> LearningCurves:
+    """Learning curves of every method's best point, on the first objective."""
+    drawn = metric or snapshot.objectives[0]
+    best = best_of(snapshot)
+    frame = histories_of(ledger, snapshot, [found.point for found in best])
+    lines = []
+    for found in best:
+        mine = frame[frame["point"] == short(found.point)]
+        if f"{drawn}/mean" not in mine or not mine[f"{drawn}/mean"].notna().any():
+            continue
+        mine = mine[mine[f"{drawn}/mean"].notna()]
+        counts = mine["n"].to_numpy()
+        lines.append(
+            Learning(
+                method=found.method,
+                point=found.point,
+                epochs=mine["epoch"].to_numpy(dtype=np.float64),
+                mean=mine[f"{drawn}/mean"].to_numpy(dtype=np.float64),
+                std=mine[f"{drawn}/std"].to_numpy(dtype=np.float64),
+                n=found.n,
+                whole=np.asarray(counts >= counts.max()),
+            )
+        )
+    return LearningCurves(
+        title=f"{snapshot.name}: training of the best points", metric=drawn, lines=tuple(lines)
+    )

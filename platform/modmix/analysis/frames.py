@@ -1,0 +1,350 @@
+"""What the ledger knows of a study, as pandas frames. Column names live in `COLUMNS`.
+
+A hyperparameter's cell is empty where the method does not have it, and where its value is null;
+lists and mappings are JSON text. Metrics keep the ledger's units: errors in percent, AUC, ECE and
+F1 as shares of one, NLL in nats.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from modmix.analysis.statistics import Estimate, estimate, t_quantile
+from modmix.ledger import Entry, Ledger, PointRecord, ReplicateRecord, StudyRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """What a column means, and its unit ("" for none)."""
+
+    meaning: str
+    unit: str = ""
+
+
+COLUMNS: Mapping[str, Column] = {
+    "method": Column(meaning="the method that combines the modalities"),
+    "point": Column(meaning="the point's short key: the first digits of its digest"),
+    "number": Column(meaning="the point's place in the study, from 0, in order of asking"),
+    "n": Column(meaning="finished replicates that the statistics are over", unit="replicates"),
+    "state": Column(meaning="done, pending, running, …; with counts where replicates differ"),
+    "parts": Column(meaning="the parts of the study that asked for the point, by comma"),
+    "seed": Column(meaning="the replicate's seed"),
+    "epochs": Column(meaning="epochs trained", unit="epochs"),
+    "best_epoch": Column(meaning="the epoch whose weights were evaluated", unit="epochs"),
+    "seconds": Column(meaning="the replicate's share of device time", unit="s"),
+    "origin": Column(meaning="trained by this study, or reused from another one"),
+    "reason": Column(meaning="why the replicate failed or was pruned"),
+    "replicate": Column(meaning="the replicate's key in the ledger"),
+    "epoch": Column(meaning="epochs since the start; fractional between them", unit="epochs"),
+    "<metric>/mean": Column(meaning="mean over replicates", unit="the metric's"),
+    "<metric>/std": Column(meaning="standard deviation, n - 1", unit="the metric's"),
+    "<metric>/ci_low": Column(meaning="95 % t interval of the mean", unit="the metric's"),
+    "<metric>/ci_high": Column(meaning="95 % t interval of the mean", unit="the metric's"),
+}
+STATISTICS = ("mean", "std", "ci_low", "ci_high")
+FIRST_METRICS = ("val/error", "test/error")  # always there, before the others
+SHORT = 10  # digits of a short key
+
+
+def short(key: str) -> str:
+    """The short key of a point: enough to tell 10,000 points apart."""
+    return key[:SHORT]
+
+
+# ---------------------------------------------------------------- one reading of the ledger
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """One study, read once; every analysis below works on this."""
+
+    record: StudyRecord
+    points: Sequence[PointRecord]
+    replicates: Sequence[ReplicateRecord]
+    entries: Sequence[Entry]
+
+    @property
+    def name(self) -> str:
+        return self.record.name
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        return tuple(self.record.spec.get("objective") or ("val/error",))
+
+    @cached_property
+    def parts(self) -> Mapping[str, Mapping[str, Any]]:
+        """The study file's parts, in the order in which they first asked for a point.
+
+        (The ledger keeps the file's values, not the order of its keys.)
+        """
+        parts: Mapping[str, Mapping[str, Any]] = self.record.spec.get("parts") or {}
+        first: dict[str, int] = {}
+        for entry in self.entries:
+            if entry.point in self.by_key:
+                number = self.by_key[entry.point].number
+                first[entry.part] = min(number, first.get(entry.part, number))
+        last = len(self.points)
+        return {n: parts[n] for n in sorted(parts, key=lambda n: (first.get(n, last), n))}
+
+    @cached_property
+    def by_key(self) -> dict[str, PointRecord]:
+        return {point.key: point for point in self.points}
+
+    @cached_property
+    def replicates_of(self) -> dict[str, list[ReplicateRecord]]:
+        """Replicates by point key; a point without any has an empty list."""
+        found: dict[str, list[ReplicateRecord]] = {point.key: [] for point in self.points}
+        for replicate in self.replicates:
+            if replicate.point in found:
+                found[replicate.point].append(replicate)
+        return found
+
+    @cached_property
+    def parts_of(self) -> dict[str, list[str]]:
+        """The parts that asked for each point, in the order of `parts`."""
+        order = {part: i for i, part in enumerate(self.parts)}
+        found: dict[str, set[str]] = {}
+        for entry in self.entries:
+            found.setdefault(entry.point, set()).add(entry.part)
+        return {
+            point: sorted(parts, key=lambda part: (order.get(part, len(order)), part))
+            for point, parts in found.items()
+        }
+
+    @cached_property
+    def methods(self) -> list[str]:
+        """Methods in order of first appearance."""
+        return list(dict.fromkeys(point.method for point in self.points))
+
+    @cached_property
+    def metrics(self) -> list[str]:
+        """All metrics of finished replicates: the two errors, validation, test, training."""
+        seen = {name for r in self.replicates if r.state == "done" for name in r.metrics}
+        order = {"val": 0, "test": 1, "train": 2}
+        rest = sorted(seen - set(FIRST_METRICS), key=lambda m: (order.get(m.split("/")[0], 3), m))
+        return [*FIRST_METRICS, *rest]
+
+    @cached_property
+    def points_table(self) -> pd.DataFrame:
+        """As `points_frame`, indexed by the points' full keys."""
+        return _points_table(self)
+
+    def is_complete(self, point: str) -> bool:
+        """Whether all replicates of a point are done."""
+        mine = self.replicates_of[point]
+        return bool(mine) and all(replicate.state == "done" for replicate in mine)
+
+    def by_seed(self, point: str, metric: str) -> dict[int, float]:
+        """A metric of a point's finished replicates, by seed."""
+        return {
+            replicate.seed: replicate.metrics.get(metric, math.nan)
+            for replicate in self.replicates_of[point]
+            if replicate.state == "done"
+        }
+
+    def estimate(self, point: str, metric: str) -> Estimate:
+        """A metric over a point's finished replicates."""
+        return estimate(list(self.by_seed(point, metric).values()))
+
+
+def read(ledger: Ledger, study: str) -> Snapshot:
+    """Read a study. A driver may be writing meanwhile: points are read last, so that every
+    replicate and entry that was seen has its point.
+
+    Raises:
+        InputError: there is no such study.
+    """
+    record = ledger.study(study)
+    entries = ledger.entries(study)
+    replicates = ledger.replicates(study)
+    return Snapshot(
+        record=record, points=ledger.points(study), replicates=replicates, entries=entries
+    )
+
+
+# ---------------------------------------------------------------- frames
+
+
+def points_frame(ledger: Ledger, study: str) -> pd.DataFrame:
+    """One row per point, in order of asking.
+
+    Columns: ``method``; the hyperparameters (union over methods); ``n``, the finished replicates;
+    ``<metric>/mean``, ``/std``, ``/ci_low``, ``/ci_high`` over them (NaN for what n cannot give:
+    all four at n = 0, all but the mean at n = 1); ``state``; ``parts``; ``point``.
+
+    A point with failed or pruned replicates keeps the statistics of the finished ones, and
+    ``state`` says so: "done 4 of 5, failed 1".
+    """
+    return read(ledger, study).points_table.reset_index(drop=True)
+
+
+def replicates_frame(ledger: Ledger, study: str) -> pd.DataFrame:
+    """One row per replicate, by point number and seed, whatever its state.
+
+    Columns: ``point``, ``number``, ``method``, ``seed``, ``state``; the hyperparameters; the
+    metrics (of a pruned or failed replicate whatever was recorded); ``epochs``, ``best_epoch``,
+    ``seconds``, ``origin``, ``reason``, ``replicate``.
+    """
+    return replicates_of(read(ledger, study))
+
+
+def histories_frame(
+    ledger: Ledger, study: str, points: Iterable[str] | None = None
+) -> pd.DataFrame:
+    """Mean and deviation over replicates, one row per point and epoch.
+
+    Columns: ``point``, ``number``, ``method``, ``epoch``, ``n`` (replicates that were still
+    training then), and ``<metric>/mean``, ``<metric>/std`` of every recorded column.
+
+    Args:
+        points: keys, full or short; all points when None. (A large study's histories take long.)
+    """
+    return histories_of(ledger, read(ledger, study), points)
+
+
+def replicates_of(snapshot: Snapshot) -> pd.DataFrame:
+    """`replicates_frame` of what was read."""
+    rows = [r for r in snapshot.replicates if r.point in snapshot.by_key]
+    owners = [snapshot.by_key[r.point] for r in rows]
+    names = sorted({name for r in rows for name in r.metrics})
+    metrics = [*snapshot.metrics, *(name for name in names if name not in snapshot.metrics)]
+    columns: dict[str, Any] = {
+        "point": [short(p.key) for p in owners],
+        "number": np.array([p.number for p in owners], dtype=np.int64),
+        "method": [p.method for p in owners],
+        "seed": np.array([r.seed for r in rows], dtype=np.int64),
+        "state": [r.state for r in rows],
+    }
+    columns |= hyperparameter_columns(owners)
+    for metric in metrics:
+        columns[metric] = np.array([r.metrics.get(metric, math.nan) for r in rows], dtype=float)
+    for name in ("epochs", "best_epoch", "seconds", "origin", "reason"):
+        columns[name] = [getattr(r, name) for r in rows]
+    columns["replicate"] = [r.key for r in rows]
+    return pd.DataFrame(columns)
+
+
+def histories_of(
+    ledger: Ledger, snapshot: Snapshot, points: Iterable[str] | None = None
+) -> pd.DataFrame:
+    """`histories_frame` of what was read."""
+    wanted = None if points is None else {short(point) for point in points}
+    owners = {
+        r.key: snapshot.by_key[r.point]
+        for r in snapshot.replicates
+        if r.point in snapshot.by_key and (wanted is None or short(r.point) in wanted)
+    }
+    pieces = []
+    for key, columns in ledger.histories(list(owners)).items():
+        if columns.get("epoch"):
+            piece = pd.DataFrame(columns)
+            piece.insert(0, "number", owners[key].number)
+            pieces.append(piece)
+    if not pieces:
+        return pd.DataFrame({name: [] for name in ("point", "number", "method", "epoch", "n")})
+    grouped = pd.concat(pieces).groupby(["number", "epoch"], sort=True)
+    means, spreads, counts = grouped.mean(), grouped.std(ddof=1), grouped.size()
+    by_number = {p.number: p for p in snapshot.points}
+    numbers = [int(number) for number, _ in means.index]
+    columns_out: dict[str, Any] = {
+        "point": [short(by_number[number].key) for number in numbers],
+        "number": numbers,
+        "method": [by_number[number].method for number in numbers],
+        "epoch": [float(epoch) for _, epoch in means.index],
+        "n": counts.to_numpy(),
+    }
+    for metric in means.columns:
+        columns_out[f"{metric}/mean"] = means[metric].to_numpy()
+        columns_out[f"{metric}/std"] = spreads[metric].to_numpy()
+    return pd.DataFrame(columns_out)
+
+
+# ---------------------------------------------------------------- pieces
+
+
+def point_state(states: Sequence[str]) -> str:
+    """The state of a point from those of its replicates.
+
+    One word where they agree. Otherwise "done 4 of 5, failed 1" when all have ended, and
+    "running, done 2 of 5" (or "interrupted", "pending") when some have not.
+    """
+    counts = Counter(states)
+    if not states:
+        return "pending"
+    if len(counts) == 1:
+        return states[0]
+    waiting = [state for state in ("running", "interrupted", "pending") if counts[state]]
+    ended = [f"done {counts['done']} of {len(states)}"] if counts["done"] else []
+    ended += [f"{state} {counts[state]}" for state in ("failed", "pruned") if counts[state]]
+    return ", ".join([*waiting[:1], *ended])
+
+
+def hyperparameter_columns(points: Sequence[PointRecord]) -> dict[str, Any]:
+    """One column per hyperparameter over all methods, in order of first appearance."""
+    names = dict.fromkeys(name for point in points for name in point.params)
+    return {
+        # A hyperparameter never hides a column of the frame itself.
+        (f"{name}_" if name in COLUMNS else name): _column([p.params.get(name) for p in points])
+        for name in names
+    }
+
+
+def _column(values: Sequence[Any]) -> Any:
+    """Values as the narrowest column that shows them as they were written: 1 stays 1."""
+    flat = [json.dumps(v) if isinstance(v, (list, Mapping)) else v for v in values]
+    kinds = {type(v) for v in flat if v is not None}
+    if kinds == {int}:
+        return pd.Series(flat, dtype="Int64").array if None in flat else flat
+    if kinds and kinds <= {int, float}:
+        return np.array([math.nan if v is None else v for v in flat], dtype=float)
+    return pd.Series(flat, dtype=object) if len(kinds) != 1 or bool in kinds else flat
+
+
+def _points_table(snapshot: Snapshot) -> pd.DataFrame:
+    states = [[r.state for r in snapshot.replicates_of[p.key]] for p in snapshot.points]
+    counts = np.array([mine.count("done") for mine in states], dtype=np.int64)
+    columns: dict[str, Any] = {"method": [p.method for p in snapshot.points]}
+    columns |= hyperparameter_columns(snapshot.points)
+    columns["n"] = counts
+    columns |= _statistics(snapshot, counts)
+    columns["state"] = [point_state(mine) for mine in states]
+    columns["parts"] = [",".join(snapshot.parts_of.get(p.key, [])) for p in snapshot.points]
+    columns["point"] = [short(p.key) for p in snapshot.points]
+    frame = pd.DataFrame(columns)
+    frame.index = pd.Index([p.key for p in snapshot.points], name="key", dtype=object)
+    return frame
+
+
+def _statistics(snapshot: Snapshot, counts: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """`statistics.estimate` of every metric of every point at once."""
+    metrics = snapshot.metrics
+    place = {p.key: i for i, p in enumerate(snapshot.points)}
+    done = [r for r in snapshot.replicates if r.state == "done" and r.point in place]
+    at = np.array([place[r.point] for r in done], dtype=np.int64)
+    values = np.array([[r.metrics.get(m, math.nan) for m in metrics] for r in done], dtype=float)
+    n = counts.astype(np.float64)
+    columns: dict[str, Any] = {}
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for i, metric in enumerate(metrics):
+            x = values[:, i] if len(done) else np.zeros(0)
+            total = np.bincount(at, weights=x, minlength=len(place))
+            mean = np.where(n > 0, total / n, np.nan)
+            gaps = x - mean[at]
+            # Below this, values differ by the rounding of percentages alone.
+            gaps = np.where(np.abs(gaps) <= 1e-12 * np.maximum(1.0, np.abs(x)), 0.0, gaps)
+            squares = np.bincount(at, weights=gaps**2, minlength=len(place))
+            std = np.where(n > 1, np.sqrt(squares / (n - 1)), np.nan)
+            half = t_quantile(n) * std / np.sqrt(n)
+            pieces = (mean, std, mean - half, mean + half)
+            for name, piece in zip(STATISTICS, pieces, strict=True):
+                columns[f"{metric}/{name}"] = piece
+    return columns
