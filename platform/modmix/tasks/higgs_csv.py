@@ -35,7 +35,7 @@ class _BadBlock(Exception):
 
 
 def read_rows(
-    path: Path, progress: Progress = silent, *, block_bytes: int = 8 << 20, threads: int = 0
+    path: Path, progress: Progress = silent, *, block_bytes: int = 2 << 20, threads: int = 0
 ) -> Iterator[Rows]:
     """Yield the rows of a plain or gzip CSV file, block by block, each (n, 29) float32.
 

@@ -1,0 +1,287 @@
+"""The task ``arrays``: a user's own .npz or CSV.
+
+An .npz has one array per modality (first axis examples) and ``labels``; its split is ``n_train``
+(the first rows are training, the rest test), ``is_test`` (true: test), ``split`` (0, 1, 2 or train,
+val, test), or drawn at random by class. Validation is drawn from the training rows where the file
+has none.
+
+    (N,), (N, D)                 flat
+    (N, T, D) of floats          sequence
+    (N, H, W) of whole numbers   image (H, W, 1)
+    (N, H, W, C)                 image; bytes are divided by 255
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from modmix.errors import DataError
+from modmix.tasks.arrays_read import Loaded, read_file
+from modmix.tasks.base import Contents, Task
+from modmix.tasks.data import SPLITS, Array, Kind, Modality, check_modality_name
+from modmix.tasks.files import Progress, Source
+from modmix.tasks.splits import Moments, chunks, stratified
+from modmix.tasks.writer import Writer, input_file, labels_file
+
+_SPLIT_WORDS = {
+    **{"0": 0, "1": 1, "2": 2},
+    **{"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 2},
+}
+_TEST_WORDS = {"0": 0, "1": 2, "false": 0, "true": 2}
+
+
+class Arrays(Task):
+    name: ClassVar[str] = "arrays"
+
+    def sources(self) -> tuple[Source, ...]:
+        return (Source(path=Path(self.options["path"]), mend="correct the option `path`"),)
+
+    def write(self, writer: Writer, progress: Progress) -> Contents:
+        loaded = read_file(Path(self.options["path"]), self.options)
+        labels_N, class_names = encode_labels(loaded, self.options["classes"])
+        views = {name: shaped(loaded, name, len(labels_N)) for name in loaded.inputs}
+        splits_N = self._assign(loaded, labels_N)
+        _check_classes(loaded, labels_N, splits_N, class_names)
+        writer.content("labels", labels_N)
+        writer.content("class_names", list(class_names))
+        writer.content("splits", splits_N)
+        writer.content("standardize", self.options["standardize"])
+        done = 0
+        for name, (modality, values) in views.items():
+            writer.content(name, values)
+            _write_modality(writer, modality, values, splits_N, self.options["standardize"])
+            progress("write", done := done + 1, len(views))
+        for number, split in enumerate(SPLITS):
+            writer.put(labels_file(split), labels_N[splits_N == number], np.int64)
+        return Contents(
+            modalities=tuple(modality for modality, _ in views.values()),
+            class_names=class_names,
+            rows={split: int((splits_N == n).sum()) for n, split in enumerate(SPLITS)},
+        )
+
+    def _assign(self, loaded: Loaded, labels_N: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """Give each row the number of its split in `SPLITS`."""
+        rows, seed = len(labels_N), self.options["split_seed"]
+        if loaded.split is None:
+            splits_N = np.zeros(rows, dtype=np.uint8)
+            wanted = max(1, round(self.options["test_fraction"] * rows))
+            splits_N[stratified(labels_N, wanted, seed, "test")] = 2
+        else:
+            splits_N = _given_splits(loaded, rows)
+        if not (splits_N == 1).any():
+            train = np.flatnonzero(splits_N == 0)
+            wanted = max(1, round(self.options["val_fraction"] * len(train)))
+            splits_N[train[stratified(labels_N[train], wanted, seed, "val")]] = 1
+        for number, split in enumerate(SPLITS):
+            if not (splits_N == number).any():
+                raise DataError(
+                    f"{loaded.path}: must have rows for train, val and test, got none for {split} "
+                    f"of {rows:,} rows; correct the split or give more rows"
+                )
+        return splits_N
+
+
+# ---------------------------------------------------------------- labels
+
+
+def encode_labels(
+    loaded: Loaded, classes: int | None
+) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+    """Number the classes from 0: (N,) int64 and the classes' names.
+
+    Words are sorted; whole numbers keep their value where the number of classes is known, and are
+    numbered in their order where it is not.
+
+    Raises:
+        DataError: floats, negative or out of range, empty, one class only, or as many as rows.
+    """
+    raw, where = loaded.labels, f"{loaded.path}: {loaded.label_name!r}"
+    if raw.ndim != 1 or len(raw) == 0:
+        raise DataError(f"{where} must have one label per example, got the shape {raw.shape}")
+    if raw.dtype.kind == "S":
+        raw = np.char.decode(raw, "utf-8")
+    if raw.dtype.kind not in "biuU":
+        raise DataError(
+            f"{where} must be whole numbers or words, got {raw.dtype} (the first is {raw[0]!s}); "
+            "convert them"
+        )
+    if raw.dtype.kind == "U":
+        if (empty := np.flatnonzero(raw == "")).size:
+            raise DataError(f"{where} must not be empty, got nothing in {loaded.place(empty[0])}")
+    elif (negative := np.flatnonzero(raw < 0)).size:
+        row = negative[0]
+        raise DataError(f"{where} must be 0 or more, got {raw[row]} in {loaded.place(row)}")
+    known = _known_classes(loaded, raw, classes, where)
+    if known is not None:
+        return raw.astype(np.int64), known
+    values, labels_N = np.unique(raw, return_inverse=True)
+    _check_count(len(values), len(raw), str(values[0]), where)
+    return labels_N.astype(np.int64), tuple(str(int(v) if v.dtype == bool else v) for v in values)
+
+
+def _known_classes(
+    loaded: Loaded, raw: Array, classes: int | None, where: str
+) -> tuple[str, ...] | None:
+    """Names of all classes where the file or the option `classes` says how many there are."""
+    names = loaded.class_names
+    if names is not None and classes is not None and len(names) != classes:
+        raise DataError(
+            f"{loaded.path}: 'class_names' must have as many names as the option `classes` says, "
+            f"got {len(names)} and {classes}"
+        )
+    if names is None and classes is not None:
+        if raw.dtype.kind == "U":
+            raise DataError(
+                f"{where} must be whole numbers for the option `classes`, got words; remove it"
+            )
+        names = tuple(str(k) for k in range(classes))
+    if names is None:
+        return None
+    if (beyond := np.flatnonzero(raw >= len(names))).size:
+        row = beyond[0]
+        raise DataError(
+            f"{where} must be from 0 to {len(names) - 1} ({len(names)} classes), got {raw[row]} in "
+            f"{loaded.place(row)}"
+        )
+    found = np.unique(raw)
+    _check_count(len(found), len(raw), str(found[0]), where)
+    return names
+
+
+def _check_count(found: int, rows: int, first: str, where: str) -> None:
+    if found < 2:
+        raise DataError(f"{where} must have at least two classes, got only {first!r}")
+    if found > max(2, rows // 2):
+        raise DataError(
+            f"{where} must name classes, got {found:,} different ones in {rows:,} rows; is it "
+            "another column?"
+        )
+
+
+def _check_classes(
+    loaded: Loaded,
+    labels_N: npt.NDArray[np.int64],
+    splits_N: npt.NDArray[np.uint8],
+    class_names: tuple[str, ...],
+) -> None:
+    unseen = np.setdiff1d(labels_N, labels_N[splits_N == 0])
+    if unseen.size:
+        raise DataError(
+            f"{loaded.path}: every class must have a training row, class "
+            f"{class_names[unseen[0]]!r} has none; correct the split or leave the class out"
+        )
+
+
+# ---------------------------------------------------------------- splits
+
+
+def _given_splits(loaded: Loaded, rows: int) -> npt.NDArray[np.uint8]:
+    """Read the split that the file says: a count, test flags, or a split per row."""
+    given, name = loaded.split, loaded.split_name
+    assert given is not None
+    where = f"{loaded.path}: {name!r}"
+    if given.size == 1 and given.dtype.kind in "iu" and rows > 1:
+        count = int(given.reshape(()))
+        if not 0 < count < rows:
+            raise DataError(f"{where} must be from 1 to {rows - 1} ({rows} rows), got {count}")
+        return np.where(np.arange(rows) < count, 0, 2).astype(np.uint8)
+    if given.shape != (rows,):
+        raise DataError(f"{where} must have one entry per row ({rows}), got shape {given.shape}")
+    words = given.astype(np.str_)
+    flags = name == "is_test" or given.dtype.kind == "b"
+    numbers = _TEST_WORDS if flags else _SPLIT_WORDS
+    splits_N = np.empty(rows, dtype=np.uint8)
+    for word in np.unique(words):
+        if word.lower() not in numbers:
+            row = int(np.flatnonzero(words == word)[0])
+            known = "true or false" if flags else "train, val, test or 0, 1, 2"
+            raise DataError(f"{where} must be {known}, got {str(word)!r} in {loaded.place(row)}")
+        splits_N[words == word] = numbers[word.lower()]
+    return splits_N
+
+
+# ---------------------------------------------------------------- inputs
+
+
+def shaped(loaded: Loaded, name: str, rows: int) -> tuple[Modality, Array]:
+    """Give an array the shape of its kind, (N, D), (N, T, D) or (N, H, W, C), and check it.
+
+    Raises:
+        DataError: not numbers, not one row per label, NaN or infinite, or too many dimensions.
+    """
+    values, where = loaded.inputs[name], f"{loaded.path}: {name!r}"
+    check_modality_name(name, str(loaded.path))
+    if values.dtype.kind not in "biuf":
+        raise DataError(f"{where} must hold real numbers, got {values.dtype}")
+    if values.ndim == 0 or len(values) != rows:
+        came = f"{len(values):,} rows" if values.ndim else "a single number"
+        raise DataError(
+            f"{where} must have one row per label ({rows:,}), got {came}; correct it or leave it "
+            "out by the option `modalities`"
+        )
+    if values.ndim > 4 or 0 in values.shape:
+        raise DataError(
+            f"{where} must have rows of shape (D,), (T, D) or (H, W, C), got {values.shape[1:]}"
+        )
+    _check_finite(loaded, name, values)
+    kind: Kind = "flat"
+    if values.ndim == 1:
+        values = values[:, None]
+    elif values.ndim == 3 and values.dtype.kind == "f":
+        kind = "sequence"
+    elif values.ndim >= 3:
+        kind = "image"
+        values = values[..., None] if values.ndim == 3 else values
+    return Modality(name=name, shape=values.shape[1:], kind=kind), values
+
+
+def _check_finite(loaded: Loaded, name: str, values: Array) -> None:
+    if values.dtype.kind != "f":
+        return
+    for part in chunks(len(values), values[0].size):
+        with np.errstate(over="ignore"):
+            flat = values[part].reshape(len(values[part]), -1).astype(np.float32)
+        bad = ~np.isfinite(flat)
+        if bad.any():
+            row, column = (int(i) for i in np.argwhere(bad)[0])
+            came = values[part].reshape(len(flat), -1)[row, column]
+            raise DataError(
+                f"{loaded.path}: {name!r} must hold finite numbers, got {came} in "
+                f"{loaded.place(part.start + row)}; fill in or leave out such rows"
+            )
+
+
+def _write_modality(
+    writer: Writer,
+    modality: Modality,
+    values: Array,
+    splits_N: npt.NDArray[np.uint8],
+    standardize: bool,
+) -> None:
+    """Write a modality's splits, standardised per feature (images: channel) or only scaled."""
+    width = modality.shape[-1]
+    rows = {split: np.flatnonzero(splits_N == n) for n, split in enumerate(SPLITS)}
+    moments = Moments(width)
+    scale = 1.0
+    if standardize:
+        for part in _parts(values, rows["train"]):
+            moments.add(part.reshape(-1, width))
+    elif modality.kind == "image" and values.dtype.kind in "iu":
+        scale = 255.0 if values.dtype == np.uint8 else float(max(1, values[rows["train"]].max()))
+    for split, rows_n in rows.items():
+        with writer.array(input_file(split, modality.name), (len(rows_n), *modality.shape)) as file:
+            for part in _parts(values, rows_n):
+                if standardize:
+                    file.append(moments.apply(part.reshape(-1, width)).reshape(part.shape))
+                else:
+                    file.append(part / np.float32(scale) if scale != 1.0 else part)
+
+
+def _parts(values: Array, rows_n: npt.NDArray[np.int64]) -> Iterator[Array]:
+    for part in chunks(len(rows_n), values[0].size):
+        yield values[rows_n[part]]
