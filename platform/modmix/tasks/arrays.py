@@ -13,26 +13,26 @@ has none.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gzip
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from modmix.errors import DataError
-from modmix.tasks.arrays_read import Loaded, read_file
+from modmix.tasks.arrays_csv import read_csv
+from modmix.tasks.arrays_labels import check_classes, encode_labels, given_splits
+from modmix.tasks.arrays_npz import read_npz
+from modmix.tasks.arrays_read import Loaded
 from modmix.tasks.base import Contents, Task
 from modmix.tasks.data import SPLITS, Array, Kind, Modality, check_modality_name
 from modmix.tasks.files import Progress, Source
 from modmix.tasks.splits import Moments, chunks, stratified
 from modmix.tasks.writer import Writer, input_file, labels_file
-
-_SPLIT_WORDS = {
-    **{"0": 0, "1": 1, "2": 2},
-    **{"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 2},
-}
-_TEST_WORDS = {"0": 0, "1": 2, "false": 0, "true": 2}
 
 
 class Arrays(Task):
@@ -46,7 +46,7 @@ class Arrays(Task):
         labels_N, class_names = encode_labels(loaded, self.options["classes"])
         views = {name: shaped(loaded, name, len(labels_N)) for name in loaded.inputs}
         splits_N = self._assign(loaded, labels_N)
-        _check_classes(loaded, labels_N, splits_N, class_names)
+        check_classes(loaded, labels_N, splits_N, class_names)
         writer.content("labels", labels_N)
         writer.content("class_names", list(class_names))
         writer.content("splits", splits_N)
@@ -72,7 +72,7 @@ class Arrays(Task):
             wanted = max(1, round(self.options["test_fraction"] * rows))
             splits_N[stratified(labels_N, wanted, seed, "test")] = 2
         else:
-            splits_N = _given_splits(loaded, rows)
+            splits_N = given_splits(loaded, rows)
         if not (splits_N == 1).any():
             train = np.flatnonzero(splits_N == 0)
             wanted = max(1, round(self.options["val_fraction"] * len(train)))
@@ -86,123 +86,23 @@ class Arrays(Task):
         return splits_N
 
 
-# ---------------------------------------------------------------- labels
-
-
-def encode_labels(
-    loaded: Loaded, classes: int | None
-) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
-    """Number the classes from 0: (N,) int64 and the classes' names.
-
-    Words are sorted; whole numbers keep their value where the number of classes is known, and are
-    numbered in their order where it is not.
+def read_file(path: Path, options: Mapping[str, Any]) -> Loaded:
+    """Read an .npz, .csv or .csv.gz file.
 
     Raises:
-        DataError: floats, negative or out of range, empty, one class only, or as many as rows.
+        DataError: another kind of file, a damaged one, or one without the arrays asked for.
     """
-    raw, where = loaded.labels, f"{loaded.path}: {loaded.label_name!r}"
-    if raw.ndim != 1 or len(raw) == 0:
-        raise DataError(f"{where} must have one label per example, got the shape {raw.shape}")
-    if raw.dtype.kind == "S":
-        raw = np.char.decode(raw, "utf-8")
-    if raw.dtype.kind not in "biuU":
+    name = path.name.lower()
+    try:
+        if name.endswith(".npz"):
+            return read_npz(path, options)
+        if name.endswith((".csv", ".csv.gz")):
+            return read_csv(path, options)
+    except (zipfile.BadZipFile, zlib.error, EOFError, gzip.BadGzipFile) as error:
         raise DataError(
-            f"{where} must be whole numbers or words, got {raw.dtype} (the first is {raw[0]!s}); "
-            "convert them"
-        )
-    if raw.dtype.kind == "U":
-        if (empty := np.flatnonzero(raw == "")).size:
-            raise DataError(f"{where} must not be empty, got nothing in {loaded.place(empty[0])}")
-    elif (negative := np.flatnonzero(raw < 0)).size:
-        row = negative[0]
-        raise DataError(f"{where} must be 0 or more, got {raw[row]} in {loaded.place(row)}")
-    known = _known_classes(loaded, raw, classes, where)
-    if known is not None:
-        return raw.astype(np.int64), known
-    values, labels_N = np.unique(raw, return_inverse=True)
-    _check_count(len(values), len(raw), str(values[0]), where)
-    return labels_N.astype(np.int64), tuple(str(int(v) if v.dtype == bool else v) for v in values)
-
-
-def _known_classes(
-    loaded: Loaded, raw: Array, classes: int | None, where: str
-) -> tuple[str, ...] | None:
-    """Names of all classes where the file or the option `classes` says how many there are."""
-    names = loaded.class_names
-    if names is not None and classes is not None and len(names) != classes:
-        raise DataError(
-            f"{loaded.path}: 'class_names' must have as many names as the option `classes` says, "
-            f"got {len(names)} and {classes}"
-        )
-    if names is None and classes is not None:
-        if raw.dtype.kind == "U":
-            raise DataError(
-                f"{where} must be whole numbers for the option `classes`, got words; remove it"
-            )
-        names = tuple(str(k) for k in range(classes))
-    if names is None:
-        return None
-    if (beyond := np.flatnonzero(raw >= len(names))).size:
-        row = beyond[0]
-        raise DataError(
-            f"{where} must be from 0 to {len(names) - 1} ({len(names)} classes), got {raw[row]} in "
-            f"{loaded.place(row)}"
-        )
-    found = np.unique(raw)
-    _check_count(len(found), len(raw), str(found[0]), where)
-    return names
-
-
-def _check_count(found: int, rows: int, first: str, where: str) -> None:
-    if found < 2:
-        raise DataError(f"{where} must have at least two classes, got only {first!r}")
-    if found > max(2, rows // 2):
-        raise DataError(
-            f"{where} must name classes, got {found:,} different ones in {rows:,} rows; is it "
-            "another column?"
-        )
-
-
-def _check_classes(
-    loaded: Loaded,
-    labels_N: npt.NDArray[np.int64],
-    splits_N: npt.NDArray[np.uint8],
-    class_names: tuple[str, ...],
-) -> None:
-    unseen = np.setdiff1d(labels_N, labels_N[splits_N == 0])
-    if unseen.size:
-        raise DataError(
-            f"{loaded.path}: every class must have a training row, class "
-            f"{class_names[unseen[0]]!r} has none; correct the split or leave the class out"
-        )
-
-
-# ---------------------------------------------------------------- splits
-
-
-def _given_splits(loaded: Loaded, rows: int) -> npt.NDArray[np.uint8]:
-    """Read the split that the file says: a count, test flags, or a split per row."""
-    given, name = loaded.split, loaded.split_name
-    assert given is not None
-    where = f"{loaded.path}: {name!r}"
-    if given.size == 1 and given.dtype.kind in "iu" and rows > 1:
-        count = int(given.reshape(()))
-        if not 0 < count < rows:
-            raise DataError(f"{where} must be from 1 to {rows - 1} ({rows} rows), got {count}")
-        return np.where(np.arange(rows) < count, 0, 2).astype(np.uint8)
-    if given.shape != (rows,):
-        raise DataError(f"{where} must have one entry per row ({rows}), got shape {given.shape}")
-    words = given.astype(np.str_)
-    flags = name == "is_test" or given.dtype.kind == "b"
-    numbers = _TEST_WORDS if flags else _SPLIT_WORDS
-    splits_N = np.empty(rows, dtype=np.uint8)
-    for word in np.unique(words):
-        if word.lower() not in numbers:
-            row = int(np.flatnonzero(words == word)[0])
-            known = "true or false" if flags else "train, val, test or 0, 1, 2"
-            raise DataError(f"{where} must be {known}, got {str(word)!r} in {loaded.place(row)}")
-        splits_N[words == word] = numbers[word.lower()]
-    return splits_N
+            f"{path}: is damaged or truncated ({error}); write or copy the file again"
+        ) from error
+    raise DataError(f"{path}: must be an .npz, .csv or .csv.gz file; convert it to one")
 
 
 # ---------------------------------------------------------------- inputs

@@ -219,9 +219,14 @@ def _known_sources(task: Task) -> list[str] | None:
 
 
 def _folder(task: Task, sums: list[str]) -> Path:
+    key = [PREPARED_VERSION, task.name, _without_paths(task), sums]
+    return data_home() / "prepared" / digest(key)
+
+
+def _without_paths(task: Task) -> dict[str, Any]:
+    """Options that shape the data: where a file lies does not, its content does."""
     paths = [o.name for o in task_entry(task.name).options if o.kind == "path"]
-    shaping = {name: value for name, value in task.options.items() if name not in paths}
-    return data_home() / "prepared" / digest([PREPARED_VERSION, task.name, shaping, sums])
+    return {name: value for name, value in task.options.items() if name not in paths}
 
 
 def _intact(folder: Path) -> bool:
@@ -267,7 +272,7 @@ def _write(task: Task, folder: Path, sums: list[str], progress: Progress) -> Non
             raise DataError(f"{source.path}: was changed while it was read; run the command again")
     writer.finish(
         task=task.name,
-        options=task.options,
+        options=_without_paths(task),
         modalities={m.name: m for m in contents.modalities},
         class_names=contents.class_names,
         rows=contents.rows,

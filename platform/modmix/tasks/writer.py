@@ -80,7 +80,7 @@ class Writer:
         if isinstance(value, np.ndarray):
             little = value.astype(value.dtype.newbyteorder("<"), copy=False)
             self.content(name, [str(little.dtype.str), list(value.shape)])
-            self.content_bytes(np.ascontiguousarray(little).tobytes())
+            self.content_bytes(np.ascontiguousarray(little).data.cast("B"))
         else:
             self._content.update(digest([name, value]).encode())
 
