@@ -1,6 +1,6 @@
 """What MLflow shows of a study: the content of its runs, computed from the ledger's records.
 
-One run for the study, and below it one run per point. Pure: no MLflow here, nothing is written.
+One run for the study, and below it one run per point. Nothing is written here.
 
     run of a point   params    the method and every hyperparameter of the point
                      metrics   val/*, test/*: means over the replicates, *_std, *_ci (objective),
@@ -25,6 +25,7 @@ from typing import Any
 from modmix.ledger import ENDED, Entry, PointRecord, ReplicateRecord, StudyRecord
 from modmix.metrics import higher_is_better
 from modmix.packing import digest
+from modmix.tracking.store import Value
 
 LAYOUT = 1  # raised when a run's content changes in form, so that all runs are written again
 MAX_STEPS = 200  # of a curve; a longer one is thinned out (the artifact holds all of it)
@@ -36,16 +37,6 @@ _FINAL = tuple(
 _PARAM_LENGTH, _TAG_LENGTH, _NOTE_LENGTH = 6000, 5000, 5000  # what MLflow's stores hold
 
 History = Mapping[str, Sequence[float]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Value:
-    """One value of one metric: MLflow's row."""
-
-    key: str
-    value: float
-    time: int
-    step: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,357 @@
+"""MLflow's calls in our words: experiments, runs, metrics, files. The only file with mlflow.
+
+Whatever goes wrong becomes one sentence: `TrackingError` when MLflow cannot be reached (trying
+again later may work), `Refused` when it answers no. mlflow is imported inside functions.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import re
+import sqlite3
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modmix.errors import InputError, TrackingError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run as MlflowRun
+
+_ROWS = 1000  # the most values MLflow takes at once
+_PAIRS = 100  # the most params, or tags
+_PAGE = 500  # runs of one search
+_AWAY = {
+    "INTERNAL_ERROR",
+    "TEMPORARILY_UNAVAILABLE",
+    "REQUEST_LIMIT_EXCEEDED",
+    "RESOURCE_EXHAUSTED",
+    "DEADLINE_EXCEEDED",
+}
+
+# MLflow's own patience is four minutes a request, and a request it repeats may be done twice. We
+# repeat whole updates instead. What the user has set stays as it is.
+_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_DISABLE_AGENT_HINT": "true",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # what goes wrong comes to us as an exception
+}
+
+
+class Refused(TrackingError):
+    """MLflow can be reached, but does not take this; asking again would not help."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Value:
+    """One value of one metric. ``time``: milliseconds since 1970."""
+
+    key: str
+    value: float
+    time: int
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """An experiment, deleted ones (which keep their name) included."""
+
+    id: str
+    tags: Mapping[str, str]
+    deleted: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run that is not deleted. ``status``: RUNNING, FINISHED, KILLED, FAILED or SCHEDULED."""
+
+    id: str
+    experiment: str
+    status: str
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
+
+
+# ---------------------------------------------------------------- whether it can be used
+
+
+def shown(text: str) -> str:
+    """A URI, or a message with URIs, without the passwords in it."""
+    return re.sub(r"//[^/@\s]*@", "//***@", text)
+
+
+def check(uri: str) -> None:
+    """See within seconds whether MLflow can be used.
+
+    An SQLite file is looked at without importing MLflow; anything else is asked.
+
+    Raises:
+        InputError: no such kind of store, or a database of another version.
+        TrackingError: it cannot be reached, or refuses.
+    """
+    if "://" not in uri and not uri.startswith("databricks") or uri.startswith("file:"):
+        raise InputError(
+            f"MLFLOW_TRACKING_URI {shown(uri)} is a folder, which MLflow 3 does not take: unset "
+            "it (then a database in the results folder is used), or give http://… or sqlite:///…"
+        )
+    path = _sqlite_path(uri)
+    if path is None:
+        Store(uri).ping()
+    elif path.exists():
+        _check_sqlite(path, uri)
+
+
+def _sqlite_path(uri: str) -> Path | None:
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def _check_sqlite(path: Path, uri: str) -> None:
+    found = None
+    try:
+        address = f"{path.absolute().as_uri()}?mode=ro"
+        with closing(sqlite3.connect(address, uri=True, timeout=5)) as database:
+            tables = {row[0] for row in database.execute("SELECT name FROM sqlite_master")}
+            if "alembic_version" in tables:
+                row = database.execute("SELECT version_num FROM alembic_version").fetchone()
+                found = row and str(row[0])
+    except sqlite3.Error as error:
+        raise InputError(
+            f"{path} cannot be read as an SQLite database ({error}): move it away and type the "
+            "command again; what MLflow showed is rebuilt from the ledger"
+        ) from error
+    latest = _latest_schema()
+    if found and latest and found != latest:
+        raise InputError(
+            f"{path} was made by another version of MLflow (its schema is {found}, the installed "
+            f"one needs {latest}): copy it, then type 'mlflow db upgrade {uri}'; or move it away, "
+            "then it is rebuilt from the ledger"
+        )
+
+
+def _latest_schema() -> str | None:
+    """The schema of the installed MLflow, read from its migrations without importing it."""
+    package = importlib.util.find_spec("mlflow")
+    if package is None or package.origin is None:
+        raise InputError("MLflow is not installed: install modmix with its dependencies again")
+    folder = Path(package.origin).parent / "store" / "db_migrations" / "versions"
+    revisions: set[str] = set()
+    older: set[str] = set()
+    for file in folder.glob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        revisions |= set(re.findall(r"^revision = [\"'](\w+)", text, re.M))
+        older |= set(re.findall(r"^down_revision = [\"'](\w+)", text, re.M))
+    heads = revisions - older
+    return heads.pop() if len(heads) == 1 else None
+
+
+# ---------------------------------------------------------------- errors
+
+
+@contextmanager
+def told(uri: str) -> Iterator[None]:
+    """Turn what MLflow and the libraries below it raise into one sentence."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except TrackingError:
+        raise
+    except MlflowException as error:
+        if error.error_code not in _AWAY:
+            raise Refused(_refusal(uri, str(error.error_code), error)) from error
+        raise TrackingError(_absence(uri, error)) from error
+    except Exception as error:  # of requests, sqlalchemy, botocore: all mean that it did not work
+        raise TrackingError(_absence(uri, error)) from error
+
+
+def _refusal(uri: str, code: str, error: BaseException) -> str:
+    credentials = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to yours"
+    advice = {
+        "UNAUTHENTICATED": credentials,
+        "CUSTOMER_UNAUTHORIZED": credentials,
+        "PERMISSION_DENIED": "ask for the right to write there, and whether the server's "
+        "--allowed-hosts has this address",
+    }.get(code, "check MLFLOW_TRACKING_URI and the server's log")
+    return f"MLflow at {shown(uri)} refuses ({_first_line(error)}): {advice}"
+
+
+def _absence(uri: str, error: BaseException) -> str:
+    return (
+        f"MLflow at {shown(uri)} cannot be used ({_first_line(error)}): start it or mend "
+        "MLFLOW_TRACKING_URI"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    """What an error says, short, without passwords."""
+    while error.__cause__ is not None and "API request to" in str(error):
+        error = error.__cause__
+    lines = shown(str(error)).strip().splitlines() or [type(error).__name__]
+    reason = re.search(r"(Connection refused|Name or service not known|timed? ?out)", str(error))
+    return reason.group(0).lower() if reason else lines[0][:200]
+
+
+# ---------------------------------------------------------------- the store
+
+
+class Store:
+    """A tracking server, or a database used directly (it is created when missing).
+
+    Raises:
+        TrackingError: by every method, when MLflow cannot be reached or refuses.
+    """
+
+    def __init__(self, uri: str) -> None:
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        from mlflow import MlflowClient
+
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        self.uri = uri
+        with told(uri):
+            if path := _sqlite_path(uri):
+                _prepare_sqlite(path)
+            self._api: MlflowClient = MlflowClient(uri, registry_uri=uri)
+
+    @property
+    def places_artifacts(self) -> bool:
+        """Whether it knows where artifacts go. A database used directly would say ./mlruns."""
+        return self.uri.startswith(("http://", "https://", "databricks"))
+
+    def ping(self) -> None:
+        with told(self.uri):
+            self._api.search_experiments(max_results=1)
+
+    # ------------------------------------------------------------ experiments
+
+    def experiment(self, name: str) -> Experiment | None:
+        with told(self.uri):
+            found = self._api.get_experiment_by_name(name)
+        if found is None:
+            return None
+        deleted = found.lifecycle_stage != "active"
+        return Experiment(id=str(found.experiment_id), tags=found.tags, deleted=deleted)
+
+    def create_experiment(
+        self, name: str, artifacts: str | None, tags: Mapping[str, str]
+    ) -> Experiment:
+        with told(self.uri):
+            made = self._api.create_experiment(name, artifact_location=artifacts, tags=dict(tags))
+        return Experiment(id=str(made), tags=tags, deleted=False)
+
+    def restore_experiment(self, experiment: str) -> None:
+        """Bring a deleted experiment back, with all its runs."""
+        with told(self.uri):
+            self._api.restore_experiment(experiment)
+
+    # ------------------------------------------------------------ runs
+
+    def run(self, run: str) -> Run | None:
+        """A run, or None when there is none or it is deleted."""
+        from mlflow.exceptions import MlflowException
+
+        with told(self.uri):
+            try:
+                found = self._api.get_run(run)
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return None
+                raise
+        return _run(found) if found.info.lifecycle_stage == "active" else None
+
+    def runs(self, experiment: str, *, running: bool = False) -> Iterator[Run]:
+        """The runs of an experiment that are not deleted, or only those that are running."""
+        condition = "attributes.status = 'RUNNING'" if running else ""
+        token = None
+        while True:
+            with told(self.uri):
+                page = self._api.search_runs(
+                    [experiment], condition, max_results=_PAGE, page_token=token
+                )
+            yield from map(_run, page)
+            token = page.token
+            if not token:
+                return
+
+    def create_run(
+        self, experiment: str, name: str, *, started: int, tags: Mapping[str, str]
+    ) -> str:
+        with told(self.uri):
+            run = self._api.create_run(
+                experiment, start_time=started, tags=dict(tags), run_name=name
+            )
+        return str(run.info.run_id)
+
+    def delete_run(self, run: str) -> None:
+        with told(self.uri):
+            self._api.delete_run(run)
+
+    def reopen_run(self, run: str) -> None:
+        with told(self.uri):
+            self._api.update_run(run, status="RUNNING")
+
+    def end_run(self, run: str, status: str, ended: int | None) -> None:
+        with told(self.uri):
+            self._api.set_terminated(run, status, ended)
+
+    # ------------------------------------------------------------ what a run holds
+
+    def log(
+        self,
+        run: str,
+        *,
+        params: Mapping[str, str],
+        metrics: Sequence[Value],
+        tags: Mapping[str, str],
+    ) -> None:
+        """Add to a run, in as few requests as MLflow allows; the tags come with the last."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        assert len(tags) <= _PAIRS, f"{len(tags)} tags"
+        pairs = [Param(key, value) for key, value in params.items()]
+        rows = [Metric(v.key, v.value, v.time, v.step) for v in metrics]
+        labels = [RunTag(key, value) for key, value in tags.items()]
+        with told(self.uri):
+            while len(pairs) > _PAIRS or len(pairs) + len(rows) + len(labels) > _ROWS:
+                room = _ROWS - min(len(pairs), _PAIRS)
+                self._api.log_batch(run, metrics=rows[:room], params=pairs[:_PAIRS])
+                rows, pairs = rows[room:], pairs[_PAIRS:]
+            self._api.log_batch(run, metrics=rows, params=pairs, tags=labels)
+
+    def log_text(self, run: str, name: str, text: str) -> None:
+        with tempfile.TemporaryDirectory(prefix="modmix-") as folder:
+            file = Path(folder) / name
+            file.write_text(text, encoding="utf-8")
+            self.log_file(run, file)
+
+    def log_file(self, run: str, file: Path, folder: str | None = None) -> None:
+        """Attach a file to a run, below ``folder`` in its artifacts."""
+        with told(self.uri):
+            self._api.log_artifact(run, str(file), folder)
+
+
+def _run(run: MlflowRun) -> Run:
+    return Run(
+        id=run.info.run_id,
+        experiment=run.info.experiment_id,
+        status=run.info.status,
+        tags=run.data.tags,
+        params=run.data.params,
+    )
+
+
+def _prepare_sqlite(path: Path) -> None:
+    """Turn write-ahead logging on: the UI can read while we write, and a commit costs less."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(path, timeout=20)) as database:
+        database.execute("PRAGMA journal_mode=WAL")
