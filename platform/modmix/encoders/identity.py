@@ -1,0 +1,18 @@
+"""The encoder that changes nothing but the shape."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+
+class Identity(nn.Module):
+    """Flatten (B, *shape) to (B, features)."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.features = math.prod(shape)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs.flatten(1)

@@ -1,0 +1,50 @@
+"""Fully connected layers on a flattened input."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "gelu": nn.GELU,
+}
+
+
+class MLP(nn.Module):
+    """Layers of ``hidden`` units, each followed by batch norm (if asked for) and an activation.
+
+    Maps (B, *shape) to (B, hidden[-1]). Weights start as in ``torch.nn.Linear``.
+
+    Example:
+        >>> import torch
+        >>> MLP((4,), hidden=[8, 3])(torch.zeros(2, 4)).shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        hidden: Sequence[int] = (64,),
+        activation: str = "relu",
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        width = math.prod(shape)
+        for units in hidden:
+            layers.append(nn.Linear(width, units))
+            if batch_norm:
+                layers.append(nn.BatchNorm1d(units))
+            layers.append(_ACTIVATIONS[activation]())
+            width = units
+        self.layers = nn.Sequential(*layers)
+        self.features = width
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        features_BD: Tensor = self.layers(inputs.flatten(1))
+        return features_BD

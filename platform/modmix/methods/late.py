@@ -1,0 +1,70 @@
+"""Late fusion, eq. 2: p = F(h_1(v_1), …, h_M(v_M)).
+
+The classifiers share no parameter and no loss, so one program trains them as if each were alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from modmix.methods.base import Method, cross_entropy, head, hidden_units, lift, pick
+
+
+class LateOutputs(NamedTuple):
+    """Log-probabilities of each modality's classifier, and of their combination."""
+
+    log_p_MBC: Tensor
+    logits_BC: Tensor
+
+
+class Late(Method):
+    """Independent classifiers whose predictions are combined.
+
+    ``mean`` averages the probabilities. ``learned`` is a linear layer on all log-probabilities
+    that starts as their average; it learns with the classifiers, whose gradient it does not
+    touch.
+    """
+
+    def __init__(
+        self,
+        features: Mapping[str, int],
+        classes: int,
+        *,
+        combine: str = "mean",
+        depth: int = 0,
+        width: int = 64,
+    ) -> None:
+        super().__init__(features, classes)
+        hidden = hidden_units(depth, width)
+        self.heads = nn.ModuleList(head(d, hidden, classes) for d in features.values())
+        self.combine = _averaging_layer(len(features), classes) if combine == "learned" else None
+
+    def forward(self, features: Mapping[str, Tensor]) -> LateOutputs:
+        logits = [g(features[m]) for m, g in zip(self.modalities, self.heads, strict=True)]
+        log_p_MBC = F.log_softmax(lift(torch.stack(logits)), dim=-1)
+        if self.combine is None:
+            return LateOutputs(log_p_MBC, log_p_MBC.logsumexp(0) - math.log(len(logits)))
+        inputs = log_p_MBC.detach().movedim(0, 1).flatten(1)
+        return LateOutputs(log_p_MBC, self.combine(inputs))
+
+    def loss(self, outputs: LateOutputs, target_B: Tensor) -> Tensor:
+        """Σ_m −log p_m^y; with a learned combination, its own cross-entropy is added."""
+        own_B = sum(pick(log_p_BC, target_B).neg() for log_p_BC in outputs.log_p_MBC.unbind())
+        assert isinstance(own_B, Tensor)
+        if self.combine is None:
+            return own_B
+        return own_B + cross_entropy(outputs.logits_BC, target_B)
+
+
+def _averaging_layer(modalities: int, classes: int) -> nn.Linear:
+    layer = nn.Linear(modalities * classes, classes)
+    with torch.no_grad():
+        layer.weight.copy_(torch.eye(classes).repeat(1, modalities) / modalities)
+        layer.bias.zero_()
+    return layer

@@ -1,0 +1,153 @@
+"""Multiplicative combination, eqs. 8-10: a source's loss shrinks where the others are right.
+
+`class_losses` and `boosted` are the equations; `Mul` puts a classifier on every modality. Sources
+are logits everywhere: probabilities of 0 and 1 would have lost what is needed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from modmix.methods.base import Method, head, hidden_units, lift, pick
+
+
+class MulOutputs(NamedTuple):
+    """Logits of every source and the loss that each class would have."""
+
+    logits_SBC: Tensor
+    losses_BC: Tensor
+
+
+class Multiplicative(Method):
+    """What `Mul` and `MulMix` share: sources with names, combined by eqs. 8-10.
+
+    ``margin`` (δ of eq. 10) null is +∞: every example counts. ``weights`` by source name default
+    to 1. With ``detach_weights`` no gradient flows through q and the focal factor.
+    """
+
+    beta: Tensor
+    margin: Tensor
+    alpha: Tensor
+    weights_S: Tensor
+
+    def __init__(
+        self,
+        features: Mapping[str, int],
+        classes: int,
+        sources: Sequence[str],
+        *,
+        beta: float,
+        margin: float | None,
+        detach_weights: bool,
+        alpha: float,
+        weights: Mapping[str, float] | None,
+    ) -> None:
+        super().__init__(features, classes)
+        assert len(sources) > 1 and set(weights or {}) <= set(sources), (
+            sources,
+            weights,
+        )
+        self.sources = tuple(sources)
+        self.detach_weights = detach_weights
+        self.register_buffer("beta", torch.tensor(float(beta)))
+        self.register_buffer("margin", torch.tensor(math.inf if margin is None else float(margin)))
+        self.register_buffer("alpha", torch.tensor(float(alpha)))
+        by_name = weights or {}
+        self.register_buffer("weights_S", torch.tensor([by_name.get(s, 1.0) for s in sources]))
+
+    def combine(self, logits_SBC: Tensor) -> MulOutputs:
+        losses_BC = class_losses(
+            logits_SBC,
+            self.beta,
+            self.alpha,
+            self.weights_S,
+            detach=self.detach_weights,
+        )
+        return MulOutputs(logits_SBC, losses_BC)
+
+    def loss(self, outputs: MulOutputs, target_B: Tensor) -> Tensor:
+        return boosted(outputs.losses_BC, target_B, self.margin)
+
+    def scores(self, outputs: MulOutputs) -> Tensor:
+        """−ℓ^k: the class with the smallest loss is predicted (eq. 7)."""
+        return -outputs.losses_BC
+
+
+class Mul(Multiplicative):
+    """Every modality is a source with its own classifier on its own features."""
+
+    def __init__(
+        self,
+        features: Mapping[str, int],
+        classes: int,
+        *,
+        beta: float = 1.0,
+        margin: float | None = None,
+        detach_weights: bool = True,
+        alpha: float = 0.0,
+        weights: Mapping[str, float] | None = None,
+        depth: int = 0,
+        width: int = 64,
+    ) -> None:
+        super().__init__(
+            features,
+            classes,
+            tuple(features),
+            beta=beta,
+            margin=margin,
+            detach_weights=detach_weights,
+            alpha=alpha,
+            weights=weights,
+        )
+        hidden = hidden_units(depth, width)
+        self.heads = nn.ModuleList(head(d, hidden, classes) for d in features.values())
+
+    def forward(self, features: Mapping[str, Tensor]) -> MulOutputs:
+        logits = [g(features[m]) for m, g in zip(self.modalities, self.heads, strict=True)]
+        return self.combine(torch.stack(logits))
+
+
+def class_losses(
+    logits_SBC: Tensor, beta: Tensor, alpha: Tensor, weights_S: Tensor, *, detach: bool
+) -> Tensor:
+    """ℓ^k = −Σ_i w_i q_i^k (1−p_i^k)^α log p_i^k for every class k, (B, C); eqs. 8, 9.
+
+    q_i^k = [∏_{j≠i} (1−p_j^k)]^{β/(S−1)} is exactly 1 at β = 0. Values and gradients are finite
+    for logits up to ±1e4. Shorter types than float32 are lifted to it.
+    """
+    sources = logits_SBC.shape[0]
+    log_p_SBC = F.log_softmax(lift(logits_SBC), dim=-1)
+    log_rest_SBC = log_one_minus(log_p_SBC.detach() if detach else log_p_SBC)
+    # A product over the others as a matrix without diagonal: subtracting one's own term from the
+    # sum of all would lose every digit where that term is large.
+    others_SS = 1.0 - torch.eye(sources, dtype=log_p_SBC.dtype, device=log_p_SBC.device)
+    exponent_SBC = beta / (sources - 1) * (others_SS @ log_rest_SBC.flatten(1)).view_as(log_p_SBC)
+    q_SBC = (exponent_SBC + alpha * log_rest_SBC).exp()
+    return -(weights_S[:, None, None] * q_SBC * log_p_SBC).sum(0)
+
+
+def log_one_minus(log_p: Tensor) -> Tensor:
+    """log(1 − p) from log-probabilities that sum to one over the last axis (two classes or more).
+
+    Exact for the largest class too, whose p may round to 1: there it is the log of the sum of all
+    the others. The gradient is bounded by 1.
+    """
+    top = log_p.argmax(-1, keepdim=True) == torch.arange(log_p.shape[-1], device=log_p.device)
+    of_top = log_p.masked_fill(top, -math.inf).logsumexp(-1, keepdim=True)
+    # The largest class is kept out of log1p, whose gradient at p = 1 would be infinite.
+    of_rest = torch.log1p(-log_p.masked_fill(top, -math.inf).exp())
+    return torch.where(top, of_top, of_rest)
+
+
+def boosted(losses_BC: Tensor, target_B: Tensor, margin: Tensor) -> Tensor:
+    """Eq. 10, (B,): ℓ^y, but 0 where ℓ^y + δ is smaller than every other class's loss."""
+    own_B1 = pick(losses_BC, target_B).unsqueeze(-1)
+    is_own = target_B.unsqueeze(-1) == torch.arange(losses_BC.shape[-1], device=losses_BC.device)
+    settled_B = ((own_B1 + margin < losses_BC) | is_own).all(-1)
+    return own_B1.squeeze(-1).masked_fill(settled_B, 0.0)

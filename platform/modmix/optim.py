@@ -1,0 +1,146 @@
+"""SGD, Adam and AdamW for K models at once, with clipping, weight decay and schedules per model.
+
+All parameters of all models are one (K, P) tensor, a row per model, and so are gradients and
+moments: a step is a handful of operations, however many layers there are. Every row is what
+``torch.optim`` and ``clip_grad_norm_`` compute for that model alone. A row of NaN stays its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Training = Mapping[str, Any]  # one model's training settings
+
+
+class Optimizer:
+    """One update rule over (K, P) parameters; settings that are stackable differ per row.
+
+    ``training`` has one mapping per model. ``decays_P`` is 1 where weight decay acts and
+    ``trained_P`` 1 where the parameter is trained at all (None: everywhere).
+    """
+
+    def __init__(
+        self,
+        training: Sequence[Training],
+        parameters_KP: Tensor,
+        decays_P: Tensor,
+        trained_P: Tensor | None = None,
+        *,
+        epochs: int | None = None,
+    ) -> None:
+        self.training = list(training)
+        self.settings = training[0]  # of the structural ones, equal in all
+        self.kind: str = self.settings["optimizer"]
+        self.epochs = self.settings["epochs"] if epochs is None else epochs
+        self.decays_P = decays_P
+        self.trained_P = trained_P
+        self.steps = 0
+        self.state = {name: torch.zeros_like(parameters_KP) for name in self._state_names()}
+        self._read_rows(parameters_KP.device)
+        self.start_epoch(0)
+
+    def _state_names(self) -> tuple[str, ...]:
+        if self.kind == "sgd":
+            return ("momentum",) if any(t["momentum"] for t in self.training) else ()
+        return ("first", "second")
+
+    def _read_rows(self, device: torch.device) -> None:
+        def column(name: str, null: float = 0.0) -> Tensor:
+            values = [null if t[name] is None else float(t[name]) for t in self.training]
+            return torch.tensor(values, device=device).unsqueeze(1)
+
+        self.momentum_K1 = column("momentum")
+        self.clip_K1 = column("clip_norm", null=math.inf)
+        self.clips = any(t["clip_norm"] is not None for t in self.training)
+        self.decay_KP: Tensor | None = None
+        if any(t["weight_decay"] for t in self.training):
+            trained = 1.0 if self.trained_P is None else self.trained_P
+            self.decay_KP = column("weight_decay") * (self.decays_P * trained)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Set every model's learning rate for this epoch (from 0)."""
+        device = self.momentum_K1.device
+        self.rates = [
+            float(t["learning_rate"]) * schedule(t, epoch, self.epochs) for t in self.training
+        ]
+        self.rate_K1 = torch.tensor(self.rates, device=device).unsqueeze(1)
+        self._shrink_KP: Tensor | None = None
+        if self.kind == "adamw" and self.decay_KP is not None:
+            self._shrink_KP = 1.0 - self.rate_K1 * self.decay_KP
+
+    @torch.no_grad()
+    def step(self, parameters_KP: Tensor, gradient_KP: Tensor) -> None:
+        """Update the parameters in place; the gradient is used up."""
+        self.steps += 1
+        if self.trained_P is not None:
+            gradient_KP.mul_(self.trained_P)
+        if self.clips:
+            norm_K1 = torch.linalg.vector_norm(gradient_KP, dim=1, keepdim=True)
+            gradient_KP.mul_((self.clip_K1 / (norm_K1 + 1e-6)).clamp_(max=1.0))
+        if self._shrink_KP is not None:
+            parameters_KP.mul_(self._shrink_KP)
+        elif self.decay_KP is not None and self.kind != "adamw":
+            gradient_KP.addcmul_(parameters_KP, self.decay_KP)
+        if self.kind == "sgd":
+            self._step_sgd(parameters_KP, gradient_KP)
+        else:
+            self._step_adam(parameters_KP, gradient_KP)
+
+    def _step_sgd(self, parameters_KP: Tensor, gradient_KP: Tensor) -> None:
+        update_KP = gradient_KP
+        if "momentum" in self.state:
+            velocity_KP = self.state["momentum"]
+            velocity_KP.mul_(self.momentum_K1).add_(gradient_KP)
+            update_KP = velocity_KP
+            if self.settings["nesterov"]:
+                update_KP = gradient_KP.addcmul_(velocity_KP, self.momentum_K1)
+        parameters_KP.addcmul_(update_KP, self.rate_K1, value=-1)
+
+    def _step_adam(self, parameters_KP: Tensor, gradient_KP: Tensor) -> None:
+        first, second = self.state["first"], self.state["second"]
+        beta_1, beta_2 = self.settings["betas"]
+        first.lerp_(gradient_KP, 1 - beta_1)
+        second.mul_(beta_2).addcmul_(gradient_KP, gradient_KP, value=1 - beta_2)
+        # m̂ / (√v̂ + ε), with both corrections moved into the rate and ε: two passes fewer.
+        root = math.sqrt(1 - beta_2**self.steps)
+        factor_K1 = self.rate_K1 * (root / (1 - beta_1**self.steps))
+        torch.sqrt(second, out=gradient_KP)
+        gradient_KP.add_(self.settings["eps"] * root)
+        torch.div(first, gradient_KP, out=gradient_KP)
+        parameters_KP.addcmul_(gradient_KP, factor_K1, value=-1)
+
+    # ------------------------------------------------------------ rows and checkpoints
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep these rows only, in this order."""
+        index = torch.tensor(rows, device=self.rate_K1.device)
+        self.training = [self.training[row] for row in rows]
+        self.state = {name: value.index_select(0, index) for name, value in self.state.items()}
+        for name in ("momentum_K1", "clip_K1", "rate_K1", "decay_KP", "_shrink_KP"):
+            value = getattr(self, name)
+            setattr(self, name, None if value is None else value.index_select(0, index))
+        self.rates = [self.rates[row] for row in rows]
+
+
+def schedule(training: Training, epoch: int, epochs: int) -> float:
+    """What the learning rate is multiplied by in an epoch (from 0) of ``epochs``.
+
+    Example:
+        >>> schedule({"schedule": "step", "decay_rate": 0.1, "milestones": [2, 4]}, 4, 6)
+        0.010000000000000002
+    """
+    rate = training["decay_rate"]
+    match training["schedule"]:
+        case "exponential":
+            return float(rate**epoch)
+        case "step":
+            return float(rate ** sum(epoch >= milestone for milestone in training["milestones"]))
+        case "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * epoch / epochs))
+        case _:
+            return 1.0

@@ -1,0 +1,210 @@
+"""K models of one structure as one; the only file with ``torch.func``.
+
+Parameters of all models are one (K, P) tensor. The module sees views of it; `torch.func.vmap` adds
+the model axis to its forward pass, and one ordinary backward pass gives all gradients, for a
+model's loss depends on its own row alone. Buffers (hyperparameters, statistics of batch norm) are
+stacked name by name, and written in place by modules that update them.
+
+Shapes: K models, B batch, C classes, P parameters of a model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.utils._pytree import tree_map
+
+from modmix.methods.model import Model
+
+Inputs = Mapping[str, Tensor]
+
+
+class Step(NamedTuple):
+    """What one pass over a batch gives: mean loss, number of wrong predictions, gradients."""
+
+    loss_K: Tensor
+    wrong_K: Tensor
+    gradient_KP: Tensor
+
+
+class Weights(NamedTuple):
+    """Parameters and buffers of K models."""
+
+    parameters_KP: Tensor
+    buffers: Mapping[str, Tensor]
+
+    def clone(self) -> Weights:
+        buffers = {name: value.clone() for name, value in self.buffers.items()}
+        return Weights(self.parameters_KP.detach().clone(), buffers)
+
+    def select(self, rows: Sequence[int]) -> Weights:
+        """These rows only, in this order."""
+        index = torch.tensor(rows, device=self.parameters_KP.device)
+        buffers = {name: value.index_select(0, index) for name, value in self.buffers.items()}
+        return Weights(self.parameters_KP.detach().index_select(0, index), buffers)
+
+    def replace(self, rows_K: Tensor, new: Weights) -> None:
+        """Take over the rows of ``new`` where the mask is true."""
+        pairs = [(self.parameters_KP, new.parameters_KP)]
+        pairs += [(value, new.buffers[name]) for name, value in self.buffers.items()]
+        for mine, theirs in pairs:
+            mask = rows_K.view(-1, *[1] * (mine.dim() - 1))
+            torch.where(mask, theirs.detach(), mine, out=mine)
+
+
+class _Caller(nn.Module):
+    """Lets `functional_call` reach more than ``forward``: it calls a function of the model."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(self.model, *arguments)
+
+
+class Stack:
+    """Models of one structure, their parameters side by side; rows are models.
+
+    ``stacked=False`` runs a single row without `vmap`: any operation is then allowed, and
+    convolutions keep their fast kernels. Modules may write their buffers in place only.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[Model],
+        device: torch.device,
+        *,
+        stacked: bool = True,
+        low_precision: bool = False,
+    ) -> None:
+        self._caller = _Caller(models[0].to(device))
+        named = dict(models[0].named_parameters())
+        self.names = list(named)
+        self._shapes = [p.shape for p in named.values()]
+        self._sizes = [p.numel() for p in named.values()]
+        rows = [torch.cat([p.detach().flatten() for p in m.parameters()]) for m in models]
+        self.parameters_KP = torch.stack(rows).to(device).requires_grad_()
+        per_model = [dict(m.named_buffers()) for m in models]
+        self.buffers = {
+            name: torch.stack([buffers[name] for buffers in per_model]).to(device)
+            for name in per_model[0]
+        }
+        self.stacked = stacked
+        self._low_precision = low_precision
+
+    @property
+    def template(self) -> Model:
+        """The model whose structure all share; its own weights are not used."""
+        return self._caller.model
+
+    @property
+    def models(self) -> int:
+        return self.parameters_KP.shape[0]
+
+    def columns(self, test: Callable[[str, torch.Size], bool]) -> Tensor:
+        """A mask (P,), 1.0 in the columns of parameters whose name and shape pass the test."""
+        marks = [
+            torch.full((size,), float(test(name, shape)))
+            for name, shape, size in zip(self.names, self._shapes, self._sizes, strict=True)
+        ]
+        return torch.cat(marks).to(self.parameters_KP.device)
+
+    # ------------------------------------------------------------ passes
+
+    def loss_and_gradient(self, inputs: Inputs, target_KB: Tensor) -> Step:
+        """Mean loss, wrong predictions and gradients on inputs (K, B, *shape)."""
+        self.template.train()
+        loss_K, wrong_K = self._map(self._loss, dict(inputs), target_KB)
+        (gradient_KP,) = torch.autograd.grad(loss_K.sum(), self.parameters_KP)
+        return Step(loss_K.detach(), wrong_K, gradient_KP)
+
+    @torch.no_grad()
+    def scores(self, inputs: Inputs) -> Tensor:
+        """Scores (K, B, C) in evaluation mode; all models see the same inputs (B, *shape)."""
+        self.template.eval()
+        scores_KBC: Tensor = self._map(self._scores, shared=(dict(inputs),))
+        return scores_KBC.float()
+
+    @torch.no_grad()
+    def features(self, inputs: Inputs) -> dict[str, Tensor]:
+        """Features (K, B, D_m) in evaluation mode; all models see the same inputs."""
+        self.template.eval()
+        features: dict[str, Tensor] = self._map(self._features, shared=(dict(inputs),))
+        return features
+
+    @torch.no_grad()
+    def refresh(self, features: Mapping[str, Tensor], target_N: Tensor) -> None:
+        """Let the method make new buffers from all training features (K, N, D_m)."""
+        new = self._map(self._refresh, dict(features), shared=(target_N,))
+        for name, value in new.items():
+            self.buffers[f"method.{name}"].copy_(value)
+
+    def _map(self, function: Callable[..., Any], *mapped: Any, shared: tuple[Any, ...] = ()) -> Any:
+        """Call ``function(model, *mapped, *shared)`` for every row; results get a model axis."""
+        parts = self.parameters_KP.split_with_sizes(self._sizes, dim=1)
+        state = {
+            f"model.{name}": part.view(-1, *shape)
+            for name, part, shape in zip(self.names, parts, self._shapes, strict=True)
+        }
+        state.update({f"model.{name}": value for name, value in self.buffers.items()})
+
+        def one(state: dict[str, Tensor], *mapped: Any) -> Any:
+            return functional_call(self._caller, state, (function, *mapped, *shared))
+
+        if self.stacked:
+            return vmap(one, randomness="different")(state, *mapped)
+        row = tree_map(lambda value: value[0], (state, *mapped))
+        return tree_map(lambda value: value.unsqueeze(0), one(*row))
+
+    def _loss(self, model: Model, inputs: Inputs, target_B: Tensor) -> tuple[Tensor, Tensor]:
+        with self._precision():
+            outputs = model(inputs)
+            loss = model.loss(outputs, target_B).mean()
+            predicted_B = model.scores(outputs).detach().argmax(-1)
+        return loss, (predicted_B != target_B).sum()
+
+    def _scores(self, model: Model, inputs: Inputs) -> Tensor:
+        with self._precision():
+            return model.scores(model(inputs))
+
+    def _features(self, model: Model, inputs: Inputs) -> dict[str, Tensor]:
+        with self._precision():
+            return model.features(inputs)
+
+    def _refresh(self, model: Model, features: Inputs, target_N: Tensor) -> dict[str, Tensor]:
+        return dict(model.method.refresh(features, target_N))
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if not self._low_precision:
+            return nullcontext()
+        return torch.autocast(self.parameters_KP.device.type, dtype=torch.bfloat16)
+
+    # ------------------------------------------------------------ rows and weights
+
+    def weights(self) -> Weights:
+        """The present weights themselves, not a copy."""
+        return Weights(self.parameters_KP, self.buffers)
+
+    def with_weights(self, weights: Weights) -> Stack:
+        """A stack of the same structure with other weights; any number of rows."""
+        other = copy.copy(self)
+        other.parameters_KP = weights.parameters_KP.detach().requires_grad_()
+        other.buffers = dict(weights.buffers)
+        return other
+
+    def state_of(self, row: int) -> dict[str, Tensor]:
+        """One model's ``state_dict``."""
+        parts = self.parameters_KP.detach()[row].split_with_sizes(self._sizes)
+        state = {
+            name: part.view(shape)
+            for name, part, shape in zip(self.names, parts, self._shapes, strict=True)
+        }
+        state.update({name: value[row] for name, value in self.buffers.items()})
+        return {name: state[name] for name in self.template.state_dict()}

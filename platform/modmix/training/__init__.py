@@ -1,0 +1,1 @@
+"""Parts of the trainer: `batches`, `group`, `record`, `checkpoint`."""

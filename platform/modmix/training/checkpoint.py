@@ -1,0 +1,80 @@
+"""A pack's checkpoint: one safetensors file whose header holds the rest as JSON.
+
+It is written under another name and then renamed, so that it is whole or not there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modmix.packing import NUMERICS_VERSION
+
+_FILE = "checkpoint.safetensors"
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint cannot be used; training starts over."""
+
+
+def save(folder: Path, pack: str, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Replace the checkpoint in ``folder``.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    header = json.dumps({"pack": pack, "numerics": NUMERICS_VERSION, "state": state})
+    temporary = folder / f"{_FILE}.{os.getpid()}.tmp"
+    try:
+        on_host = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        save_file(on_host, temporary, metadata={"modmix": header})
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(folder / _FILE)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(
+    folder: Path, pack: str, device: torch.device
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Tensors and state of this pack's checkpoint, or None where none can be used.
+
+    A damaged or foreign one gives a `CheckpointWarning`.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = folder / _FILE
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            header = json.loads(file.metadata()["modmix"])
+            if (header["pack"], header["numerics"]) != (pack, NUMERICS_VERSION):
+                raise ValueError("it belongs to another pack or another version of the numerics")
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}, header["state"]
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        warnings.warn(
+            f"{path}: the checkpoint cannot be used ({error}); training starts over",
+            CheckpointWarning,
+            stacklevel=2,
+        )
+        return None
+
+
+def remove(folder: Path) -> None:
+    """Delete the checkpoint, and its folder when nothing else is in it."""
+    (folder / _FILE).unlink(missing_ok=True)
+    if folder.exists() and not any(folder.iterdir()):
+        folder.rmdir()
