@@ -36,11 +36,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from modmix._version import VERSION as __version__
+
 if TYPE_CHECKING:
     from modmix.api import Study, open_study, run
 
 __all__ = ["Study", "__version__", "open_study", "run"]
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

@@ -718,6 +718,28 @@ class Ledger:
             )
         return int(found.rowcount)
 
+    def forget_failures(self, study: str) -> int:
+        """Let a study's failed replicates be trained again; return how many."""
+        mine = sa.select(_study_replicates.c.replicate).where(_study_replicates.c.study == study)
+        failed = (_replicates.c.state == "failed") & _replicates.c.key.in_(mine)
+        with self._transaction() as db:
+            keys = list(db.execute(sa.select(_replicates.c.key).where(failed)).scalars())
+            for key in keys:
+                db.execute(
+                    sa.update(_replicates)
+                    .where(_replicates.c.key == key)
+                    .values(state="pending", reason="", metrics="{}")
+                )
+                db.execute(
+                    sa.update(_study_replicates)
+                    .where(
+                        _study_replicates.c.study == study, _study_replicates.c.replicate == key
+                    )
+                    .values(origin="")
+                )
+                db.execute(sa.delete(_histories).where(_histories.c.replicate == key))
+        return len(keys)
+
     def claim(self, lease: Lease, pack: str, keys: Sequence[str]) -> list[str]:
         """Take replicates for training; return those that were free.
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -180,13 +180,19 @@ class Plan:
         }
 
 
-def make(source: Source, *, data_path: str | None = None) -> Plan:
+Watch = Callable[[str, int, "int | None"], None]
+
+
+def make(
+    source: Source, *, data_path: str | None = None, progress: Watch = lambda *_: None
+) -> Plan:
     """Check a study file against everything and prepare its data.
 
     Args:
         source: the study file as read.
         data_path: replaces the task's ``path`` option (where the data lies is not part of the
             study, so a flag may say it).
+        progress: told about the preparation of large data.
 
     Raises:
         SpecError: everything that is wrong in the file.
@@ -209,7 +215,7 @@ def make(source: Source, *, data_path: str | None = None) -> Plan:
         source=source,
         parts=tuple(parts),
         task_options=options,
-        data=_load(spec.task["name"], options),
+        data=_load(spec.task["name"], options, progress),
     )
     _check_against_data(plan)
     return plan
@@ -235,10 +241,12 @@ def _replace_raw(source: Source, raw: Mapping[str, Any]) -> Source:
     )
 
 
-def _load(task: str, options: Mapping[str, Any]) -> Data:
+def _load(
+    task: str, options: Mapping[str, Any], progress: Watch = lambda *_: None
+) -> Data:
     from modmix.tasks.base import load_task
 
-    return load_task(task, options)
+    return load_task(task, options, progress)
 
 
 def _recipe(spec: StudySpec) -> dict[str, Any]:

@@ -1,0 +1,43 @@
+# Everything from a bare clone: each target installs what it needs into .venv first.
+# make demo | test | check | ui | install | clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# One arithmetic thread a process: packs run side by side, one processor each.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: install demo test check format ui clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off \
+		--constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/modmix run studies/quickstart.yaml
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not cluster"
+	$(BIN)/python -m pytest -q -m cluster
+
+check: $(STAMP)
+	$(BIN)/ruff format --check platform tests
+	$(BIN)/ruff check platform tests
+	$(BIN)/mypy
+	$(BIN)/codespell
+
+format: $(STAMP)
+	$(BIN)/ruff format platform tests
+	$(BIN)/ruff check --fix platform tests
+
+ui: $(STAMP)
+	$(BIN)/modmix ui
+
+clean:
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

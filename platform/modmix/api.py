@@ -1,0 +1,372 @@
+"""The whole of a run in one call, for the command line and for Python.
+
+    >>> import modmix                                              # doctest: +SKIP
+    >>> study = modmix.run("studies/quickstart.yaml")              # doctest: +SKIP
+    >>> study.frame()[["method", "beta", "n", "test/error/mean"]]  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modmix import plan as plan_module
+from modmix import spec
+from modmix.errors import InputError, Interrupted, LeaseError, ModmixError
+from modmix.home import Home
+from modmix.ledger import ENDED, Lease, Ledger, ReplicateRecord, StudyRecord
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from modmix.analysis.best import BestPoint
+    from modmix.plan import Plan
+    from modmix.runners import Runner
+    from modmix.study import StudyRun
+    from modmix.tracking import Mirror
+
+
+class Study:
+    """A study in a ledger: what it found, as frames and files."""
+
+    def __init__(self, name: str, home: Home) -> None:
+        self.name = name
+        self.home = home
+        self._ledger = Ledger(home.ledger_url)
+        self.record  # noqa: B018  (raises now when there is no such study)
+
+    @property
+    def record(self) -> StudyRecord:
+        """The study's own row, fresh from the ledger."""
+        return self._ledger.study(self.name)
+
+    @property
+    def folder(self) -> Path:
+        """Where its figures, tables and report are."""
+        return self.home.study(self.name)
+
+    def frame(self) -> pd.DataFrame:
+        """One row per point: `method`, each hyperparameter, `n`, and per metric mean, std, CI."""
+        from modmix.analysis.frames import points_frame
+
+        return points_frame(self._ledger, self.name)
+
+    def replicates(self) -> pd.DataFrame:
+        """One row per replicate: point, seed, state and metrics."""
+        from modmix.analysis.frames import replicates_frame
+
+        return replicates_frame(self._ledger, self.name)
+
+    def best(self) -> list[BestPoint]:
+        """The best complete point of each method, selected on validation."""
+        from modmix.analysis.best import best_points
+
+        return best_points(self._ledger, self.name)
+
+    def status(self) -> dict[str, Any]:
+        """Counts and seconds, as `modmix status --json` prints them."""
+        return status(self._ledger, self.name)
+
+    def write_outputs(self) -> list[Path]:
+        """Draw all figures, write all tables and the report; return their paths."""
+        from modmix.analysis.report import write_all
+
+        return list(write_all(self._ledger, self.home, self.name).paths)
+
+
+def open_study(name: str, home: str | Path | None = None) -> Study:
+    """Open a study by name.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    return Study(name, _home(home))
+
+
+def run(
+    file: str | Path,
+    *,
+    runner: str = "ray",
+    address: str | None = None,
+    workers: int | None = None,
+    home: str | Path | None = None,
+    data_path: str | Path | None = None,
+    mlflow: bool = True,
+    retry_failed: bool = False,
+    changed: Callable[[StudyRun], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Study:
+    """Start or continue a study and return it when it has finished.
+
+    Args:
+        file: the study file.
+        runner: "ray" (this machine, or ``address``) or "local" (this process).
+        address: of a Ray cluster; default: the environment's RAY_ADDRESS, else this machine.
+        workers: processors to use on this machine; default: all.
+        home: where results go; default: MODMIX_HOME, else ./modmix_runs.
+        data_path: replaces the task's ``path``.
+        mlflow: mirror the study to MLflow.
+        retry_failed: train replicates again that ended as failed.
+        changed: called whenever something happened, for displays.
+        say: called with sentences for people.
+
+    Raises:
+        InputError: the file, the data, the cluster or the server is wrong; nothing was started.
+        Interrupted: stopped by Ctrl-C; the same call continues.
+        Incomplete, LedgerError: machines failed; the same call continues.
+    """
+    plan = make_plan(file, data_path=data_path)
+    return run_plan(
+        plan,
+        runner=runner,
+        address=address,
+        workers=workers,
+        home=home,
+        mlflow=mlflow,
+        retry_failed=retry_failed,
+        changed=changed,
+        say=say,
+    )
+
+
+def make_plan(
+    file: str | Path,
+    *,
+    data_path: str | Path | None = None,
+    progress: Callable[[str, int, int | None], None] = lambda *_: None,
+) -> Plan:
+    """Check a study file and prepare its data; nothing is started.
+
+    Raises:
+        InputError: everything that is wrong.
+    """
+    source = spec.read(Path(file))
+    path = None if data_path is None else str(data_path)
+    return plan_module.make(source, data_path=path, progress=progress)
+
+
+def run_plan(
+    plan: Plan,
+    *,
+    runner: str = "ray",
+    address: str | None = None,
+    workers: int | None = None,
+    home: str | Path | None = None,
+    mlflow: bool = True,
+    retry_failed: bool = False,
+    changed: Callable[[StudyRun], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Study:
+    """As `run`, from a checked plan."""
+    where = _home(home)
+    where.make()
+    ledger = Ledger(where.ledger_url)
+    if (holder := ledger.holder(plan.name)) is not None:
+        raise LeaseError(
+            f"study {plan.name!r} is being run by process {holder[1]} on {holder[0]}: wait until "
+            "it ends, or stop it with Ctrl-C there"
+        )
+    mirror = _mirror(where, plan) if mlflow else None
+    chosen = _runner(plan, runner, address or os.environ.get("RAY_ADDRESS"), workers)
+    chosen.start()
+    try:
+        with _lease(ledger, plan) as lease:
+            if retry_failed:
+                ledger.forget_failures(plan.name)
+            _run(plan, ledger, lease, where, chosen, mirror, changed, say)
+    finally:
+        chosen.close()
+        ledger.close()
+    return Study(plan.name, where)
+
+
+def _home(home: str | Path | None) -> Home:
+    return Home.from_environment() if home is None else Home(Path(home).absolute())
+
+
+def _mirror(home: Home, plan: Plan) -> Mirror:
+    from modmix.tracking import Mirror
+
+    mirror = Mirror(home.ledger_url, plan.name, home.tracking_uri, home)
+    try:
+        mirror.check()
+    except InputError:
+        raise
+    except ModmixError as error:
+        # Before the start this is a wrong address; in the middle of a study it would only delay.
+        raise InputError(str(error)) from error
+    return mirror
+
+
+def _runner(plan: Plan, kind: str, address: str | None, workers: int | None) -> Runner:
+    resources = plan.spec.resources
+    if kind == "local":
+        from modmix.runners import LocalRunner
+
+        return LocalRunner(gpus=resources.gpus)
+    if kind != "ray":
+        raise InputError(f"runner must be ray or local, got {kind!r}")
+    from modmix.ray_runner import RayRunner
+
+    return RayRunner(cpus=resources.cpus, gpus=resources.gpus, address=address, workers=workers)
+
+
+@contextmanager
+def _lease(ledger: Ledger, plan: Plan) -> Iterator[Lease]:
+    file: dict[str, Any] = {
+        "spec": plan.spec.model_dump(mode="json"),
+        "text": plan.source.text,
+        "source": plan.source.name,
+        "details": plan.details(),
+    }
+    if not ledger.has_study(plan.name):
+        ledger.start_study(plan.name, **file)
+    lease = ledger.acquire(plan.name)
+    try:
+        ledger.start_study(plan.name, **file)
+        yield lease
+    finally:
+        ledger.release(lease)
+
+
+def _run(
+    plan: Plan,
+    ledger: Ledger,
+    lease: Lease,
+    home: Home,
+    runner: Runner,
+    mirror: Mirror | None,
+    changed: Callable[[StudyRun], None],
+    say: Callable[[str], None],
+) -> None:
+    from modmix.study import Heartbeat, StudyRun
+
+    begun = time.monotonic()
+    work = StudyRun(
+        plan, ledger, lease, home, slots=runner.slots, changed=_both(changed, mirror)
+    )
+    state, mirrored = "failed", None
+    with Heartbeat(work.beat), _signals(work, say):
+        try:
+            work.prepare()
+            if work.reused:
+                say(f"{work.reused} replicates were found in the ledger and are reused")
+            if mirror is not None:
+                mirror.start()
+                mirrored = mirror
+            runner.run(work)
+            work.let_go()
+            state = "stopped" if work.stopping else "finished"
+            if state == "finished":
+                state = "stopped"
+                work.check_complete()
+                state = "finished"
+        except KeyboardInterrupt:
+            work.stop()
+            work.let_go()
+            state = "stopped"
+        finally:
+            _end(plan, ledger, home, mirrored, state, time.monotonic() - begun, say)
+    if work.stopping:
+        left = sum(s not in ENDED for s in ledger.replicate_states(plan.name).values())
+        raise Interrupted(
+            f"study {plan.name} was stopped with {left} replicates to go: what is finished is "
+            f"kept, 'modmix run {plan.source.name}' continues"
+        )
+
+
+def _both(
+    changed: Callable[[StudyRun], None], mirror: Mirror | None
+) -> Callable[[StudyRun], None]:
+    def notify(work: StudyRun) -> None:
+        changed(work)
+        if mirror is not None:
+            mirror.wake()
+
+    return notify
+
+
+def _end(
+    plan: Plan,
+    ledger: Ledger,
+    home: Home,
+    mirror: Mirror | None,
+    state: str,
+    seconds: float,
+    say: Callable[[str], None],
+) -> None:
+    """Write the end down, then the figures, then let the mirror catch up."""
+    ledger.set_state(plan.name, state)
+    ledger.add_seconds(plan.name, wall=seconds)
+    paths: list[Path] = []
+    if state == "finished":
+        say("drawing figures and writing tables")
+        from modmix.analysis.report import write_all
+
+        paths = list(write_all(ledger, home, plan.name).paths)
+    if mirror is not None:
+        mirror.log_outputs(paths)
+        if not mirror.close(state, timeout=120.0 if state == "finished" else 15.0):
+            say(
+                f"MLflow does not hold everything yet ({mirror.trouble}): "
+                f"'modmix sync {plan.name}' writes the rest"
+            )
+
+
+@contextmanager
+def _signals(work: StudyRun, say: Callable[[str], None]) -> Iterator[None]:
+    """The first Ctrl-C (or SIGTERM) stops in order, a second one at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, _frame: object) -> None:
+        if work.stopping:
+            raise KeyboardInterrupt
+        work.stop()
+        say("stopping: what is in training is kept as far as its last checkpoint (again: at once)")
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def status(ledger: Ledger, name: str) -> dict[str, Any]:
+    """A study's counts and seconds, from the ledger alone."""
+    from modmix.study import point_state
+
+    record = ledger.study(name)
+    replicates = ledger.replicates(name)
+    by_point: dict[str, list[ReplicateRecord]] = {}
+    for replicate in replicates:
+        by_point.setdefault(replicate.point, []).append(replicate)
+    points = dict.fromkeys(("done", "pruned", "failed", "running", "pending"), 0)
+    for members in by_point.values():
+        points[point_state([r.state for r in members])] += 1
+    states = dict.fromkeys(("done", "running", "pending", "interrupted", "pruned", "failed"), 0)
+    for replicate in replicates:
+        states[replicate.state] += 1
+    state = record.state
+    if state == "running" and ledger.holder(name) is None:
+        state = "stopped"  # its driver was killed before it could say so
+        states["interrupted"] += states.pop("running")
+        states["running"] = 0
+    return {
+        "study": name,
+        "state": state,
+        "points": {"total": len(by_point), **points},
+        "replicates": {"total": len(replicates), **states},
+        "trained": sum(r.origin == "trained" for r in replicates),
+        "reused": sum(r.origin == "reused" for r in replicates),
+        "device_seconds": round(record.device_seconds, 3),
+        "wall_seconds": round(record.wall_seconds, 3),
+    }

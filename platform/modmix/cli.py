@@ -1,0 +1,455 @@
+"""What people type. Thin: each command reads its words, calls one function, prints.
+
+Exit codes: 0 finished; 2 the input is wrong and nothing was started; 3 stopped, the same command
+continues; 1 anything else. Imports are inside the commands, so that `modmix --help` is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from modmix.errors import InputError, ModmixError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from modmix.ledger import Ledger
+
+app = typer.Typer(
+    name="modmix",
+    help="Studies of how to combine modalities: one file in, figures with error bars out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(no_args_is_help=True, help="Download, prepare and check a task's data.")
+app.add_typer(data_app, name="data")
+
+File = Annotated[Path, typer.Argument(help="The study file (YAML).", show_default=False)]
+Name = Annotated[str, typer.Argument(help="A study's name, or its file.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Address = Annotated[
+    str | None,
+    typer.Option(help="Address of a Ray cluster; default: RAY_ADDRESS, else this machine."),
+]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processors to use on this machine.")]
+Data = Annotated[
+    Path | None, typer.Option("--data", help="Where the task's file is: replaces its path.")
+]
+Local = Annotated[bool, typer.Option("--local", help="Train in this process, without Ray.")]
+NoMlflow = Annotated[bool, typer.Option("--no-mlflow", help="Do not mirror the study to MLflow.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")]
+
+
+def main() -> None:
+    """Run the command line; every error of ours becomes one sentence and its exit code."""
+    try:
+        app()
+    except ModmixError as error:
+        for line in str(error).splitlines():
+            print(f"modmix: {line}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader (head, say) has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("modmix: stopped", file=sys.stderr)
+        sys.exit(3)
+
+
+def _console(*, error: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=error, soft_wrap=True)
+
+
+def _ledger() -> Ledger:
+    from modmix.home import Home
+    from modmix.ledger import Ledger
+
+    home = Home.from_environment()
+    if "MODMIX_LEDGER" not in os.environ and not (home.path / "ledger.db").exists():
+        raise InputError(
+            f"there are no studies in {home.path}: run one first, or set MODMIX_HOME to the "
+            "folder where they ran"
+        )
+    return Ledger(home.ledger_url)
+
+
+def _study(name: str) -> str:
+    """A study's name; a study file may stand for the study in it."""
+    if name.endswith((".yaml", ".yml")) and Path(name).exists():
+        from modmix import spec
+
+        return str(spec.read(Path(name)).raw.get("study"))
+    return name
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(_plain(value), indent=2, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: what is undefined (the deviation of one seed) becomes null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+# ---------------------------------------------------------------- running
+
+
+@app.command()
+def run(
+    file: File,
+    address: Address = None,
+    workers: Workers = None,
+    data: Data = None,
+    local: Local = False,
+    no_mlflow: NoMlflow = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Train failed replicates again.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Start a study, or continue it, or extend it by what its file now asks for."""
+    _run(
+        file,
+        address=address,
+        workers=workers,
+        data_path=data,
+        runner="local" if local else "ray",
+        mlflow=not no_mlflow,
+        retry_failed=retry_failed,
+        quiet=quiet,
+    )
+
+
+def _run(file: Path, *, quiet: bool, **how: Any) -> Any:
+    from modmix import api
+    from modmix.display import DataProgress, Display
+
+    console = _console()
+
+    def say(text: str) -> None:
+        if not quiet:
+            console.print(text, highlight=False, markup=False)
+
+    with DataProgress(_console(error=True), quiet=quiet) as data:
+        plan = api.make_plan(file, data_path=how.pop("data_path"), progress=data)
+    with Display(console, quiet=quiet) as display:
+        study = api.run_plan(plan, changed=display.changed, say=say, **how)
+    _print_end(study, console)
+    return study
+
+
+def _print_end(study: Any, console: Console) -> None:
+    from modmix.analysis.tables import results_table
+
+    counts = study.status()
+    print(results_table(study._ledger, study.name).render("text"))
+    say = f"{counts['points']['done']} points, {counts['replicates']['done']} models"
+    console.print(
+        f"study {study.name} is finished: {say} ({counts['trained']} trained, "
+        f"{counts['reused']} reused; {counts['points']['failed']} points failed)",
+        highlight=False,
+    )
+    if counts["points"]["failed"]:
+        console.print(f"  why they failed:  modmix status {study.name}", highlight=False)
+    for what, path in (
+        ("figures", study.folder / "figures"),
+        ("tables", study.folder / "tables"),
+        ("report", study.folder / "report.html"),
+    ):
+        console.print(f"  {what:8s} {path}", highlight=False)
+    console.print("  MLflow   type 'modmix ui' (or 'make ui') and open the address it prints")
+
+
+@app.command()
+def status(study: Name, as_json: Json = False) -> None:
+    """Say where a study stands."""
+    from modmix import api
+
+    ledger, name = _ledger(), _study(study)
+    found = api.status(ledger, name)
+    if as_json:
+        _print_json(found)
+        return
+    print(f"study {name}: {found['state']}")
+    for what in ("points", "replicates"):
+        counts = ", ".join(f"{n} {state}" for state, n in found[what].items() if n)
+        print(f"  {what:11s}{counts or 'none'}")
+    print(f"  trained    {found['trained']}, reused {found['reused']}")
+    print(f"  time       {found['wall_seconds']:.0f} s here, {found['device_seconds']:.0f} s of devices")
+    reasons: dict[str, int] = {}
+    for replicate in ledger.replicates(name):
+        if replicate.state == "failed":
+            last = (replicate.reason.strip().splitlines() or ["no reason recorded"])[-1]
+            reasons[last] = reasons.get(last, 0) + 1
+    for reason, count in sorted(reasons.items(), key=lambda item: -item[1])[:10]:
+        print(f"  failed     {count}x {reason}")
+
+
+@app.command("list")
+def list_studies(as_json: Json = False) -> None:
+    """List the studies of the ledger."""
+    from modmix import api
+
+    ledger = _ledger()
+    found = [api.status(ledger, record.name) for record in ledger.studies()]
+    if as_json:
+        _print_json(found)
+        return
+    for one in found:
+        print(f"{one['study']:32s} {one['state']:9s} {one['points']['done']} points done")
+
+
+# ---------------------------------------------------------------- results
+
+
+@app.command()
+def table(
+    study: Name,
+    format: Annotated[str, typer.Option(help="text, csv, md, tex or json.")] = "text",
+    by: Annotated[
+        str, typer.Option(help="point: one row per point; method: the best point of each method.")
+    ] = "point",
+) -> None:
+    """Print a study's results: one row per point, or per method."""
+    from modmix.analysis import tables
+
+    if format not in ("text", "csv", "md", "tex", "json"):
+        raise InputError(f"--format must be text, csv, md, tex or json, got {format!r}")
+    if by not in ("point", "method"):
+        raise InputError(f"--by must be point or method, got {by!r}")
+    make = tables.points_table if by == "point" else tables.results_table
+    print(make(_ledger(), _study(study)).render(format).rstrip("\n"))
+
+
+@app.command()
+def figure(study: Name) -> None:
+    """Draw a study's figures and print their paths."""
+    from modmix.analysis.report import write_all
+    from modmix.home import Home
+
+    for path in write_all(_ledger(), Home.from_environment(), _study(study)).figures:
+        print(path)
+
+
+@app.command()
+def report(study: Name) -> None:
+    """Write figures, tables and the HTML report; print the report's path."""
+    from modmix.analysis.report import write_all
+    from modmix.home import Home
+
+    print(write_all(_ledger(), Home.from_environment(), _study(study)).report)
+
+
+@app.command()
+def best(study: Name, as_json: Json = False) -> None:
+    """Print the best point of each method and write a file for `modmix final`."""
+    from modmix import registry
+    from modmix.analysis.best import best_points
+    from modmix.home import Home
+
+    ledger, name = _ledger(), _study(study)
+    points = best_points(ledger, name)
+    if not points:
+        raise InputError(f"study {name!r} has no complete point yet: let it run on")
+    paths = registry.write_best(ledger, Home.from_environment(), name, points)
+    if as_json:
+        _print_json(
+            [
+                {
+                    "method": point.method,
+                    "hyperparameters": dict(point.params),
+                    "metric": point.metric,
+                    "n": point.n,
+                    "mean": point.mean,
+                    "std": point.std,
+                    "ci_low": point.ci_low,
+                    "ci_high": point.ci_high,
+                    "test": dict(point.test),
+                    "file": str(path),
+                }
+                for point, path in zip(points, paths, strict=True)
+            ]
+        )
+        return
+    for point, path in zip(points, paths, strict=True):
+        values = ", ".join(f"{k}={v}" for k, v in point.params.items() if v is not None)
+        print(f"{point.method}: {point.metric} {point.mean:.3f} ± {point.std:.3f} (n={point.n})")
+        print(f"  {values}\n  modmix final {path}")
+
+
+@app.command()
+def final(
+    file: Annotated[
+        Path, typer.Argument(help="A file that `modmix best` wrote.", show_default=False)
+    ],
+    address: Address = None,
+    workers: Workers = None,
+    data: Data = None,
+    local: Local = False,
+    quiet: Quiet = False,
+) -> None:
+    """Retrain a best point on fresh seeds, test it once, register the model in MLflow."""
+    from modmix import registry, spec
+
+    if spec.read(file).raw.get("final") is None:
+        raise InputError(
+            f"{file} is not a file that `modmix best STUDY` wrote (it has no final: block): "
+            "name one of those"
+        )
+    study = _run(
+        file,
+        address=address,
+        workers=workers,
+        data_path=data,
+        runner="local" if local else "ray",
+        mlflow=True,
+        quiet=quiet,
+    )
+    done = registry.register(study._ledger, study.home, study.name, study.home.tracking_uri)
+    print(f"registered {done.name} version {done.version} as @{done.alias}; load it with")
+    print(f'  mlflow.pyfunc.load_model("models:/{done.name}@{done.alias}")')
+
+
+@app.command()
+def sync(study: Name) -> None:
+    """Bring MLflow up to the ledger: after the server was away, or its database was lost."""
+    from modmix import tracking
+    from modmix.home import Home
+
+    home = Home.from_environment()
+    done = tracking.sync(_ledger(), _study(study), home.tracking_uri, home)
+    print(f"MLflow experiment {done.experiment!r} holds the study; {done.written} runs written")
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+) -> None:
+    """Open MLflow on the results, on this machine's loopback address, until Ctrl-C."""
+    from modmix.home import Home
+    from modmix.tracking import serve
+
+    serve(Home.from_environment(), port=port)
+
+
+# ---------------------------------------------------------------- what there is
+
+
+@app.command()
+def tasks(as_json: Json = False) -> None:
+    """List the tasks: what they are, what they cost, where their data comes from."""
+    from modmix.tasks.table import TASKS
+
+    if as_json:
+        _print_json(
+            {n: {"doc": t.doc, "cost": t.cost, "source": t.source} for n, t in TASKS.items()}
+        )
+        return
+    for name, entry in TASKS.items():
+        print(f"{name}: {entry.doc}\n  data: {entry.source}; {entry.cost}")
+        for option in entry.options:
+            print(f"    {option.name} (default {option.default}): {option.doc}")
+
+
+@app.command()
+def methods(as_json: Json = False) -> None:
+    """List the methods and their hyperparameters."""
+    from modmix.methods.table import METHODS
+
+    if as_json:
+        _print_json(
+            {
+                name: {
+                    "doc": entry.doc,
+                    "hyperparameters": {h.name: h.default for h in entry.hyperparameters},
+                }
+                for name, entry in METHODS.items()
+            }
+        )
+        return
+    for name, entry in METHODS.items():
+        print(f"{name}: {entry.doc}")
+        for h in entry.hyperparameters:
+            print(f"    {h.name} (default {h.default}): {h.doc}")
+
+
+def _progress() -> Any:
+    from modmix.display import DataProgress
+
+    return DataProgress(_console(error=True))
+
+
+Task = Annotated[str, typer.Argument(help="A task's name, or a study file.", show_default=False)]
+Options = Annotated[
+    list[str] | None, typer.Option("--option", "-o", help="name=value, as in the study file.")
+]
+
+
+def _task(task: str, options: list[str] | None) -> tuple[str, dict[str, Any]]:
+    import yaml
+
+    from modmix.tasks.table import resolve_options
+
+    given: dict[str, Any] = {}
+    folder: Path | None = None
+    if task.endswith((".yaml", ".yml")):
+        from modmix import spec
+
+        source = spec.read(Path(task))
+        block = source.raw.get("task")
+        block = {"name": block} if isinstance(block, str) else dict(block or {})
+        task, folder = str(block.pop("name", "")), source.folder
+        given = {k: os.path.expandvars(v) if isinstance(v, str) else v for k, v in block.items()}
+    for option in options or ():
+        name, _, value = option.partition("=")
+        given[name] = yaml.safe_load(value)
+    return task, resolve_options(task, given, folder)
+
+
+@data_app.command("get")
+def data_get(task: Task, option: Options = None) -> None:
+    """Download a task's official file, or go on with a download."""
+    from modmix.tasks.base import get_task
+
+    name, options = _task(task, option)
+    with _progress() as progress:
+        paths = get_task(name, options, progress)
+    for path in paths:
+        print(path)
+
+
+@data_app.command("prepare")
+def data_prepare(task: Task, option: Options = None) -> None:
+    """Prepare a task's data once, for all later studies."""
+    from modmix.tasks.base import prepare_task
+
+    name, options = _task(task, option)
+    with _progress() as progress:
+        path = prepare_task(name, options, progress)
+    print(path)
+
+
+@data_app.command("check")
+def data_check(task: Task, option: Options = None) -> None:
+    """Check that a task's prepared data is whole."""
+    from modmix.tasks.base import check_task
+
+    name, options = _task(task, option)
+    with _progress() as progress:
+        path = check_task(name, options, progress)
+    print(f"{path} is whole")
