@@ -205,6 +205,11 @@ class _Bridge:
         self._trials: dict[str, str] = {}  # trial id -> pack id, of the packs that are out
         self._ticked = 0.0
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Tune pickles its searcher, callbacks and stopper into snapshots that nobody reads: the
+        # study stays out of them.
+        return (object, ())
+
     @property
     def stopping(self) -> bool:
         return self.error is not None or self.work.stopping
