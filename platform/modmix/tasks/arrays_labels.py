@@ -10,8 +10,15 @@ from modmix.tasks.arrays_read import Loaded
 from modmix.tasks.data import Array
 
 _SPLIT_WORDS = {
-    **{"0": 0, "1": 1, "2": 2},
-    **{"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 2},
+    "0": 0,
+    "1": 1,
+    "2": 2,
+    "train": 0,
+    "training": 0,
+    "val": 1,
+    "valid": 1,
+    "validation": 1,
+    "test": 2,
 }
 _TEST_WORDS = {"0": 0, "1": 2, "false": 0, "true": 2}
 

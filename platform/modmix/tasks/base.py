@@ -71,7 +71,7 @@ class Task(ABC):
         """The files this task reads; none for generated data and data of a library."""
         return ()
 
-    def get(self, progress: Progress) -> list[Path]:
+    def get(self, progress: Progress) -> list[Path]:  # noqa: ARG002 - for those that fetch
         """Fetch what can be fetched; nothing by default."""
         return []
 

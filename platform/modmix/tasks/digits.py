@@ -24,7 +24,7 @@ SHARE = 0.2  # of test and of validation
 class Digits(Task):
     name: ClassVar[str] = "digits"
 
-    def write(self, writer: Writer, progress: Progress) -> Contents:
+    def write(self, writer: Writer, progress: Progress) -> Contents:  # noqa: ARG002 - fast
         from sklearn.datasets import load_digits  # type: ignore[import-untyped, unused-ignore]
 
         scans = load_digits()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import os
 import shutil
 import time
 import urllib.error
@@ -31,7 +30,8 @@ def fetch(
         DataError: no network, no such address, no room, or not the expected content.
     """
     target, size, sha256 = source.path, source.bytes, source.sha256
-    assert size is not None and sha256 is not None
+    assert size is not None
+    assert sha256 is not None
     target.parent.mkdir(parents=True, exist_ok=True)
     with locked(target, progress):
         if _is_right(target, size, sha256, progress):
@@ -44,7 +44,7 @@ def fetch(
                 f"{part}: what {url} sent must have sha256 {sha256}, got {came}; it was deleted, "
                 f"run the command again or {_by_hand(url, target)}"
             )
-        os.replace(part, target)
+        part.replace(target)
     return target
 
 

@@ -14,6 +14,7 @@ import threading
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,7 +31,7 @@ _LONGEST_LINE = 1 << 16  # an official line has 725 characters
 Rows = npt.NDArray[np.float32]
 
 
-class _BadBlock(Exception):
+class _BlockError(Exception):
     """A block that could not be parsed; `explain` says why."""
 
 
@@ -74,7 +75,7 @@ def _in_order(path: Path, waiting: queue.Queue[Any]) -> Iterator[Rows]:
         block, future = item
         try:
             rows = future.result()
-        except _BadBlock as error:
+        except _BlockError as error:
             raise DataError(f"{path}: {explain(block, lines, str(error))}") from None
         lines += block.count(b"\n")
         yield rows
@@ -91,11 +92,11 @@ def _produce(
     """Cut the file into blocks, hand each to the pool, and queue them in order."""
 
     def put(item: Any) -> None:
-        while not stop.is_set():
-            try:
-                return waiting.put(item, timeout=0.1)
-            except queue.Full:
-                continue
+        waits = True
+        while waits and not stop.is_set():
+            with suppress(queue.Full):
+                waiting.put(item, timeout=0.1)
+                waits = False
 
     try:
         with path.open("rb") as file:
@@ -104,7 +105,7 @@ def _produce(
                     return
                 put((block, pool.submit(parse, block)))
         put(None)
-    except Exception as error:  # noqa: BLE001 - handed to the reader, who raises it
+    except Exception as error:
         put(error)
 
 
@@ -161,7 +162,7 @@ def parse(block: bytes) -> Rows:
     """Parse a block of whole lines into (n, 29) float32.
 
     Raises:
-        _BadBlock: a line is not what it should be.
+        _BlockError: a line is not what it should be.
     """
     from pyarrow import ArrowInvalid, BufferReader, csv, float32, py_buffer  # type: ignore[import-untyped, unused-ignore]
 
@@ -180,13 +181,13 @@ def parse(block: bytes) -> Rows:
             ),
         )
     except ArrowInvalid as error:
-        raise _BadBlock(str(error)) from None
+        raise _BlockError(str(error)) from None
     rows = np.empty((table.num_rows, COLUMNS), dtype=np.float32)
     for i, column in enumerate(table.columns):
         rows[:, i] = column.to_numpy()
     labels = rows[:, 0]
     if not (np.isfinite(rows).all() and ((labels == 0) | (labels == 1)).all()):
-        raise _BadBlock("a value is not finite or a label not 0 or 1")
+        raise _BlockError("a value is not finite or a label not 0 or 1")
     return rows
 
 

@@ -94,7 +94,7 @@ class Moments:
         """Population standard deviation; 1 for a constant feature, which so becomes 0."""
         deviation_D = np.sqrt(self._squares_D / max(1, self.count))
         # A constant such as 0.1 leaves a deviation of rounding errors, which must not be blown up.
-        constant_D = deviation_D <= 1e-12 * np.maximum(1.0, np.abs(self.mean_D))
+        constant_D = deviation_D <= 1e-12 * np.abs(self.mean_D)
         return np.where(constant_D, 1.0, deviation_D)
 
     def apply(self, values_ND: Array) -> npt.NDArray[np.float32]:

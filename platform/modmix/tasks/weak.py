@@ -35,7 +35,7 @@ from modmix.tasks.writer import Writer
 class Weak(Task):
     name: ClassVar[str] = "weak"
 
-    def write(self, writer: Writer, progress: Progress) -> Contents:
+    def write(self, writer: Writer, progress: Progress) -> Contents:  # noqa: ARG002 - fast
         options = self.options
         names = [f"m{i + 1}" for i in range(options["modalities"])]
         means_MCD = class_means(options)

@@ -1,0 +1,215 @@
+"""The task ``higgs``: read in parallel, split, standardised; against numpy and pandas."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from modmix.tasks import higgs_csv
+from modmix.tasks.base import load_task, prepare_task
+from modmix.tasks.higgs_csv import read_rows
+from modmix.tasks.splits import permutation
+
+REAL = Path(os.environ.get("MODMIX_TEST_DATA", "/nowhere")) / "HIGGS.csv.gz"
+needs_real = pytest.mark.skipif(not REAL.exists(), reason="MODMIX_TEST_DATA has no HIGGS.csv.gz")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MODMIX_DATA", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def lines(rows: int, seed: int = 0) -> list[str]:
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=(rows, 28)).astype(np.float32)
+    labels = rng.integers(0, 2, size=rows)
+    return [
+        ",".join([f"{float(y):.18e}", *(f"{v:.18e}" for v in x)])
+        for y, x in zip(labels, values, strict=True)
+    ]
+
+
+def write(path: Path, text: list[str], end: str = "\n") -> Path:
+    data = (end.join(text) + end).encode()
+    path.write_bytes(gzip.compress(data, 1) if path.suffix == ".gz" else data)
+    return path
+
+
+# ---------------------------------------------------------------- reading
+
+
+@pytest.mark.parametrize("block_bytes", [100, 5_000, 1 << 20])
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("name", ["x.csv", "x.csv.gz"])
+def test_rows_come_in_order_and_bit_for_bit(
+    tmp_path: Path, block_bytes: int, threads: int, name: str
+) -> None:
+    path = write(tmp_path / name, lines(300))
+    blocks = list(read_rows(path, block_bytes=block_bytes, threads=threads))
+    expected = np.loadtxt(path, delimiter=",", dtype=np.float64).astype(np.float32)
+    np.testing.assert_array_equal(np.concatenate(blocks), expected)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_line_ends_and_blank_lines(tmp_path: Path, end: str) -> None:
+    text = lines(20)
+    path = tmp_path / "x.csv"
+    path.write_bytes((end.join([*text[:7], "", *text[7:]])).encode())  # no line end at the end
+    assert sum(map(len, read_rows(path))) == 20
+    assert sum(map(len, read_rows(path, block_bytes=50))) == 20
+
+
+def test_gzip_of_several_members_with_padding(tmp_path: Path) -> None:
+    text = [(line + "\n").encode() for line in lines(40)]
+    path = tmp_path / "x.csv.gz"
+    half = gzip.compress(b"".join(text[:20]))
+    path.write_bytes(half + gzip.compress(b"".join(text[20:])) + b"\0" * 512)
+    assert sum(map(len, read_rows(path))) == 40
+
+
+def test_blocks_in_flight_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While nobody takes blocks, reading stops after a fixed number of them."""
+    parsed: list[int] = []
+    parse = higgs_csv.parse
+    monkeypatch.setattr(higgs_csv, "_READ", 1 << 12)
+    monkeypatch.setattr(
+        higgs_csv, "parse", lambda block: (parsed.append(len(block)), parse(block))[1]
+    )
+    rows = read_rows(write(tmp_path / "x.csv", lines(2000)), block_bytes=8_000, threads=2)
+    next(rows)
+    time.sleep(0.3)
+    assert len(parsed) <= 2 + 3
+    rows.close()  # type: ignore[attr-defined]
+
+
+def test_leaving_early_stops_the_threads(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.csv", lines(500))
+    rows = read_rows(path, block_bytes=2_000)
+    next(rows)
+    rows.close()  # type: ignore[attr-defined]
+    assert not [t for t in threading.enumerate() if t.name.startswith("modmix")]
+
+
+# ---------------------------------------------------------------- splits and standardisation
+
+
+def expected(path: Path, val_rows: int, test_rows: int, small: bool = False) -> dict[str, Any]:
+    """Compute the splits with pandas; only the random order is the project's."""
+    import pandas
+
+    frame = pandas.read_csv(path, header=None, dtype=np.float64)
+    kept = len(frame) - test_rows
+    order = permutation(kept, 0, "higgs", "small")
+    order = order[: kept // 3] if small else order
+    parts = {
+        "train": frame.iloc[np.sort(order[val_rows:])],
+        "val": frame.iloc[np.sort(order[:val_rows])],
+        "test": frame.iloc[kept:],
+    }
+    features = parts["train"].iloc[:, 1:].astype(np.float32).astype(np.float64)
+    mean, scale = features.mean(), features.std(ddof=0)
+    return {
+        name: (((part.iloc[:, 1:] - mean) / scale).to_numpy(), part[0].to_numpy().astype(int))
+        for name, part in parts.items()
+    }
+
+
+@needs_real
+@pytest.mark.parametrize("variant", ["full", "small"])
+def test_the_real_file_equals_pandas(variant: str) -> None:
+    options = {"path": str(REAL), "test_rows": 5000, "val_rows": 2000, "variant": variant}
+    data = load_task("higgs", options)
+    assert data.shapes == {"low": (21,), "high": (7,)}
+    assert data.class_names == ("background", "signal")
+    assert data.train.rows == {"full": 25_970 - 7000, "small": 20_970 // 3 - 2000}[variant]
+    for name, (features, labels) in expected(REAL, 2000, 5000, variant == "small").items():
+        split = data.splits[name]
+        np.testing.assert_array_equal(split.labels, labels)
+        np.testing.assert_allclose(split.inputs["low"], features[:, :21], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(split.inputs["high"], features[:, 21:], rtol=1e-5, atol=1e-5)
+
+
+@needs_real
+def test_the_real_file_can_be_learned_and_high_helps() -> None:
+    """Columns are where they should be: least squares reaches the known order of AUC."""
+    data = load_task("higgs", {"path": str(REAL), "test_rows": 5000})
+    errors = {}
+    for name in ("low", "high"):
+        inputs = {
+            s: np.hstack(
+                [split.inputs[name], np.square(split.inputs[name]), np.ones((split.rows, 1))]
+            )
+            for s, split in data.splits.items()
+        }
+        weights = np.linalg.lstsq(inputs["train"], data.train.labels, rcond=None)[0]
+        errors[name] = ((inputs["test"] @ weights > 0.5) != data.test.labels).mean()
+    assert errors["high"] < errors["low"] - 0.02 < 0.47
+
+
+def test_options_of_the_split(tmp_path: Path) -> None:
+    path = str(write(tmp_path / "x.csv", lines(400)))
+    base = {"path": path, "test_rows": 100}
+    sizes = [
+        ({}, (285, 15)),
+        ({"val_fraction": 0.5}, (150, 150)),
+        ({"val_rows": 40, "val_fraction": 0.5}, (260, 40)),
+        ({"variant": "small", "val_rows": 40}, (60, 40)),
+    ]
+    prints = set()
+    for options, (train, val) in sizes:
+        data = load_task("higgs", {**base, **options})
+        assert (data.train.rows, data.val.rows, data.test.rows) == (train, val, 100)
+        prints.add(data.fingerprint)
+    other = load_task("higgs", {**base, "split_seed": 1})
+    assert len(prints | {other.fingerprint}) == 5
+
+
+def test_plain_and_gzip_files_of_the_same_rows_have_one_fingerprint(tmp_path: Path) -> None:
+    text = lines(300)
+    prints = {
+        load_task(
+            "higgs", {"path": str(write(tmp_path / name, text)), "test_rows": 100}
+        ).fingerprint
+        for name in ("x.csv", "y.csv.gz")
+    }
+    assert len(prints) == 1
+
+
+MEMORY = """
+import resource, sys
+from modmix.tasks.base import prepare_task
+import modmix.tasks.higgs_csv, modmix.tasks.download, filelock, pyarrow.csv
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+prepare_task("higgs", {"path": sys.argv[1], "test_rows": 1000})
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.slow
+def test_memory_is_bounded_by_the_blocks_in_flight_not_by_the_file(tmp_path: Path) -> None:
+    text = ("\n".join(lines(2_000)) + "\n").encode()
+    path = tmp_path / "x.csv.gz"
+    path.write_bytes(gzip.compress(text, 1) * 120)  # 240,000 rows, 177 MB of text
+    run = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(path)], capture_output=True, text=True, check=True
+    )
+    grown_mb = int(run.stdout) / 1024
+    assert grown_mb < 175, grown_mb  # blocks of 2 MB, a chunk of 131,072 rows in float64
+
+
+def test_nothing_but_prepared_arrays_is_left(tmp_path: Path, home: Path) -> None:
+    path = write(tmp_path / "x.csv.gz", lines(300))
+    folder = prepare_task("higgs", {"path": str(path), "test_rows": 100})
+    files = {f"{s}_{m}.npy" for s in ("train", "val", "test") for m in ("low", "high", "labels")}
+    assert {file.name for file in folder.iterdir()} == files | {"meta.json"}
+    assert [p for p in (home / "prepared").iterdir() if p.suffix != ".lock"] == [folder]
