@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from modmix.analysis.frames import Snapshot, read
 from modmix.analysis.statistics import Estimate
-from modmix.analysis.words import higher_is_better, split_of
+from modmix.analysis.words import higher_is_better, is_metric, split_of
 from modmix.errors import InputError
-from modmix.ledger import Ledger
+from modmix.ledger import Ledger, PointRecord
+from modmix.metrics import METRICS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,12 @@ class BestPoint:
     ci_low: float
     ci_high: float
     metric: str
-    test: Mapping[str, Estimate]  # "test/error" -> its estimate over the same replicates
+    estimates: Mapping[str, Estimate]  # "test/error" -> over the same replicates
+
+    @property
+    def test(self) -> dict[str, dict[str, float]]:
+        """As ``estimates``, in plain values: "test/error" -> {"n": 5, "mean": 3.1, …}."""
+        return {name: asdict(found) for name, found in self.estimates.items()}
 
 
 def best_points(ledger: Ledger, study: str, by: str | None = None) -> list[BestPoint]:
@@ -52,49 +58,48 @@ def best_of(snapshot: Snapshot, by: str | None = None, part: str | None = None) 
     metric = by or snapshot.objectives[0]
     check_selection(metric)
     sign = -1.0 if higher_is_better(metric) else 1.0
-    found = [
-        best
-        for method in snapshot.methods
-        if (best := _best_of_method(snapshot, method, metric, sign, part)) is not None
-    ]
-    return sorted(found, key=lambda best: (sign * best.mean, best.number))
+    complete: dict[str, list[PointRecord]] = {}
+    for point in snapshot.points:
+        if point.key in snapshot.complete and (
+            part is None or part in snapshot.parts_of.get(point.key, ())
+        ):
+            complete.setdefault(point.method, []).append(point)
+    means = snapshot.means(metric)
+    found = [_best_of(snapshot, points, metric, sign, means) for points in complete.values()]
+    kept = [best for best in found if best is not None]
+    return sorted(kept, key=lambda best: (sign * best.mean, best.number))
 
 
 def check_selection(metric: str) -> None:
     """Refuse to choose by anything but validation.
 
     Raises:
-        InputError: the metric is of another split.
+        InputError: the metric is unknown or of another split.
     """
-    if split_of(metric) != "val":
+    if split_of(metric) != "val" or not is_metric(metric):
         raise InputError(
-            f"points are chosen on validation only, so that test results stay honest; "
-            f"got {metric!r}: name a metric that begins with 'val/'"
+            "points are chosen by a metric on validation, so that test results stay honest "
+            f"({', '.join(f'val/{name}' for name in METRICS)}), got {metric!r}"
         )
 
 
-def _best_of_method(
-    snapshot: Snapshot, method: str, metric: str, sign: float, part: str | None
+def _best_of(
+    snapshot: Snapshot,
+    complete: Sequence[PointRecord],
+    metric: str,
+    sign: float,
+    means: Mapping[str, float],
 ) -> BestPoint | None:
-    complete = [
-        point
-        for point in snapshot.points
-        if point.method == method
-        and (part is None or part in snapshot.parts_of.get(point.key, ()))
-        and snapshot.is_complete(point.key)
-    ]
-    most = max((len(snapshot.replicates_of[point.key]) for point in complete), default=0)
+    most = max(len(snapshot.replicates_of[point.key]) for point in complete)
     full = [p for p in complete if len(snapshot.replicates_of[p.key]) == most]
-    column = snapshot.points_table.get(f"{metric}/mean")
-    means = {} if column is None else {p.key: float(column[p.key]) for p in full}
-    ranked = [p for p in full if not math.isnan(means.get(p.key, math.nan))]
+    ranked = [p for p in full if not math.isnan(means[p.key])]
     if not ranked:
         return None
     best = min(ranked, key=lambda p: (sign * means[p.key], p.number))
     own = snapshot.estimate(best.key, metric)
     tests = [name for name in snapshot.metrics if split_of(name) == "test"]
     return BestPoint(
-        method=method,
+        method=best.method,
         point=best.key,
         number=best.number,
         params=best.params,
@@ -104,5 +109,5 @@ def _best_of_method(
         ci_low=own.ci_low,
         ci_high=own.ci_high,
         metric=metric,
-        test={name: snapshot.estimate(best.key, name) for name in tests},
+        estimates={name: snapshot.estimate(best.key, name) for name in tests},
     )

@@ -199,7 +199,7 @@ def _line(
             x=_x_value(point.params[x]),
             value=snapshot.estimate(point.key, metric),
             point=point.key,
-            complete=snapshot.is_complete(point.key),
+            complete=point.key in snapshot.complete,
         )
         for point in members
     ]
@@ -280,7 +280,7 @@ class Results:
         """One row per row of the figure."""
         return pd.DataFrame(
             [
-                {"label": row.label} | _numbers(row.best.test[self.metric], self.metric)
+                {"label": row.label} | _numbers(row.best.estimates[self.metric], self.metric)
                 for row in self.rows
             ]
         )
@@ -289,7 +289,7 @@ class Results:
 def results(snapshot: Snapshot, metric: str | None = None) -> Results:
     """What the table of results holds, for drawing."""
     shown = metric or default_metrics(snapshot)[0]
-    rows = [r for r in result_rows(snapshot, shown) if math.isfinite(r.best.test[shown].mean)]
+    rows = [r for r in result_rows(snapshot, shown) if math.isfinite(r.best.estimates[shown].mean)]
     return Results(
         title=f"{snapshot.name}: best point of each method",
         metric=shown,

@@ -138,10 +138,21 @@ class Snapshot:
         """As `points_frame`, indexed by the points' full keys."""
         return _points_table(self)
 
-    def is_complete(self, point: str) -> bool:
-        """Whether all replicates of a point are done."""
-        mine = self.replicates_of[point]
-        return bool(mine) and all(replicate.state == "done" for replicate in mine)
+    def means(self, metric: str) -> dict[str, float]:
+        """Mean of a metric by point key; NaN where it has none."""
+        column = self.points_table.get(f"{metric}/mean")
+        if column is None:
+            return dict.fromkeys(self.by_key, math.nan)
+        return {str(key): float(mean) for key, mean in column.items()}
+
+    @cached_property
+    def complete(self) -> frozenset[str]:
+        """The points whose replicates are all done."""
+        return frozenset(
+            key
+            for key, mine in self.replicates_of.items()
+            if mine and all(replicate.state == "done" for replicate in mine)
+        )
 
     def by_seed(self, point: str, metric: str) -> dict[int, float]:
         """A metric of a point's finished replicates, by seed."""

@@ -84,7 +84,7 @@ def search_history(snapshot: Snapshot, part: str) -> SearchHistory:
             f"got {part!r}"
         )
     metric = snapshot.objectives[0]
-    means = snapshot.points_table[f"{metric}/mean"].to_dict() if len(snapshot.points) else {}
+    means = snapshot.means(metric)
     traces = []
     for method in snapshot.methods:
         mine = [e for e in snapshot.entries if e.part == part and e.method == method]
@@ -111,7 +111,7 @@ def search_history(snapshot: Snapshot, part: str) -> SearchHistory:
         )
     return SearchHistory(
         part=part,
-        title=f"{snapshot.name}: search of {spec.get('title') or part}",
+        title=spec.get("title") or f"{snapshot.name}: {part}",
         metric=metric,
         traces=tuple(traces),
     )
@@ -122,13 +122,14 @@ def search_history(snapshot: Snapshot, part: str) -> SearchHistory:
 
 @dataclass(frozen=True, kw_only=True)
 class Importance:
-    """One method's hyperparameters by how much of the objective's variance they explain.
+    """One method's hyperparameters in one part, by how much of the objective they explain.
 
     ``share`` is ε² (Kelley 1935): the variance between bins as a share of all, corrected for what
     bins of noise would show, not below 0. Main effects only; shares need not add up to 1.
     ``correlation`` is Spearman's rank correlation with the objective, NaN for words.
     """
 
+    part: str
     method: str
     points: int
     names: tuple[str, ...]
@@ -137,35 +138,47 @@ class Importance:
 
 
 def importance(snapshot: Snapshot) -> list[Importance]:
-    """Importance per method, for methods with ten finished points and something that varies."""
-    metric = snapshot.objectives[0]
+    """Importance per part and method, where it means something.
+
+    That is, where at least ten points are finished and two hyperparameters vary. (What a single
+    one does, its curve shows better.) Points of different parts are not mixed: each part has its
+    own fixed settings.
+    """
     found = []
-    for method in snapshot.methods:
-        points = [p for p in snapshot.points if p.method == method]
-        means = snapshot.points_table.loc[[p.key for p in points], f"{metric}/mean"].to_numpy()
-        kept = [i for i in range(len(points)) if math.isfinite(means[i])]
-        values = np.array([float(means[i]) for i in kept])
-        if len(kept) < _FEWEST or np.ptp(values) == 0:
-            continue
-        names = sorted({name for i in kept for name in points[i].params})
-        rows = []
-        for name in names:
-            settings = [points[i].params.get(name) for i in kept]
-            if len({_canonical(setting) for setting in settings}) > 1:
-                rows.append((name, _share(settings, values), _correlation(settings, values)))
-        rows.sort(key=lambda row: -row[1])
-        if rows:
-            names_, shares, correlations = zip(*rows, strict=True)
-            found.append(
-                Importance(
-                    method=method,
-                    points=len(kept),
-                    names=names_,
-                    share=shares,
-                    correlation=correlations,
-                )
-            )
+    for part in snapshot.parts:
+        asked: dict[str, set[str]] = {}
+        for entry in snapshot.entries:
+            if entry.part == part:
+                asked.setdefault(entry.method, set()).add(entry.point)
+        for method in snapshot.methods:
+            one = _importance(snapshot, part, method, asked.get(method, set()))
+            found += [one] if one is not None else []
     return found
+
+
+def _importance(snapshot: Snapshot, part: str, method: str, asked: set[str]) -> Importance | None:
+    means = snapshot.means(snapshot.objectives[0])
+    points = [p for p in snapshot.points if p.key in asked and math.isfinite(means[p.key])]
+    values = np.array([means[p.key] for p in points])
+    if len(points) < _FEWEST or np.ptp(values) == 0:
+        return None
+    rows = []
+    for name in sorted({name for p in points for name in p.params}):
+        settings = [p.params.get(name) for p in points]
+        if len({_canonical(setting) for setting in settings}) > 1:
+            rows.append((name, _share(settings, values), _correlation(settings, values)))
+    if len(rows) < 2:
+        return None
+    rows.sort(key=lambda row: -row[1])
+    names, shares, correlations = zip(*rows, strict=True)
+    return Importance(
+        part=part,
+        method=method,
+        points=len(points),
+        names=names,
+        share=shares,
+        correlation=correlations,
+    )
 
 
 def importance_frame(found: Sequence[Importance]) -> pd.DataFrame:
@@ -173,6 +186,7 @@ def importance_frame(found: Sequence[Importance]) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {
+                "part": one.part,
                 "method": one.method,
                 "hyperparameter": name,
                 "variance_share": share,
@@ -182,7 +196,14 @@ def importance_frame(found: Sequence[Importance]) -> pd.DataFrame:
             for one in found
             for name, share, correlation in zip(one.names, one.share, one.correlation, strict=True)
         ],
-        columns=["method", "hyperparameter", "variance_share", "rank_correlation", "points"],
+        columns=[
+            "part",
+            "method",
+            "hyperparameter",
+            "variance_share",
+            "rank_correlation",
+            "points",
+        ],
     )
 
 
@@ -195,27 +216,35 @@ def _share(settings: Sequence[Any], values: Floats) -> float:
     k, n = len(set(bins)), len(values)
     if k < 2 or n <= k:
         return 0.0
-    grouped = pd.Series(values).groupby(bins)
-    within = float(((values - grouped.transform("mean").to_numpy()) ** 2).sum())
+    means = pd.Series(values).groupby(bins).transform("mean").to_numpy()
+    within = float(((values - means) ** 2).sum())
     total = float(((values - values.mean()) ** 2).sum())
     return max(0.0, 1.0 - (within / (n - k)) / (total / (n - 1)))
 
 
 def _bins(settings: Sequence[Any]) -> list[int]:
-    """Bins of equal counts for numbers with many values, one per value otherwise."""
-    words = [_canonical(setting) for setting in settings]
-    if len(set(words)) <= _BINS or not _is_numeric(settings):
-        places = {word: i for i, word in enumerate(dict.fromkeys(words))}
-        return [places[word] for word in words]
-    ranks = pd.Series([float(s) for s in settings]).rank(method="average").to_numpy()
-    return [int(b) for b in np.minimum((ranks - 0.5) * _BINS // len(settings), _BINS - 1)]
+    """Five bins of equal counts for numbers of many values, one bin per value otherwise.
+
+    Points that do not have the hyperparameter (it is conditional, or null) form a bin.
+    """
+    given = [s for s in settings if s is not None]
+    words = {_canonical(setting) for setting in given}
+    if len(words) <= _BINS or not _is_numeric(given):
+        places = {word: i for i, word in enumerate(sorted(words))}
+        return [-1 if s is None else places[_canonical(s)] for s in settings]
+    ranks = pd.Series([math.nan if s is None else float(s) for s in settings]).rank()
+    bins = ((ranks - 0.5) * _BINS // len(given)).clip(upper=_BINS - 1)
+    return [int(b) for b in bins.fillna(-1)]
 
 
 def _correlation(settings: Sequence[Any], values: Floats) -> float:
-    if not _is_numeric(settings):
+    """Spearman's correlation over the points that have the hyperparameter."""
+    kept = [i for i, s in enumerate(settings) if s is not None]
+    given = [settings[i] for i in kept]
+    if len(kept) < 3 or not _is_numeric(given) or len(set(given)) < 2:
         return math.nan
-    ranks = pd.Series([float(s) for s in settings]).rank()
-    return float(ranks.corr(pd.Series(values).rank()))
+    chosen = pd.Series(values[kept]).rank()
+    return math.nan if chosen.nunique() < 2 else float(pd.Series(given).rank().corr(chosen))
 
 
 # ---------------------------------------------------------------- two objectives
@@ -254,10 +283,9 @@ def trade_off(snapshot: Snapshot) -> TradeOff:
     if len(snapshot.objectives) != 2:
         raise InputError(f"a trade-off needs two objectives, study {snapshot.name!r} has one")
     first, second = snapshot.objectives
-    keys = [p.key for p in snapshot.points if snapshot.is_complete(p.key)]
-    table = snapshot.points_table
-    columns = [table.loc[keys, f"{metric}/mean"] for metric in (first, second) if keys]
-    values = np.array([c.to_numpy(dtype=np.float64) for c in columns]).T.reshape(-1, 2)
+    keys = [p.key for p in snapshot.points if p.key in snapshot.complete]
+    columns = [snapshot.means(first), snapshot.means(second)]
+    values = np.array([[column[key] for column in columns] for key in keys]).reshape(-1, 2)
     good = np.isfinite(values).all(axis=1)
     keys = [key for key, is_good in zip(keys, good, strict=True) if is_good]
     values = values[good]

@@ -19,6 +19,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -204,7 +205,7 @@ class Ranks:
 
 
 def mean_ranks(
-    values: Mapping[str, Mapping[str | int, float]], *, higher_is_better: bool = False
+    values: Mapping[str, Mapping[Any, float]], *, higher_is_better: bool = False
 ) -> Ranks:
     """Rank methods inside each block (a seed, a task, a study) and average the ranks.
 
@@ -212,7 +213,7 @@ def mean_ranks(
     count; tied methods share their rank, and a shared first place is no win for either.
     """
     table = pd.DataFrame({m: pd.Series(dict(v), dtype=float) for m, v in values.items()})
-    table = table.loc[np.isfinite(table).all(axis=1)] if len(table.columns) else table
+    table = table.loc[np.isfinite(table.to_numpy(dtype=np.float64)).all(axis=1)]
     ranks = table.rank(axis=1, ascending=not higher_is_better)
     frame = pd.DataFrame(
         {

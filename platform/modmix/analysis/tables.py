@@ -131,7 +131,7 @@ def results_of(
         if any(number is not None for number in papers[metric]):
             header.append("paper")
             columns.append([_paper_cell(number, metric) for number in papers[metric]])
-    header += ["95 % CI", "behind the best", "p (Holm)", "chosen"]
+    header += ["95 % CI", "behind the best (95 % CI)", "p (Holm)", "chosen"]
     columns += [
         [_interval_cell(row, shown[0]) for row in rows],
         [_behind_cell(row, shown[0]) for row in rows],
@@ -160,11 +160,12 @@ def default_metrics(snapshot: Snapshot) -> tuple[str, ...]:
 def result_rows(snapshot: Snapshot, metric: str, by: str | None = None) -> list[Row]:
     """The rows of the results, best validation first, each compared with the best on ``metric``."""
     rows: list[Row] = []
+    by_part = {part: best_of(snapshot, by, part) for part in snapshot.parts}
     for best in best_of(snapshot, by):
         rows.append(Row(label=best.method, part="", best=best))
         seen = {best.point}
-        for part in snapshot.parts:
-            for other in best_of(snapshot, by, part):
+        for part, others in by_part.items():
+            for other in others:
                 if other.method == best.method and other.point not in seen:
                     seen.add(other.point)
                     rows.append(Row(label=f"{best.method} ({part})", part=part, best=other))
@@ -192,8 +193,15 @@ def _compared(snapshot: Snapshot, rows: list[Row], metric: str) -> list[Row]:
 def winner_of(rows: Sequence[Row], metric: str) -> Row | None:
     """The row with the best mean on ``metric``; None when no row has one."""
     sign = -1.0 if higher_is_better(metric) else 1.0
-    ranked = [row for row in rows if not math.isnan(row.best.test[metric].mean)]
-    return min(ranked, key=lambda row: sign * row.best.test[metric].mean, default=None)
+    ranked = [row for row in rows if not math.isnan(row.best.estimates[metric].mean)]
+    return min(ranked, key=lambda row: sign * row.best.estimates[metric].mean, default=None)
+
+
+def behind(test: statistics.Paired, metric: str) -> tuple[float, float, float]:
+    """How much worse the first is than the second, with its interval; positive means worse."""
+    if higher_is_better(metric):
+        return -test.difference, -test.ci_high, -test.ci_low
+    return test.difference, test.ci_low, test.ci_high
 
 
 def varied_parameters(snapshot: Snapshot) -> dict[str, list[str]]:
@@ -233,14 +241,14 @@ def paper_number(snapshot: Snapshot, row: Row, metric: str) -> tuple[float, floa
 def _marks(rows: Sequence[Row], metric: str) -> list[str]:
     """Best and second best mean; equal means share a mark."""
     sign = -1.0 if higher_is_better(metric) else 1.0
-    means = [sign * row.best.test[metric].mean for row in rows]
+    means = [sign * row.best.estimates[metric].mean for row in rows]
     ladder = sorted({mean for mean in means if not math.isnan(mean)})
     names = dict(zip(ladder, ("best", "second"), strict=False))
     return [names.get(mean, "") if len(rows) > 1 else "" for mean in means]
 
 
 def _mean_cell(row: Row, metric: str, mark: str) -> Cell:
-    found = row.best.test[metric]
+    found = row.best.estimates[metric]
     return Cell(text=plus_minus(found.mean, found.std, metric), mark=mark, sort=found.mean)
 
 
@@ -253,15 +261,18 @@ def _paper_cell(number: tuple[float, float] | None, metric: str) -> Cell:
 
 
 def _interval_cell(row: Row, metric: str) -> Cell:
-    found = row.best.test[metric]
+    found = row.best.estimates[metric]
     return Cell(text=interval_text(found.ci_low, found.ci_high, metric), sort=found.ci_low)
 
 
 def _behind_cell(row: Row, metric: str) -> Cell:
     if row.paired is None:
         return Cell(text="–")
-    gap = abs(row.paired.difference)
-    return Cell(text=metric_text(gap, metric), sort=gap)
+    gap, low, high = behind(row.paired, metric)
+    if math.isnan(row.paired.std):
+        return Cell(text=metric_text(gap, metric), sort=gap)
+    text = f"{metric_text(gap, metric)} ({interval_text(low, high, metric)})"
+    return Cell(text=text, sort=gap)
 
 
 def _p_cell(row: Row) -> Cell:
@@ -279,7 +290,7 @@ def _results_frame(
         record: dict[str, Any] = {"label": row.label, "method": best.method, "part": row.part}
         record["n"] = best.n
         chooser = {name: getattr(best, name) for name in STATISTICS}
-        for metric, found in {best.metric: chooser, **best.test}.items():
+        for metric, found in {best.metric: chooser, **best.estimates}.items():
             for name in STATISTICS:
                 value = found[name] if isinstance(found, dict) else getattr(found, name)
                 record[f"{metric}/{name}"] = value

@@ -12,12 +12,17 @@ from modmix.metrics import higher_is_better as _higher_is_better
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 _NAMES = {"auc": "AUC", "nll": "NLL", "ece": "ECE", "f1": "macro F1"}
 _PARAMETERS = {"beta": "β", "margin": "margin δ", "alpha": "α", "depth": "depth (hidden layers)"}
-_PERCENT = ("percent", "%")
 
 
 def split_of(metric: str) -> str:
     """The split of a metric: "val" of "val/error"."""
     return metric.partition("/")[0]
+
+
+def is_metric(metric: str) -> bool:
+    """Whether a name is one of the known metrics on a split: "val/error" is, "val/x" is not."""
+    split, _, name = metric.partition("/")
+    return split in SPLITS and name in METRICS
 
 
 def on_test(metric: str) -> str:
@@ -36,17 +41,19 @@ def unit(metric: str) -> str:
     if name not in METRICS:
         return ""
     written = METRICS[name].unit
-    if written in _PERCENT:
-        return "%"
-    return written if written.isalpha() else ""
+    return "" if written == "0..1" else written
+
+
+def metric_words(metric: str) -> str:
+    """A metric in a sentence: "test error", "validation AUC"."""
+    split, _, name = metric.partition("/")
+    return f"{SPLITS.get(split, split)} {_NAMES.get(name, name)}"
 
 
 def metric_label(metric: str) -> str:
     """An axis label with the unit: "test error (%)"."""
-    split, _, name = metric.partition("/")
     shown = unit(metric)
-    words = f"{SPLITS.get(split, split)} {_NAMES.get(name, name)}"
-    return f"{words} ({shown})" if shown else words
+    return f"{metric_words(metric)} ({shown})" if shown else metric_words(metric)
 
 
 def decimals(metric: str) -> int:

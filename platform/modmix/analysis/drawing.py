@@ -1,0 +1,371 @@
+"""Drawing: each function takes numbers from `curves` or `searches` and an axis.
+
+No pyplot: the axis belongs to the caller, and nothing global changes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from modmix.analysis.curves import Curve, LearningCurves, Line, Reference, Results, X, x_word
+from modmix.analysis.searches import Importance, SearchHistory, Trace, TradeOff
+from modmix.analysis.statistics import Estimate
+from modmix.analysis.style import (
+    DASHES,
+    FAINT,
+    INK,
+    PAPER,
+    Look,
+    heading,
+    horizontal_grid,
+    legend_below,
+    say_empty,
+)
+from modmix.analysis.words import higher_is_better, metric_label, metric_text, parameter_label
+from modmix.errors import InputError
+
+ERROR_BARS = {"ci": "95 % confidence interval", "std": "standard deviation"}
+
+# ---------------------------------------------------------------- curves
+
+
+def draw_curve(ax: Axes, curve: Curve, look: Mapping[str, Look], *, errors: str = "ci") -> None:
+    """Mean over x per method with error bars; the best mean of each line is ringed.
+
+    Args:
+        errors: "ci" for 95 % intervals, "std" for standard deviations.
+    """
+    if errors not in ERROR_BARS:
+        raise InputError(f"error bars must be 'ci' or 'std', got {errors!r}")
+    ax.set_xlabel(parameter_label(curve.x))
+    ax.set_ylabel(metric_label(curve.metric))
+    horizontal_grid(ax)
+    if not curve.lines and not curve.references:
+        heading(ax, curve.title)
+        say_empty(ax)
+        return
+    step = _step(curve)
+    middle = (len(curve.lines) - 1) / 2
+    handles = [
+        # Lines stand a little apart, so that error bars at one x do not cover each other.
+        _draw_line(ax, curve, line, look[line.method], (place - middle) * step, errors)
+        for place, line in enumerate(curve.lines)
+    ]
+    handles += [_draw_reference(ax, found, look, errors) for found in curve.references]
+    _label_x(ax, curve)
+    legend_below(ax, handles)
+    heading(ax, curve.title, _curve_notes(curve, errors))
+
+
+def _draw_line(ax: Axes, curve: Curve, line: Line, look: Look, shift: float, errors: str) -> Any:
+    xs = np.array([_place(dot.x, curve.categories) for dot in line.dots]) + shift
+    means = np.array([dot.value.mean for dot in line.dots])
+    bars = np.nan_to_num(np.array([_bars(dot.value, errors) for dot in line.dots]).T)
+    variants = [other.variant for other in curve.lines if other.method == line.method]
+    handle = ax.errorbar(
+        xs, means, yerr=bars, color=look.colour, marker=look.marker, markersize=4.5,
+        linewidth=1.4 if curve.connected else 0.0, elinewidth=1.0, capsize=2.5, zorder=3,
+        linestyle=DASHES[variants.index(line.variant) % len(DASHES)],
+        label=f"{line.label}, {_n_text(line)}",
+    )  # fmt: skip
+    partial = [i for i, dot in enumerate(line.dots) if not dot.complete]
+    ax.plot(
+        xs[partial], means[partial], marker=look.marker, markersize=4.5, linestyle="none",
+        color=look.colour, markerfacecolor=PAPER, zorder=4,
+    )  # fmt: skip
+    if line.minimum is not None and len(line.dots) > 1:
+        ax.plot(
+            xs[line.minimum], means[line.minimum], marker="o", markersize=10, linestyle="none",
+            markerfacecolor="none", markeredgecolor=look.colour, markeredgewidth=1.2, zorder=5,
+        )  # fmt: skip
+    return handle
+
+
+def _draw_reference(ax: Axes, reference: Reference, look: Mapping[str, Look], errors: str) -> Any:
+    value, colour = reference.value, look[reference.method].colour
+    below, above = _bars(value, errors)
+    if math.isfinite(below):
+        ax.axhspan(
+            value.mean - below, value.mean + above, color=colour, alpha=0.13, linewidth=0, zorder=1
+        )
+    return ax.axhline(
+        value.mean, color=colour, linewidth=1.3, linestyle=(0, (4, 2)), zorder=2,
+        label=f"{reference.method} (best), n = {value.n}",
+    )  # fmt: skip
+
+
+def _bars(value: Estimate, errors: str) -> tuple[float, float]:
+    if errors == "std":
+        return value.std, value.std
+    return value.mean - value.ci_low, value.ci_high - value.mean
+
+
+def _place(x: X, words: Sequence[str]) -> float:
+    if words:
+        return float(words.index(x_word(x)))
+    assert isinstance(x, float)
+    return x
+
+
+def _numbers(curve: Curve) -> list[float]:
+    """The x values in order; only for curves without words."""
+    return sorted({float(dot.x) for line in curve.lines for dot in line.dots})
+
+
+def _step(curve: Curve) -> float:
+    """How far lines stand apart: a fraction of the closest gap; nothing on log axes."""
+    lines = len(curve.lines)
+    if lines < 2 or not curve.connected:
+        return 0.0
+    if curve.categories:
+        return 0.24 / lines
+    xs = _numbers(curve)
+    if len(xs) < 2 or _is_logarithmic(xs):
+        return 0.0
+    return float(min(np.diff(xs))) * 0.16 / lines
+
+
+def _is_logarithmic(xs: Sequence[float]) -> bool:
+    """Whether x values were chosen by factors: positive, over a wide range, evenly in the log."""
+    if len(xs) < 3 or xs[0] <= 0 or xs[-1] / xs[0] < 15:
+        return False
+    steps = np.diff(np.log(xs))
+    return len(xs) > 12 or bool(steps.max() < 4 * steps.min())
+
+
+def _label_x(ax: Axes, curve: Curve) -> None:
+    if curve.categories:
+        ax.set_xticks(range(len(curve.categories)), curve.categories)
+        return
+    xs = _numbers(curve)
+    if _is_logarithmic(xs):
+        ax.set_xscale("log")
+    gaps = np.diff(np.log(xs) if _is_logarithmic(xs) else xs)
+    is_even = len(xs) < 2 or gaps.min() > 0.04 * gaps.sum()
+    if xs and len(xs) <= 12 and is_even:  # otherwise ticks would run into each other
+        ax.set_xticks(xs, [f"{x:.4g}" for x in xs])
+        ax.xaxis.set_minor_locator(NullLocator())
+
+
+def _curve_notes(curve: Curve, errors: str) -> list[str]:
+    dots = [dot for line in curve.lines for dot in line.dots]
+    values = [dot.value for dot in dots] + [found.value for found in curve.references]
+    has_bars = any(value.n > 1 for value in values)
+    best = "highest" if higher_is_better(curve.metric) else "lowest"
+    return [
+        f"mean and {ERROR_BARS[errors]}" if has_bars else "one seed: no error bars",
+        f"ring: {best} mean of a line" if any(len(x.dots) > 1 for x in curve.lines) else "",
+        "hollow: seeds are missing" if any(not dot.complete for dot in dots) else "",
+    ]
+
+
+def _n_text(line: Line) -> str:
+    ns = sorted({dot.value.n for dot in line.dots})
+    return f"n = {ns[0]}" if len(ns) == 1 else f"n = {ns[0]}–{ns[-1]}"
+
+
+# ---------------------------------------------------------------- results
+
+
+def draw_results(ax: Axes, results: Results, look: Mapping[str, Look]) -> None:
+    """One line per row: the mean with its 95 % interval, every seed, the paper's number."""
+    ax.set_xlabel(metric_label(results.metric))
+    if not results.rows:
+        heading(ax, results.title)
+        say_empty(ax)
+        return
+    for i, row in enumerate(results.rows):
+        value, style = row.best.estimates[results.metric], look[row.best.method]
+        seeds = results.values[i]
+        ax.plot(
+            seeds, [i + 0.26] * len(seeds), marker="o", markersize=2.6, linestyle="none",
+            color=style.colour, alpha=0.6, markeredgewidth=0, zorder=2,
+        )  # fmt: skip
+        bars = np.nan_to_num(np.array([_bars(value, "ci")]).T)
+        ax.errorbar(
+            value.mean, i, xerr=bars, color=style.colour, marker=style.marker,
+            markersize=5.5, elinewidth=1.5, capsize=3, zorder=3,
+        )  # fmt: skip
+        if (paper := results.papers[i]) is not None:
+            ax.plot(
+                paper[0], i - 0.3, marker="*", markersize=7.5, markerfacecolor="none",
+                markeredgecolor=INK, markeredgewidth=0.9, linestyle="none", zorder=3,
+            )  # fmt: skip
+    labels = [f"{row.label}, n = {row.best.n}" for row in results.rows]
+    ax.set_yticks(range(len(labels)), labels)
+    ax.set_ylim(len(labels) - 0.4, -0.6)
+    ax.grid(axis="x", color=FAINT, linewidth=0.5, alpha=0.45)
+    has_paper = any(paper is not None for paper in results.papers)
+    notes = ["mean and 95 % confidence interval", "dots: seeds", "star: paper" if has_paper else ""]
+    heading(ax, results.title, notes)
+
+
+# ---------------------------------------------------------------- learning
+
+
+def draw_learning(ax: Axes, learning: LearningCurves, look: Mapping[str, Look]) -> None:
+    """Mean per epoch with a band of one standard deviation; dotted once replicates have ended."""
+    ax.set_xlabel("epochs")
+    ax.set_ylabel(metric_label(learning.metric))
+    horizontal_grid(ax)
+    if not learning.lines:
+        heading(ax, learning.title)
+        say_empty(ax)
+        return
+    handles: list[Any] = []
+    for line in learning.lines:
+        style = look[line.method]
+        handles += ax.plot(
+            line.epochs, np.where(line.whole, line.mean, np.nan), color=style.colour,
+            linewidth=1.5, marker=style.marker, markersize=3.5,
+            markevery=max(1, len(line.epochs) // 8), zorder=3, label=f"{line.method}, n = {line.n}",
+        )  # fmt: skip
+        if not line.whole.all():
+            ax.plot(
+                line.epochs, line.mean, color=style.colour, linewidth=1.1, linestyle=":", zorder=2
+            )
+        if np.isfinite(line.std).any():
+            ax.fill_between(
+                line.epochs, line.mean - line.std, line.mean + line.std,
+                color=style.colour, alpha=0.15, linewidth=0, zorder=1,
+            )  # fmt: skip
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _log_y_where_it_helps(ax, learning)
+    legend_below(ax, handles)
+    has_early = any(not line.whole.all() for line in learning.lines)
+    notes = [
+        "band: one standard deviation" if any(x.n > 1 for x in learning.lines) else "",
+        "dotted: some seeds have stopped" if has_early else "",
+    ]
+    heading(ax, learning.title, notes)
+
+
+def _log_y_where_it_helps(ax: Axes, learning: LearningCurves) -> None:
+    """Errors and losses that fall by a factor of three or more would hide their ends."""
+    means = np.concatenate([line.mean for line in learning.lines])
+    if higher_is_better(learning.metric) or means.min() <= 0 or means.max() < 3 * means.min():
+        return
+    lowest = min(float(np.nanmin(line.mean - np.nan_to_num(line.std))) for line in learning.lines)
+    ax.set_yscale("log")
+    ax.set_ylim(bottom=max(lowest, 0.7 * float(means.min())) * 0.95)
+    subs = (1.0, 2.0, 3.0, 5.0, 7.0) if means.max() < 30 * means.min() else (1.0, 2.0, 5.0)
+    ax.yaxis.set_major_locator(LogLocator(subs=subs))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    ax.yaxis.set_minor_locator(NullLocator())
+
+
+# ---------------------------------------------------------------- searches
+
+
+def draw_search(ax: Axes, history: SearchHistory, look: Mapping[str, Look]) -> None:
+    """Every point of a search, and the best so far as steps."""
+    ax.set_xlabel("points asked for")
+    ax.set_ylabel(f"{metric_label(history.metric)}, mean over seeds")
+    horizontal_grid(ax)
+    drawn = [trace for trace in history.traces if np.isfinite(trace.values).any()]
+    if not drawn:
+        heading(ax, history.title)
+        say_empty(ax)
+        return
+    handles = [_draw_trace(ax, trace, look[trace.method], history.metric) for trace in drawn]
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    outside = _leave_out_the_worst(ax, drawn, history.metric)
+    legend_below(ax, handles)
+    notes = [
+        "line: best so far",
+        "marks: points",
+        "×: pruned" if any(trace.pruned.any() for trace in drawn) else "",
+        f"{outside} worse outside" if outside else "",
+    ]
+    heading(ax, history.title, notes)
+
+
+def _draw_trace(ax: Axes, trace: Trace, style: Look, metric: str) -> Any:
+    places = trace.numbers + 1
+    for chosen, marker in ((~trace.pruned, style.marker), (trace.pruned, "x")):
+        ax.plot(
+            places[chosen], trace.values[chosen], marker=marker, markersize=4, linestyle="none",
+            color=style.colour, alpha=0.55, zorder=2,
+        )  # fmt: skip
+    if np.isfinite(trace.best[-1]):
+        ax.annotate(
+            metric_text(float(trace.best[-1]), metric), (places[-1], trace.best[-1]),
+            xytext=(4, 0), textcoords="offset points", va="center", fontsize=7.5, color=INK,
+        )  # fmt: skip
+    count = int(np.isfinite(trace.values).sum())
+    steps = ax.step(
+        places, trace.best, where="post", color=style.colour, linewidth=1.6, zorder=3,
+        marker=style.marker, markevery=[len(places) - 1], markersize=5,
+        label=f"{trace.method}, {count} {'point' if count == 1 else 'points'}",
+    )  # fmt: skip
+    return steps[0]
+
+
+def _leave_out_the_worst(ax: Axes, traces: Sequence[Trace], metric: str) -> int:
+    """Keep a few very bad points from flattening what matters; return how many are outside."""
+    sign = -1.0 if higher_is_better(metric) else 1.0
+    values = np.concatenate([trace.values for trace in traces])
+    costs = np.sort(values[np.isfinite(values)] * sign)
+    if len(costs) < 8:
+        return 0
+    best, bulk = costs[0], costs[int(0.8 * (len(costs) - 1))]
+    # The start of every line of bests stays in view.
+    firsts = [t.best[np.isfinite(t.best)][0] * sign for t in traces if np.isfinite(t.best).any()]
+    limit = max([bulk + (bulk - best), *firsts])
+    outside = int((costs > limit).sum())
+    if outside and limit > best:
+        margin = 0.06 * (limit - best)
+        low, high = sorted((sign * (best - margin), sign * (limit + margin)))
+        ax.set_ylim(low, high)
+    return outside
+
+
+def draw_importance(ax: Axes, one: Importance, look: Mapping[str, Look]) -> None:
+    """Bars of variance shares; the rank correlation stands at their ends."""
+    names = [parameter_label(name) for name in one.names]
+    ax.barh(range(len(names)), one.share, color=look[one.method].colour, height=0.6, alpha=0.85)
+    for i, (share, correlation) in enumerate(zip(one.share, one.correlation, strict=True)):
+        signed = f"  (ρ = {correlation:+.2f})".replace("-", "−")
+        ax.annotate(
+            f"{share:.2f}" + ("" if math.isnan(correlation) else signed), (share, i),
+            xytext=(4, 0), textcoords="offset points", va="center", fontsize=7.5,
+        )  # fmt: skip
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.set_xlim(0, 1.2)
+    ax.set_xticks([0, 0.25, 0.5, 0.75, 1.0], ["0", "0.25", "0.5", "0.75", "1"])
+    heading(ax, f"{one.part}: {one.method}, {one.points} points")
+
+
+def draw_trade_off(ax: Axes, trade: TradeOff, look: Mapping[str, Look]) -> None:
+    """Complete points on both objectives; the front's are filled and joined."""
+    ax.set_xlabel(metric_label(trade.metrics[0]))
+    ax.set_ylabel(metric_label(trade.metrics[1]))
+    horizontal_grid(ax)
+    if not trade.methods:
+        heading(ax, trade.title)
+        say_empty(ax)
+        return
+    handles: list[Any] = []
+    for method in dict.fromkeys(trade.methods):
+        mine = np.array([name == method for name in trade.methods])
+        style = look[method]
+        common: Any = {
+            "marker": style.marker, "markersize": 5, "linestyle": "none", "color": style.colour,
+        }  # fmt: skip
+        rest, front = trade.values[mine & ~trade.front], trade.values[mine & trade.front]
+        ax.plot(rest[:, 0], rest[:, 1], markerfacecolor="none", alpha=0.6, zorder=2, **common)
+        count = int(mine.sum())
+        label = f"{method}, {count} {'point' if count == 1 else 'points'}"
+        handles += ax.plot(front[:, 0], front[:, 1], zorder=3, label=label, **common)
+    front = trade.values[trade.front]
+    front = front[np.argsort(front[:, 0], kind="stable")]
+    ax.plot(front[:, 0], front[:, 1], color=FAINT, linewidth=1, zorder=1)
+    legend_below(ax, handles)
+    heading(ax, trade.title, ["filled: no other point is as good on both"])

@@ -1,0 +1,283 @@
+"""All figures and tables of a study written at once, and one HTML page that holds everything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from modmix.analysis import page, sentences
+from modmix.analysis.figures import FigureOf, figures_of
+from modmix.analysis.frames import Snapshot, read, short
+from modmix.analysis.statistics import Ranks
+from modmix.analysis.style import to_bytes
+from modmix.analysis.tables import Table, points_of, results_of
+from modmix.analysis.words import metric_words, p_clause, value_text
+from modmix.home import Home, write_bytes, write_text
+from modmix.ledger import Ledger, ReplicateRecord
+
+_FEW = 300  # points up to which they are also written as Markdown and LaTeX, and shown in full
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """The files that were written."""
+
+    figures: tuple[Path, ...]
+    tables: tuple[Path, ...]
+    report: Path
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return (*self.figures, *self.tables, self.report)
+
+
+def write_all(ledger: Ledger, home: Home, study: str) -> Outputs:
+    """Draw every figure, write every table and the report, into the study's folder.
+
+    Works at any moment: an unfinished study gets what there is, and its report says so. Each file
+    is replaced in one step, so a reader never sees half of one.
+
+    Files: ``figures/<name>.png`` and ``.svg``; ``tables/results``, ``points`` and ``ranks`` as
+    ``.csv``, ``.md`` and ``.tex``; ``tables/<figure>.csv`` with the numbers of each figure;
+    ``report.html``.
+
+    Raises:
+        InputError: there is no such study.
+    """
+    snapshot = read(ledger, study)
+    folder = home.study(study)
+    drawn = figures_of(ledger, snapshot)
+    svgs: dict[str, str] = {}
+    figures: list[Path] = []
+    for name, found in drawn.items():
+        picture = found.draw()
+        svg = to_bytes(picture, "svg")
+        svgs[name] = svg.decode()
+        for form, data in (("png", to_bytes(picture, "png")), ("svg", svg)):
+            figures.append(folder / "figures" / f"{name}.{form}")
+            write_bytes(figures[-1], data)
+    results, points = results_of(snapshot), points_of(snapshot)
+    ranks = sentences.ranks(snapshot)
+    tables = _write_tables(folder / "tables", drawn, results, points, ranks)
+    path = folder / "report.html"
+    write_text(path, _report(snapshot, results, points, ranks, drawn, svgs))
+    return Outputs(figures=tuple(figures), tables=tuple(tables), report=path)
+
+
+def report_html(ledger: Ledger, study: str) -> str:
+    """The report as text; nothing is written."""
+    snapshot = read(ledger, study)
+    drawn = figures_of(ledger, snapshot)
+    svgs = {name: to_bytes(found.draw(), "svg").decode() for name, found in drawn.items()}
+    ranks = sentences.ranks(snapshot)
+    return _report(snapshot, results_of(snapshot), points_of(snapshot), ranks, drawn, svgs)
+
+
+def _write_tables(
+    folder: Path, drawn: Mapping[str, FigureOf], results: Table, points: Table, ranks: Ranks
+) -> list[Path]:
+    written: dict[str, str] = {}
+    for name, table in (("results", results), ("points", points)):
+        is_small = len(table.cells) <= _FEW
+        for form in ("csv", "md", "tex") if is_small else ("csv",):
+            written[f"{name}.{form}"] = table.render(form)
+    written["ranks.csv"] = ranks.frame.to_csv(index=False, lineterminator="\n")
+    for name, found in drawn.items():
+        if name != "results":
+            written[f"{name}.csv"] = found.numbers().to_csv(index=False, lineterminator="\n")
+    for name, text in written.items():
+        write_text(folder / name, text)
+    return [folder / name for name in written]
+
+
+# ---------------------------------------------------------------- the page
+
+
+def _report(
+    snapshot: Snapshot,
+    results: Table,
+    points: Table,
+    ranks: Ranks,
+    drawn: Mapping[str, FigureOf],
+    svgs: Mapping[str, str],
+) -> str:
+    pictures = {
+        name: page.figure_html(svgs[name], i, found.caption, found.numbers())
+        for i, (name, found) in enumerate(drawn.items())
+    }
+    first = pictures.pop("results")
+    sections = {
+        "Results": page.table_html(results) + first + _ranks(snapshot, ranks),
+        "Figures": "\n".join(pictures.values()),
+        "Points": _points(points),
+        "Failures": _failures(snapshot),
+        "Set-up": page.facts(_setup(snapshot)),
+        "How to reproduce": _reproduce(snapshot),
+        "Study file": f"<pre>{escape(snapshot.record.text)}</pre>",
+    }
+    sections = {name: html for name, html in sections.items() if html}
+    links = "".join(f'<a href="#{_anchor(name)}">{name}</a>' for name in sections)
+    body = "\n".join(
+        f'<section id="{_anchor(name)}"><h2>{name}</h2>\n{html}</section>'
+        for name, html in sections.items()
+    )
+    return page.page(f"{snapshot.name} · modmix", f"{_top(snapshot)}<nav>{links}</nav>\n{body}")
+
+
+def _anchor(name: str) -> str:
+    return name.lower().replace(" ", "-")
+
+
+def _top(snapshot: Snapshot) -> str:
+    record = snapshot.record
+    text = escape(str(record.spec.get("description") or ""))
+    parts = [
+        f'<h1>{escape(record.name)} <span class="state">{escape(record.state)}</span></h1>',
+        f'<p class="soft">{text}</p>' if text else "",
+        f'<p class="lead">{escape(sentences.headline(snapshot))}</p>',
+    ]
+    if not sentences.is_finished(snapshot):
+        parts.append(
+            '<p class="lead warn">This study is not finished: numbers may still change. '
+            f"{escape(sentences.progress(snapshot))}</p>"
+        )
+    if record.spec.get("final"):
+        of = record.spec["final"]
+        parts.append(
+            f"<p>A final run: the best point of {escape(str(of.get('method')))} in study "
+            f"{escape(str(of.get('of')))}, retrained on fresh seeds.</p>"
+        )
+    return "\n".join(filter(None, parts))
+
+
+def _ranks(snapshot: Snapshot, ranks: Ranks) -> str:
+    if ranks.blocks < 2 or len(ranks.frame) < 2:
+        return ""
+    friedman = (
+        ""
+        if math.isnan(ranks.friedman_p)
+        else f" Friedman's test that all methods are alike: {p_clause(ranks.friedman_p)}."
+    )
+    note = (
+        f"Rank of each method's best point within a seed, averaged over the {ranks.blocks} seeds "
+        f"that all methods share (1 is best).{friedman}"
+    )
+    return (
+        f"<details><summary>ranks over seeds</summary>{page.frame_html(ranks.frame)}"
+        f'<p class="note">{escape(note)}</p></details>'
+    )
+
+
+def _points(points: Table) -> str:
+    total = len(points.cells)
+    more = "" if total <= _FEW else f", the first {_FEW} here, all in tables/points.csv"
+    is_open = " open" if total <= 30 else ""
+    return (
+        f"<details{is_open}><summary>{total} points{more}</summary>"
+        f"{page.table_html(points, _FEW)}</details>"
+    )
+
+
+def _failures(snapshot: Snapshot) -> str:
+    failed = [r for r in snapshot.replicates if r.state == "failed" and r.point in snapshot.by_key]
+    if not failed:
+        return ""
+    rows = "\n".join(_failure(snapshot, replicate) for replicate in failed[:_FEW])
+    more = f"<p>… and {len(failed) - _FEW} more.</p>" if len(failed) > _FEW else ""
+    return (
+        f"<p>{len(failed)} of {len(snapshot.replicates)} replicates failed. Their points keep the "
+        'mean of the others and are never chosen as best.</p><div class="scroll"><table><thead>'
+        '<tr><th>method</th><th>point</th><th class="number">seed</th><th>reason</th></tr>'
+        f"</thead><tbody>{rows}</tbody></table></div>{more}"
+    )
+
+
+def _failure(snapshot: Snapshot, replicate: ReplicateRecord) -> str:
+    lines = [line for line in replicate.reason.strip().splitlines() if line.strip()]
+    # The last line of a traceback says what happened.
+    reason = escape(lines[-1].strip()) if lines else "no reason was recorded"
+    if len(lines) > 1:
+        reason += f"<details><summary>whole text</summary><pre>{escape(replicate.reason)}</pre>"
+        reason += "</details>"
+    point = snapshot.by_key[replicate.point]
+    return (
+        f"<tr><td>{escape(point.method)}</td><td>{escape(short(point.key))}</td>"
+        f'<td class="number">{replicate.seed}</td><td class="wrap">{reason}</td></tr>'
+    )
+
+
+def _setup(snapshot: Snapshot) -> list[tuple[str, str]]:
+    record, details = snapshot.record, snapshot.record.details
+    rows = details.get("rows") or {}
+    modalities = details.get("modalities") or {}
+    reused = sum(replicate.origin == "reused" for replicate in snapshot.replicates)
+    training = record.spec.get("training") or {}
+    return [
+        ("task", str(details.get("task") or record.spec.get("task", {}).get("name", ""))),
+        ("task options", _pairs(details.get("task_options") or {})),
+        ("rows", ", ".join(f"{n} {split}" for split, n in rows.items())),
+        ("classes", str(details.get("classes") or "")),
+        ("modalities", ", ".join(f"{name} {_shape(s)}" for name, s in modalities.items())),
+        ("data fingerprint", str(details.get("fingerprint") or "")),
+        ("objective", ", ".join(metric_words(name) for name in snapshot.objectives)),
+        ("seeds", ", ".join(map(str, record.spec.get("seeds") or ()))),
+        ("training", _pairs(training)),
+        ("points", str(len(snapshot.points))),
+        ("replicates", sentences.progress(snapshot)),
+        ("reused from other studies", str(reused) if reused else ""),
+        ("device time", _duration(record.device_seconds)),
+        ("wall time", _duration(record.wall_seconds)),
+        ("first started", _moment(record.created)),
+        ("last changed", _moment(record.updated)),
+        ("modmix", str(details.get("modmix") or "")),
+        ("torch", str(details.get("torch") or "")),
+        ("code", str(details.get("git") or "")),
+    ]
+
+
+def _reproduce(snapshot: Snapshot) -> str:
+    record = snapshot.record
+    name = Path(record.source).name or f"{record.name}.yaml"
+    commit = record.details.get("git")
+    lines = [f"git checkout {commit}"] if commit else []
+    lines += [
+        f"modmix run {name}",
+        f"modmix report {record.name}",
+        f"modmix best {record.name}",
+    ]
+    fingerprint = record.details.get("fingerprint")
+    data = (
+        f" The data it ran on has the fingerprint {escape(str(fingerprint))}."
+        if fingerprint
+        else ""
+    )
+    return (
+        f"<p>Save the study file below as <code>{escape(name)}</code>. The same command starts or "
+        f"continues the study and trains nothing twice; the seeds above fix initial weights and "
+        f"batches.{data}</p><pre>{escape(chr(10).join(lines))}</pre>"
+    )
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} = {value_text(value)}" for name, value in values.items())
+
+
+def _shape(shape: Any) -> str:
+    return "×".join(map(str, shape)) if isinstance(shape, (list, tuple)) else str(shape)
+
+
+def _duration(seconds: float) -> str:
+    if seconds <= 0:
+        return ""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, tz=timezone.utc).strftime("%Y-%m-%d %H:%M UTC")

@@ -1,0 +1,129 @@
+"""How figures look, the same everywhere: colours, sizes, titles, legends, files."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from modmix.errors import InputError
+
+# Okabe and Ito's colours, told apart by colour-blind readers; markers repeat the difference.
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5fb5", "#8c6d31")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
+DASHES: tuple[tuple[int, tuple[float, ...]], ...] = (
+    (0, ()), (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (3, 1, 1, 1, 1, 1)),
+)  # fmt: skip
+INK = "#262626"  # text and axes; the report replaces it by its own colour
+FAINT = "#9a9a9a"  # grids and what stands behind
+PAPER = "#ffffff"  # the background; the report replaces it, too
+WIDTH = 5.6  # inches
+DPI = 200
+
+STYLE: Any = {
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.labelsize": 9,
+    "legend.fontsize": 8,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.linewidth": 0.8,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same on every machine
+    "svg.hashsalt": "modmix",
+    "svg.fonttype": "path",
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a method is drawn, the same in every figure of a study."""
+
+    colour: str
+    marker: str
+
+
+def looks(methods: Sequence[str]) -> dict[str, Look]:
+    """One look per method, by its place in the study."""
+    return {
+        method: Look(PALETTE[i % len(PALETTE)], MARKERS[(i + i // len(PALETTE)) % len(MARKERS)])
+        for i, method in enumerate(methods)
+    }
+
+
+def styled() -> AbstractContextManager[None]:
+    """Draw in modmix's style; matplotlib's own settings are as before afterwards."""
+    return mpl.rc_context(STYLE)
+
+
+def new_figure(height: float) -> Figure:
+    """An empty figure of the common width, with a canvas of its own."""
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def heading(ax: Axes, title: str, notes: Sequence[str] = ()) -> None:
+    """A title, and under it in small print how to read the figure."""
+    note = "; ".join(note for note in notes if note)
+    ax.set_title(title, pad=15 if note else 6)
+    if note:
+        ax.annotate(
+            note, (0.0, 1.0), xytext=(0, 4), xycoords="axes fraction",
+            textcoords="offset points", ha="left", va="bottom", fontsize=7, color=INK, alpha=0.8,
+        )  # fmt: skip
+
+
+def legend_below(ax: Axes, handles: Sequence[Any]) -> None:
+    """A legend under the axes, where it covers no value."""
+    if not handles:
+        return
+    labels = [str(handle.get_label()) for handle in handles]
+    widest = max(len(label) for label in labels)
+    ax.legend(
+        handles, labels, loc="upper left", bbox_to_anchor=(-0.02, -0.2),
+        ncols=max(1, min(len(labels), 84 // (widest + 8))), handlelength=2.4,
+        columnspacing=1.4, borderaxespad=0.0,
+    )  # fmt: skip
+
+
+def horizontal_grid(ax: Axes) -> None:
+    ax.grid(axis="y", color=FAINT, linewidth=0.5, alpha=0.45)
+    ax.set_axisbelow(True)
+
+
+def say_empty(ax: Axes) -> None:
+    """Say that there is nothing to draw yet, instead of an empty frame."""
+    ax.annotate(
+        "nothing finished yet", (0.5, 0.5), xycoords="axes fraction", ha="center", va="center",
+        fontsize=9, color=INK, alpha=0.7,
+    )  # fmt: skip
+    ax.set_xticks([])
+    ax.set_yticks([])
+
+
+def to_bytes(figure: Figure, form: str) -> bytes:
+    """A figure as "png" or "svg"; equal figures give equal bytes."""
+    metadata = {"svg": {"Date": None, "Creator": "modmix"}, "png": {"Software": "modmix"}}
+    if form not in metadata:
+        raise InputError(f"a figure's format must be png or svg, got {form!r}")
+    buffer = io.BytesIO()
+    with styled():
+        figure.savefig(buffer, format=form, metadata=metadata[form])
+    return buffer.getvalue()
