@@ -12,6 +12,7 @@ import os
 import re
 import sqlite3
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -106,7 +107,7 @@ def check(uri: str) -> None:
     path = _sqlite_path(uri)
     if path is None:
         Store(uri).ping()
-    elif path.exists():
+    else:
         _check_sqlite(path, uri)
 
 
@@ -115,6 +116,14 @@ def _sqlite_path(uri: str) -> Path | None:
 
 
 def _check_sqlite(path: Path, uri: str) -> None:
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not os.access(there, os.W_OK):
+        raise InputError(
+            f"{path} cannot be written: change the permissions of its folder, or unset "
+            "MLFLOW_TRACKING_URI (then a database in the results folder is used)"
+        )
+    if not path.exists():
+        return
     found = None
     try:
         address = f"{path.absolute().as_uri()}?mode=ro"
@@ -166,7 +175,7 @@ def told(uri: str) -> Iterator[None]:
     except TrackingError:
         raise
     except MlflowException as error:
-        if error.error_code not in _AWAY:
+        if error.error_code not in _AWAY or "out-of-date database schema" in str(error):
             raise Refused(_refusal(uri, str(error.error_code), error)) from error
         raise TrackingError(_absence(uri, error)) from error
     except Exception as error:  # of requests, sqlalchemy, botocore: all mean that it did not work
@@ -197,7 +206,7 @@ def _first_line(error: BaseException) -> str:
         error = error.__cause__
     lines = shown(str(error)).strip().splitlines() or [type(error).__name__]
     reason = re.search(r"(Connection refused|Name or service not known|timed? ?out)", str(error))
-    return reason.group(0).lower() if reason else lines[0][:200]
+    return reason.group(0).lower() if reason else lines[0][:400]
 
 
 # ---------------------------------------------------------------- the store
@@ -217,10 +226,12 @@ class Store:
 
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
+        # MLflow's own use of SQLAlchemy, which nobody here can mend.
+        warnings.filterwarnings("ignore", ".*noload.*", DeprecationWarning)
         self.uri = uri
         with told(uri):
-            if path := _sqlite_path(uri):
-                _prepare_sqlite(path)
+            if not self.places_artifacts:
+                _prepare_database(uri)
             self._api: MlflowClient = MlflowClient(uri, registry_uri=uri)
 
     @property
@@ -350,8 +361,13 @@ def _run(run: MlflowRun) -> Run:
     )
 
 
-def _prepare_sqlite(path: Path) -> None:
-    """Turn write-ahead logging on: the UI can read while we write, and a commit costs less."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(path, timeout=20)) as database:
-        database.execute("PRAGMA journal_mode=WAL")
+def _prepare_database(uri: str) -> None:
+    from mlflow.store.db import utils
+
+    # MLflow knocks ten times at a database that is away, for 100 seconds. We do the waiting.
+    utils.MAX_RETRY_COUNT = 2
+    if path := _sqlite_path(uri):
+        # Write-ahead logging: the UI can read while we write, and a commit costs less.
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(path, timeout=20)) as database:
+            database.execute("PRAGMA journal_mode=WAL")

@@ -1,0 +1,661 @@
+"""The mirror in MLflow, on real stores: a database used directly, and a real server."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from modmix import tracking
+from modmix.errors import InputError, TrackingError
+from modmix.home import Home
+from modmix.ledger import Entry, Ledger, NewPoint, Result
+from modmix.tracking import Mirror, sync
+from modmix.tracking import mirror as mirror_module
+from modmix.tracking.store import Refused, Store
+from modmix.tracking.writer import PARTIAL_SECONDS, Writer
+
+STUDY = "curves"
+METRICS = ("error", "auc", "nll", "ece", "f1")
+
+
+# ---------------------------------------------------------------- studies to mirror
+
+
+class Bench:
+    """A ledger with one study, and the MLflow it is mirrored to."""
+
+    def __init__(self, folder: Path, uri: str | None = None) -> None:
+        self.home = Home(folder)
+        self.home.make()
+        self.ledger = Ledger(f"sqlite:///{folder / 'ledger.db'}")
+        self.url = f"sqlite:///{folder / 'ledger.db'}"
+        self.uri = uri or f"sqlite:///{folder / 'mlflow.db'}"
+        self.points: list[NewPoint] = []
+
+    def start(self, points: int = 3, seeds: int = 2, study: str = STUDY) -> Bench:
+        spec = {
+            "study": study,
+            "description": "Three curves",
+            "objective": ["val/error"],
+            "parts": {
+                "curve": {"x": "beta", "methods": {"mul": {"beta": {"grid": [0, 1]}}}},
+                "depth": {"methods": {"add": {"depth": {"grid": [0, 1]}, "merge": "sum"}}},
+            },
+        }
+        details = {"task": "digits", "fingerprint": "f" * 32, "git": "abc", "modmix": "0.1"}
+        self.ledger.start_study(
+            study, spec=spec, text=f"study: {study}\n", source="x.yaml", details=details
+        )
+        self.study = study
+        self.lease = self.ledger.acquire(study)
+        self.extend(points, seeds)
+        return self
+
+    def extend(self, points: int, seeds: int) -> None:
+        self.points, entries = [], []
+        for i in range(points):
+            method, name = ("mul", "beta") if i % 2 == 0 else ("add", "depth")
+            self.points.append(
+                NewPoint(
+                    key=f"point-{i:03}",
+                    method=method,
+                    params={name: i / 4 if i % 2 == 0 else i, "hidden": [64, 32], "margin": None},
+                    replicates=[(f"point-{i:03}-{seed}", seed) for seed in range(seeds)],
+                )
+            )
+            part = "curve" if method == "mul" else "depth"
+            entries.append(Entry(part=part, method=method, number=i, point=f"point-{i:03}"))
+        known = {(e.part, e.method, e.number) for e in self.ledger.entries(self.study)}
+        fresh = [e for e in entries if (e.part, e.method, e.number) not in known]
+        self.ledger.add(self.study, self.points, fresh)
+
+    def finish(self, keys: Sequence[str] | None = None, **more: Any) -> list[Result]:
+        keys = keys or [key for point in self.points for key, _ in point.replicates]
+        results = [result(key, **more) for key in keys]
+        self.ledger.finish(self.lease, results)
+        return results
+
+    def release(self, state: str = "finished") -> None:
+        self.ledger.set_state(self.study, state)
+        self.ledger.release(self.lease)
+
+    def writer(self) -> Writer:
+        return Writer(self.ledger, self.study, self.uri, self.home)
+
+    def mirror(self) -> Mirror:
+        return Mirror(self.url, self.study, self.uri, self.home)
+
+    def runs(self, name: str | None = None) -> list[Any]:
+        from mlflow import MlflowClient
+
+        client = MlflowClient(self.uri)
+        experiment = client.get_experiment_by_name(name or self.study)
+        assert experiment is not None
+        return list(client.search_runs([experiment.experiment_id], max_results=1000))
+
+    def children(self, name: str | None = None) -> dict[str, Any]:
+        """The one run of each point."""
+        runs = [r for r in self.runs(name) if "modmix.point" in r.data.tags]
+        found = {r.data.tags["modmix.point"]: r for r in runs}
+        assert len(found) == len(runs), "two runs of one point"
+        return found
+
+    def study_run(self, name: str | None = None) -> Any:
+        (run,) = [r for r in self.runs(name) if r.data.tags.get("modmix.kind") == "study"]
+        return run
+
+    def check_whole(self, name: str | None = None) -> None:
+        """One finished run per point, below the study's; nothing else, nothing running."""
+        children, parent = self.children(name), self.study_run(name)
+        assert set(children) == {p.key for p in self.points}
+        assert {r.info.status for r in children.values()} == {"FINISHED"}
+        assert {r.data.tags["mlflow.parentRunId"] for r in children.values()} == {
+            parent.info.run_id
+        }
+        assert parent.info.status == "FINISHED"
+        assert len(self.runs(name)) == len(children) + 1
+        for point in self.ledger.points(self.study):
+            assert point.mlflow_run == children[point.key].info.run_id
+            assert point.mirrored == children[point.key].data.tags["modmix.digest"]
+
+    def rows(self, run: Any, key: str) -> list[tuple[int, float]]:
+        from mlflow import MlflowClient
+
+        history = MlflowClient(self.uri).get_metric_history(run.info.run_id, key)
+        return [(m.step, m.value) for m in sorted(history, key=lambda m: m.step)]
+
+    def artifact(self, run: Any, name: str) -> str:
+        from mlflow import MlflowClient
+
+        folder = self.home.path / f"downloads-{run.info.run_id}"
+        folder.mkdir(exist_ok=True)
+        client = MlflowClient(self.uri)
+        return Path(client.download_artifacts(run.info.run_id, name, str(folder))).read_text()
+
+
+def result(
+    key: str, *, epochs: int = 4, state: str = "done", reason: str = "", **metrics: float
+) -> Result:
+    rng = np.random.default_rng(list(key.encode()))
+    names = ["train/loss", "train/error", *(f"val/{m}" for m in METRICS), "lr"]
+    history = {"epoch": [e + 1.0 for e in range(epochs)]}
+    history |= {name: rng.uniform(0, 9, epochs).tolist() for name in names}
+    values = {f"{s}/{m}": float(rng.uniform(0, 9)) for s in ("val", "test") for m in METRICS}
+    values |= {"train/loss": float(rng.uniform())}
+    return Result(
+        replicate=key,
+        state=state,
+        reason=reason,
+        epochs=epochs,
+        best_epoch=2.0,
+        metrics={} if state == "failed" else values | metrics,
+        history=history,
+        seconds=0.5,
+    )
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh MLflow database: making one takes more than a second."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    Store(f"sqlite:///{path}")
+    return path
+
+
+def copy_database(source: Path, target: Path) -> None:
+    """Copy a database together with what its write-ahead log still holds."""
+    with sqlite3.connect(source) as old, sqlite3.connect(target) as new:
+        old.backup(new)
+    old.close()
+    new.close()
+
+
+@pytest.fixture
+def bench(tmp_path: Path, empty_database: Path) -> Bench:
+    made = Bench(tmp_path / "home")
+    copy_database(empty_database, made.home.path / "mlflow.db")
+    return made
+
+
+# ---------------------------------------------------------------- what is shown
+
+
+def test_importing_it_does_not_import_mlflow() -> None:
+    code = "import sys, modmix.tracking; sys.exit('mlflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_run_holds_means_deviations_and_curves_over_replicates(bench: Bench) -> None:
+    bench.start(points=2, seeds=3)
+    results = {r.replicate: r for r in bench.finish()}
+    assert bench.writer().update("finished")
+    bench.check_whole()
+    run = bench.children()["point-000"]
+    mine = [results[f"point-000-{seed}"] for seed in range(3)]
+    for name in ("val/error", "test/error", "test/auc"):
+        values = np.array([r.metrics[name] for r in mine])
+        assert run.data.metrics[name] == pytest.approx(values.mean())
+        assert run.data.metrics[f"{name}_std"] == pytest.approx(values.std(ddof=1))
+    values = np.array([r.metrics["test/error"] for r in mine])
+    low, high = stats.t.interval(0.95, 2, loc=values.mean(), scale=stats.sem(values))
+    assert run.data.metrics["test/error_ci"] == pytest.approx((high - low) / 2)
+    assert run.data.metrics["replicates"] == 3
+    curves = np.array([r.history["val/error"] for r in mine])
+    assert bench.rows(run, "epoch/val/error") == [
+        (i + 1, pytest.approx(v)) for i, v in enumerate(curves.mean(0))
+    ]
+    assert [v for _, v in bench.rows(run, "epoch/train/loss_std")] == pytest.approx(
+        np.array([r.history["train/loss"] for r in mine]).std(0, ddof=1)
+    )
+    assert len(run.data.metrics) <= 32
+
+
+@pytest.mark.slow
+def test_a_run_says_what_it_is(bench: Bench) -> None:
+    bench.start(points=2, seeds=2)
+    results = bench.finish()
+    writer = bench.writer()
+    writer.update("finished")
+    run = bench.children()["point-001"]
+    assert run.info.run_name == "add depth=1"
+    assert run.data.params == {
+        "method": "add",
+        "depth": "1",
+        "hidden": "[64, 32]",
+        "margin": "null",
+    }
+    tags = run.data.tags
+    assert tags["modmix.parts"] == "depth" and tags["modmix.fingerprint"] == "f" * 32
+    assert tags["mlflow.source.git.commit"] == "abc" and tags["modmix.task"] == "digits"
+    held = json.loads(bench.artifact(run, "replicates.json"))
+    assert [r["seed"] for r in held["replicates"]] == [0, 1]
+    assert held["replicates"][1]["history"]["lr"] == list(results[3].history["lr"])
+    parent = bench.study_run()
+    assert bench.artifact(parent, "study.yaml") == "study: curves\n"
+    best = min(
+        np.mean([r.metrics["val/error"] for r in results if r.replicate.startswith(p)])
+        for p in ("point-000",)
+    )
+    assert parent.data.metrics["best/mul/val/error"] == pytest.approx(best)
+    assert "mul beta=0" in parent.data.tags["mlflow.note.content"]
+
+
+@pytest.mark.slow
+def test_values_that_are_no_numbers_and_diverged_replicates(bench: Bench) -> None:
+    bench.start(points=2, seeds=2)
+    bench.finish(["point-000-0"], **{"val/auc": math.nan, "test/nll": math.inf})
+    bench.finish(["point-000-1"], state="failed", reason="diverged: epoch 3")
+    bench.finish(["point-001-0", "point-001-1"], state="failed", reason="diverged: epoch 1")
+    bench.writer().update("finished")
+    half, lost = bench.children()["point-000"], bench.children()["point-001"]
+    assert half.info.status == "FINISHED" and lost.info.status == "FAILED"
+    assert "val/auc" not in half.data.metrics and "test/nll" not in half.data.metrics
+    assert half.data.metrics["replicates"] == 1 and half.data.tags["modmix.failed"] == "1"
+    assert lost.data.tags["modmix.reason"] == "diverged: epoch 1"
+
+
+@pytest.mark.slow
+def test_long_curves_are_thinned_out_and_many_rows_arrive(bench: Bench) -> None:
+    bench.start(points=1, seeds=2)
+    results = bench.finish(epochs=1003)
+    bench.writer().update("finished")
+    run = bench.children()["point-000"]
+    rows = bench.rows(run, "epoch/val/error")
+    assert len(rows) == 200 and rows[0][0] == 1 and rows[-1][0] == 1003
+    for step, value in rows:
+        assert value == pytest.approx(np.mean([r.history["val/error"][step - 1] for r in results]))
+    held = json.loads(bench.artifact(run, "replicates.json"))
+    assert len(held["replicates"][0]["history"]["val/error"]) == 1003
+
+
+# ---------------------------------------------------------------- again and again
+
+
+@pytest.mark.slow
+def test_writing_again_changes_nothing(bench: Bench) -> None:
+    bench.start()
+    bench.finish()
+    bench.writer().update("finished")
+    before = {r.info.run_id: r.data.metrics for r in bench.runs()}
+    bench.release()
+    assert sync(bench.ledger, STUDY, bench.uri, bench.home).written == 0
+    # Even where the ledger forgot what was written, the rows are the same ones.
+    for point in bench.ledger.points(STUDY):
+        bench.ledger.set_point_run(STUDY, point.key, run=point.mlflow_run, mirrored=None)
+    bench.writer().update("finished")
+    bench.check_whole()
+    assert {r.info.run_id: r.data.metrics for r in bench.runs()} == before
+    assert len(bench.rows(bench.children()["point-000"], "epoch/val/error")) == 4
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it."""
+
+
+class Fuse:
+    """Lets a number of calls through, then kills: before the next call, or right after it."""
+
+    def __init__(self, calls: int, *, after: bool) -> None:
+        self.calls, self.after, self.blown = calls, after, False
+
+    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.calls -= 1
+            if self.calls < 0 and not self.after:
+                self.blown = True
+                raise Killed
+            done = function(*args, **kwargs)
+            if self.calls < 0:
+                self.blown = True
+                raise Killed
+            return done
+
+        return call
+
+
+WRITES = ("create_experiment", "create_run", "delete_run", "log", "log_file", "end_run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [False, True])
+def test_a_kill_at_any_call_leaves_no_duplicate_and_nothing_running(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
+    for calls in range(100):
+        bench.start(points=2, seeds=1, study=f"killed-{calls}")
+        for point in bench.points:
+            for key, _ in point.replicates:
+                if bench.ledger.replicate_states(bench.study)[key] == "pending":
+                    bench.finish([key])
+        fuse = Fuse(calls, after=after)
+        with monkeypatch.context() as patch:
+            for name in WRITES:
+                patch.setattr(Store, name, fuse.around(getattr(Store, name)))
+            for name in ("set_point_run", "set_study_run"):
+                patch.setattr(Ledger, name, fuse.around(getattr(Ledger, name)))
+            try:
+                bench.writer().update("finished")
+            except Killed:
+                pass
+        bench.writer().update("finished")
+        bench.check_whole()
+        if not fuse.blown:
+            assert calls > 10
+            return
+    raise AssertionError("the fuse always blew")
+
+
+@pytest.mark.slow
+def test_more_seeds_make_new_curves_not_second_values(bench: Bench) -> None:
+    bench.start(points=2, seeds=2)
+    bench.finish()
+    bench.writer().update("finished")
+    bench.extend(points=2, seeds=4)
+    bench.writer().update("running")  # nothing of it has ended: the old means stand
+    bench.finish()
+    bench.writer().update("finished")
+    bench.check_whole()
+    run = bench.children()["point-001"]
+    assert run.data.metrics["replicates"] == 4
+    assert [step for step, _ in bench.rows(run, "epoch/val/error")] == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_a_stopped_study_has_no_running_runs_and_goes_on(bench: Bench) -> None:
+    bench.start(points=2, seeds=2)
+    bench.finish(["point-000-0", "point-000-1", "point-001-0"])
+    mirror = bench.mirror()
+    mirror.start()
+    assert mirror.close("stopped"), mirror.trouble
+    children = bench.children()
+    assert children["point-000"].info.status == "FINISHED"
+    assert children["point-001"].info.status == "KILLED"
+    assert "epoch/val/error" not in children["point-001"].data.metrics
+    assert bench.study_run().info.status == "KILLED"
+    mirror = bench.mirror()
+    mirror.start()
+    bench.finish()
+    mirror.wake()
+    assert mirror.close("finished"), mirror.trouble
+    bench.check_whole()
+    assert bench.children()["point-001"].info.run_id == children["point-001"].info.run_id
+
+
+@pytest.mark.slow
+def test_a_driver_that_was_killed_leaves_runs_that_are_ended_later(bench: Bench) -> None:
+    bench.start(points=2, seeds=2)
+    bench.finish(["point-000-0"])
+    old = (
+        time.time() - 2 * PARTIAL_SECONDS
+    )  # old enough to be shown although its other replicate is missing
+    with sqlite3.connect(bench.home.path / "ledger.db") as database:
+        database.execute("UPDATE replicates SET finished = ? WHERE finished > 0", (old,))
+    database.close()
+    bench.writer().update("running")
+    assert bench.children()["point-000"].info.status == "RUNNING"
+    bench.ledger.release(bench.lease)  # and the driver is gone without a word
+    sync(bench.ledger, STUDY, bench.uri, bench.home)
+    assert bench.children()["point-000"].info.status == "KILLED"
+    assert bench.study_run().info.status == "KILLED"
+
+
+@pytest.mark.slow
+def test_a_lost_database_is_rebuilt(bench: Bench, empty_database: Path) -> None:
+    bench.start()
+    bench.finish()
+    bench.writer().update("finished")
+    bench.release()
+    new = f"sqlite:///{bench.home.path / 'other.db'}"
+    copy_database(empty_database, bench.home.path / "other.db")
+    bench.uri = new  # every id that the ledger holds is now unknown
+    figure = bench.home.study(STUDY) / "figures" / "curve.svg"
+    figure.parent.mkdir(parents=True)
+    figure.write_text("<svg/>")
+    done = sync(bench.ledger, STUDY, new, bench.home)
+    assert (done.written, done.experiment) == (3, STUDY)
+    bench.check_whole()
+    assert bench.artifact(bench.study_run(), "figures/curve.svg") == "<svg/>"
+
+
+@pytest.mark.slow
+def test_a_deleted_experiment_is_restored_and_deleted_runs_come_back_on_sync(bench: Bench) -> None:
+    from mlflow import MlflowClient
+
+    bench.start()
+    bench.finish()
+    bench.writer().update("finished")
+    client = MlflowClient(bench.uri)
+    client.delete_run(bench.children()["point-001"].info.run_id)
+    bench.release()
+    assert sync(bench.ledger, STUDY, bench.uri, bench.home).written == 1
+    bench.check_whole()
+    client.delete_experiment(bench.study_run().info.experiment_id)
+    bench.writer().update("finished")
+    bench.check_whole()
+
+
+@pytest.mark.slow
+def test_an_experiment_of_somebody_else_is_left_alone(bench: Bench) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(bench.uri)
+    theirs = client.create_experiment(STUDY, artifact_location=str(bench.home.path / "theirs"))
+    bench.start()
+    bench.finish()
+    writer = bench.writer()
+    writer.update("finished")
+    assert writer.experiment_name.startswith(f"{STUDY}-")
+    bench.check_whole(writer.experiment_name)
+    assert not client.search_runs([theirs])
+
+
+@pytest.mark.slow
+def test_one_refused_point_does_not_stop_the_others(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.start()
+    bench.finish()
+    log = Store.log
+
+    def refuse_one(self: Store, run: str, *, params: Mapping[str, str], **more: Any) -> None:
+        if params.get("depth") == "1":
+            raise Refused("MLflow refuses this one")
+        log(self, run, params=params, **more)
+
+    monkeypatch.setattr(Store, "log", refuse_one)
+    writer = bench.writer()
+    with pytest.raises(Refused, match="refuses this one"):
+        writer.update("finished")
+    monkeypatch.undo()
+    assert sum(r.info.status == "FINISHED" for r in bench.children().values()) == 2
+    writer.lost()
+    writer.update("finished")
+    bench.check_whole()
+
+
+def test_sync_leaves_a_running_study_to_its_driver(bench: Bench) -> None:
+    bench.start()
+    with pytest.raises(InputError, match=f"run by process {os.getpid()}"):
+        sync(bench.ledger, STUDY, bench.uri, bench.home)
+
+
+# ---------------------------------------------------------------- what cannot be used
+
+
+@pytest.mark.parametrize("uri", ["mlruns", "/tmp/mlruns", "file:///tmp/mlruns"])
+def test_a_folder_is_refused(uri: str) -> None:
+    with pytest.raises(InputError, match="is a folder, which MLflow 3 does not take"):
+        tracking.check(uri)
+
+
+def test_a_database_of_another_version_is_refused(tmp_path: Path, empty_database: Path) -> None:
+    tracking.check(f"sqlite:///{empty_database}")
+    tracking.check(f"sqlite:///{tmp_path / 'none.db'}")
+    other = tmp_path / "other.db"
+    copy_database(empty_database, other)
+    with sqlite3.connect(other) as database:
+        database.execute("UPDATE alembic_version SET version_num = 'abc123'")
+    database.close()
+    with pytest.raises(InputError, match=r"schema is abc123.*mlflow db upgrade sqlite:///"):
+        tracking.check(f"sqlite:///{other}")
+    other.write_bytes(b"no database " * 100)
+    with pytest.raises(InputError, match="cannot be read as an SQLite database"):
+        tracking.check(f"sqlite:///{other}")
+
+
+def test_a_password_is_never_shown() -> None:
+    port = free_port()
+    with pytest.raises(TrackingError) as caught:
+        tracking.check(f"http://ann:secret@127.0.0.1:{port}")
+    assert "secret" not in str(caught.value)
+    assert f"http://***@127.0.0.1:{port} cannot be used (connection refused)" in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_database_server_that_is_away_is_said_within_seconds() -> None:
+    begun = time.monotonic()
+    with pytest.raises(TrackingError, match="cannot be used") as caught:
+        tracking.check(f"postgresql://ann:secret@127.0.0.1:{free_port()}/mlflow")
+    assert time.monotonic() - begun < 15 and "secret" not in str(caught.value)
+
+
+# ---------------------------------------------------------------- a real server
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Server:
+    """A real `mlflow server` on the loopback address, which can be stopped and started."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
+        command += ["--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}"]
+        command += ["--artifacts-destination", str(self.folder / "server-artifacts")]
+        quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, env={**os.environ, **quiet}, start_new_session=True
+            )
+        for _ in range(300):
+            assert self.process.poll() is None, (self.folder / "server.log").read_text()
+            try:
+                with urllib.request.urlopen(f"{self.uri}/health", timeout=1):
+                    return
+            except OSError:
+                time.sleep(0.1)
+        raise AssertionError("the server did not start")
+
+    def stop(self) -> None:
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(10)
+            self.process = None
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server")
+    copy_database(empty_database, folder / "server.db")
+    made = Server(folder)
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.mark.slow
+def test_a_server_holds_the_same_as_a_database(tmp_path: Path, server: Server) -> None:
+    bench = Bench(tmp_path / "home", server.uri).start(points=2, seeds=2)
+    mirror = bench.mirror()
+    mirror.check()
+    mirror.start()
+    results = bench.finish(epochs=300)
+    mirror.wake()
+    table = bench.home.study(STUDY) / "tables" / "points.csv"
+    table.parent.mkdir(parents=True)
+    table.write_text("a,b\n")
+    mirror.log_outputs([table])
+    assert mirror.close("finished"), mirror.trouble
+    bench.check_whole()
+    run = bench.children()["point-000"]
+    mean = np.mean([r.metrics["test/f1"] for r in results[:2]])
+    assert run.data.metrics["test/f1"] == pytest.approx(mean)
+    assert len(bench.rows(run, "epoch/val/error")) == 200
+    assert bench.artifact(bench.study_run(), "tables/points.csv") == "a,b\n"
+    assert len(json.loads(bench.artifact(run, "replicates.json"))["replicates"]) == 2
+
+
+@pytest.mark.slow
+def test_a_server_that_goes_away_and_comes_back(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror_module, "LONGEST_PAUSE", 2.0)
+    bench = Bench(tmp_path / "home", server.uri).start(points=8, seeds=1, study="interrupted")
+    mirror = bench.mirror()
+    mirror.start()
+    keys = [key for point in bench.points for key, _ in point.replicates]
+    for i, key in enumerate(keys):
+        begun = time.monotonic()
+        bench.finish([key])
+        mirror.wake()
+        assert time.monotonic() - begun < 1.0  # training does not wait
+        if i == 1:
+            time.sleep(2.0)
+        if i == 2:
+            server.stop()
+        if i == 5:
+            time.sleep(4.0)
+            assert "connection refused" in mirror.trouble
+    assert not mirror.close("finished", timeout=2.0)
+    assert "'modmix sync interrupted' catches up" in mirror.trouble
+    begun = time.monotonic()
+    with pytest.raises(TrackingError, match=r"cannot be used \(connection refused\)"):
+        bench.mirror().check()
+    assert time.monotonic() - begun < 5
+    server.start()
+    bench.release()
+    assert sync(bench.ledger, "interrupted", server.uri, bench.home).written >= 5
+    bench.check_whole()
+
+
+@pytest.mark.slow
+def test_a_mirror_catches_up_by_itself(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror_module, "LONGEST_PAUSE", 1.0)
+    bench = Bench(tmp_path / "home", server.uri).start(points=4, seeds=1, study="caught-up")
+    server.stop()
+    mirror = bench.mirror()
+    mirror.start()
+    bench.finish()
+    mirror.wake()
+    time.sleep(3.0)
+    server.start()
+    assert mirror.close("finished", timeout=30.0), mirror.trouble
+    assert mirror.trouble == ""
+    bench.check_whole()
