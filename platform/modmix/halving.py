@@ -13,7 +13,8 @@ def rungs(min_epochs: int, eta: int, epochs: int) -> tuple[int, ...]:
         >>> rungs(2, 3, 20)
         (2, 6, 18)
     """
-    assert min_epochs >= 1 and eta >= 2, (min_epochs, eta)
+    assert min_epochs >= 1, min_epochs
+    assert eta >= 2, eta
     found = []
     epoch = min_epochs
     while epoch < epochs:

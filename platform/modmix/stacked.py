@@ -87,9 +87,11 @@ class Stack:
         self._caller = _Caller(models[0].to(device))
         named = dict(models[0].named_parameters())
         self.names = list(named)
-        self._shapes = [p.shape for p in named.values()]
+        # Matrices lie transposed: the gradient of x Wᵀ is made in that order and need not be turned.
+        self._shapes = [p.mT.shape if p.dim() == 2 else p.shape for p in named.values()]
+        self._turned = [p.dim() == 2 for p in named.values()]
         self._sizes = [p.numel() for p in named.values()]
-        rows = [torch.cat([p.detach().flatten() for p in m.parameters()]) for m in models]
+        rows = [torch.cat([_turn(p.detach()).flatten() for p in m.parameters()]) for m in models]
         self.parameters_KP = torch.stack(rows).to(device).requires_grad_()
         per_model = [dict(m.named_buffers()) for m in models]
         self.buffers = {
@@ -150,8 +152,10 @@ class Stack:
         """Call ``function(model, *mapped, *shared)`` for every row; results get a model axis."""
         parts = self.parameters_KP.split_with_sizes(self._sizes, dim=1)
         state = {
-            f"model.{name}": part.view(-1, *shape)
-            for name, part, shape in zip(self.names, parts, self._shapes, strict=True)
+            f"model.{name}": part.view(-1, *shape).mT if turned else part.view(-1, *shape)
+            for name, part, shape, turned in zip(
+                self.names, parts, self._shapes, self._turned, strict=True
+            )
         }
         state.update({f"model.{name}": value for name, value in self.buffers.items()})
 
@@ -203,8 +207,14 @@ class Stack:
         """One model's ``state_dict``."""
         parts = self.parameters_KP.detach()[row].split_with_sizes(self._sizes)
         state = {
-            name: part.view(shape)
-            for name, part, shape in zip(self.names, parts, self._shapes, strict=True)
+            name: part.view(shape).mT if turned else part.view(shape)
+            for name, part, shape, turned in zip(
+                self.names, parts, self._shapes, self._turned, strict=True
+            )
         }
         state.update({name: value[row] for name, value in self.buffers.items()})
         return {name: state[name] for name in self.template.state_dict()}
+
+
+def _turn(parameter: Tensor) -> Tensor:
+    return parameter.mT if parameter.dim() == 2 else parameter

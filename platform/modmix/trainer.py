@@ -28,6 +28,7 @@ from modmix.tasks.data import Data
 from modmix.training import checkpoint
 from modmix.training.batches import Examples, Order
 from modmix.training.group import Group, Member, is_out_of_memory
+from modmix.training.memory import keep_freed_memory
 from modmix.training.record import Position, Record, results
 
 # Position in the pack -> (state, reason) of the models that end with an evaluation.
@@ -53,6 +54,8 @@ def train_pack(
     """
     if threads is not None:
         torch.set_num_threads(threads)
+    if device == "cpu":
+        keep_freed_memory()
     yield from _Run(pack, data, torch.device(device)).events()
 
 

@@ -65,11 +65,15 @@ class Method(nn.Module):
     def enter(self, stage: Stage) -> None:
         """Called before a stage starts; a method may note in a Python value which one it is."""
 
-    def refreshes(self, epoch: int) -> bool:
+    def refreshes(self, epoch: int) -> bool:  # noqa: ARG002
         """Whether ``refresh`` is called before this epoch (from 0, within a stage)."""
         return False
 
-    def refresh(self, features: Mapping[str, Tensor], target_N: Tensor) -> Mapping[str, Tensor]:
+    def refresh(
+        self,
+        features: Mapping[str, Tensor],  # noqa: ARG002
+        target_N: Tensor,  # noqa: ARG002
+    ) -> Mapping[str, Tensor]:
         """New values of this method's buffers, from the features of the whole training split."""
         return {}
 

@@ -103,7 +103,8 @@ def pack_weights(state: Mapping[str, Tensor], description: Mapping[str, Any]) ->
     from safetensors.torch import save
 
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    return save(tensors, metadata={"modmix": json.dumps(description)})
+    blob: bytes = save(tensors, metadata={"modmix": json.dumps(description)})
+    return blob
 
 
 def unpack_weights(blob: bytes) -> tuple[Model, dict[str, Any]]:

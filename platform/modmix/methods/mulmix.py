@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from modmix.methods.add import Merge
@@ -69,4 +68,4 @@ class MulMix(Multiplicative):
         for subset, merge, classify in zip(self.subsets, self.merges, self.heads, strict=True):
             parts = [features[m] for m in subset]
             logits.append(classify(merge(parts) if len(parts) > 1 else parts[0]))
-        return self.combine(torch.stack(logits))
+        return self.combine(logits)

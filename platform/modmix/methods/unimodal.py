@@ -29,10 +29,8 @@ class Unimodal(Method):
         width: int = 64,
     ) -> None:
         super().__init__(features, classes)
-        assert len(features) == 1 and modality in (None, *features), (
-            modality,
-            features,
-        )
+        assert len(features) == 1, features
+        assert modality in (None, *features), modality
         self.head = head(features[self.modalities[0]], hidden_units(depth, width), classes)
 
     def forward(self, features: Mapping[str, Tensor]) -> Logits:
