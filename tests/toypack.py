@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
 from modmix.methods.table import METHODS
 from modmix.packing import Finished, Pack, Progress, Replicate, TaskRef, pack_id
 from modmix.settings import TRAINING
@@ -68,22 +69,20 @@ def make_replicates(
         params = {k: v for k, v in values.items() if k != "training"}
         if method == "base":
             params.setdefault("modality", "m0")
-        for seed in seeds:
-            replicates.append(
-                Replicate(
-                    key=f"{method}-{i}-{seed}",
-                    point=f"{method}-{i}",
-                    seed=seed,
-                    method=method,
-                    params={**defaults(method), **params},
-                    training={**settings, **values.get("training", {})},
-                    encoders={
-                        name: dict(encoder or {"name": "mlp", "hidden": [8]})
-                        for name in data.modalities
-                    },
-                    structure="toy",
-                )
+        encoders = {m: dict(encoder or {"name": "mlp", "hidden": [8]}) for m in data.modalities}
+        replicates += [
+            Replicate(
+                key=f"{method}-{i}-{seed}",
+                point=f"{method}-{i}",
+                seed=seed,
+                method=method,
+                params={**defaults(method), **params},
+                training={**settings, **values.get("training", {})},
+                encoders=encoders,
+                structure="toy",
             )
+            for seed in seeds
+        ]
     return tuple(replicates)
 
 

@@ -87,7 +87,7 @@ class Stack:
         self._caller = _Caller(models[0].to(device))
         named = dict(models[0].named_parameters())
         self.names = list(named)
-        # Matrices lie transposed: the gradient of x Wᵀ is made in that order and need not be turned.
+        # Matrices lie transposed: the gradient of x Wᵀ comes in that order.
         self._shapes = [p.mT.shape if p.dim() == 2 else p.shape for p in named.values()]
         self._turned = [p.dim() == 2 for p in named.values()]
         self._sizes = [p.numel() for p in named.values()]
