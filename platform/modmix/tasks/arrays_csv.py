@@ -150,11 +150,11 @@ def _is_number(text: str) -> bool:
 
 
 def _integers_or_words(texts: Array) -> Array:
-    """Labels as whole numbers where all are, as floats (refused later) where all are numbers."""
+    """Labels as whole numbers where all are, as floats (refused later) where all are such."""
     words = np.asarray(texts, dtype=np.str_)
     distinct = set(words.tolist())
     if all(re.fullmatch(r"-?(0|[1-9]\d{0,17})", word) for word in distinct):
         return words.astype(np.int64)
-    if all(_is_number(word) for word in distinct):
+    if all(_is_number(word) for word in distinct) and re.search("[.eE]", "".join(distinct)):
         return words.astype(np.float64)
     return words

@@ -73,7 +73,8 @@ class Split:
     extras: Mapping[str, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        assert self.labels.ndim == 1 and self.labels.dtype == np.int64, self.labels.dtype
+        assert self.labels.ndim == 1, self.labels.shape
+        assert self.labels.dtype == np.int64, self.labels.dtype
         for name, array in {**self.inputs, **self.extras}.items():
             assert len(array) == self.rows, f"{name}: {len(array)} rows, {self.rows} labels"
 

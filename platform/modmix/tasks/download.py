@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import shutil
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -62,7 +63,7 @@ def _fill(
     url: str, part: Path, target: Path, size: int, progress: Progress, pause_seconds: float
 ) -> None:
     """Append to ``part`` until it has ``size`` bytes."""
-    fruitless = 0
+    fruitless = best = 0
     while (have := _have(part, size)) < size:
         free = shutil.disk_usage(part.parent).free
         if free < size - have:
@@ -70,8 +71,10 @@ def _fill(
                 f"{part.parent}: {size - have:,} bytes must be free for {target.name}, got "
                 f"{free:,}; free some space or set MODMIX_DATA to a folder on another disk"
             )
+        best = max(best, have)
         why = _attempt(url, part, have, size, progress)
-        fruitless = 0 if _have(part, size) > have else fruitless + 1
+        # Against the best so far: a server that makes us start over must not keep us for ever.
+        fruitless = 0 if _have(part, size) > best else fruitless + 1
         if fruitless >= _FRUITLESS:
             raise DataError(
                 f"{target}: cannot be downloaded ({why}); run the command again when the network "
@@ -100,6 +103,9 @@ def _attempt(url: str, part: Path, have: int, size: int, progress: Progress) -> 
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
             resumed = response.status == 206 and _starts_at(response, have)
+            total = _total(response)
+            if total is not None and total != size:
+                return f"the server's file has {total:,} bytes, not {size:,}"
             _receive(response, part, have if resumed else 0, size, progress)
     except urllib.error.HTTPError as error:
         error.close()
@@ -108,13 +114,20 @@ def _attempt(url: str, part: Path, have: int, size: int, progress: Progress) -> 
         return f"the server answered {error.code} {error.reason}"
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError) as error:
         return str(getattr(error, "reason", None) or error or type(error).__name__)
-    except ConnectionError as error:
+    except (ConnectionError, ssl.SSLError) as error:
         return error.strerror or str(error)
     return "the connection ended early"
 
 
 def _starts_at(response: Any, have: int) -> bool:
     return str(response.headers.get("Content-Range", "")).startswith(f"bytes {have}-")
+
+
+def _total(response: Any) -> int | None:
+    """Size of the whole file, if the server says it."""
+    name = "Content-Range" if response.status == 206 else "Content-Length"
+    text = str(response.headers.get(name, "")).rpartition("/")[2]
+    return int(text) if text.isdigit() else None
 
 
 def _receive(response: Any, part: Path, have: int, size: int, progress: Progress) -> None:

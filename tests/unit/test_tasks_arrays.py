@@ -1,0 +1,332 @@
+"""The task ``arrays`` on real and made files, against numpy, pandas and scikit-learn."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from modmix.tasks.base import load_task
+from modmix.tasks.data import Data
+
+REAL = Path(os.environ.get("MODMIX_TEST_DATA", "/nowhere"))
+needs_real = pytest.mark.skipif(
+    not (REAL / "wikipedia.npz").exists(), reason="MODMIX_TEST_DATA has no wikipedia.npz"
+)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODMIX_DATA", str(tmp_path / "home"))
+
+
+def load(path: Path, **options: Any) -> Data:
+    return load_task("arrays", {"path": str(path), **options})
+
+
+def save(path: Path, **arrays: Any) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+def example(rows: int = 60, classes: int = 3) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    return {
+        "a": rng.normal(size=(rows, 4)),
+        "b": rng.normal(size=(rows, 2)),
+        "labels": np.arange(rows) % classes,
+    }
+
+
+# ---------------------------------------------------------------- real files
+
+
+@needs_real
+@pytest.mark.parametrize(
+    ("name", "train", "val", "test"),
+    [("wikipedia.npz", 1738, 435, 693), ("handwritten.npz", 1280, 320, 400)],
+)
+def test_real_files_with_n_train(name: str, train: int, val: int, test: int) -> None:
+    data = load(REAL / name)
+    assert [split.rows for split in data.splits.values()] == [train, val, test]
+    with np.load(REAL / name) as file:
+        arrays = dict(file)
+    names = [n for n in arrays if n not in ("labels", "n_train")]
+    assert list(data.modalities) == names
+    count = int(arrays["n_train"])
+    np.testing.assert_array_equal(data.test.labels, arrays["labels"][count:])
+    # Which training rows are training: found by matching, not by the project's own split.
+    raw = np.hstack([arrays[n].astype(np.float64) for n in names])
+    mean, scale = affine(raw[count:], np.hstack([data.test.inputs[n] for n in names]))
+    back = np.hstack([data.train.inputs[n] for n in names]) * scale + mean
+    rows = match(back, raw[:count], scale)
+    assert len(set(rows.tolist())) == len(rows) == train
+    np.testing.assert_array_equal(data.train.labels, arrays["labels"][:count][rows])
+    for n in names:
+        raw = arrays[n].astype(np.float64)
+        mean, scale = raw[:count][rows].mean(axis=0), raw[:count][rows].std(axis=0)
+        scale[scale == 0] = 1
+        np.testing.assert_allclose(
+            data.test.inputs[n], (raw[count:] - mean) / scale, rtol=1e-4, atol=1e-4
+        )
+    counts = np.bincount(data.train.labels) / np.bincount(arrays["labels"][:count])
+    assert counts.max() - counts.min() < 0.02  # stratified
+
+
+def affine(raw: Any, standard: Any) -> tuple[Any, Any]:
+    """Fit mean and scale per column from raw and standardised rows."""
+    standard = np.asarray(standard, dtype=np.float64)
+    scale = raw.std(axis=0, dtype=np.float64) / np.maximum(standard.std(axis=0), 1e-12)
+    return raw.mean(axis=0, dtype=np.float64) - scale * standard.mean(axis=0), scale
+
+
+def match(rows: Any, candidates: Any, scale: Any) -> Any:
+    """For each row the index of the nearest candidate, none taken twice."""
+    scale = np.where(scale > 0, scale, 1)
+    squares = np.square(candidates / scale).sum(axis=1)
+    found, taken = [], np.zeros(len(candidates), dtype=bool)
+    for row in rows:
+        distance = squares - 2 * (candidates / scale) @ (row / scale)
+        distance[taken] = np.inf
+        found.append(int(distance.argmin()))
+        taken[found[-1]] = True
+    return np.array(found)
+
+
+@needs_real
+def test_a_real_file_with_flags_images_and_words() -> None:
+    data = load(REAL / "spoken_written_digits.npz")
+    with np.load(REAL / "spoken_written_digits.npz") as file:
+        arrays = dict(file)
+    assert list(data.modalities) == ["audio_mulaw", "image"]  # words (`speaker`) are left out
+    assert data.modalities["image"].shape == (28, 28, 1)
+    assert data.modalities["image"].kind == "image"
+    assert data.modalities["audio_mulaw"].kind == "flat"
+    assert [split.rows for split in data.splits.values()] == [2160, 540, 300]
+    np.testing.assert_array_equal(data.test.labels, arrays["labels"][arrays["is_test"]])
+    test = np.asarray(data.test.inputs["image"])[..., 0]
+    raw = arrays["image"][arrays["is_test"]].astype(np.float64)
+    slope, offset = np.polyfit(raw.ravel(), test.ravel(), 1)
+    np.testing.assert_allclose(test, slope * raw + offset, atol=1e-5)  # one scale per channel
+    train = np.asarray(data.train.inputs["image"], dtype=np.float64)
+    assert abs(train.mean()) < 1e-5
+    assert abs(train.std() - 1) < 1e-5
+    plain = load(REAL / "spoken_written_digits.npz", standardize=False, modalities=["image"])
+    np.testing.assert_array_equal(
+        plain.test.inputs["image"][..., 0], (raw / 255).astype(np.float32)
+    )
+
+
+# ---------------------------------------------------------------- shapes and scales
+
+
+def test_shapes_and_kinds(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    path = save(
+        tmp_path / "x.npz",
+        number=rng.normal(size=60),
+        flags=rng.integers(0, 2, size=(60, 3)).astype(bool),
+        series=rng.normal(size=(60, 7, 2)),
+        grey=rng.integers(0, 256, size=(60, 4, 5), dtype=np.uint8),
+        colour=rng.integers(0, 4000, size=(60, 4, 5, 3), dtype=np.uint16),
+        heat=rng.random((60, 4, 5, 1)).astype(np.float16),
+        labels=np.arange(60) % 2,
+    )
+    data = load(path)
+    assert {n: (m.shape, m.kind) for n, m in data.modalities.items()} == {
+        "number": ((1,), "flat"),
+        "flags": ((3,), "flat"),
+        "series": ((7, 2), "sequence"),
+        "grey": ((4, 5, 1), "image"),
+        "colour": ((4, 5, 3), "image"),
+        "heat": ((4, 5, 1), "image"),
+    }
+    for name, values in data.train.inputs.items():
+        axes = tuple(range(values.ndim - 1))
+        np.testing.assert_allclose(np.mean(values, axis=axes, dtype=float), 0, atol=1e-5)
+        np.testing.assert_allclose(np.std(values, axis=axes, dtype=float), 1, atol=1e-4), name
+    plain = load(path, standardize=False)
+    assert 0.98 < plain.train.inputs["colour"].max() <= 1.0
+    assert set(np.unique(plain.train.inputs["flags"])) == {0.0, 1.0}
+
+
+def test_modalities_subset_and_order(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.npz", **example())
+    assert list(load(path).modalities) == ["a", "b"]
+    assert list(load(path, modalities=["b", "a"]).modalities) == ["b", "a"]
+    assert load(path, modalities=["b", "a"]).fingerprint != load(path).fingerprint
+    assert load(path, modalities=["a", "b"]).fingerprint == load(path).fingerprint
+
+
+def test_wrong_arrays_that_are_not_asked_for_do_not_matter(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.npz", **example(), other=np.zeros(7), text=np.array(["x", "y"]))
+    assert list(load(path, modalities=["a"]).modalities) == ["a"]
+
+
+def test_arrays_of_other_byte_orders_and_layouts(tmp_path: Path) -> None:
+    arrays = example()
+    one = load(save(tmp_path / "x.npz", **arrays))
+    arrays["a"] = np.asfortranarray(arrays["a"].astype(">f8"))
+    two = load(save(tmp_path / "y.npz", **arrays))
+    assert one.fingerprint == two.fingerprint
+    np.testing.assert_array_equal(one.test.inputs["a"], two.test.inputs["a"])
+
+
+# ---------------------------------------------------------------- labels
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "names", "first"),
+    [
+        (np.arange(60) % 3, {}, ("0", "1", "2"), [0, 1, 2]),
+        (np.arange(60) % 3 + 5, {}, ("5", "6", "7"), [0, 1, 2]),
+        (np.arange(60) % 3 * 10, {"classes": 40}, tuple(map(str, range(40))), [0, 10, 20]),
+        (np.array(["dog", "cat", "ant"] * 20), {}, ("ant", "cat", "dog"), [2, 1, 0]),
+        (np.array([b"dog", b"cat", b"ant"] * 20), {}, ("ant", "cat", "dog"), [2, 1, 0]),
+        (np.array([True, False, True] * 20), {}, ("0", "1"), [1, 0, 1]),
+        ((np.arange(60) % 3).astype(np.uint8), {"classes": 3}, ("0", "1", "2"), [0, 1, 2]),
+    ],
+)
+def test_labels(
+    tmp_path: Path, labels: Any, options: dict[str, Any], names: tuple[str, ...], first: list[int]
+) -> None:
+    arrays = {**example(), "labels": labels, "is_test": np.arange(60) < 3}
+    data = load(save(tmp_path / "x.npz", **arrays), **options)
+    assert data.class_names == names
+    assert data.test.labels.tolist() == first
+
+
+def test_class_names_of_the_file(tmp_path: Path) -> None:
+    names = np.array(["ant", "cat", "dog", "eel"])
+    data = load(save(tmp_path / "x.npz", **example(), class_names=names))
+    assert data.class_names == ("ant", "cat", "dog", "eel")
+    assert set(data.train.labels.tolist()) == {0, 1, 2}
+
+
+def test_labels_of_another_name(tmp_path: Path) -> None:
+    arrays = example()
+    arrays["genre"] = arrays.pop("labels")
+    data = load(save(tmp_path / "x.npz", **arrays), label="genre")
+    assert list(data.modalities) == ["a", "b"]
+
+
+# ---------------------------------------------------------------- splits
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        np.repeat([0, 1, 2], 20),
+        np.repeat(["train", "val", "test"], 20),
+        np.repeat(["Training", "validation", "TEST"], 20),
+    ],
+)
+def test_given_splits(tmp_path: Path, split: Any) -> None:
+    arrays = example()
+    data = load(save(tmp_path / "x.npz", **arrays, split=split), standardize=False)
+    for name, rows in zip(("train", "val", "test"), np.split(np.arange(60), 3), strict=True):
+        np.testing.assert_array_equal(
+            data.splits[name].inputs["a"], arrays["a"][rows].astype(np.float32)
+        )
+        np.testing.assert_array_equal(data.splits[name].labels, arrays["labels"][rows])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "options"),
+    [
+        ("n_train", 45, {}),
+        ("is_test", np.arange(60) >= 45, {}),
+        ("is_test", (np.arange(60) >= 45).astype(np.uint8), {}),
+        ("split", np.arange(60) >= 45, {}),
+        ("fold", np.where(np.arange(60) >= 45, 2, 0), {"split": "fold"}),
+    ],
+)
+def test_splits_without_validation_draw_it(
+    tmp_path: Path, key: str, value: Any, options: dict[str, Any]
+) -> None:
+    arrays = example()
+    path = save(tmp_path / "x.npz", **arrays, **{key: value})
+    data = load(path, standardize=False, **options)
+    assert [split.rows for split in data.splits.values()] == [36, 9, 15]
+    np.testing.assert_array_equal(data.test.inputs["a"], arrays["a"][45:].astype(np.float32))
+    assert np.bincount(data.val.labels).tolist() == [3, 3, 3]
+    other = load(path, split_seed=1, standardize=False, **options)
+    np.testing.assert_array_equal(other.test.inputs["a"], data.test.inputs["a"])
+    assert (other.val.inputs["a"] != data.val.inputs["a"]).any()
+    assert load(path, val_fraction=0.4, **options).val.rows == 18
+
+
+def test_drawn_splits_are_stratified_and_cover_all_rows_once(tmp_path: Path) -> None:
+    arrays = example(rows=100, classes=4)
+    path = save(tmp_path / "x.npz", **arrays)
+    data = load(path, standardize=False)
+    assert [split.rows for split in data.splits.values()] == [64, 16, 20]
+    rows = np.concatenate([split.inputs["a"] for split in data.splits.values()])
+    np.testing.assert_array_equal(
+        np.unique(rows, axis=0), np.unique(arrays["a"].astype(np.float32), axis=0)
+    )
+    for split in data.splits.values():
+        assert len(set(np.bincount(split.labels).tolist())) == 1
+    assert load(path, test_fraction=0.5).test.rows == 50
+
+
+# ---------------------------------------------------------------- csv
+
+
+def write_csv(path: Path, rows: int = 60) -> Path:
+    arrays = example(rows)
+    lines = ["id,a_1,genre,b_x,a_2,part"]
+    for i in range(rows):
+        a, b = arrays["a"][i].tolist(), arrays["b"][i].tolist()
+        part = ["train", "val", "test"][i * 3 // rows]
+        lines.append(
+            f"r{i},{a[0]!r},g{arrays['labels'][i]},{b[0]!r},{a[1]!r},{part}".replace(
+                "np.float64(", ""
+            ).replace(")", "")
+        )
+    text = ("\n".join(lines) + "\n").encode()
+    path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+    return path
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.csv.gz"])
+def test_csv_equals_pandas(tmp_path: Path, name: str) -> None:
+    import pandas
+
+    path = write_csv(tmp_path / name)
+    columns = {"two": ["b_x"], "one": ["a_*"]}
+    data = load(path, columns=columns, label="genre", split="part")
+    frame = pandas.read_csv(path)
+    assert data.shapes == {"two": (1,), "one": (2,)}
+    assert data.class_names == ("g0", "g1", "g2")
+    train = frame[frame.part == "train"]
+    for split_name, split in data.splits.items():
+        part = frame[frame.part == split_name]
+        assert [data.class_names[k] for k in split.labels] == part.genre.tolist()
+        for modality, names in (("two", ["b_x"]), ("one", ["a_1", "a_2"])):
+            expected = (part[names] - train[names].mean()) / train[names].std(ddof=0)
+            np.testing.assert_allclose(split.inputs[modality], expected, rtol=1e-4, atol=1e-5)
+    only = load(path, columns=columns, modalities=["one"], label="genre")
+    assert only.shapes == {"one": (2,)}
+    assert [split.rows for split in only.splits.values()] == [38, 10, 12]
+
+
+def test_csv_with_usual_names_star_and_integers(tmp_path: Path) -> None:
+    lines = ["\ufefflabel,x,y,is_test"]
+    lines += [f"{i % 2 + 7},{i},{i * i},{'true' if i >= 30 else 'False'}" for i in range(40)]
+    path = tmp_path / "x.csv"
+    path.write_text("\r\n".join(lines), encoding="utf-8")
+    data = load(path, columns={"all": ["*"]}, standardize=False)
+    assert data.shapes == {"all": (2,)}  # neither the label nor the split
+    assert data.class_names == ("7", "8")
+    assert data.test.inputs["all"].tolist() == [[i, i * i] for i in range(30, 40)]
+
+
+def test_csv_labels_with_leading_zeros_are_words(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("label,x\n" + "01,1\n1,2\n" * 20)
+    assert load(path, columns={"x": ["x"]}).class_names == ("01", "1")
