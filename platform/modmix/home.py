@@ -1,12 +1,12 @@
 """Where everything a person's studies produce lies.
 
-    $MODMIX_HOME (default ./modmix_runs)
-    ├── ledger.db            every study, point and replicate (unless MODMIX_LEDGER names a database)
-    ├── mlflow.db            the MLflow store (unless MLFLOW_TRACKING_URI names a server)
-    ├── artifacts/           MLflow's artifacts
-    ├── checkpoints/<pack>/  of packs in training; removed when a pack ends
-    ├── weights/             best weights of final runs, one safetensors file per replicate
-    └── <study>/             figures/  tables/  best/  report.html
+$MODMIX_HOME (default ./modmix_runs)
+├── ledger.db            every study, point and replicate (unless MODMIX_LEDGER names a database)
+├── mlflow.db            the MLflow store (unless MLFLOW_TRACKING_URI names a server)
+├── artifacts/           MLflow's artifacts
+├── checkpoints/<pack>/  of packs in training; removed when a pack ends
+├── weights/             best weights of final runs, one safetensors file per replicate
+└── <study>/             figures/  tables/  best/  report.html
 """
 
 from __future__ import annotations
@@ -21,11 +21,18 @@ from modmix.errors import InputError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 NAME_RULE = "letters, digits, '_', '-' and '.', at most 100, beginning with a letter or digit"
+_OURS = ("artifacts", "checkpoints", "weights", "ledger.db", "mlflow.db")
 
 
 def is_name(text: str) -> bool:
     """Whether a text may name a study, a part or a method's file (it becomes part of a path)."""
     return _NAME.fullmatch(text) is not None
+
+
+def is_taken(text: str) -> bool:
+    """Whether a study of this name would lie where something else does (on any file system)."""
+    name = text.lower()
+    return name in _OURS or name.startswith(("ledger.db-", "mlflow.db-"))  # SQLite's own files
 
 
 @dataclass(frozen=True)
@@ -81,8 +88,10 @@ class Home:
         Raises:
             InputError: the name could leave the folder.
         """
-        if not is_name(name):
-            raise InputError(f"a study's name must be {NAME_RULE}, got {name!r}")
+        if not is_name(name) or is_taken(name):
+            raise InputError(
+                f"a study's name must be {NAME_RULE}, and none of {', '.join(_OURS)}, got {name!r}"
+            )
         return self.path / name
 
 
@@ -102,8 +111,8 @@ def write_bytes(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
+        Path(temporary).chmod(0o666 & ~umask)
+        Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

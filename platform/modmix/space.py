@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import product
 from typing import Any, Literal
 
@@ -19,16 +20,26 @@ Value = Any  # a JSON value: number, string, boolean, null, list of such
 Kind = Literal["float", "int", "bool", "str", "ints", "floats", "mapping"]
 
 
+# Whole numbers beyond this are no float's neighbour any more; none of ours comes near.
+_LARGEST_INT = 2**53
+
+
 def _is_number(value: Value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return _is_int(value)
+
+
+def _is_int(value: Value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _LARGEST_INT
 
 
 def _fits_kind(kind: Kind, value: Value) -> bool:
     match kind:
         case "float":
-            return _is_number(value) and not math.isnan(value)
+            return _is_number(value)
         case "int":
-            return isinstance(value, int) and not isinstance(value, bool)
+            return _is_int(value)
         case "bool":
             return isinstance(value, bool)
         case "str":
@@ -42,14 +53,20 @@ def _fits_kind(kind: Kind, value: Value) -> bool:
 
 
 _KIND_WORDS: dict[Kind, str] = {
-    "float": "a number",
+    "float": "a finite number",
     "int": "a whole number",
     "bool": "true or false",
     "str": "a word",
     "ints": "a list of whole numbers",
-    "floats": "a list of numbers",
-    "mapping": "a mapping of names to numbers",
+    "floats": "a list of finite numbers",
+    "mapping": "a mapping of names to finite numbers",
 }
+
+
+def shown(value: Value) -> str:
+    """A value as a message quotes it: short, whatever a file holds."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +93,9 @@ class Hyperparameter:
         if value is None:
             return None if self.optional else f"must be {_KIND_WORDS[self.kind]}, got null"
         if not _fits_kind(self.kind, value):
-            return f"must be {_KIND_WORDS[self.kind]}, got {value!r}"
+            return f"must be {_KIND_WORDS[self.kind]}, got {shown(value)}"
         if self.choices and value not in self.choices:
-            return f"must be one of {', '.join(self.choices)}, got {value!r}"
+            return f"must be one of {', '.join(self.choices)}, got {shown(value)}"
         elements = value.values() if isinstance(value, Mapping) else value
         numbers = elements if self.kind in ("ints", "floats", "mapping") else [value]
         for number in numbers if self.kind not in ("bool", "str") else ():
@@ -154,6 +171,15 @@ class Range:
     step: float | None = None
     when: Condition | None = None
 
+    @property
+    def last(self) -> float:
+        """The highest value that it reaches: high, or with a step, the last one up to high."""
+        if self.step is None:
+            return self.high
+        # Decimal, so that 0, 0.1, … reaches 0.3 and not 0.30000000000000004.
+        low, high, step = (Decimal(str(number)) for number in (self.low, self.high, self.step))
+        return float(low + (high - low) // step * step)
+
 
 Domain = Constant | Grid | Choices | Range
 
@@ -178,12 +204,11 @@ def grid_points(domains: Mapping[str, Domain]) -> list[dict[str, Value]]:
                 options.append(values)
             case _:
                 raise AssertionError("a range or a choice has no grid; plan.py checks this")
-    points: list[dict[str, Value]] = []
+    points: dict[str, dict[str, Value]] = {}  # by spelling: values may be lists, not hashable
     for values in product(*options):
         point = active(domains, dict(zip(names, values, strict=True)))
-        if point not in points:
-            points.append(point)
-    return points
+        points.setdefault(repr(point), point)
+    return list(points.values())
 
 
 def active(domains: Mapping[str, Domain], assignment: Mapping[str, Value]) -> dict[str, Value]:
@@ -226,10 +251,10 @@ def every_value(domain: Domain) -> tuple[Any, ...] | None:
             return (value,)
         case Choices(values=values) | Grid(values=values):
             return values
-        case Range(low=low, high=high, integer=integer, step=step):
+        case Range(low=low, integer=integer, step=step, last=last):
             if step is None and not integer:
                 return None
-            width = step or 1
-            count = int((high - low) / width + 1e-9) + 1
-            values = (low + i * width for i in range(count))
-            return tuple(int(v) if integer else v for v in values)
+            first, width = Decimal(str(low)), Decimal(str(step or 1))
+            count = int((Decimal(str(last)) - first) / width) + 1
+            found = (first + i * width for i in range(count))
+            return tuple(int(v) if integer else float(v) for v in found)

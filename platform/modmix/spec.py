@@ -13,19 +13,32 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
-from pydantic import field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    field_validator,
+)
 
 from modmix.errors import InputError, Problem, SpecError
-from modmix.home import NAME_RULE, is_name
+from modmix.home import NAME_RULE, is_name, is_taken
+from modmix.space import shown
 
 SAMPLERS = ("tpe", "gp", "cmaes", "random", "qmc", "grid", "nsga2")
 
-Path_ = tuple[Union[str, int], ...]
-Number = Union[StrictInt, float]
+Path_ = tuple[str | int, ...]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Positive = Annotated[Number, Field(gt=0)]
+
+MAX_NODES = 100_000  # of a study file, aliases counted wherever they are used
 
 
 # ---------------------------------------------------------------- the outline of a study file
@@ -70,17 +83,17 @@ class PartSpec(_Model):
 class ResourcesSpec(_Model):
     """What one pack occupies, and the largest pack."""
 
-    cpus: Annotated[float, Field(gt=0)] = 1
-    gpus: Annotated[float, Field(ge=0)] = 0
+    cpus: Positive = 1
+    gpus: Annotated[Number, Field(ge=0)] = 0
     max_models: Annotated[StrictInt, Field(ge=1)] = 64
 
 
 class BudgetSpec(_Model):
     """When searches stop asking for points. Null: no limit."""
 
-    wall_minutes: Annotated[float, Field(gt=0)] | None = None
-    device_hours: Annotated[float, Field(gt=0)] | None = None
-    target: float | None = None  # a method's search ends once its best mean reaches this
+    wall_minutes: Positive | None = None
+    device_hours: Positive | None = None
+    target: Number | None = None  # a method's search ends once its best mean reaches this
 
 
 class FinalSpec(_Model):
@@ -103,7 +116,7 @@ class StudySpec(_Model):
         default=[0, 1, 2, 3, 4], min_length=1
     )
     objective: list[StrictStr] = Field(default=["val/error"], min_length=1, max_length=2)
-    parts: dict[str, PartSpec] = Field(min_length=1)
+    parts: dict[Annotated[str, AfterValidator(_checked_name)], PartSpec] = Field(min_length=1)
     paper: dict[str, dict[str, Number | list[Number]]] = {}
     final: FinalSpec | None = None
     resources: ResourcesSpec = ResourcesSpec()
@@ -113,14 +126,9 @@ class StudySpec(_Model):
     @field_validator("study")
     @classmethod
     def _study_is_a_name(cls, value: str) -> str:
+        if is_taken(value):
+            raise ValueError(f"{value!r} is the name of something else in the results folder")
         return _checked_name(value)
-
-    @field_validator("parts")
-    @classmethod
-    def _parts_are_names(cls, value: dict[str, PartSpec]) -> dict[str, PartSpec]:
-        for name in value:
-            _checked_name(name)
-        return value
 
     @field_validator("task", mode="before")
     @classmethod
@@ -145,7 +153,7 @@ class StudySpec(_Model):
     @classmethod
     def _seeds_differ(cls, value: list[int]) -> list[int]:
         if len(set(value)) != len(value):
-            raise ValueError(f"seeds must differ from each other, got {value}")
+            raise ValueError(f"must differ from each other, got {shown(value)}")
         return value
 
 
@@ -161,6 +169,7 @@ class Source:
     raw: Mapping[str, Any]
     lines: Mapping[Path_, int]
     folder: Path  # relative data paths start here
+    problems: tuple[Problem, ...] = ()  # keys given twice; the first was kept
 
     def line(self, path: Sequence[str | int]) -> int:
         """Line of the deepest part of ``path`` that the file holds."""
@@ -178,7 +187,7 @@ def read(path: Path) -> Source:
 
     Raises:
         InputError: it is missing or cannot be read.
-        SpecError: it is not YAML, or not a mapping, or names a key twice.
+        SpecError: it is not YAML, or not a mapping.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -191,24 +200,34 @@ def read(path: Path) -> Source:
 
 def parse(text: str, *, name: str, folder: Path) -> Source:
     """As `read`, from text."""
-    lines: dict[Path_, int] = {}
-    problems: list[Problem] = []
+    builder = _Builder()
     try:
         root = yaml.compose(text, Loader=_Loader)
-        raw = None if root is None else _build(root, (), lines, problems)
+        raw = None if root is None else builder.build(root, ())
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 0
         message = f"not valid YAML: {error.problem or error.context}"
         raise SpecError(name, [Problem(line, "", message)]) from error
     except yaml.YAMLError as error:
-        raise SpecError(name, [Problem(0, "", f"not valid YAML: {error}")]) from error
+        raise SpecError(name, [Problem(0, "", f"not valid YAML: {_one_line(error)}")]) from error
+    except RecursionError as error:
+        raise SpecError(name, [Problem(0, "", "not valid YAML: nested too deep")]) from error
     if not isinstance(raw, dict):
         message = "a study file must be a mapping that begins with 'study: NAME'"
         raise SpecError(name, [Problem(1, "", message)])
-    if problems:
-        raise SpecError(name, problems)
-    return Source(name=name, text=text, raw=raw, lines=lines, folder=folder)
+    return Source(
+        name=name,
+        text=text,
+        raw=raw,
+        lines=builder.lines,
+        folder=folder,
+        problems=tuple(builder.problems),
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 class _Loader(yaml.SafeLoader):
@@ -228,41 +247,57 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _build(
-    node: yaml.Node, path: Path_, lines: dict[Path_, int], problems: list[Problem], depth: int = 0
-) -> Any:
-    """Turn a node into plain values, noting lines; anchors work, tags other than plain do not."""
-    lines.setdefault(path, node.start_mark.line + 1)
-    if depth > 50:
-        raise yaml.YAMLError("nested deeper than 50 levels")
-    if isinstance(node, yaml.MappingNode):
+class _Builder:
+    """Turns nodes into plain values, noting lines; anchors work, tags other than plain do not."""
+
+    def __init__(self) -> None:
+        self.lines: dict[Path_, int] = {}
+        self.problems: list[Problem] = []
+        self._nodes = 0
+
+    def build(self, node: yaml.Node, path: Path_) -> Any:
+        self.lines.setdefault(path, node.start_mark.line + 1)
+        self._nodes += 1
+        if len(path) > 50:
+            raise _wrong(node, "nested deeper than 50 levels")
+        if self._nodes > MAX_NODES:  # a few aliases of aliases are enough for billions
+            raise _wrong(node, f"more than {MAX_NODES} values")
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, path)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.build(child, (*path, i)) for i, child in enumerate(node.value)]
+        return _scalar(node)
+
+    def _mapping(self, node: yaml.MappingNode, path: Path_) -> dict[str, Any]:
         built: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key = key_node.value
+            if not isinstance(key, str):
+                raise _wrong(key_node, "a key must be a word, not a list or a mapping")
             here = (*path, key)
             line = key_node.start_mark.line + 1
             if key in built:
                 dotted = ".".join(map(str, here))
-                message = f"this key is given twice (first on line {lines[here]}); keep one"
-                problems.append(Problem(line, dotted, message))
+                message = f"this key is given twice (first on line {self.lines[here]}); keep one"
+                self.problems.append(Problem(line, dotted, message))
                 continue
-            lines[here] = line
-            built[key] = _build(value_node, here, lines, problems, depth + 1)
+            self.lines[here] = line
+            built[key] = self.build(value_node, here)
         return built
-    if isinstance(node, yaml.SequenceNode):
-        return [
-            _build(child, (*path, i), lines, problems, depth + 1)
-            for i, child in enumerate(node.value)
-        ]
-    return _scalar(node)
+
+
+def _wrong(node: yaml.Node, message: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=message, problem_mark=node.start_mark)
 
 
 def _scalar(node: yaml.Node) -> Any:
     loader = _Loader("")
     try:
         value = loader.construct_object(node)  # type: ignore[no-untyped-call]
+    except (ValueError, OverflowError) as error:  # the 45th of March, a number of 5000 digits
+        raise _wrong(node, f"{shown(node.value)} is no value ({_one_line(error)})") from error
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
     if value is not None and not isinstance(value, (str, int, float, bool)):
         return str(node.value)  # dates and the like stay words
     return value
@@ -299,7 +334,7 @@ def _known_path(source: Source, loc: Sequence[str | int]) -> Path_:
     """Drop the names of union branches and validators that pydantic puts into a location."""
     path: list[str | int] = []
     for i, name in enumerate(loc):
-        if (*path, name) in source.lines or i == len(loc) - 1 and not _is_branch(name):
+        if (*path, name) in source.lines or (i == len(loc) - 1 and not _is_branch(name)):
             path.append(name)
     return tuple(path)
 
@@ -313,17 +348,35 @@ def _is_branch(name: str | int) -> bool:
 
 def _message(item: Mapping[str, Any], path: Path_) -> str:
     given = item.get("input")
+    got = "null" if given is None else shown(given)
     match item["type"]:
         case "extra_forbidden":
             return unknown(str(path[-1]), _fields_at(path[:-1]), "key")
         case "missing":
             return "is required but missing"
+        case "model_type":
+            return f"must be a mapping, got {got}"
+        case "too_short":
+            return f"must have at least {item['ctx']['min_length']} entry, got {got}"
+        case "too_long":
+            return f"must have at most {item['ctx']['max_length']} entries, got {got}"
         case "value_error":
             return str(item["ctx"]["error"])
         case _:
-            text = str(item["msg"]).replace("Input should be", "must be")
-            text = text.replace("a valid ", "a ")
-            return f"{text}, got {given!r}"
+            text = str(item["msg"]).replace("Input should", "must")
+            for theirs, ours in _WORDS.items():
+                text = text.replace(theirs, ours)
+            return f"{text}, got {got}"
+
+
+_WORDS = {  # Pydantic's, and those of our other messages
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid string": "a word",
+    "a valid boolean": "true or false",
+    "a valid list": "a list",
+    "a valid dictionary": "a mapping",
+}
 
 
 def _fields_at(path: Sequence[str | int]) -> list[str]:
