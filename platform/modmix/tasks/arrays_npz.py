@@ -26,7 +26,9 @@ _NOT_MODALITIES = (*LABEL_NAMES, *SPLIT_NAMES, "class_names")
 def read_npz(path: Path, options: Mapping[str, Any]) -> Loaded:
     if options["columns"] is not None:
         raise DataError(f"{path}: the option `columns` is for CSV files; remove it")
-    if not zipfile.is_zipfile(path):
+    with path.open("rb") as start:
+        is_zip = start.read(2) == b"PK"  # numpy goes by the beginning, zipfile by the end
+    if not (is_zip and zipfile.is_zipfile(path)):
         raise DataError(
             f"{path}: is not a whole .npz file (truncated, or of another kind); write it again "
             "with numpy.savez"

@@ -28,6 +28,8 @@ COLUMNS = 29  # the label and 28 features
 _READ = 1 << 20  # bytes read from the file at a time
 _LONGEST_LINE = 1 << 16  # an official line has 725 characters
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 Rows = npt.NDArray[np.float32]
 
 
@@ -209,7 +211,7 @@ def _line_problem(line: str) -> str | None:
         except ValueError:
             hint = "; the file must have no header" if column == 1 and text[:1].isalpha() else ""
             return f"must hold numbers, got {text[:40]!r} in column {column}{hint}"
-        if not math.isfinite(value) or abs(value) > np.finfo(np.float32).max:
+        if not math.isfinite(value) or abs(value) > _LARGEST:
             return f"must hold finite numbers, got {text[:40]!r} in column {column}"
     if float(fields[0]) not in (0.0, 1.0):
         return f"must begin with a label of 0 or 1, got {fields[0][:40]!r}"
