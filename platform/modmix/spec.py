@@ -293,7 +293,7 @@ def _wrong(node: yaml.Node, message: str) -> yaml.MarkedYAMLError:
 def _scalar(node: yaml.Node) -> Any:
     loader = _Loader("")
     try:
-        value = loader.construct_object(node)  # type: ignore[no-untyped-call]
+        value = loader.construct_object(node)
     except (ValueError, OverflowError) as error:  # the 45th of March, a number of 5000 digits
         raise _wrong(node, f"{shown(node.value)} is no value ({_one_line(error)})") from error
     finally:
