@@ -4,12 +4,18 @@ In reading order:
 
     words       how metrics, hyperparameters and values are called where people read them
     statistics  intervals, paired tests, corrections and ranks on plain numbers
-    frames      what the ledger knows, as pandas frames
+    frames      what the ledger knows, read once, as pandas frames
     best        the best point of each method, chosen on validation
-    tables      results and points as Markdown, LaTeX, CSV, JSON and text
-    curves      the numbers behind every figure
-    figures     drawing them on an axis
-    report      everything written at once, and one HTML page
+    formats     a table as Markdown, LaTeX, CSV, JSON and text
+    tables      the table of results and the table of points
+    curves      the numbers behind curves, results and learning curves
+    searches    the numbers behind searches: progress, importance, trade-offs
+    style       how figures look
+    drawing     those numbers drawn on an axis
+    figures     whole figures of a study, by name
+    sentences   who wins and by how much, in words
+    page        pieces of an HTML page
+    report      everything written at once, and one page that holds it
 
 Nothing here trains, samples or tracks: the ledger is the only source.
 """

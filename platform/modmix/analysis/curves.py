@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from modmix.analysis.tables import Row, default_metrics, paper_number, result_ro
 from modmix.analysis.words import (
     higher_is_better,
     on_test,
-    parameter_label,
+    parameter_words,
     value_text,
 )
 from modmix.errors import InputError
@@ -74,7 +74,11 @@ class Reference:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One part with an ``x``. ``connected`` is False for a search: its points form no line."""
+    """One part with an ``x``.
+
+    ``connected`` is False for a search: its points form no line. ``logarithmic``: x was sampled or
+    listed by factors.
+    """
 
     part: str
     title: str
@@ -83,6 +87,12 @@ class Curve:
     lines: tuple[Line, ...]
     references: tuple[Reference, ...]
     connected: bool
+    logarithmic: bool
+
+    @property
+    def xs(self) -> list[float]:
+        """The x values in order, each once; only for curves without words."""
+        return sorted({float(dot.x) for line in self.lines for dot in line.dots})
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -157,7 +167,25 @@ def curve(snapshot: Snapshot, part: str, metric: str | None = None) -> Curve:
         lines=tuple(line for line in lines if line.dots),
         references=tuple(_references(snapshot, spec.get("references") or (), drawn)),
         connected=not is_search,
+        logarithmic=_is_sampled_by_log(spec, x) if is_search else _is_by_factors(lines),
     )
+
+
+def _is_sampled_by_log(part: Mapping[str, Any], x: str) -> bool:
+    """Whether a search samples the logarithm of x."""
+    blocks = [part.get("shared"), *(part.get("methods") or {}).values()]
+    domains = [block.get(x) for block in blocks if isinstance(block, Mapping)]
+    return any(isinstance(domain, Mapping) and bool(domain.get("log")) for domain in domains)
+
+
+def _is_by_factors(lines: Sequence[Line]) -> bool:
+    """Whether x values are positive, over a wide range, and even in the logarithm."""
+    found = {dot.x for line in lines for dot in line.dots}
+    xs = sorted(x for x in found if isinstance(x, float))
+    if len(xs) < max(3, len(found)) or xs[0] <= 0 or xs[-1] / xs[0] < 15:
+        return False
+    steps = np.diff(np.log(xs))
+    return bool(steps.max() < 4 * steps.min())
 
 
 def _lines(snapshot: Snapshot, points: Sequence[PointRecord], x: str, metric: str) -> list[Line]:
@@ -172,7 +200,7 @@ def _lines(snapshot: Snapshot, points: Sequence[PointRecord], x: str, metric: st
     lines = []
     for members in groups.values():
         variant = ", ".join(
-            f"{parameter_label(n)} = {value_text(members[0].params[n])}"
+            f"{parameter_words(n)} = {value_text(members[0].params[n])}"
             for n in varying
             if n in members[0].params
         )

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from modmix.analysis.curves import Curve, LearningCurves, Line, Reference, Results, X, x_word
 from modmix.analysis.searches import Importance, SearchHistory, Trace, TradeOff
@@ -20,6 +20,7 @@ from modmix.analysis.style import (
     DASHES,
     FAINT,
     INK,
+    MARKERS,
     PAPER,
     Look,
     heading,
@@ -27,9 +28,16 @@ from modmix.analysis.style import (
     legend_below,
     say_empty,
 )
-from modmix.analysis.words import higher_is_better, metric_label, metric_text, parameter_label
+from modmix.analysis.words import (
+    higher_is_better,
+    metric_label,
+    metric_text,
+    parameter_label,
+    parameter_words,
+)
 from modmix.errors import InputError
 
+_MANY = 1000  # marks beyond which a picture inside the SVG is smaller than the marks
 ERROR_BARS = {"ci": "95 % confidence interval", "std": "standard deviation"}
 
 # ---------------------------------------------------------------- curves
@@ -68,15 +76,18 @@ def _draw_line(ax: Axes, curve: Curve, line: Line, look: Look, shift: float, err
     means = np.array([dot.value.mean for dot in line.dots])
     bars = np.nan_to_num(np.array([_bars(dot.value, errors) for dot in line.dots]).T)
     variants = [other.variant for other in curve.lines if other.method == line.method]
+    variant = variants.index(line.variant)
+    marker = MARKERS[(MARKERS.index(look.marker) + variant) % len(MARKERS)]
+    is_dense = not curve.connected and len(line.dots) > 12
     handle = ax.errorbar(
-        xs, means, yerr=bars, color=look.colour, marker=look.marker, markersize=4.5,
-        linewidth=1.4 if curve.connected else 0.0, elinewidth=1.0, capsize=2.5, zorder=3,
-        linestyle=DASHES[variants.index(line.variant) % len(DASHES)],
-        label=f"{line.label}, {_n_text(line)}",
+        xs, means, yerr=bars, color=look.colour, marker=marker, markersize=4.5,
+        linewidth=1.4 if curve.connected else 0.0, elinewidth=0.7 if is_dense else 1.0,
+        capsize=0 if is_dense else 2.5, alpha=0.7 if is_dense else 1.0, zorder=3,
+        linestyle=DASHES[variant % len(DASHES)], label=f"{line.label}, {_n_text(line)}",
     )  # fmt: skip
     partial = [i for i, dot in enumerate(line.dots) if not dot.complete]
     ax.plot(
-        xs[partial], means[partial], marker=look.marker, markersize=4.5, linestyle="none",
+        xs[partial], means[partial], marker=marker, markersize=4.5, linestyle="none",
         color=look.colour, markerfacecolor=PAPER, zorder=4,
     )  # fmt: skip
     if line.minimum is not None and len(line.dots) > 1:
@@ -113,40 +124,28 @@ def _place(x: X, words: Sequence[str]) -> float:
     return x
 
 
-def _numbers(curve: Curve) -> list[float]:
-    """The x values in order; only for curves without words."""
-    return sorted({float(dot.x) for line in curve.lines for dot in line.dots})
-
-
 def _step(curve: Curve) -> float:
     """How far lines stand apart: a fraction of the closest gap; nothing on log axes."""
     lines = len(curve.lines)
-    if lines < 2 or not curve.connected:
+    if lines < 2 or not curve.connected or curve.logarithmic:
         return 0.0
     if curve.categories:
         return 0.24 / lines
-    xs = _numbers(curve)
-    if len(xs) < 2 or _is_logarithmic(xs):
-        return 0.0
-    return float(min(np.diff(xs))) * 0.16 / lines
-
-
-def _is_logarithmic(xs: Sequence[float]) -> bool:
-    """Whether x values were chosen by factors: positive, over a wide range, evenly in the log."""
-    if len(xs) < 3 or xs[0] <= 0 or xs[-1] / xs[0] < 15:
-        return False
-    steps = np.diff(np.log(xs))
-    return len(xs) > 12 or bool(steps.max() < 4 * steps.min())
+    xs = curve.xs
+    # Far enough to see, too near to be read as another x.
+    return min(float(min(np.diff(xs))) * 0.16, 0.03 * (xs[-1] - xs[0])) / lines if xs[1:] else 0.0
 
 
 def _label_x(ax: Axes, curve: Curve) -> None:
     if curve.categories:
         ax.set_xticks(range(len(curve.categories)), curve.categories)
         return
-    xs = _numbers(curve)
-    if _is_logarithmic(xs):
+    xs = curve.xs
+    if curve.logarithmic:
         ax.set_xscale("log")
-    gaps = np.diff(np.log(xs) if _is_logarithmic(xs) else xs)
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+    gaps = np.diff(np.log(xs) if curve.logarithmic else xs)
     is_even = len(xs) < 2 or gaps.min() > 0.04 * gaps.sum()
     if xs and len(xs) <= 12 and is_even:  # otherwise ticks would run into each other
         ax.set_xticks(xs, [f"{x:.4g}" for x in xs])
@@ -254,7 +253,7 @@ def _log_y_where_it_helps(ax: Axes, learning: LearningCurves) -> None:
     lowest = min(float(np.nanmin(line.mean - np.nan_to_num(line.std))) for line in learning.lines)
     ax.set_yscale("log")
     ax.set_ylim(bottom=max(lowest, 0.7 * float(means.min())) * 0.95)
-    subs = (1.0, 2.0, 3.0, 5.0, 7.0) if means.max() < 30 * means.min() else (1.0, 2.0, 5.0)
+    subs = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if means.max() < 30 * means.min() else (1.0, 2.0, 5.0)
     ax.yaxis.set_major_locator(LogLocator(subs=subs))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     ax.yaxis.set_minor_locator(NullLocator())
@@ -288,21 +287,21 @@ def draw_search(ax: Axes, history: SearchHistory, look: Mapping[str, Look]) -> N
 
 def _draw_trace(ax: Axes, trace: Trace, style: Look, metric: str) -> Any:
     places = trace.numbers + 1
+    is_dense = len(places) > _MANY // 5
     for chosen, marker in ((~trace.pruned, style.marker), (trace.pruned, "x")):
         ax.plot(
-            places[chosen], trace.values[chosen], marker=marker, markersize=4, linestyle="none",
-            color=style.colour, alpha=0.55, zorder=2,
-        )  # fmt: skip
-    if np.isfinite(trace.best[-1]):
-        ax.annotate(
-            metric_text(float(trace.best[-1]), metric), (places[-1], trace.best[-1]),
-            xytext=(4, 0), textcoords="offset points", va="center", fontsize=7.5, color=INK,
+            places[chosen], trace.values[chosen], marker=marker, linestyle="none",
+            color=style.colour, markersize=2 if is_dense else 4,
+            alpha=0.3 if is_dense else 0.55, zorder=2,
+            markeredgewidth=0 if is_dense and marker != "x" else 0.8,
+            rasterized=len(places) > _MANY,
         )  # fmt: skip
     count = int(np.isfinite(trace.values).sum())
+    best = metric_text(float(trace.best[-1]), metric)
     steps = ax.step(
         places, trace.best, where="post", color=style.colour, linewidth=1.6, zorder=3,
         marker=style.marker, markevery=[len(places) - 1], markersize=5,
-        label=f"{trace.method}, {count} {'point' if count == 1 else 'points'}",
+        label=f"{trace.method}, {count} {'point' if count == 1 else 'points'}, best {best}",
     )  # fmt: skip
     return steps[0]
 
@@ -328,7 +327,7 @@ def _leave_out_the_worst(ax: Axes, traces: Sequence[Trace], metric: str) -> int:
 
 def draw_importance(ax: Axes, one: Importance, look: Mapping[str, Look]) -> None:
     """Bars of variance shares; the rank correlation stands at their ends."""
-    names = [parameter_label(name) for name in one.names]
+    names = [parameter_words(name) for name in one.names]
     ax.barh(range(len(names)), one.share, color=look[one.method].colour, height=0.6, alpha=0.85)
     for i, (share, correlation) in enumerate(zip(one.share, one.correlation, strict=True)):
         signed = f"  (ρ = {correlation:+.2f})".replace("-", "−")

@@ -13,9 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from modmix.analysis import curves, drawing, searches
+from modmix.analysis.curves import Curve, x_word
 from modmix.analysis.frames import Snapshot, read
 from modmix.analysis.style import Look, looks, new_figure, styled, to_bytes
-from modmix.analysis.words import metric_words
+from modmix.analysis.words import metric_words, parameter_words
 from modmix.errors import InputError
 from modmix.ledger import Ledger
 
@@ -80,7 +81,7 @@ def _results(snapshot: Snapshot, look: Mapping[str, Look]) -> FigureOf:
     height = 1.2 + 0.36 * max(2, len(found.rows))
     return FigureOf(
         name="results",
-        caption=f"{metric_words(found.metric).capitalize()} of each method's best point.",
+        caption=f"{_sentence(found.metric)} of each method's best point.",
         draw=lambda: _one(lambda ax: drawing.draw_results(ax, found, look), height),
         numbers=found.frame,
     )
@@ -90,10 +91,27 @@ def _curve(snapshot: Snapshot, part: str, look: Mapping[str, Look], errors: str)
     found = curves.curve(snapshot, part)
     return FigureOf(
         name=f"curve_{part}" if _is_taken(part) else part,
-        caption=f"{metric_words(found.metric).capitalize()} over {found.x}.",
+        caption=f"{_sentence(found.metric)} over {parameter_words(found.x)}.{_chosen(found)}",
         draw=lambda: _one(lambda ax: drawing.draw_curve(ax, found, look, errors=errors)),
         numbers=found.frame,
     )
+
+
+def _sentence(metric: str) -> str:
+    """A metric at the beginning of a sentence."""
+    words = metric_words(metric)
+    return words[:1].upper() + words[1:]
+
+
+def _chosen(curve: Curve) -> str:
+    """What validation chooses along each line; what is drawn is test."""
+    chosen = [
+        f"{x_word(line.dots[line.chosen].x)} for {line.label}"
+        for line in curve.lines
+        if line.chosen is not None and len(line.dots) > 1
+    ]
+    words = parameter_words(curve.x)
+    return f" Validation chooses {words} = {', '.join(chosen)}." if chosen else ""
 
 
 def _is_taken(part: str) -> bool:
@@ -105,7 +123,7 @@ def _learning(ledger: Ledger, snapshot: Snapshot, look: Mapping[str, Look]) -> F
     found = curves.learning_curves(ledger, snapshot)
     return FigureOf(
         name="learning",
-        caption=f"{metric_words(found.metric).capitalize()} while the best points were trained.",
+        caption=f"{_sentence(found.metric)} while the best points were trained.",
         draw=lambda: _one(lambda ax: drawing.draw_learning(ax, found, look)),
         numbers=found.frame,
     )
@@ -115,7 +133,7 @@ def _search(snapshot: Snapshot, part: str, look: Mapping[str, Look]) -> FigureOf
     found = searches.search_history(snapshot, part)
     return FigureOf(
         name=f"search_{part}",
-        caption=f"{metric_words(found.metric).capitalize()} of every point the search proposed.",
+        caption=f"{_sentence(found.metric)} of every point the search proposed.",
         draw=lambda: _one(lambda ax: drawing.draw_search(ax, found, look)),
         numbers=found.frame,
     )

@@ -7,6 +7,7 @@ F1 as shares of one, NLL in nats.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections import Counter
@@ -254,15 +255,10 @@ def histories_of(
         for r in snapshot.replicates
         if r.point in snapshot.by_key and (wanted is None or short(r.point) in wanted)
     }
-    pieces = []
-    for key, columns in ledger.histories(list(owners)).items():
-        if columns.get("epoch"):
-            piece = pd.DataFrame(columns)
-            piece.insert(0, "number", owners[key].number)
-            pieces.append(piece)
-    if not pieces:
+    frame = _long_histories(ledger, {key: owner.number for key, owner in owners.items()})
+    if frame.empty:
         return pd.DataFrame({name: [] for name in ("point", "number", "method", "epoch", "n")})
-    grouped = pd.concat(pieces).groupby(["number", "epoch"], sort=True)
+    grouped = frame.groupby(["number", "epoch"], sort=True)
     means, spreads, counts = grouped.mean(), grouped.std(ddof=1), grouped.size()
     by_number = {p.number: p for p in snapshot.points}
     numbers = [int(number) for number, _ in means.index]
@@ -277,6 +273,21 @@ def histories_of(
         columns_out[f"{metric}/mean"] = means[metric].to_numpy()
         columns_out[f"{metric}/std"] = spreads[metric].to_numpy()
     return pd.DataFrame(columns_out)
+
+
+def _long_histories(ledger: Ledger, numbers: Mapping[str, int]) -> pd.DataFrame:
+    """Histories under each other: ``number`` of the point, then every recorded column."""
+    rows: list[int] = []
+    found: list[dict[str, list[float]]] = []
+    for key, columns in ledger.histories(list(numbers)).items():
+        if columns.get("epoch"):
+            found.append(columns)
+            rows += [numbers[key]] * len(columns["epoch"])
+    data: dict[str, Any] = {"number": np.array(rows, dtype=np.int64)}
+    for name in dict.fromkeys(name for columns in found for name in columns):
+        pieces = (columns.get(name) or [math.nan] * len(columns["epoch"]) for columns in found)
+        data[name] = np.array([*itertools.chain.from_iterable(pieces)], dtype=np.float64)
+    return pd.DataFrame(data)
 
 
 # ---------------------------------------------------------------- pieces

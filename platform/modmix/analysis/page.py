@@ -8,14 +8,19 @@ from html import escape
 
 import pandas as pd
 
-from modmix.analysis.style import INK, PAPER
-from modmix.analysis.tables import Cell, Table
+from modmix.analysis.formats import Cell, Table
+from modmix.analysis.style import INK, PALETTE, PAPER
+
+# Colours of figures that the page replaces by its own, which differ between light and dark.
+_PAGE_COLOURS = {INK: "ink", PAPER: "paper", PALETTE[0]: "blue", PALETTE[6]: "violet"}
 
 CSS = """
 :root { color-scheme: light dark; --paper: #ffffff; --ink: #262626; --soft: #5c6066;
-  --line: #d8dade; --tint: #f4f5f7; --accent: #0067a3; }
+  --line: #d8dade; --tint: #f4f5f7; --accent: #0067a3; --blue: #0072b2;
+  --violet: #7a5fb5; }
 @media (prefers-color-scheme: dark) { :root { --paper: #16181c; --ink: #e6e7e9; --soft: #a3a8b0;
-  --line: #3a3e45; --tint: #1f2228; --accent: #6db8ea; } }
+  --line: #3a3e45; --tint: #1f2228; --accent: #6db8ea; --blue: #3d9fe0;
+  --violet: #a48bdc; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 62rem; padding: 1.5rem 1.25rem 4rem; background: var(--paper);
   color: var(--ink); font: 15px/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; }
@@ -34,7 +39,7 @@ nav { font-size: .9rem; margin: .6rem 0; } nav a { margin-right: .9rem; white-sp
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .28rem .7rem; text-align: left; white-space: nowrap;
   border-bottom: 1px solid var(--line); vertical-align: top; }
-td.wrap { white-space: normal; min-width: 16rem; }
+td.wrap, .results td:last-child { white-space: normal; min-width: 16rem; }
 thead th { border-bottom: 2px solid var(--ink); }
 th button { all: unset; cursor: pointer; font-weight: 600; }
 th button:focus-visible { outline: 2px solid var(--accent); }
@@ -182,5 +187,6 @@ def inline_svg(svg: str, prefix: str, label: str) -> str:
     rest = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', rest)
     rest = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', rest)
     rest = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", rest)
-    rest = rest.replace(INK, "var(--ink)").replace(PAPER, "var(--paper)")
+    for colour, name in _PAGE_COLOURS.items():
+        rest = rest.replace(colour, f"var(--{name})")
     return f"{head}>{rest}"

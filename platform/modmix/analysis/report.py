@@ -12,10 +12,11 @@ from typing import Any
 
 from modmix.analysis import page, sentences
 from modmix.analysis.figures import FigureOf, figures_of
+from modmix.analysis.formats import Table
 from modmix.analysis.frames import Snapshot, read, short
 from modmix.analysis.statistics import Ranks
 from modmix.analysis.style import to_bytes
-from modmix.analysis.tables import Table, points_of, results_of
+from modmix.analysis.tables import points_of, results_of
 from modmix.analysis.words import metric_words, p_clause, value_text
 from modmix.home import Home, write_bytes, write_text
 from modmix.ledger import Ledger, ReplicateRecord
@@ -112,7 +113,7 @@ def _report(
     }
     first = pictures.pop("results")
     sections = {
-        "Results": page.table_html(results) + first + _ranks(snapshot, ranks),
+        "Results": f'<div class="results">{page.table_html(results)}</div>' + first + _ranks(ranks),
         "Figures": "\n".join(pictures.values()),
         "Points": _points(points),
         "Failures": _failures(snapshot),
@@ -155,7 +156,7 @@ def _top(snapshot: Snapshot) -> str:
     return "\n".join(filter(None, parts))
 
 
-def _ranks(snapshot: Snapshot, ranks: Ranks) -> str:
+def _ranks(ranks: Ranks) -> str:
     if ranks.blocks < 2 or len(ranks.frame) < 2:
         return ""
     friedman = (

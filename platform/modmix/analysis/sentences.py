@@ -66,14 +66,10 @@ def _distance(second: Row, metric: str) -> str:
     interval = f"95 % CI {interval_text(low, high, metric)}"
     if math.isnan(second.p_holm):
         return f"{ahead} ({interval} over {test.n} common seeds; the t test is undefined here)."
-    judged = (
-        "more than chance at the 5 % level"
-        if second.p_holm < 0.05
-        else "chance could do this (5 % level)"
-    )
+    judged = "more than chance" if second.p_holm < 0.05 else "chance could explain it"
     return (
         f"{ahead} ({interval}; paired t test over {test.n} common seeds, Holm-corrected "
-        f"{p_clause(second.p_holm)}: {judged})."
+        f"{p_clause(second.p_holm)}, {judged} at the 5 % level)."
     )
 
 

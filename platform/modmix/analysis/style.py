@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ STYLE: Any = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same on every machine
     "svg.hashsalt": "modmix",
     "svg.fonttype": "path",
+    "text.parse_math": False,  # a "$" in a title is a dollar
 }
 
 
@@ -124,6 +126,8 @@ def to_bytes(figure: Figure, form: str) -> bytes:
     if form not in metadata:
         raise InputError(f"a figure's format must be png or svg, got {form!r}")
     buffer = io.BytesIO()
-    with styled():
+    with styled(), warnings.catch_warnings():
+        # A title in a script that the font lacks shows boxes; that is no reason to warn or fail.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(buffer, format=form, metadata=metadata[form])
     return buffer.getvalue()

@@ -1,14 +1,10 @@
-"""Results and points as tables: Markdown, LaTeX, CSV, JSON and aligned text.
-
-A `Table` has two faces: ``frame`` holds full numbers for machines (CSV, JSON), ``cells`` what
-people read (Markdown, LaTeX, text, HTML): rounded, with best and second best marked.
-"""
+"""The tables of a study: results (one row per method) and points (one row per point)."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +12,7 @@ import pandas as pd
 
 from modmix.analysis import statistics
 from modmix.analysis.best import BestPoint, best_of
+from modmix.analysis.formats import Cell, Table
 from modmix.analysis.frames import STATISTICS, Snapshot, read, short
 from modmix.analysis.words import (
     higher_is_better,
@@ -24,50 +21,13 @@ from modmix.analysis.words import (
     metric_text,
     on_test,
     p_text,
-    parameter_label,
+    parameter_words,
     plus_minus,
     split_of,
     value_text,
 )
 from modmix.errors import InputError
 from modmix.ledger import Ledger
-
-FORMATS = ("text", "md", "tex", "csv", "json")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """What is read in one cell. ``mark``: "best", "second" or "". ``sort``: what it sorts by."""
-
-    text: str
-    mark: str = ""
-    sort: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """A table: its numbers in ``frame``, its printed form in ``header`` and ``cells``."""
-
-    title: str
-    header: tuple[str, ...]
-    cells: tuple[tuple[Cell, ...], ...]
-    numeric: tuple[bool, ...]  # which columns align to the right
-    frame: pd.DataFrame
-    notes: tuple[str, ...] = ()
-
-    def render(self, form: str) -> str:
-        """The table as text.
-
-        Args:
-            form: "text", "md", "tex", "csv" or "json".
-
-        Raises:
-            InputError: another format.
-        """
-        if form not in FORMATS:
-            raise InputError(f"a table's format must be one of {', '.join(FORMATS)}, got {form!r}")
-        return _RENDERERS[form](self)
-
 
 # ---------------------------------------------------------------- the table of results
 
@@ -130,7 +90,7 @@ def results_of(
         columns.append([_mean_cell(row, metric, marks[metric][i]) for i, row in enumerate(rows)])
         if any(number is not None for number in papers[metric]):
             header.append("paper")
-            columns.append([_paper_cell(number, metric) for number in papers[metric]])
+            columns.append([_paper_cell(number) for number in papers[metric]])
     header += ["95 % CI", "behind the best (95 % CI)", "p (Holm)", "chosen"]
     columns += [
         [_interval_cell(row, shown[0]) for row in rows],
@@ -144,7 +104,7 @@ def results_of(
         header=tuple(header),
         cells=tuple(zip(*columns, strict=True)),
         numeric=tuple(numeric),
-        frame=_results_frame(snapshot, rows, papers),
+        frame=_results_frame(snapshot, rows, papers, by),
         notes=_results_notes(snapshot, rows, shown, by),
     )
 
@@ -220,7 +180,7 @@ def varied_parameters(snapshot: Snapshot) -> dict[str, list[str]]:
 def chosen_text(best: BestPoint, varied: Mapping[str, Sequence[str]]) -> str:
     """The hyperparameters that were chosen between: "β = 0.3, depth (hidden layers) = 1"."""
     names = [name for name in varied.get(best.method, ()) if name in best.params]
-    return ", ".join(f"{parameter_label(n)} = {value_text(best.params[n])}" for n in names)
+    return ", ".join(f"{parameter_words(n)} = {value_text(best.params[n])}" for n in names)
 
 
 def paper_number(snapshot: Snapshot, row: Row, metric: str) -> tuple[float, float] | None:
@@ -252,7 +212,7 @@ def _mean_cell(row: Row, metric: str, mark: str) -> Cell:
     return Cell(text=plus_minus(found.mean, found.std, metric), mark=mark, sort=found.mean)
 
 
-def _paper_cell(number: tuple[float, float] | None, metric: str) -> Cell:
+def _paper_cell(number: tuple[float, float] | None) -> Cell:
     if number is None:
         return Cell(text="–")
     # As many decimals as the file gives: the paper's precision is part of its number.
@@ -283,44 +243,58 @@ def _results_frame(
     snapshot: Snapshot,
     rows: Sequence[Row],
     papers: Mapping[str, Sequence[tuple[float, float] | None]],
+    by: str | None,
 ) -> pd.DataFrame:
-    records = []
-    for i, row in enumerate(rows):
-        best = row.best
-        record: dict[str, Any] = {"label": row.label, "method": best.method, "part": row.part}
-        record["n"] = best.n
-        chooser = {name: getattr(best, name) for name in STATISTICS}
-        for metric, found in {best.metric: chooser, **best.estimates}.items():
-            for name in STATISTICS:
-                value = found[name] if isinstance(found, dict) else getattr(found, name)
-                record[f"{metric}/{name}"] = value
-        for metric, numbers in papers.items():
-            number = numbers[i]
-            if any(n is not None for n in numbers):
-                record[f"paper/{metric}/mean"] = number[0] if number else math.nan
-                record[f"paper/{metric}/std"] = number[1] if number else math.nan
-        test = row.paired
-        record["seeds_in_common"] = test.n if test else best.n
-        record["difference"] = test.difference if test else 0.0
-        record["difference_ci_low"] = test.ci_low if test else math.nan
-        record["difference_ci_high"] = test.ci_high if test else math.nan
-        record["p_paired_t"] = test.t_p if test else math.nan
-        record["p_holm"] = row.p_holm
-        record["p_wilcoxon"] = test.wilcoxon_p if test else math.nan
-        record["point"] = short(best.point)
-        record["hyperparameters"] = json.dumps(dict(best.params), sort_keys=True)
-        records.append(record)
-    return pd.DataFrame(records)
+    records = [_record(row, {m: papers[m][i] for m in papers}) for i, row in enumerate(rows)]
+    stated = [m for m, numbers in papers.items() if any(number is not None for number in numbers)]
+    metrics = [by or snapshot.objectives[0], *dict.fromkeys([*papers, *_tests(rows)])]
+    columns = ["label", "method", "part", "n"]
+    columns += [f"{metric}/{name}" for metric in metrics for name in STATISTICS]
+    columns += [f"paper/{metric}/{name}" for metric in stated for name in ("mean", "std")]
+    columns += [
+        "seeds_in_common", "difference", "difference_ci_low", "difference_ci_high",
+        "p_paired_t", "p_holm", "p_wilcoxon", "point", "hyperparameters",
+    ]  # fmt: skip
+    return pd.DataFrame(records, columns=columns)
+
+
+def _tests(rows: Sequence[Row]) -> list[str]:
+    return [metric for row in rows for metric in row.best.estimates]
+
+
+def _record(row: Row, papers: Mapping[str, tuple[float, float] | None]) -> dict[str, Any]:
+    """One row for machines; ``difference`` is this row minus the best row."""
+    best = row.best
+    record: dict[str, Any] = {"label": row.label, "method": best.method, "part": row.part}
+    record["n"] = best.n
+    record |= {f"{best.metric}/{name}": getattr(best, name) for name in STATISTICS}
+    for metric, found in best.estimates.items():
+        record |= {f"{metric}/{name}": getattr(found, name) for name in STATISTICS}
+    for metric, number in papers.items():
+        mean, std = number or (math.nan, math.nan)
+        record |= {f"paper/{metric}/mean": mean, f"paper/{metric}/std": std}
+    test = row.paired
+    record["seeds_in_common"] = test.n if test else best.n
+    record["difference"] = test.difference if test else 0.0
+    record["difference_ci_low"] = test.ci_low if test else math.nan
+    record["difference_ci_high"] = test.ci_high if test else math.nan
+    record["p_paired_t"] = test.t_p if test else math.nan
+    record["p_holm"] = row.p_holm
+    record["p_wilcoxon"] = test.wilcoxon_p if test else math.nan
+    record["point"] = short(best.point)
+    record["hyperparameters"] = json.dumps(dict(best.params), sort_keys=True)
+    return record
 
 
 def _results_notes(
     snapshot: Snapshot, rows: Sequence[Row], shown: Sequence[str], by: str | None
 ) -> tuple[str, ...]:
     if not rows:
-        return ("no point has all its replicates done yet",)
+        return ("No point has all its replicates done yet.",)
+    chooser = metric_label(by or snapshot.objectives[0])
     notes = [
-        f"Points are chosen by {metric_label(by or snapshot.objectives[0])}; test is only "
-        "reported. Mean ± standard deviation over n seeds."
+        f"Points are chosen by {chooser}; test is only reported.",
+        "Mean ± standard deviation over n seeds.",
     ]
     if len(rows) > 1:
         notes.append(
@@ -344,31 +318,29 @@ def points_of(snapshot: Snapshot) -> Table:
     varied = varied_parameters(snapshot)
     names = list(dict.fromkeys(n for mine in varied.values() for n in mine))
     metrics = list(dict.fromkeys([*snapshot.objectives, *default_metrics(snapshot)]))
-    header = ["method", *(parameter_label(n) for n in names), "n"]
+    header = ["method", *(parameter_words(n) for n in names), "n"]
     header += [*(metric_label(m) for m in metrics), "state", "parts", "point"]
-    cells = []
-    for i, point in enumerate(snapshot.points):
-        row = [Cell(text=point.method)]
-        row += [_parameter_cell(point.params, name) for name in names]
-        row.append(Cell(text=str(frame["n"][i]), sort=float(frame["n"][i])))
-        for metric in metrics:
-            mean, std = (_at(frame, f"{metric}/{name}", i) for name in ("mean", "std"))
-            row.append(Cell(text=plus_minus(mean, std, metric), sort=mean))
-        row += [Cell(text=str(frame[name][i])) for name in ("state", "parts", "point")]
-        cells.append(tuple(row))
+    columns = [[Cell(text=point.method) for point in snapshot.points]]
+    columns += [[_parameter_cell(point.params, n) for point in snapshot.points] for n in names]
+    columns.append([Cell(text=str(n), sort=float(n)) for n in frame["n"]])
+    columns += [_mean_cells(frame, metric) for metric in metrics]
+    columns += [[Cell(text=str(v)) for v in frame[c]] for c in ("state", "parts", "point")]
     numeric = [False, *[True] * (len(names) + 1 + len(metrics)), False, False, False]
     return Table(
         title=f"Points of {snapshot.name}",
         header=tuple(header),
-        cells=tuple(cells),
+        cells=tuple(zip(*columns, strict=True)),
         numeric=tuple(numeric),
         frame=frame,
         notes=("Mean ± standard deviation over the n finished replicates.",),
     )
 
 
-def _at(frame: pd.DataFrame, column: str, i: int) -> float:
-    return float(frame[column].iloc[i]) if column in frame else math.nan
+def _mean_cells(frame: pd.DataFrame, metric: str) -> list[Cell]:
+    if f"{metric}/mean" not in frame:
+        return [Cell(text="–")] * len(frame)
+    pairs = zip(frame[f"{metric}/mean"].tolist(), frame[f"{metric}/std"].tolist(), strict=True)
+    return [Cell(text=plus_minus(mean, std, metric), sort=mean) for mean, std in pairs]
 
 
 def _parameter_cell(params: Mapping[str, Any], name: str) -> Cell:
@@ -377,113 +349,3 @@ def _parameter_cell(params: Mapping[str, Any], name: str) -> Cell:
     value = params[name]
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return Cell(text=value_text(value), sort=float(value) if is_number else None)
-
-
-# ---------------------------------------------------------------- formats
-
-
-def _text(table: Table) -> str:
-    marks = {"best": " *", "second": " +", "": "  "}
-    plain = [
-        [
-            c.text + (marks[c.mark] if any(r[i].mark for r in table.cells) else "")
-            for i, c in enumerate(row)
-        ]
-        for row in table.cells
-    ]
-    widths = [
-        max(len(line[i]) for line in [list(table.header), *plain]) for i in range(len(table.header))
-    ]
-
-    def line(words: Sequence[str]) -> str:
-        padded = [
-            word.rjust(width) if number else word.ljust(width)
-            for word, width, number in zip(words, widths, table.numeric, strict=True)
-        ]
-        return "  ".join(padded).rstrip()
-
-    rule = "  ".join("-" * width for width in widths)
-    notes = list(table.notes)
-    if any(cell.mark for row in table.cells for cell in row):
-        notes.append("* best, + second best.")
-    return "\n".join([line(table.header), rule, *map(line, plain), "", *notes]) + "\n"
-
-
-def _markdown(table: Table) -> str:
-    wraps = {"best": "**{}**", "second": "*{}*", "": "{}"}
-
-    def clean(text: str) -> str:
-        for character in "\\`*_|<>[]":
-            text = text.replace(character, f"\\{character}")
-        return text.replace("\n", " ")
-
-    def line(words: Sequence[str]) -> str:
-        return f"| {' | '.join(words)} |"
-
-    rows = [
-        line([wraps[cell.mark].format(clean(cell.text)) for cell in row]) for row in table.cells
-    ]
-    rule = line(["---:" if number else "---" for number in table.numeric])
-    notes = [clean(note) for note in table.notes]
-    return "\n".join([line([*map(clean, table.header)]), rule, *rows, "", *notes]) + "\n"
-
-
-_TEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
-    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "<": r"$<$", ">": r"$>$", "±": r"$\pm$", "–": "--", "−": "$-$", "∞": r"$\infty$",
-    "α": r"$\alpha$", "β": r"$\beta$", "δ": r"$\delta$", "λ": r"$\lambda$", "τ": r"$\tau$",
-    "\n": " ",
-}  # fmt: skip
-
-
-def tex_escape(text: str) -> str:
-    """Text that LaTeX prints as it is."""
-    return "".join(_TEX.get(character, character) for character in text)
-
-
-def _tex(table: Table) -> str:
-    wraps = {"best": r"\textbf{%s}", "second": r"\textit{%s}", "": "%s"}
-
-    def line(words: Sequence[str]) -> str:
-        return "  " + " & ".join(words) + r" \\"
-
-    align = "".join("r" if number else "l" for number in table.numeric)
-    rows = [line([wraps[c.mark] % tex_escape(c.text) for c in row]) for row in table.cells]
-    notes = [f"% {tex_escape(note)}" for note in (table.title, *table.notes)]
-    head = [rf"\begin{{tabular}}{{{align}}}", r"  \toprule"]
-    head += [line([tex_escape(h) for h in table.header]), r"  \midrule"]
-    tail = [r"  \bottomrule", r"\end{tabular}"]
-    return "\n".join([*notes, r"% \usepackage{booktabs}", *head, *rows, *tail]) + "\n"
-
-
-def _csv(table: Table) -> str:
-    return str(table.frame.to_csv(index=False, lineterminator="\n"))
-
-
-def _json(table: Table) -> str:
-    rows = [
-        {str(name): _json_value(value) for name, value in record.items()}
-        for record in table.frame.astype(object).to_dict("records")
-    ]
-    value = {"title": table.title, "notes": list(table.notes), "rows": rows}
-    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _json_value(value: Any) -> Any:
-    if value is None or value is pd.NA:
-        return None
-    if hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    return value
-
-
-_RENDERERS: Mapping[str, Callable[[Table], str]] = {
-    "text": _text,
-    "md": _markdown,
-    "tex": _tex,
-    "csv": _csv,
-    "json": _json,
-}

@@ -11,7 +11,8 @@ from modmix.metrics import higher_is_better as _higher_is_better
 
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 _NAMES = {"auc": "AUC", "nll": "NLL", "ece": "ECE", "f1": "macro F1"}
-_PARAMETERS = {"beta": "β", "margin": "margin δ", "alpha": "α", "depth": "depth (hidden layers)"}
+_PARAMETERS = {"beta": "β", "margin": "margin δ", "alpha": "α", "lambda": "λ", "tau": "τ"}
+_UNITS = {"depth": "hidden layers", "width": "units", "epochs": "epochs", "margin": "nats"}
 
 
 def split_of(metric: str) -> str:
@@ -63,7 +64,10 @@ def decimals(metric: str) -> int:
 
 def metric_text(value: float, metric: str) -> str:
     """One value of a metric; a dash where there is none."""
-    return f"{value:.{decimals(metric)}f}" if math.isfinite(value) else _odd(value)
+    if not math.isfinite(value):
+        return _odd(value)
+    text = f"{value:.{decimals(metric)}f}"
+    return text.replace("-", "−") if float(text) else text.lstrip("-")
 
 
 def plus_minus(mean: float, spread: float, metric: str, sign: str = "±") -> str:
@@ -96,9 +100,15 @@ def p_clause(p: float) -> str:
     return f"p {p_text(p)}" if 0 <= p < 0.001 else f"p = {p_text(p)}"
 
 
-def parameter_label(name: str) -> str:
-    """An axis label of a hyperparameter: "β", "learning rate"."""
+def parameter_words(name: str) -> str:
+    """A hyperparameter in a sentence: "β", "learning rate"."""
     return _PARAMETERS.get(name, name.replace("_", " ").replace(".", " "))
+
+
+def parameter_label(name: str) -> str:
+    """An axis label of a hyperparameter: "β", "depth (hidden layers)"."""
+    words = parameter_words(name)
+    return f"{words} ({_UNITS[name]})" if name in _UNITS else words
 
 
 def value_text(value: Any) -> str:
