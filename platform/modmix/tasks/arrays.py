@@ -13,7 +13,6 @@ has none.
 
 from __future__ import annotations
 
-import gzip
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -33,6 +32,10 @@ from modmix.tasks.data import SPLITS, Array, Kind, Modality, check_modality_name
 from modmix.tasks.files import Progress, Source
 from modmix.tasks.splits import Moments, chunks, stratified
 from modmix.tasks.writer import Writer, input_file, labels_file
+
+# What zipfile, zlib and gzip raise on files that are not whole: OSError for an offset beyond the
+# end, RuntimeError (with NotImplementedError) for a member they take for encrypted or unknown.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)
 
 
 class Arrays(Task):
@@ -98,7 +101,7 @@ def read_file(path: Path, options: Mapping[str, Any]) -> Loaded:
             return read_npz(path, options)
         if name.endswith((".csv", ".csv.gz")):
             return read_csv(path, options)
-    except (zipfile.BadZipFile, zlib.error, EOFError, gzip.BadGzipFile) as error:
+    except _DAMAGED as error:
         raise DataError(
             f"{path}: is damaged or truncated ({error}); write or copy the file again"
         ) from error

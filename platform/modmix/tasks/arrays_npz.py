@@ -33,7 +33,7 @@ def read_npz(path: Path, options: Mapping[str, Any]) -> Loaded:
             f"{path}: is not a whole .npz file (truncated, or of another kind); write it again "
             "with numpy.savez"
         )
-    with np.load(path, allow_pickle=False) as file:
+    with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
         known = list(file.files)
         label = label_name(path, options, known)
         split = _npz_split_name(path, options["split"], known)

@@ -72,6 +72,8 @@ def _in_order(path: Path, waiting: queue.Queue[Any]) -> Iterator[Rows]:
     while (item := waiting.get()) is not None:
         if isinstance(item, DataError):
             raise DataError(f"{path}: {item} (after line {lines:,})")
+        if isinstance(item, OSError):
+            raise DataError(f"{path}: cannot be read ({item.strerror}); look at its disk") from item
         if isinstance(item, Exception):
             raise item
         block, future = item
