@@ -37,7 +37,8 @@ class MLP(nn.Module):
         layers: list[nn.Module] = []
         width = math.prod(shape)
         for units in hidden:
-            layers.append(nn.Linear(width, units))
+            # Batch norm would cancel a bias, whose gradient is then nothing but rounding.
+            layers.append(nn.Linear(width, units, bias=not batch_norm))
             if batch_norm:
                 layers.append(nn.BatchNorm1d(units))
             layers.append(_ACTIVATIONS[activation]())

@@ -1,0 +1,136 @@
+"""Models trained as one equal models trained alone by a plain loop, for every method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from modmix.methods.model import unpack_weights
+from modmix.methods.table import METHODS
+from modmix.packing import Finished, Replicate
+from modmix.tasks.data import Data
+from plainloop import error_of, train_plainly
+from toypack import make_data, make_replicates, train
+
+# 800 examples make 25 steps an epoch, 50 in two.
+DATA = make_data(rows=(800, 120, 90), noise=2.5)
+
+# Points of one pack: what may differ between stacked models does.
+POINTS: dict[str, list[dict[str, Any]]] = {
+    "late": [{}, {}],
+    "mul": [
+        {"beta": 0.0},
+        {"beta": 0.3, "margin": 0.2, "alpha": 0.5, "weights": {"m0": 0.3, "m2": 2.0}},
+    ],
+    "mulmix": [{"beta": 1.0}, {"beta": 2.0, "margin": 0.0, "weights": {"m0+m1": 0.5}}],
+}
+RECIPES: dict[str, dict[str, Any]] = {
+    "sgd": {
+        "optimizer": "sgd",
+        "nesterov": True,
+        "clip_norm": 1.0,
+        "weight_decay": 1e-3,
+        "schedule": "step",
+        "milestones": [1],
+        "decay_rate": 0.1,
+    },
+    "adam": {"optimizer": "adam", "clip_norm": 0.5, "schedule": "exponential", "decay_rate": 0.5},
+    "adamw": {"optimizer": "adamw", "weight_decay": 0.1, "decay": "all", "schedule": "cosine"},
+}
+
+
+def assert_same_weights(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Every parameter and every statistic to 1e-5 of its norm."""
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        if not value.isfinite().all():  # a margin that is off
+            assert torch.equal(found[name], value), name
+            continue
+        distance = (found[name].double() - value.double()).norm()
+        assert distance <= 1e-5 * value.double().norm() + 1e-9, (name, distance)
+
+
+def assert_equals_plain_loop(found: Finished, replicate: Replicate, data: Data) -> None:
+    plain = train_plainly(replicate, data)
+    assert found.state == "done"
+    for name, column in plain.history.items():
+        assert found.history[name] == pytest.approx(column, rel=1e-5), name
+    assert found.best_epoch == plain.best_epoch
+    assert found.weights is not None
+    model, description = unpack_weights(found.weights)
+    assert description["seed"] == replicate.seed
+    assert_same_weights(model.state_dict(), plain.best_state)
+    assert found.metrics["test/error"] == pytest.approx(error_of(model, data.test))
+    best = plain.history["epoch"].index(plain.best_epoch)
+    assert found.metrics["val/error"] == pytest.approx(plain.history["val/error"][best])
+    assert found.metrics["train/loss"] == pytest.approx(plain.history["train/loss"][best], rel=1e-5)
+
+
+@pytest.mark.parametrize("batch_norm", [False, True], ids=["plain", "batchnorm"])
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("method", METHODS)
+def test_stacked_models_equal_single_ones(method: str, recipe: str, batch_norm: bool) -> None:
+    points = [
+        {**point, "training": {"learning_rate": rate}}
+        for point, rate in zip(POINTS.get(method, [{}, {}]), (3e-3, 1e-3), strict=True)
+    ]
+    encoder = {"name": "mlp", "hidden": [8], "batch_norm": batch_norm}
+    replicates = make_replicates(
+        method,
+        points,
+        data=DATA,
+        encoder=encoder,
+        epochs=2,
+        batch_size=32,
+        evaluations_per_epoch=2,
+        **RECIPES[recipe],
+    )
+    found = train(replicates, DATA, keep_weights=True)
+    for replicate in replicates:
+        assert_equals_plain_loop(found[replicate.key], replicate, DATA)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "gelu"])
+def test_other_structures(activation: str) -> None:
+    encoder = {"name": "mlp", "hidden": [6, 5], "activation": activation}
+    params = {"merge": "mean", "project": 4, "hidden": [6, 3]}
+    replicates = make_replicates("mulmix", [params], data=DATA, encoder=encoder, epochs=1)
+    found = train(replicates, DATA, keep_weights=True)
+    for replicate in replicates:
+        assert_equals_plain_loop(found[replicate.key], replicate, DATA)
+
+
+def test_learned_late_combination() -> None:
+    replicates = make_replicates("late", [{"combine": "learned"}], data=DATA, epochs=2)
+    found = train(replicates, DATA, keep_weights=True)
+    for replicate in replicates:
+        assert_equals_plain_loop(found[replicate.key], replicate, DATA)
+
+
+@pytest.mark.parametrize("method", ["add", "mul"])
+def test_one_after_another_equals_stacked(method: str) -> None:
+    encoder = {"name": "mlp", "hidden": [8], "batch_norm": True}
+    fields: dict[str, Any] = {"data": DATA, "encoder": encoder, "epochs": 2, "clip_norm": 1.0}
+    never = make_replicates(method, [{}, {}], stack="never", **fields)
+    always = make_replicates(method, [{}, {}], stack="always", **fields)
+    one, other = train(never, DATA, keep_weights=True), train(always, DATA, keep_weights=True)
+    for key in one:
+        found, expected = one[key].weights, other[key].weights
+        assert found is not None
+        assert expected is not None
+        models = unpack_weights(found)[0], unpack_weights(expected)[0]
+        assert_same_weights(models[0].state_dict(), models[1].state_dict())
+
+
+def test_early_stopping_is_that_of_each_model_alone() -> None:
+    data = make_data(rows=(96, 60, 30), noise=3.0)
+    points = [{"training": {"learning_rate": rate}} for rate in (0.1, 0.03, 0.01, 0.003)]
+    replicates = make_replicates("mul", points, data=data, epochs=30, batch_size=32, patience=3)
+    found = train(replicates, data, keep_weights=True)
+    for replicate in replicates:
+        assert_equals_plain_loop(found[replicate.key], replicate, data)
+    assert len({event.epochs for event in found.values()}) > 3  # they did not stop together

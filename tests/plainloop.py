@@ -1,0 +1,112 @@
+"""The trainer's reference: one model, ordinary modules, torch.optim, and no cleverness."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modmix.methods.model import Model, build_model, derive_seed
+from modmix.packing import Replicate
+from modmix.tasks.data import Data, Split
+
+
+@dataclass
+class Plain:
+    """What a run gives: a line per evaluation, and the weights of the best one."""
+
+    history: dict[str, list[float]] = field(default_factory=dict)
+    best_epoch: float = 0.0
+    best_state: dict[str, Tensor] = field(default_factory=dict)
+    model: Model | None = None
+
+
+def tensors(split: Split) -> tuple[dict[str, Tensor], Tensor]:
+    return {n: torch.tensor(x) for n, x in split.inputs.items()}, torch.tensor(split.labels)
+
+
+def error_of(model: Model, split: Split) -> float:
+    inputs, labels = tensors(split)
+    model.eval()
+    with torch.no_grad():
+        predicted = model.scores(model(inputs)).argmax(-1)
+    model.train()
+    return 100 * (predicted != labels).double().mean().item()
+
+
+def make_optimizer(model: Model, t: Any) -> torch.optim.Optimizer:
+    decayed = [p for p in model.parameters() if p.dim() >= 2 or t["decay"] == "all"]
+    others = [p for p in model.parameters() if not (p.dim() >= 2 or t["decay"] == "all")]
+    groups = [
+        {"params": decayed, "weight_decay": t["weight_decay"]},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    if t["optimizer"] == "sgd":
+        return torch.optim.SGD(
+            groups, lr=t["learning_rate"], momentum=t["momentum"], nesterov=t["nesterov"]
+        )
+    kind = torch.optim.Adam if t["optimizer"] == "adam" else torch.optim.AdamW
+    return kind(groups, lr=t["learning_rate"], betas=tuple(t["betas"]), eps=t["eps"])
+
+
+def rate_at(t: Any, epoch: int) -> float:
+    factors = {
+        "constant": 1.0,
+        "exponential": t["decay_rate"] ** epoch,
+        "step": t["decay_rate"] ** sum(m <= epoch for m in t["milestones"]),
+        "cosine": (1 + math.cos(math.pi * epoch / t["epochs"])) / 2,
+    }
+    return float(t["learning_rate"] * factors[t["schedule"]])
+
+
+def train_plainly(replicate: Replicate, data: Data) -> Plain:
+    """Train one replicate; early stopping and best-epoch weights by validation error."""
+    t = replicate.training
+    shapes = {name: modality.shape for name, modality in data.modalities.items()}
+    r = replicate
+    model = build_model(r.method, r.params, r.encoders, shapes, data.classes, r.seed)
+    optimizer = make_optimizer(model, t)
+    inputs, labels = tensors(data.train)
+    batch = min(t["batch_size"], len(labels))
+    steps = len(labels) // batch
+    ends = [round((i + 1) * steps / t["evaluations_per_epoch"]) for i in range(steps)]
+    run = Plain(model=model)
+    best, waited = math.inf, 0
+    for epoch in range(t["epochs"]):
+        for group in optimizer.param_groups:
+            group["lr"] = rate_at(t, epoch)
+        generator = torch.Generator().manual_seed(derive_seed(r.seed, "batches", epoch))
+        order = torch.randperm(len(labels), generator=generator)
+        losses: list[float] = []
+        for step in range(steps):
+            rows = order[step * batch : (step + 1) * batch]
+            optimizer.zero_grad()
+            outputs = model({name: x[rows] for name, x in inputs.items()})
+            loss = model.loss(outputs, labels[rows]).mean()
+            loss.backward()
+            if t["clip_norm"] is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), t["clip_norm"])
+            optimizer.step()
+            losses.append(loss.item())
+            if step + 1 not in ends:
+                continue
+            value = error_of(model, data.val)
+            line = {
+                "epoch": epoch + (step + 1) / steps,
+                "train/loss": sum(losses) / len(losses),
+                "val/error": value,
+                "lr": rate_at(t, epoch),
+            }
+            for name, number in line.items():
+                run.history.setdefault(name, []).append(number)
+            waited += 1
+            if value < best:
+                best, waited = value, 0
+                run.best_epoch = line["epoch"]
+                run.best_state = {n: x.clone() for n, x in model.state_dict().items()}
+            if t["patience"] is not None and waited >= t["patience"]:
+                return run
+    return run
