@@ -32,6 +32,7 @@ from modmix.tasks.files import (
     data_home,
     disk_errors,
     hash_file,
+    if_free,
     locked,
     read_json,
     silent,
@@ -248,7 +249,8 @@ def _prepare_locked(task: Task, folder: Path, sums: list[str], progress: Progres
         if _intact(folder):  # another process was faster
             return
         temporary = folder.with_name(f".{folder.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
+        shutil.rmtree(temporary, ignore_errors=True)
+        _sweep(folder.parent)
         temporary.mkdir()
         try:
             _write(task, temporary, sums, progress)
@@ -258,6 +260,15 @@ def _prepare_locked(task: Task, folder: Path, sums: list[str], progress: Progres
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+def _sweep(prepared: Path) -> None:
+    """Remove what killed processes have left: half-written folders whose lock is free."""
+    for temporary in prepared.glob(".*.tmp"):
+        folder = prepared / temporary.name.removeprefix(".").removesuffix(".tmp")
+        with if_free(folder) as free:
+            if free:
+                shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write(task: Task, folder: Path, sums: list[str], progress: Progress) -> None:

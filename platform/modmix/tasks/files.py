@@ -79,6 +79,23 @@ def locked(path: Path, progress: Progress = silent) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def if_free(path: Path) -> Iterator[bool]:
+    """Hold the lock of a file or folder if nobody else does, and say whether."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a small file whole or not at all."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
