@@ -1,8 +1,8 @@
 """The whole of a run in one call, for the command line and for Python.
 
-    >>> import modmix                                              # doctest: +SKIP
-    >>> study = modmix.run("studies/quickstart.yaml")              # doctest: +SKIP
-    >>> study.frame()[["method", "beta", "n", "test/error/mean"]]  # doctest: +SKIP
+>>> import modmix                                              # doctest: +SKIP
+>>> study = modmix.run("studies/quickstart.yaml")              # doctest: +SKIP
+>>> study.frame()[["method", "beta", "n", "test/error/mean"]]  # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,15 +166,17 @@ def run_plan(
     """As `run`, from a checked plan."""
     where = _home(home)
     where.make()
-    ledger = Ledger(where.ledger_url)
-    if (holder := ledger.holder(plan.name)) is not None:
-        raise LeaseError(
-            f"study {plan.name!r} is being run by process {holder[1]} on {holder[0]}: wait until "
-            "it ends, or stop it with Ctrl-C there"
-        )
-    mirror = _mirror(where, plan) if mlflow else None
     chosen = _runner(plan, runner, address or os.environ.get("RAY_ADDRESS"), workers)
-    chosen.start()
+    todo = True
+    if _has_ledger(where):
+        with closing(Ledger(where.ledger_url)) as ledger:
+            _refuse_second_driver(ledger, plan)
+            todo = retry_failed or not _looks_finished(ledger, plan)
+    mirror = _mirror(where, plan) if mlflow else None
+    # Everything that can be refused is refused before the first line is written.
+    if todo:
+        chosen.start()
+    ledger = Ledger(where.ledger_url)
     try:
         with _lease(ledger, plan) as lease:
             if retry_failed:
@@ -184,6 +186,27 @@ def run_plan(
         chosen.close()
         ledger.close()
     return Study(plan.name, where)
+
+
+def _has_ledger(home: Home) -> bool:
+    return "MODMIX_LEDGER" in os.environ or (home.path / "ledger.db").exists()
+
+
+def _refuse_second_driver(ledger: Ledger, plan: Plan) -> None:
+    if (holder := ledger.holder(plan.name)) is not None:
+        raise LeaseError(
+            f"study {plan.name!r} is being run by process {holder[1]} on {holder[0]}: wait until "
+            "it ends, or stop it with Ctrl-C there"
+        )
+
+
+def _looks_finished(ledger: Ledger, plan: Plan) -> bool:
+    """Whether this very file has run to its end: then there will be nothing to start for it."""
+    if not ledger.has_study(plan.name):
+        return False
+    record = ledger.study(plan.name)
+    same = record.spec == plan.spec.model_dump(mode="json")
+    return same and record.state == "finished"
 
 
 def _home(home: str | Path | None) -> Home:
@@ -248,9 +271,7 @@ def _run(
     from modmix.study import Heartbeat, StudyRun
 
     begun = time.monotonic()
-    work = StudyRun(
-        plan, ledger, lease, home, slots=runner.slots, changed=_both(changed, mirror)
-    )
+    work = StudyRun(plan, ledger, lease, home, slots=runner.slots, changed=_both(changed, mirror))
     state, mirrored = "failed", None
     with Heartbeat(work.beat), _signals(work, say):
         try:
@@ -260,7 +281,9 @@ def _run(
             if mirror is not None:
                 mirror.start()
                 mirrored = mirror
-            runner.run(work)
+            if not work.finished:
+                runner.start()
+                runner.run(work)
             work.let_go()
             state = "stopped" if work.stopping else "finished"
             if state == "finished":
@@ -281,9 +304,7 @@ def _run(
         )
 
 
-def _both(
-    changed: Callable[[StudyRun], None], mirror: Mirror | None
-) -> Callable[[StudyRun], None]:
+def _both(changed: Callable[[StudyRun], None], mirror: Mirror | None) -> Callable[[StudyRun], None]:
     def notify(work: StudyRun) -> None:
         changed(work)
         if mirror is not None:
@@ -326,7 +347,7 @@ def _signals(work: StudyRun, say: Callable[[str], None]) -> Iterator[None]:
         yield
         return
 
-    def handle(number: int, _frame: object) -> None:
+    def handle(_number: int, _frame: object) -> None:
         if work.stopping:
             raise KeyboardInterrupt
         work.stop()

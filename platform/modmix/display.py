@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -104,8 +104,8 @@ class Display:
         rows: list[RenderableType] = [table, bar, Text(self._line(status).split(";")[0])]
         for progress in status.running.values():
             if progress is not None:
-                text = f"  pack: epoch {progress.epoch:g}/{progress.epochs}, {progress.active} models"
-                rows.append(Text(text, style="dim"))
+                epoch = f"epoch {progress.epoch:g}/{progress.epochs}"
+                rows.append(Text(f"  pack: {epoch}, {progress.active} models", style="dim"))
         return Group(*rows)
 
 
@@ -133,7 +133,7 @@ def _duration(seconds: float) -> str:
 class DataProgress:
     """Shows the preparation of data on a terminal, once it takes long enough to be noticed."""
 
-    _WORDS = {
+    _WORDS: ClassVar[dict[str, str]] = {
         "download": "downloading",
         "read": "reading",
         "write": "preparing",

@@ -293,13 +293,25 @@ class Ledger:
             self._engine = sa.create_engine(self.url, **self._options())
             if self.url.get_backend_name() == "sqlite":
                 sa.event.listen(self._engine, "connect", _configure_sqlite)
-            _METADATA.create_all(self._engine)
+            self._create_tables()
         except (sa.exc.SQLAlchemyError, ModuleNotFoundError) as error:
             shown = self.url.render_as_string(hide_password=True) if hasattr(self, "url") else ""
             raise InputError(
                 f"the ledger {shown or 'named by MODMIX_LEDGER'} cannot be opened "
                 f"({_first_line(error)}): check the path or the database, or unset MODMIX_LEDGER"
             ) from error
+
+    def _create_tables(self) -> None:
+        # Two processes that meet a new database both find a table missing, and the slower one is
+        # told that it exists by now: then it looks again.
+        for attempt in range(20):
+            try:
+                _METADATA.create_all(self._engine)
+                return
+            except (sa.exc.OperationalError, sa.exc.ProgrammingError, sa.exc.IntegrityError):
+                if attempt == 19:
+                    raise
+                time.sleep(0.1)
 
     def _options(self) -> dict[str, Any]:
         if self.url.get_backend_name() == "sqlite":
@@ -732,9 +744,7 @@ class Ledger:
                 )
                 db.execute(
                     sa.update(_study_replicates)
-                    .where(
-                        _study_replicates.c.study == study, _study_replicates.c.replicate == key
-                    )
+                    .where(_study_replicates.c.study == study, _study_replicates.c.replicate == key)
                     .values(origin="")
                 )
                 db.execute(sa.delete(_histories).where(_histories.c.replicate == key))
@@ -843,7 +853,7 @@ class Ledger:
                 )
 
     def history(self, replicate: str) -> dict[str, list[float]]:
-        """One replicate's columns ("epoch", "train/loss", "val/error", …), a value an evaluation."""
+        """One replicate's columns ("epoch", "val/error", …), a value an evaluation."""
         return self.histories([replicate]).get(replicate, {})
 
     def histories(self, keys: Sequence[str]) -> dict[str, dict[str, list[float]]]:

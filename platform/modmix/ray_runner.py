@@ -4,11 +4,11 @@ One trial is one pack. Tune asks for packs through a small `Searcher`, places th
 resources, keeps the worker processes warm between packs (``reuse_actors``) and tells us when one
 died. Everything else is deliberately not left to it:
 
-* events travel through a queue that lives on the driver's node, not through ``tune.report``: a
-  result costs Tune its own files and a turn of its loop, and a dead worker's last events must not
-  be lost with it;
-* a dead worker or node ends its trial (``max_failures=0``); the study hands the same pack out again,
-  which resumes from its checkpoint. So retries are counted in one place, the ledger;
+* events travel through a mailbox on the driver's node, not through ``tune.report``: a result costs
+  Tune its own files and a turn of its loop, and a dead worker's last events must not be lost with
+  it. The mailbox's answer tells a worker to stop, which Tune could only do by killing it;
+* a dead worker or node ends its trial (``max_failures=0``); the study hands the same pack out
+  again, which resumes from its checkpoint. So retries are counted in one place, the ledger;
 * Tune's snapshots are not used for anything: the ledger is what a study continues from.
 """
 
@@ -37,11 +37,13 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # A local cluster gets a token of its own; a cluster's nodes and drivers must be given theirs.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 
-import ray  # noqa: E402
-from ray import tune  # noqa: E402
-from ray.tune.search import Searcher  # noqa: E402
-from ray.util.queue import Empty, Queue  # noqa: E402
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
+import ray
+from ray import tune
+from ray.tune.search import Searcher
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+# How long a worker may take to reach its next evaluation after it was told to stop.
+STOP_SECONDS = 20.0
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
@@ -68,9 +70,10 @@ class RayRunner:
         self._cpus, self._gpus = cpus, gpus
         self._address = address
         self._workers = workers or cpu_count()
-        self._queue: Queue | None = None
 
     def start(self) -> None:
+        if ray.is_initialized():
+            return
         logging.getLogger("ray").setLevel(logging.WARNING)
         try:
             if self._address is None:
@@ -126,12 +129,12 @@ class RayRunner:
     def run(self, work: Work) -> None:
         # On the driver's own node: events must survive the death of any other.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-        bridge = _Bridge(work, queue)
+        mailbox = ray.remote(_Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
+        bridge = _Bridge(work, mailbox)
         folder = tempfile.mkdtemp(prefix="modmix-tune-")
         threads = max(1, int(self._cpus))
         trainable = tune.with_resources(
-            tune.with_parameters(_train_pack, queue=queue, gpus=self._gpus, threads=threads),
+            tune.with_parameters(_train_pack, mailbox=mailbox, gpus=self._gpus, threads=threads),
             {"cpu": self._cpus, "gpu": self._gpus},
         )
         tuner = tune.Tuner(
@@ -154,7 +157,7 @@ class RayRunner:
                 tuner.fit()
             bridge.drain()
         finally:
-            queue.shutdown(force=True)
+            ray.kill(mailbox)
             shutil.rmtree(folder, ignore_errors=True)
         if bridge.error is not None:
             raise bridge.error
@@ -166,7 +169,28 @@ class RayRunner:
             ray.shutdown()
 
 
-def _train_pack(config: Mapping[str, Any], *, queue: Queue, gpus: float, threads: int) -> None:
+class _Mailbox:
+    """An actor on the driver's node: workers put events in, the driver takes them out."""
+
+    def __init__(self) -> None:
+        self._items: list[tuple[str, Sequence[Event] | _End]] = []
+        self._stopping = False
+
+    def put(self, pack: str, item: Sequence[Event] | _End) -> bool:
+        """Keep what happened to a pack; return whether its worker should stop."""
+        self._items.append((pack, item))
+        return self._stopping
+
+    def take(self) -> list[tuple[str, Sequence[Event] | _End]]:
+        """Everything that has come since the last time."""
+        items, self._items = self._items, []
+        return items
+
+    def stop(self) -> None:
+        self._stopping = True
+
+
+def _train_pack(config: Mapping[str, Any], *, mailbox: Any, gpus: float, threads: int) -> None:
     """What a worker does: train the pack, send every event to the driver.
 
     A failure of the code is sent as an event of its own, so that only the death of the process is
@@ -175,11 +199,14 @@ def _train_pack(config: Mapping[str, Any], *, queue: Queue, gpus: float, threads
     pack = Pack.from_json(config["pack"])
     failure, of_machine = "", True
     try:
-        for events in together(train(pack, gpus=gpus, threads=threads)):
-            queue.put((pack.id, events))
+        training = together(train(pack, gpus=gpus, threads=threads))
+        for events in training:
+            if ray.get(mailbox.put.remote(pack.id, events)):
+                training.close()
+                break
     except Exception as error:
         failure, of_machine = describe(error), is_of_machine(error)
-    queue.put((pack.id, _End(failure, of_machine)))
+    ray.get(mailbox.put.remote(pack.id, _End(failure, of_machine)))
     tune.report({"ended": True})
 
 
@@ -198,10 +225,11 @@ class _Bridge:
     the experiment is stopped, and the runner raises it.
     """
 
-    def __init__(self, work: Work, queue: Queue) -> None:
+    def __init__(self, work: Work, mailbox: Any) -> None:
         self.work = work
         self.error: BaseException | None = None
-        self._queue = queue
+        self._mailbox = mailbox
+        self._stopped: float | None = None  # when the workers were told to stop
         self._trials: dict[str, str] = {}  # trial id -> pack id, of the packs that are out
         self._ticked = 0.0
 
@@ -224,13 +252,11 @@ class _Bridge:
 
     def drain(self) -> None:
         with self._guard():
-            while True:
-                try:
-                    items = self._queue.get_nowait_batch(min(self._queue.qsize() or 1, 64))
-                except (Empty, ray.exceptions.RayError):
-                    break
-                for pack, item in items:
-                    self._take(pack, item)
+            if self.stopping and self._stopped is None:
+                self._stopped = time.monotonic()
+                self._mailbox.stop.remote()
+            for pack, item in ray.get(self._mailbox.take.remote()):
+                self._take(pack, item)
             if time.monotonic() - self._ticked > IDLE_SECONDS:
                 self._ticked = time.monotonic()
                 self.work.tick()
@@ -243,6 +269,13 @@ class _Bridge:
             if name == pack:
                 del self._trials[trial]
                 self.work.ended(pack, item.failure, of_machine=item.of_machine)
+
+    @property
+    def overdue(self) -> bool:
+        """Workers were told to stop and one is still at it: Tune may kill it."""
+        if self._stopped is None:
+            return False
+        return not self._trials or time.monotonic() - self._stopped > STOP_SECONDS
 
     def trial_ended(self, trial: str) -> None:
         """A trial has ended for Tune; without the worker's own word, its process has died."""
@@ -306,16 +339,16 @@ class _StopAll(tune.Stopper):
         return False
 
     def stop_all(self) -> bool:
-        return self._bridge.stopping
+        return self._bridge.overdue
 
 
 @contextlib.contextmanager
 def _quiet() -> Any:
     """Ray's and Tune's chatter goes to their logs, not between the lines of our display."""
-    loggers = [logging.getLogger(name) for name in ("ray", "ray.tune", "ray._private.worker")]
+    loggers = [logging.getLogger(name) for name in ("ray", "ray.tune", "ray.tune.tune")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from modmix.errors import ModmixError, RunnerError
@@ -56,7 +56,7 @@ class Runner(Protocol):
     def slots(self) -> int: ...
 
     def start(self) -> None:
-        """Make ready (a cluster to connect to, say).
+        """Make ready (a cluster to connect to, say); a second call does nothing.
 
         Raises:
             InputError: there is no such cluster; nothing was started.
@@ -143,7 +143,7 @@ def _device(gpus: float) -> str:
     return "cuda"
 
 
-def together(events: Iterable[Event]) -> Iterator[list[Event]]:
+def together(events: Iterable[Event]) -> Generator[list[Event], None, None]:
     """Join replicates that finish at the same moment, so that they are recorded as one."""
     finished: list[Event] = []
     for event in events:

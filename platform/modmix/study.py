@@ -554,8 +554,8 @@ class StudyRun:
     def _parallel(self, setting: int | str) -> int:
         if setting != "auto":
             return int(setting)
-        active = sum(self._missing(s) > 0 or bool(s.batches_out()) for s in self._searches)
-        return max(1, math.ceil(self._slots / max(1, active)))
+        # Not by how many searches still run: what is asked must not depend on which ends first.
+        return max(1, math.ceil(self._slots / len(self._searches)))
 
     def _ask_batch(self, search: _Search, count: int) -> None:
         asked = search.proposer.ask(count)

@@ -1,0 +1,207 @@
+"""A small real study, the command that runs it, and how its end is compared with another's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from modmix.home import Home
+from modmix.ledger import Ledger, ReplicateRecord
+
+STUDY = """
+study: fragile
+task: {name: digits, train_rows: 200}
+seeds: 3
+training: {epochs: 12, batch_size: 32, learning_rate: 0.003, patience: 8}
+resources: {max_models: 6}
+parts:
+  curve:
+    x: beta
+    methods:
+      mul: {beta: {grid: [0, 0.3, 0.6, 1]}}
+      mulmix: {beta: {grid: [0, 1]}}
+  depth:
+    x: depth
+    methods: {add: {depth: {grid: [0, 1, 2]}}}
+  search:
+    search: {points: 6, batch: 2, parallel: 1, sampler: tpe}
+    shared: {learning_rate: {low: 0.001, high: 0.1, log: true}}
+    methods:
+      late:
+      mul: {beta: {low: 0, high: 1}}
+"""
+POINTS = 4 + 2 + 3 + 6 + 6
+MODELS = 3 * POINTS
+
+
+@dataclass
+class Place:
+    """A results folder with a study file, and ways to run, kill and read it."""
+
+    folder: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "fragile.yaml"
+
+    @property
+    def home(self) -> Home:
+        return Home(self.folder / "runs")
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start the command in a process group of its own."""
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
+        environment = {
+            **inherited,
+            "MODMIX_HOME": str(self.home.path),
+            "MODMIX_CHECKPOINT_SECONDS": "0",
+            "OMP_NUM_THREADS": "1",
+            **self.environment,
+        }
+        return subprocess.Popen(
+            [sys.executable, "-m", "modmix", *arguments],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *arguments: str, timeout: float = 240) -> tuple[int, str]:
+        """Run the command to its end: exit code and everything it printed."""
+        process = self.start(*arguments)
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        return process.returncode, output
+
+    def replicates(self) -> list[ReplicateRecord]:
+        ledger = Ledger(self.home.ledger_url)
+        try:
+            return ledger.replicates("fragile") if ledger.has_study("fragile") else []
+        finally:
+            ledger.close()
+
+    def finished(self) -> dict[str, float]:
+        """When each finished replicate was recorded, by key."""
+        return {r.key: r.finished for r in self.replicates() if r.finished is not None}
+
+    def results(self) -> dict[tuple[str, int], tuple[float, ...]]:
+        """Everything measured, by point and seed, and the histories."""
+        ledger = Ledger(self.home.ledger_url)
+        records = ledger.replicates("fragile")
+        histories = ledger.histories([r.key for r in records])
+        ledger.close()
+        return {
+            (r.point, r.seed): (
+                *(value for _, value in sorted(r.metrics.items())),
+                *(v for _, column in sorted(histories[r.key].items()) for v in column),
+            )
+            for r in records
+        }
+
+    def wait_for(self, count: int, process: subprocess.Popen[str], timeout: float = 120) -> bool:
+        """Wait until so many replicates have ended; False when the process ended before."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            if process.poll() is not None:
+                return False
+            if (self.home.path / "ledger.db").exists() and len(self.finished()) >= count:
+                return True
+            time.sleep(0.05)
+        raise AssertionError(f"{count} replicates had not ended after {timeout} s")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    made = Place(tmp_path)
+    made.file.write_text(STUDY)
+    return made
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """The same study, run once without any disturbance."""
+    made = Place(tmp_path_factory.mktemp("undisturbed"))
+    made.file.write_text(STUDY)
+    code, output = made.run("run", str(made.file), "--local", "--no-mlflow", "--quiet")
+    assert code == 0, output
+    return made
+
+
+@pytest.fixture
+def same_as(undisturbed: Place) -> Callable[[Place], None]:
+    """Check that a study ended as the undisturbed one: points, seeds, and every number."""
+
+    def check(other: Place) -> None:
+        expected, found = undisturbed.results(), other.results()
+        assert len(expected) == MODELS
+        assert found.keys() == expected.keys()
+        for key, values in expected.items():
+            assert found[key] == pytest.approx(values, rel=1e-5, abs=1e-6, nan_ok=True), key
+
+    return check
+
+
+@dataclass
+class Server:
+    """A real MLflow server on a free port of the loopback address."""
+
+    folder: Path
+    port: int
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def uri(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [
+                sys.executable, "-m", "mlflow", "server",
+                "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1",
+                "--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}",
+                "--artifacts-destination", str(self.folder / "artifacts"),
+            ],
+            stdout=(self.folder / "server.log").open("ab"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+        end = time.monotonic() + 90
+        while time.monotonic() < end:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.2)
+        raise AssertionError((self.folder / "server.log").read_text())
+
+    def stop(self) -> None:
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    folder = tmp_path / "server"
+    folder.mkdir()
+    made = Server(folder, port)
+    made.start()
+    yield made
+    made.stop()

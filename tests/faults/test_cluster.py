@@ -1,0 +1,134 @@
+"""A study on a cluster of two nodes, started by `ray start` with tokens; one node dies."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.faults.conftest import MODELS, Place
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(420)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass
+class Cluster:
+    """Nodes on this machine, one processor each, as separate process groups."""
+
+    folder: Path
+    token: str = field(default_factory=lambda: secrets.token_hex(16))
+    port: int = field(default_factory=free_port)
+    nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self.token,
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "OMP_NUM_THREADS": "1",
+        }
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def add_node(self) -> None:
+        arguments = ["--block", "--num-cpus=1", "--node-ip-address=127.0.0.1"]
+        arguments += ["--object-store-memory=100000000"]
+        if self.nodes:
+            arguments += [f"--address={self.address}"]
+        else:
+            arguments += ["--head", f"--port={self.port}", "--include-dashboard=false"]
+            # Not below the test's own folder: sockets have short names.
+            arguments += [f"--temp-dir=/tmp/modmix-ray-{os.getpid()}"]
+        log = (self.folder / f"node{len(self.nodes)}.log").open("wb")
+        ray = Path(sys.executable).with_name("ray")
+        self.nodes.append(
+            subprocess.Popen(
+                [str(ray), "start", *arguments],
+                env={**os.environ, **self.environment},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        )
+        self.wait_until_up(len(self.nodes) - 1)
+
+    def wait_until_up(self, node: int) -> None:
+        end = time.monotonic() + 90
+        log = self.folder / f"node{node}.log"
+        while time.monotonic() < end:
+            if "Ray runtime started" in log.read_text():
+                return
+            assert self.nodes[node].poll() is None, log.read_text()
+            time.sleep(0.2)
+        raise AssertionError(log.read_text())
+
+    def kill_node(self, node: int) -> None:
+        """Everything of a node at once, as when its machine loses power."""
+        parent = psutil.Process(self.nodes[node].pid)
+        for process in [*parent.children(recursive=True), parent]:
+            try:
+                process.send_signal(signal.SIGKILL)
+            except psutil.Error:
+                continue
+        self.nodes[node].wait()
+
+    def stop(self) -> None:
+        for node, process in enumerate(self.nodes):
+            if process.poll() is None:
+                self.kill_node(node)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    made = Cluster(tmp_path)
+    try:
+        made.add_node()
+        made.add_node()
+        yield made
+    finally:
+        made.stop()
+
+
+def test_a_node_dies_and_the_study_finishes(
+    place: Place, cluster: Cluster, same_as: Callable[[Place], None]
+) -> None:
+    place.environment.update(cluster.environment)
+
+    place.environment["RAY_AUTH_TOKEN"] = "not-the-token-of-this-cluster-000"
+    code, output = place.run("run", str(place.file), "--address", cluster.address, "--no-mlflow")
+    assert code == 2, output
+    assert "the token are the same on every node" in output
+    assert not (place.home.path / "ledger.db").exists()
+
+    place.environment["RAY_AUTH_TOKEN"] = cluster.token
+    process = place.start("run", str(place.file), "--address", cluster.address, "--no-mlflow")
+    assert place.wait_for(6, process)
+    cluster.kill_node(1)
+    before = place.finished()
+    assert len(before) < MODELS
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    after = place.finished()
+    assert before.items() <= after.items()
+    assert len(after) == MODELS
+    same_as(place)
