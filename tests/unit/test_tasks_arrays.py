@@ -46,6 +46,7 @@ def example(rows: int = 60, classes: int = 3) -> dict[str, Any]:
 
 
 @needs_real
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "train", "val", "test"),
     [("wikipedia.npz", 1738, 435, 693), ("handwritten.npz", 1280, 320, 400)],

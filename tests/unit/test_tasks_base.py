@@ -118,6 +118,7 @@ def test_fingerprint_is_of_content_not_of_path_time_or_compression(tmp_path: Pat
         assert load_task("arrays", {"path": str(path), **other}).fingerprint != one
 
 
+@pytest.mark.slow  # the first import of scikit-learn
 def test_fingerprints_are_pinned() -> None:
     # They enter the keys of stored results: a change here means that old results are not reused.
     assert load_task("weak", WEAK).fingerprint == "7e403bfc543c03088324409fac4f0dd3"
@@ -294,6 +295,7 @@ def start(log: Path, seconds: float) -> subprocess.Popen[str]:
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_processes_that_ask_at_once_prepare_once(tmp_path: Path) -> None:
     log = tmp_path / "log"
     running = [start(log, 0.3) for _ in range(3)]
@@ -322,7 +324,7 @@ def test_a_kill_in_the_middle_leaves_nothing_half(tmp_path: Path, home: Path, sa
 
 def test_others_at_work_are_left_alone(tmp_path: Path, home: Path) -> None:
     log = tmp_path / "log"
-    process = start(log, 1.0)
+    process = start(log, 0.5)
     while not log.exists():
         assert process.poll() is None
         time.sleep(0.01)
