@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sqlalchemy as sa
 
 from modmix.ledger import Entry, Ledger, NewPoint, Result
 from modmix.packing import digest
@@ -180,8 +181,10 @@ PAPER: dict[str, Any] = {
     "mulmix (table)": {"test/error": [6.4, 0.1]},
 }
 
-Builder = Callable[[Ledger], Written]
-
 
 def open_ledger(folder: Path) -> Ledger:
-    return Ledger(f"sqlite:///{folder / 'ledger.db'}")
+    """A ledger that does not wait for the disk: these tests write thousands of results."""
+    ledger = Ledger(f"sqlite:///{folder / 'ledger.db'}")
+    ledger._engine.dispose()
+    sa.event.listen(ledger._engine, "connect", lambda raw, _: raw.execute("PRAGMA synchronous=OFF"))
+    return ledger

@@ -86,10 +86,11 @@ def _draw_line(ax: Axes, curve: Curve, line: Line, look: Look, shift: float, err
         linestyle=DASHES[variant % len(DASHES)], label=f"{line.label}, {_n_text(line)}",
     )  # fmt: skip
     partial = [i for i, dot in enumerate(line.dots) if not dot.complete]
-    ax.plot(
-        xs[partial], means[partial], marker=marker, markersize=4.5, linestyle="none",
-        color=look.colour, markerfacecolor=PAPER, zorder=4,
-    )  # fmt: skip
+    if partial:
+        ax.plot(
+            xs[partial], means[partial], marker=marker, markersize=4.5, linestyle="none",
+            color=look.colour, markerfacecolor=PAPER, zorder=4,
+        )  # fmt: skip
     if line.minimum is not None and len(line.dots) > 1:
         ax.plot(
             xs[line.minimum], means[line.minimum], marker="o", markersize=10, linestyle="none",

@@ -221,7 +221,7 @@ def _setup(snapshot: Snapshot) -> list[tuple[str, str]]:
     return [
         ("task", str(details.get("task") or record.spec.get("task", {}).get("name", ""))),
         ("task options", _pairs(details.get("task_options") or {})),
-        ("rows", ", ".join(f"{n} {split}" for split, n in rows.items())),
+        ("rows", ", ".join(f"{rows[s]} {s}" for s in ("train", "val", "test") if s in rows)),
         ("classes", str(details.get("classes") or "")),
         ("modalities", ", ".join(f"{name} {_shape(s)}" for name, s in modalities.items())),
         ("data fingerprint", str(details.get("fingerprint") or "")),

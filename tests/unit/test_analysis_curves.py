@@ -1,0 +1,263 @@
+"""The numbers behind figures: curves, references, learning, searches, importance, fronts."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from analysis_ledger import Written, beta_study, mul_params, open_ledger, tell
+from modmix.analysis.best import best_points
+from modmix.analysis.curves import curve, learning_curves, results
+from modmix.analysis.frames import points_frame, read, short
+from modmix.analysis.searches import importance, search_history, trade_off
+from modmix.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def ledger(tmp_path_factory):
+    ledger = open_ledger(tmp_path_factory.mktemp("ledger"))
+    beta_study(ledger)
+    return ledger
+
+
+@pytest.fixture
+def fresh(tmp_path):
+    return open_ledger(tmp_path)
+
+
+def put(study, part, method, params, error, *, seeds=(0, 1), **more):
+    """A finished point without spread."""
+    point = study.point(part, method, params, seeds=seeds)
+    for seed in seeds:
+        study.end(point, seed, {"val/error": error, "test/error": error, **more})
+    return point
+
+
+def test_a_curve_holds_the_points_statistics(ledger):
+    found = curve(read(ledger, "demo"), "beta_curve")
+    assert (found.x, found.metric, found.title) == ("beta", "test/error", "Test error over β")
+    assert found.connected
+    assert not found.logarithmic
+    frame = points_frame(ledger, "demo").set_index("point")
+    assert sorted(line.label for line in found.lines) == ["mul", "mulmix"]
+    for line in found.lines:
+        assert [dot.x for dot in line.dots] == [i / 10 for i in range(11)]
+        for dot in line.dots:
+            row = frame.loc[short(dot.point)]
+            assert dot.value.mean == pytest.approx(row["test/error/mean"])
+            assert dot.value.ci_low == pytest.approx(row["test/error/ci_low"])
+            assert dot.complete
+        means = [dot.value.mean for dot in line.dots]
+        assert line.minimum == int(np.argmin(means))
+        validation = [frame.loc[short(dot.point), "val/error/mean"] for dot in line.dots]
+        assert line.chosen == int(np.argmin(validation))
+
+
+def test_references_are_best_points_of_the_whole_study(ledger):
+    found = curve(read(ledger, "demo"), "depth")
+    best = {b.method: b for b in best_points(ledger, "demo")}
+    assert [r.method for r in found.references] == ["mul", "mulmix"]
+    for reference in found.references:
+        assert reference.point == best[reference.method].point
+        assert reference.value == best[reference.method].estimates["test/error"]
+
+
+def test_points_that_share_an_x_become_lines_of_their_own(fresh):
+    study = Written(fresh, parts={"a": {"x": "beta"}})
+    for beta in (0.0, 1.0):
+        for margin in (None, 0.1):
+            put(study, "a", "mul", {"beta": beta, "margin": margin, "width": 8}, 9.0)
+        put(study, "a", "add", {"beta": beta, "width": 8}, 9.0)
+    found = curve(read(fresh, "demo"), "a")
+    labels = [line.label for line in found.lines]
+    assert labels == ["mul (margin δ = none)", "mul (margin δ = 0.1)", "add"]
+    assert all(len(line.dots) == 2 for line in found.lines)
+
+
+def test_a_point_without_the_conditional_hyperparameter_belongs_to_every_line(fresh):
+    study = Written(fresh, parts={"a": {"x": "depth"}})
+    put(study, "a", "add", {"depth": 0}, 9.0)
+    for width in (16, 32):
+        for depth in (1, 2):
+            put(study, "a", "add", {"depth": depth, "width": width}, 9.0 - depth)
+    lines = curve(read(fresh, "demo"), "a").lines
+    assert [line.label for line in lines] == ["add (width = 16)", "add (width = 32)"]
+    assert all([dot.x for dot in line.dots] == [0.0, 1.0, 2.0] for line in lines)
+
+
+def test_words_and_lists_are_categories_in_the_order_of_asking(fresh):
+    study = Written(fresh, parts={"a": {"x": "hidden"}})
+    for hidden in ([64], [64, 32], None):
+        put(study, "a", "add", {"hidden": hidden}, 9.0)
+    found = curve(read(fresh, "demo"), "a")
+    assert found.categories == ("[64]", "[64, 32]", "none")
+
+
+@pytest.mark.parametrize(
+    ("xs", "expected"),
+    [
+        ([1e-4, 3e-4, 1e-3, 3e-3, 1e-2], True),
+        ([16, 32, 64, 128, 256], True),
+        ([0.0, 0.01, 0.1, 1.0], False),
+        ([1, 2, 3, 4], False),
+        ([1, 2, 100], False),
+    ],
+)
+def test_an_axis_is_logarithmic_where_x_goes_by_factors(fresh, xs, expected):
+    study = Written(fresh, parts={"a": {"x": "rate"}})
+    for x in xs:
+        put(study, "a", "add", {"rate": x}, 9.0)
+    assert curve(read(fresh, "demo"), "a").logarithmic is expected
+
+
+def test_a_search_with_an_x_is_not_connected(fresh):
+    domain = {"low": 0.001, "high": 1.0, "log": True}
+    part = {"x": "beta", "search": {"points": 3}, "methods": {"mul": {"beta": domain}}}
+    study = Written(fresh, parts={"a": part})
+    for i, beta in enumerate((0.9, 0.1, 0.5)):
+        put(study, "a", "mul", {"beta": beta, "width": 8 + i}, 9.0)
+    found = curve(read(fresh, "demo"), "a")
+    assert not found.connected
+    assert found.logarithmic
+    assert [dot.x for dot in found.lines[0].dots] == [0.1, 0.5, 0.9]
+
+
+def test_unfinished_dots_are_shown_but_not_chosen(fresh):
+    study = Written(fresh, parts={"a": {"x": "beta"}})
+    put(study, "a", "mul", {"beta": 0.0}, 9.0)
+    partial = study.point("a", "mul", {"beta": 1.0}, seeds=[0, 1])
+    study.end(partial, 0, {"val/error": 1.0, "test/error": 1.0})
+    study.point("a", "mul", {"beta": 2.0}, seeds=[0, 1])  # nothing yet: no dot
+    (line,) = curve(read(fresh, "demo"), "a").lines
+    assert [(dot.x, dot.complete) for dot in line.dots] == [(0.0, True), (1.0, False)]
+    assert line.minimum == 1
+    assert line.chosen == 0
+
+
+def test_higher_is_better_turns_the_minimum_round(fresh):
+    study = Written(fresh, parts={"a": {"x": "beta"}}, objective=["val/auc"])
+    for beta, auc in ((0.0, 0.7), (0.5, 0.9), (1.0, 0.8)):
+        put(study, "a", "mul", {"beta": beta}, 9.0, **{"val/auc": auc, "test/auc": auc})
+    found = curve(read(fresh, "demo"), "a")
+    assert found.metric == "test/auc"
+    assert found.lines[0].minimum == 1
+
+
+@pytest.mark.parametrize("part", ["table", "nope"])
+def test_a_part_without_x_has_no_curve(ledger, part):
+    with pytest.raises(InputError, match=r"a curve needs a part .*\(depth, beta_curve\)"):
+        curve(read(ledger, "demo"), part)
+
+
+def test_results_have_every_seed(ledger):
+    found = results(read(ledger, "demo"))
+    assert found.metric == "test/error"
+    for row, values in zip(found.rows, found.values, strict=True):
+        assert np.mean(values) == pytest.approx(row.best.estimates["test/error"].mean)
+        assert len(values) == 5
+
+
+def test_learning_curves_know_where_seeds_have_stopped(ledger):
+    found = learning_curves(ledger, read(ledger, "demo"))
+    assert found.metric == "val/error"
+    assert [line.method for line in found.lines] == ["mulmix", "mul", "add", "late", "base"]
+    for line in found.lines:
+        assert list(line.epochs) == list(range(1, 11))
+        assert list(line.whole) == [True] * 7 + [False] * 3
+        assert np.all(np.diff(line.mean[:7]) < 0)
+
+
+# ---------------------------------------------------------------- searches
+
+
+def test_search_history_keeps_the_best_and_never_a_pruned_one(fresh):
+    study = Written(fresh, parts={"s": {"search": {"points": 5}}})
+    for number, error in enumerate((9.0, 8.0, None, 1.0, 7.0)):
+        params = {"beta": float(number)}
+        if error is None:
+            study.point("s", "mul", params, seeds=[0])  # still running
+        elif error == 1.0:
+            point = study.point("s", "mul", params, seeds=[0])
+            study.end(point, 0, {"val/error": 1.0}, state="pruned")
+            tell(study, "s", "mul", number, "pruned", 1.0)
+        else:
+            put(study, "s", "mul", params, error, seeds=[0])
+    (trace,) = search_history(read(fresh, "demo"), "s").traces
+    assert list(trace.numbers) == [0, 1, 2, 3, 4]
+    assert np.array_equal(trace.values, [9.0, 8.0, np.nan, 1.0, 7.0], equal_nan=True)
+    assert list(trace.best) == [9.0, 8.0, 8.0, 8.0, 7.0]
+    assert list(trace.pruned) == [False, False, False, True, False]
+
+
+def test_search_history_needs_a_search(ledger):
+    with pytest.raises(InputError, match=r"a search history needs a part with a search \(search\)"):
+        search_history(read(ledger, "demo"), "depth")
+
+
+def test_importance_finds_what_matters(fresh):
+    study = Written(fresh, parts={"s": {"search": {"points": 200}}})
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        beta, rate, merge = rng.uniform(), rng.uniform(), ("sum", "mean")[int(rng.integers(2))]
+        error = 10 + 4 * beta + (1.0 if merge == "sum" else 0.0)
+        put(study, "s", "mul", {"beta": beta, "noise": rate, "merge": merge}, error, seeds=[0])
+    (found,) = importance(read(fresh, "demo"))
+    assert found.names == ("beta", "merge", "noise")
+    share = dict(zip(found.names, found.share, strict=True))
+    # Var(4β) = 16/12, Var(merge) = 1/4: 84 % and 16 %; five bins see 24/25 of the first.
+    assert share["beta"] == pytest.approx(0.84 * 24 / 25, abs=0.06)
+    assert share["merge"] == pytest.approx(0.16, abs=0.06)
+    assert share["noise"] < 0.06
+    correlation = dict(zip(found.names, found.correlation, strict=True))
+    assert correlation["beta"] > 0.85
+    assert math.isnan(correlation["merge"])
+
+
+def test_importance_survives_missing_and_constant_values(fresh):
+    study = Written(fresh, parts={"s": {"search": {"points": 12}}})
+    for i in range(12):
+        params = {"beta": i / 10, "depth": i % 2} | ({"width": 8 * i} if i % 2 else {})
+        put(study, "s", "mul", params, 9.0 + i, seeds=[0])
+        put(study, "s", "add", {"depth": i, "width": i}, 9.0, seeds=[0])  # nothing to explain
+        put(study, "s", "base", {"depth": i}, 9.0 + i, seeds=[0])  # one hyperparameter only
+    (found,) = importance(read(fresh, "demo"))
+    assert found.method == "mul"
+    assert set(found.names) == {"beta", "depth", "width"}
+    assert all(0 <= share <= 1 for share in found.share)
+
+
+def test_importance_needs_ten_points(ledger, fresh):
+    study = Written(fresh, parts={"s": {"search": {"points": 9}}})
+    for i in range(9):
+        put(study, "s", "mul", {"beta": i / 10, "width": i}, 9.0 + i, seeds=[0])
+    assert importance(read(fresh, "demo")) == []
+
+
+def test_the_front_equals_a_comparison_of_all_pairs(fresh):
+    study = Written(fresh, parts={"a": {}}, objective=["val/auc", "val/nll"])
+    rng = np.random.default_rng(1)
+    values = rng.integers(0, 6, (40, 2)) / 6  # many ties
+    for i, (auc, nll) in enumerate(values):
+        put(study, "a", "mul", mul_params(float(i)), 9.0, seeds=[0],
+            **{"val/auc": auc, "val/nll": nll})  # fmt: skip
+    found = trade_off(read(fresh, "demo"))
+    for i, (auc, nll) in enumerate(found.values):
+        beaten = any(a >= auc and n <= nll and (a > auc or n < nll) for a, n in found.values)
+        assert found.front[i] == (not beaten)
+    assert len(found.values) == 40
+
+
+def test_a_trade_off_needs_two_objectives(ledger):
+    with pytest.raises(InputError, match="a trade-off needs two objectives"):
+        trade_off(read(ledger, "demo"))
+
+
+def test_numbers_come_as_frames(ledger):
+    snapshot = read(ledger, "demo")
+    frame = curve(snapshot, "beta_curve").frame()
+    assert len(frame) == 23  # 2 lines of 11, one reference
+    assert list(frame.columns[:4]) == ["line", "method", "beta", "n"]
+    assert len(learning_curves(ledger, snapshot).frame()) == 50
+    assert len(search_history(snapshot, "search").frame()) == 12

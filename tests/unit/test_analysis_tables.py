@@ -1,0 +1,208 @@
+"""The tables: rows, marks, p values, the paper's numbers, and every format."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+
+import pytest
+from scipy import stats
+
+from analysis_ledger import Written, beta_study, open_ledger
+from modmix.analysis.formats import FORMATS, tex_escape
+from modmix.analysis.frames import points_frame, read
+from modmix.analysis.tables import points_table, result_rows, results_table
+from modmix.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def ledger(tmp_path_factory):
+    ledger = open_ledger(tmp_path_factory.mktemp("ledger"))
+    beta_study(ledger)
+    return ledger
+
+
+@pytest.fixture
+def fresh(tmp_path):
+    return open_ledger(tmp_path)
+
+
+def column(table, name):
+    place = table.header.index(name)
+    return [row[place] for row in table.cells]
+
+
+def test_one_row_per_method_and_one_per_part_with_another_best(ledger):
+    table = results_table(ledger, "demo")
+    labels = [cell.text for cell in column(table, "method")]
+    # base, late and add occur in one part; the best mul over all is one of the β-curve's, the
+    # best mulmix, too, and the part "table" fixed another β.
+    assert set(labels) == {
+        "mulmix", "mulmix (table)", "mul", "mul (search)", "add", "late", "base"
+    }  # fmt: skip
+    chosen = dict(zip(labels, (cell.text for cell in column(table, "chosen")), strict=True))
+    assert chosen["mulmix (table)"] == "β = 0.5"
+    assert chosen["add"] == "depth = 1"
+    assert chosen["base"] == ""
+
+
+def test_best_and_second_by_test_mean(ledger):
+    table = results_table(ledger, "demo")
+    cells = column(table, "test error (%)")
+    ordered = sorted(cells, key=lambda cell: cell.sort)
+    assert [cell.mark for cell in ordered] == ["best", "second", *[""] * 5]
+
+
+def test_equal_means_share_the_mark_and_higher_auc_is_better(fresh):
+    study = Written(fresh, parts={"a": {}}, objective=["val/auc"])
+    for method, auc in (("mul", 0.9), ("add", 0.9), ("base", 0.7)):
+        point = study.point("a", method, {"x": 1.0}, seeds=[0])
+        study.end(point, 0, {"val/auc": auc, "test/auc": auc, "test/error": 9.0})
+    table = results_table(fresh, "demo")
+    assert [cell.mark for cell in column(table, "test AUC")] == ["best", "best", "second"]
+
+
+def test_numbers_are_those_of_the_chosen_points(ledger):
+    frame = results_table(ledger, "demo").frame.set_index("label")
+    points = points_frame(ledger, "demo").set_index("point")
+    for label, row in frame.iterrows():
+        for name in ("n", "val/error/mean", "test/error/mean", "test/auc/std"):
+            assert row[name] == pytest.approx(points.loc[row["point"], name]), label
+
+
+def test_p_values_are_paired_and_corrected_by_holm(ledger):
+    snapshot = read(ledger, "demo")
+    rows = result_rows(snapshot, "test/error")
+    best = min(rows, key=lambda row: row.best.estimates["test/error"].mean)
+    assert best.paired is None
+    reference = list(snapshot.by_seed(best.best.point, "test/error").values())
+    raw = {
+        row.label: stats.ttest_rel(
+            list(snapshot.by_seed(row.best.point, "test/error").values()), reference
+        ).pvalue
+        for row in rows
+        if row is not best
+    }
+    ordered = sorted(raw, key=lambda label: raw[label])
+    expected, largest = {}, 0.0
+    for place, label in enumerate(ordered):
+        largest = max(largest, min(1.0, raw[label] * (len(ordered) - place)))
+        expected[label] = largest
+    found = {row.label: row.p_holm for row in rows if row is not best}
+    assert found == pytest.approx(expected)
+
+
+def test_the_papers_numbers_stand_beside_ours(ledger):
+    table = results_table(ledger, "demo")
+    labels = [cell.text for cell in column(table, "method")]
+    papers = dict(zip(labels, (cell.text for cell in column(table, "paper")), strict=True))
+    assert papers["add"] == "8.3 ± 0.1"
+    assert papers["mul"] == "7.8"  # without a deviation
+    assert papers["mul (search)"] == "–"  # stated for the method, not for this part
+    assert papers["mulmix (table)"] == "6.4 ± 0.1"  # stated for the row itself
+    frame = table.frame.set_index("label")
+    assert frame.loc["add", "paper/test/error/std"] == 0.1
+    assert math.isnan(frame.loc["base", "paper/test/error/mean"])
+
+
+def test_auc_is_shown_for_two_classes(fresh):
+    study = Written(fresh, parts={"a": {}})
+    record = fresh.study("demo")
+    fresh.start_study("demo", spec=record.spec, text="", source="",
+                      details={**record.details, "classes": 2})  # fmt: skip
+    study.fill(study.point("a", "mul", {"beta": 0.0}), 8.0)
+    assert "test AUC" in results_table(fresh, "demo").header
+
+
+def test_metrics_can_be_chosen_but_only_of_test(ledger):
+    header = results_table(ledger, "demo", metrics=["test/nll"]).header
+    assert "test NLL (nats)" in header
+    with pytest.raises(InputError, match="results show test metrics"):
+        results_table(ledger, "demo", metrics=["val/error"])
+
+
+def test_nothing_finished_is_said(fresh):
+    study = Written(fresh, parts={"a": {}})
+    study.point("a", "mul", {"beta": 0.0})
+    table = results_table(fresh, "demo")
+    assert table.cells == ()
+    for form in FORMATS:
+        assert table.render(form)
+    assert "No point has all its replicates done yet." in table.render("text")
+    assert table.render("csv").startswith("label,method,part,n,val/error/mean")
+
+
+def test_one_seed_shows_means_without_spread(fresh):
+    study = Written(fresh, parts={"a": {}})
+    for method, error in (("mul", 8.0), ("add", 9.0)):
+        point = study.point("a", method, {"x": 1.0}, seeds=[0])
+        study.end(point, 0, {"val/error": error, "test/error": error})
+    table = results_table(fresh, "demo")
+    assert [cell.text for cell in column(table, "test error (%)")] == ["8.00", "9.00"]
+    assert [cell.text for cell in column(table, "p (Holm)")] == ["–", "–"]
+    assert [cell.text for cell in column(table, "behind the best (95 % CI)")] == ["–", "1.00"]
+
+
+# ---------------------------------------------------------------- formats
+
+
+def test_csv_of_points_is_the_frame(ledger):
+    text = points_table(ledger, "demo").render("csv")
+    assert text == points_frame(ledger, "demo").to_csv(index=False, lineterminator="\n")
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert len(rows) == 41
+    assert rows[0]["method"] == "base"
+    assert rows[0]["n"] == "5"
+
+
+def test_json_has_null_for_nan(ledger):
+    value = json.loads(results_table(ledger, "demo").render("json"))
+    best = value["rows"][0]
+    assert best["label"] == "mulmix"
+    assert best["p_holm"] is None
+    assert best["n"] == 5
+    assert json.loads(best["hyperparameters"])["margin"] is None
+
+
+def test_text_is_aligned(ledger):
+    lines = results_table(ledger, "demo").render("text").splitlines()
+    _, rule, *rows = lines[:9]
+    assert set(rule) == {"-", " "}
+    ends = [i for i, (a, b) in enumerate(zip(rule, rule[1:] + " ", strict=True)) if a + b == "- "]
+    for row in rows:
+        assert len(row) <= len(rule)
+        for end in ends[:-1]:  # two spaces between columns
+            assert row.ljust(len(rule))[end + 1 : end + 3] == "  "
+    assert "6.79" in rows[0]
+    assert "*" in rows[0]
+
+
+def test_markdown_marks_and_escapes(fresh):
+    study = Written(fresh, parts={"a": {}})
+    for method, error in (("my_method|x", 8.0), ("b*", 9.0)):
+        point = study.point("a", method, {"x": 1.0}, seeds=[0])
+        study.end(point, 0, {"val/error": error, "test/error": error})
+    lines = results_table(fresh, "demo").render("md").splitlines()
+    assert lines[1].startswith("| --- | ---: |")
+    assert "| my\\_method\\|x |" in lines[2]
+    assert "**8.00**" in lines[2]
+    assert "| b\\* |" in lines[3]
+    assert "*9.00*" in lines[3]
+
+
+def test_tex_is_booktabs_and_escaped(ledger):
+    text = results_table(ledger, "demo").render("tex")
+    for word in (r"\toprule", r"\midrule", r"\bottomrule", r"\textbf{6.79 $\pm$ 0.25}"):
+        assert word in text
+    body = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert len({line.replace(r"\&", "").count("&") for line in body}) == 1
+    assert tex_escape("a_b & 5% {x} #1 $ ~ ^ \\ β") == (
+        r"a\_b \& 5\% \{x\} \#1 \$ \textasciitilde{} \textasciicircum{} \textbackslash{} $\beta$"
+    )
+
+
+def test_an_unknown_format_is_refused(ledger):
+    with pytest.raises(InputError, match="format must be one of text, md, tex, csv, json"):
+        results_table(ledger, "demo").render("xlsx")
