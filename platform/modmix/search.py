@@ -4,9 +4,9 @@ The ledger holds what was asked and told, in order; a `Proposer` is rebuilt from
 start and lives in the driver only. Nothing of Optuna's own state is stored (its samplers pickle
 theirs), and the result is the same as if the driver had never been away:
 
-* samplers whose proposals depend only on the finished points and a seed (tpe, gp, random) are
-  seeded anew for every batch with a number made of the study's seed and the batch's place, so a
-  rebuilt one continues exactly as the old one would have;
+* samplers whose proposals depend only on the points so far and a seed (tpe, gp, random) begin
+  anew at every batch, from the points so far and a seed made of the study's and the batch's place:
+  a rebuilt one has nothing else to know;
 * samplers with a memory of their own (cmaes, qmc, nsga2) are replayed: asked and told again in the
   recorded order, which brings them into the same state;
 * the exhaustive one (grid) is a list in seeded random order, and needs no Optuna.
@@ -18,7 +18,7 @@ import random
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -29,6 +29,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.samplers import BaseSampler
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from modmix.space import (
@@ -45,7 +46,7 @@ from modmix.space import (
 if TYPE_CHECKING:
     from modmix.ledger import Entry
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
+optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 _WITH_MEMORY = frozenset({"cmaes", "qmc", "nsga2"})
 
@@ -57,6 +58,15 @@ class Asked:
     number: int
     batch: int
     values: Mapping[str, Any]
+
+
+@dataclass
+class _Point:
+    """A point that was asked: pending, done with values, or lost without."""
+
+    proposal: Mapping[str, Any]
+    state: TrialState = TrialState.RUNNING
+    values: Sequence[float] | None = None
 
 
 class Proposer:
@@ -83,14 +93,17 @@ class Proposer:
         self._order = in_order_of_conditions(domains)
         self._sampler = sampler
         self._seed = zlib.crc32(f"{seed}/{label}".encode())
+        way = StudyDirection
+        self._directions = [way.MAXIMIZE if higher else way.MINIMIZE for higher in directions]
         self._events = 0  # asks and tells so far
-        self._trials: dict[int, optuna.Trial] = {}  # asked in this process, not told yet
-        self._count = 0
+        self._points: list[_Point] = []  # by number
         self._list = _shuffled(domains, self._seed) if sampler == "grid" else None
-        self._study = optuna.create_study(
-            directions=["maximize" if higher else "minimize" for higher in directions],
-            sampler=self._make_sampler(0),
-        )
+        # Of a sampler with memory: its study, and the trials that are not told yet.
+        self._study = self._make_study(0)
+        self._trials: dict[int, optuna.Trial] = {}
+
+    def _make_study(self, event: int) -> optuna.Study:
+        return optuna.create_study(directions=self._directions, sampler=self._make_sampler(event))
 
     def _make_sampler(self, event: int) -> BaseSampler:
         seed = (self._seed + 7919 * event) % 2**32
@@ -136,29 +149,50 @@ class Proposer:
         """Propose up to ``count`` points at once; fewer when the space is exhausted."""
         batch = self._events
         self._events += 1
-        if self._sampler not in _WITH_MEMORY:
-            self._study.sampler = self._make_sampler(batch)
-        asked: list[Asked] = []
-        for _ in range(count):
-            values = self._ask_one()
-            if values is None:
-                break
-            asked.append(Asked(number=self._count - 1, batch=batch, values=values))
-        return asked
-
-    def _ask_one(self) -> dict[str, Any] | None:
+        first = len(self._points)
         if self._list is not None:
-            self._count += 1
-            return self._list[self._count - 1] if self._count <= len(self._list) else None
-        trial = self._study.ask()
+            fresh = self._list[first : first + count]
+            self._points += [_Point(proposal=values) for values in fresh]
+        else:
+            study = self._study if self._sampler in _WITH_MEMORY else self._from_points(batch)
+            for _ in range(count):
+                self._ask_one(study)
+        return [
+            Asked(number=number, batch=batch, values=self._points[number].proposal)
+            for number in range(first, len(self._points))
+        ]
+
+    def _ask_one(self, study: optuna.Study) -> None:
+        trial = study.ask()
         values: dict[str, Any] = {}
         for name in self._order:
             domain = self._domains[name]
             if domain.when is None or domain.when.holds(values):
                 values[name] = _suggest(trial, name, domain)
-        self._trials[self._count] = trial
-        self._count += 1
-        return {name: values[name] for name in self._domains if name in values}
+        if study is self._study:
+            self._trials[len(self._points)] = trial
+        in_order = {name: values[name] for name in self._domains if name in values}
+        self._points.append(_Point(proposal=in_order))
+
+    def _from_points(self, event: int) -> optuna.Study:
+        """A study that knows the points so far, and a sampler that begins with it."""
+        study = self._make_study(event)
+        for point in self._points:
+            study.add_trial(self._frozen(point))
+        return study
+
+    def _frozen(self, point: _Point) -> FrozenTrial:
+        distributions = {
+            name: distribution
+            for name in point.proposal
+            if (distribution := _distribution(self._domains[name])) is not None
+        }
+        return create_trial(
+            state=point.state,
+            params={n: _encode(self._domains[n], point.proposal[n]) for n in distributions},
+            distributions=distributions,
+            values=point.values,
+        )
 
     # ------------------------------------------------------------ tell
 
@@ -170,66 +204,41 @@ class Proposer:
         """
         event = self._events
         self._events += 1
-        if self._list is not None:
-            return event
-        trial = self._trials.pop(number)
-        if values is None:
-            # Without a value the samplers rank it below every finished point, which is what a
-            # diverged configuration deserves; told as failed it would be ignored and come back.
-            self._study.tell(trial, state=_LOST if len(self._study.directions) == 1 else _FAILED)
-        else:
-            self._study.tell(trial, list(values))
+        self._told(number, values)
+        if (trial := self._trials.pop(number, None)) is not None:
+            point = self._points[number]
+            if point.values is None:
+                self._study.tell(trial, state=point.state)
+            else:
+                self._study.tell(trial, list(point.values))
         return event
+
+    def _told(self, number: int, values: Sequence[float] | None) -> None:
+        point = self._points[number]
+        assert point.state is TrialState.RUNNING, f"point {number} was told before"
+        point.values = None if values is None else list(values)
+        # Pruned without a value ranks below every finished point, which is what a diverged
+        # configuration deserves; failed would be ignored and come back. With two objectives
+        # there is no pruning.
+        lost = TrialState.PRUNED if len(self._directions) == 1 else TrialState.FAIL
+        point.state = lost if values is None else TrialState.COMPLETE
 
     # ------------------------------------------------------------ rebuilding
 
     def rebuild(self, entries: Sequence[Entry]) -> None:
         """Bring a new proposer to where the ledger's entries of its part and method end."""
-        assert self._events == 0 and self._count == 0
+        assert self._events == 0
         ordered = sorted(entries, key=lambda e: e.number)
-        if self._list is not None:
-            self._count = len(ordered)
-        elif self._sampler in _WITH_MEMORY:
+        assert [e.number for e in ordered] == list(range(len(ordered)))
+        if self._sampler in _WITH_MEMORY:
             self._replay(ordered)
         else:
-            self._insert(ordered)
+            for entry in ordered:
+                self._points.append(_Point(proposal=entry.proposal))
+                if entry.state != "pending":
+                    self._told(entry.number, entry.values)
         events = [e.batch for e in ordered] + [e.told for e in ordered if e.told is not None]
         self._events = max(events, default=-1) + 1
-
-    def _insert(self, entries: Sequence[Entry]) -> None:
-        distributions = {
-            name: distribution
-            for name, domain in self._domains.items()
-            if (distribution := _distribution(domain)) is not None
-        }
-        for entry in entries:
-            params = {
-                name: _encode(self._domains[name], value)
-                for name, value in entry.proposal.items()
-                if name in distributions
-            }
-            used = {name: distributions[name] for name in params}
-            self._add(entry, params, used)
-            self._count += 1
-
-    def _add(
-        self, entry: Entry, params: dict[str, Any], distributions: dict[str, BaseDistribution]
-    ) -> None:
-        state = TrialState.RUNNING
-        if entry.state != "pending":
-            state = TrialState.COMPLETE if entry.values is not None else _LOST
-        if state == _LOST and len(self._study.directions) > 1:
-            state = _FAILED
-        frozen: FrozenTrial = create_trial(
-            state=state,
-            params=params,
-            distributions=distributions,
-            values=list(entry.values) if state == TrialState.COMPLETE and entry.values else None,
-        )
-        self._study.add_trial(frozen)
-        if state == TrialState.RUNNING:
-            last = self._study.get_trials(deepcopy=False)[-1]
-            self._trials[entry.number] = optuna.Trial(self._study, last._trial_id)
 
     def _replay(self, entries: Sequence[Entry]) -> None:
         events: dict[int, list[tuple[str, Entry]]] = {}
@@ -242,16 +251,18 @@ class Proposer:
                 if kind == "tell":
                     self.tell(entry.number, entry.values)
                     continue
-                values = self._ask_one()
-                if values != dict(entry.proposal):
+                self._ask_one(self._study)
+                if self._points[entry.number].proposal != entry.proposal:
                     # Another version of the library proposes otherwise: put what was really
                     # asked in its place; the sampler learns from it all the same.
                     self._replace(entry)
 
     def _replace(self, entry: Entry) -> None:
-        self._study.tell(self._trials.pop(self._count - 1), state=TrialState.FAIL)
-        self._count -= 1
-        self._insert([replace(entry, state="pending", values=None, told=None)])
+        self._study.tell(self._trials[entry.number], state=TrialState.FAIL)
+        self._points[entry.number] = point = _Point(proposal=entry.proposal)
+        self._study.add_trial(self._frozen(point))
+        last = self._study.get_trials(deepcopy=False)[-1]
+        self._trials[entry.number] = optuna.Trial(self._study, last._trial_id)
 
 
 def _shuffled(domains: Mapping[str, Domain], seed: int) -> list[dict[str, Any]]:
@@ -265,20 +276,16 @@ def _shuffled(domains: Mapping[str, Domain], seed: int) -> list[dict[str, Any]]:
     return points
 
 
-_LOST = TrialState.PRUNED
-_FAILED = TrialState.FAIL
-
-
 def _distribution(domain: Domain) -> BaseDistribution | None:
     match domain:
         case Constant():
             return None
         case Choices(values=values) | Grid(values=values):
             return CategoricalDistribution(range(len(values)))
-        case Range(low=low, high=high, integer=True, log=log, step=step):
-            return IntDistribution(int(low), int(high), log=log, step=int(step or 1))
-        case Range(low=low, high=high, log=log, step=step):
-            return FloatDistribution(low, high, log=log, step=step)
+        case Range(low=low, last=last, integer=True, log=log, step=step):
+            return IntDistribution(int(low), int(last), log=log, step=int(step or 1))
+        case Range(low=low, last=last, log=log, step=step):
+            return FloatDistribution(low, last, log=log, step=step)
 
 
 def _suggest(trial: optuna.Trial, name: str, domain: Domain) -> Any:
@@ -288,10 +295,10 @@ def _suggest(trial: optuna.Trial, name: str, domain: Domain) -> Any:
         case Choices(values=values) | Grid(values=values):
             # By position: a choice may be a list, which Optuna's categories cannot be.
             return values[trial.suggest_categorical(name, range(len(values)))]
-        case Range(low=low, high=high, integer=True, log=log, step=step):
-            return trial.suggest_int(name, int(low), int(high), log=log, step=int(step or 1))
-        case Range(low=low, high=high, log=log, step=step):
-            return trial.suggest_float(name, low, high, log=log, step=step)
+        case Range(low=low, last=last, integer=True, log=log, step=step):
+            return trial.suggest_int(name, int(low), int(last), log=log, step=int(step or 1))
+        case Range(low=low, last=last, log=log, step=step):
+            return trial.suggest_float(name, low, last, log=log, step=step)
 
 
 def _encode(domain: Domain, value: Any) -> Any:
