@@ -176,6 +176,10 @@ def _write_modality(
             moments.add(part.reshape(-1, width))
     elif modality.kind == "image" and values.dtype.kind in "iu":
         scale = 255.0 if values.dtype == np.uint8 else float(max(1, values[rows["train"]].max()))
+    if standardize:
+        writer.scaled(modality.name, moments.mean_D, moments.scale_D)
+    elif scale != 1.0:
+        writer.scaled(modality.name, np.zeros(1), np.full(1, scale))
     for split, rows_n in rows.items():
         with writer.array(input_file(split, modality.name), (len(rows_n), *modality.shape)) as file:
             for part in _parts(values, rows_n):

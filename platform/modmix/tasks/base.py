@@ -235,6 +235,8 @@ def _intact(folder: Path) -> bool:
     meta = read_json(folder / "meta.json")
     if not isinstance(meta, dict) or meta.get("version") != PREPARED_VERSION:
         return False
+    if "scaling" not in meta:  # written before it was kept
+        return False
     try:
         return all(
             (folder / name).stat().st_size == file["bytes"] for name, file in meta["files"].items()

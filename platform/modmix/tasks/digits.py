@@ -42,6 +42,7 @@ class Digits(Task):
         moments = {name: Moments(views[name].shape[1]) for name in names}
         for name in names:
             moments[name].add(views[name][chosen["train"]])
+            writer.scaled(name, moments[name].mean_D, moments[name].scale_D)
         for split, rows_n in chosen.items():
             inputs = {name: moments[name].apply(views[name][rows_n]) for name in names}
             writer.split(split, inputs, labels_N[rows_n])

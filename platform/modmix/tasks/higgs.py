@@ -59,6 +59,8 @@ class Higgs(Task):
         moments = Moments(COLUMNS - 1)
         for rows_NF, split_N in _chunks(raw, splits_N):
             moments.add(rows_NF[split_N == 0, 1:])
+        for view in VIEWS:
+            writer.scaled(view, moments.mean_D[VIEWS[view]], moments.scale_D[VIEWS[view]])
         with ExitStack() as stack:
             files = {
                 (number, view): stack.enter_context(

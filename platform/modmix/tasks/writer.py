@@ -73,6 +73,7 @@ class Writer:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.files: dict[str, dict[str, Any]] = {}
+        self._scaling: dict[str, dict[str, list[float]]] = {}
         self._content = hashlib.sha256()
 
     def content(self, name: str, value: Any) -> None:
@@ -87,6 +88,16 @@ class Writer:
     def content_bytes(self, values: bytes | memoryview) -> None:
         """Take bytes into the fingerprint; where they come in pieces, only their sum counts."""
         self._content.update(values)
+
+    def scaled(self, modality: str, mean_D: Array, scale_D: Array) -> None:
+        """Note that prepared = (raw - mean) / scale, along the last axis, or with one number each.
+
+        A registered model is given raw values and scales them so.
+        """
+        self._scaling[modality] = {
+            "mean": np.asarray(mean_D, dtype=np.float64).tolist(),
+            "scale": np.asarray(scale_D, dtype=np.float64).tolist(),
+        }
 
     @contextmanager
     def array(
@@ -144,6 +155,7 @@ class Writer:
                 "class_names": list(class_names),
                 "rows": dict(rows),
                 "extras": list(extras),
+                "scaling": self._scaling,
                 "sources": list(sources),
                 "files": self.files,
                 "fingerprint": digest([PREPARED_VERSION, task, described, content]),
