@@ -112,9 +112,11 @@ def point_name(spec: Mapping[str, Any], point: PointRecord) -> str:
     words = [point.method]
     if point.params.get("modality") is not None:
         words.append(str(point.params["modality"]))
-    for name in _varied(spec, point.method):
-        if name in point.params and name != "modality":
-            words.append(f"{name}={_short(point.params[name])}")
+    words += [
+        f"{name}={_short(point.params[name])}"
+        for name in _varied(spec, point.method)
+        if name in point.params and name != "modality"
+    ]
     return " ".join(words)[:250]
 
 

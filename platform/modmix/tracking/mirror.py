@@ -87,7 +87,8 @@ class Mirror:
             timeout: seconds to wait at most. When that is not enough, `trouble` says what is
                 missing, and the next run of the study, or `sync`, catches up.
         """
-        assert state in STATUS and state != "running", state
+        assert state in STATUS, state
+        assert state != "running"
         self._state, self._deadline = state, time.monotonic() + timeout
         self._closing.set()
         self._changed.set()

@@ -1,7 +1,7 @@
 """MLflow's calls in our words: experiments, runs, metrics, files. The only file with mlflow.
 
 Whatever goes wrong becomes one sentence: `TrackingError` when MLflow cannot be reached (trying
-again later may work), `Refused` when it answers no. mlflow is imported inside functions.
+again later may work), `RefusedError` when it answers no. mlflow is imported inside functions.
 """
 
 from __future__ import annotations
@@ -44,11 +44,13 @@ _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_AGENT_HINT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_UV_AUTO_DETECT": "false",  # a model's files are ours, not those of this folder
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # what goes wrong comes to us as an exception
 }
 
 
-class Refused(TrackingError):
+class RefusedError(TrackingError):
     """MLflow can be reached, but does not take this; asking again would not help."""
 
 
@@ -99,7 +101,7 @@ def check(uri: str) -> None:
         InputError: no such kind of store, or a database of another version.
         TrackingError: it cannot be reached, or refuses.
     """
-    if "://" not in uri and not uri.startswith("databricks") or uri.startswith("file:"):
+    if ("://" not in uri and not uri.startswith("databricks")) or uri.startswith("file:"):
         raise InputError(
             f"MLFLOW_TRACKING_URI {shown(uri)} is a folder, which MLflow 3 does not take: unset "
             "it (then a database in the results folder is used), or give http://… or sqlite:///…"
@@ -176,7 +178,7 @@ def told(uri: str) -> Iterator[None]:
         raise
     except MlflowException as error:
         if error.error_code not in _AWAY or "out-of-date database schema" in str(error):
-            raise Refused(_refusal(uri, str(error.error_code), error)) from error
+            raise RefusedError(_refusal(uri, str(error.error_code), error)) from error
         raise TrackingError(_absence(uri, error)) from error
     except Exception as error:  # of requests, sqlalchemy, botocore: all mean that it did not work
         raise TrackingError(_absence(uri, error)) from error
@@ -215,6 +217,8 @@ def _first_line(error: BaseException) -> str:
 class Store:
     """A tracking server, or a database used directly (it is created when missing).
 
+    ``api`` is MLflow's own client, for `models`.
+
     Raises:
         TrackingError: by every method, when MLflow cannot be reached or refuses.
     """
@@ -232,7 +236,7 @@ class Store:
         with told(uri):
             if not self.places_artifacts:
                 _prepare_database(uri)
-            self._api: MlflowClient = MlflowClient(uri, registry_uri=uri)
+            self.api: MlflowClient = MlflowClient(uri, registry_uri=uri)
 
     @property
     def places_artifacts(self) -> bool:
@@ -241,13 +245,13 @@ class Store:
 
     def ping(self) -> None:
         with told(self.uri):
-            self._api.search_experiments(max_results=1)
+            self.api.search_experiments(max_results=1)
 
     # ------------------------------------------------------------ experiments
 
     def experiment(self, name: str) -> Experiment | None:
         with told(self.uri):
-            found = self._api.get_experiment_by_name(name)
+            found = self.api.get_experiment_by_name(name)
         if found is None:
             return None
         deleted = found.lifecycle_stage != "active"
@@ -257,13 +261,13 @@ class Store:
         self, name: str, artifacts: str | None, tags: Mapping[str, str]
     ) -> Experiment:
         with told(self.uri):
-            made = self._api.create_experiment(name, artifact_location=artifacts, tags=dict(tags))
+            made = self.api.create_experiment(name, artifact_location=artifacts, tags=dict(tags))
         return Experiment(id=str(made), tags=tags, deleted=False)
 
     def restore_experiment(self, experiment: str) -> None:
         """Bring a deleted experiment back, with all its runs."""
         with told(self.uri):
-            self._api.restore_experiment(experiment)
+            self.api.restore_experiment(experiment)
 
     # ------------------------------------------------------------ runs
 
@@ -273,7 +277,7 @@ class Store:
 
         with told(self.uri):
             try:
-                found = self._api.get_run(run)
+                found = self.api.get_run(run)
             except MlflowException as error:
                 if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                     return None
@@ -286,7 +290,7 @@ class Store:
         token = None
         while True:
             with told(self.uri):
-                page = self._api.search_runs(
+                page = self.api.search_runs(
                     [experiment], condition, max_results=_PAGE, page_token=token
                 )
             yield from map(_run, page)
@@ -298,22 +302,22 @@ class Store:
         self, experiment: str, name: str, *, started: int, tags: Mapping[str, str]
     ) -> str:
         with told(self.uri):
-            run = self._api.create_run(
+            run = self.api.create_run(
                 experiment, start_time=started, tags=dict(tags), run_name=name
             )
         return str(run.info.run_id)
 
     def delete_run(self, run: str) -> None:
         with told(self.uri):
-            self._api.delete_run(run)
+            self.api.delete_run(run)
 
     def reopen_run(self, run: str) -> None:
         with told(self.uri):
-            self._api.update_run(run, status="RUNNING")
+            self.api.update_run(run, status="RUNNING")
 
     def end_run(self, run: str, status: str, ended: int | None) -> None:
         with told(self.uri):
-            self._api.set_terminated(run, status, ended)
+            self.api.set_terminated(run, status, ended)
 
     # ------------------------------------------------------------ what a run holds
 
@@ -335,9 +339,9 @@ class Store:
         with told(self.uri):
             while len(pairs) > _PAIRS or len(pairs) + len(rows) + len(labels) > _ROWS:
                 room = _ROWS - min(len(pairs), _PAIRS)
-                self._api.log_batch(run, metrics=rows[:room], params=pairs[:_PAIRS])
+                self.api.log_batch(run, metrics=rows[:room], params=pairs[:_PAIRS])
                 rows, pairs = rows[room:], pairs[_PAIRS:]
-            self._api.log_batch(run, metrics=rows, params=pairs, tags=labels)
+            self.api.log_batch(run, metrics=rows, params=pairs, tags=labels)
 
     def log_text(self, run: str, name: str, text: str) -> None:
         with tempfile.TemporaryDirectory(prefix="modmix-") as folder:
@@ -348,7 +352,7 @@ class Store:
     def log_file(self, run: str, file: Path, folder: str | None = None) -> None:
         """Attach a file to a run, below ``folder`` in its artifacts."""
         with told(self.uri):
-            self._api.log_artifact(run, str(file), folder)
+            self.api.log_artifact(run, str(file), folder)
 
 
 def _run(run: MlflowRun) -> Run:

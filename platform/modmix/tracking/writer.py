@@ -25,7 +25,7 @@ from modmix.tracking.content import (
     study_content,
     to_json,
 )
-from modmix.tracking.store import Experiment, Refused, Run, Store, shown
+from modmix.tracking.store import Experiment, RefusedError, Run, Store, shown
 
 PARTIAL_SECONDS = 10.0  # how long the other replicates of a point are waited for
 STUDY_SECONDS = 10.0  # between two updates of the study's own run
@@ -142,7 +142,7 @@ class Writer:
             content = point_content(record, job.point, job.replicates, job.parts, histories, state)
             try:
                 self._write_point(job, content)
-            except Refused as error:  # this point only; the others are still written
+            except RefusedError as error:  # this point only; the others are still written
                 refused = error
         return refused
 
@@ -248,7 +248,7 @@ class Writer:
                 if found.deleted:
                     self._store.restore_experiment(found.id)
                 return found, found.deleted
-        raise Refused(
+        raise RefusedError(
             f"MLflow at {shown(self._uri)} has experiments {record.name!r} and "
             f"{self.experiment_name!r} that are not of this ledger: rename one of them there"
         )

@@ -1,0 +1,154 @@
+"""MLflow's model registry in our words: an alias that names one version of a model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modmix.tracking.store import Store, told
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
+
+_PAGE = 100  # versions of one search
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewModel:
+    """A model to be registered.
+
+    ``files`` are copied beside ``script``, the code that reads them (`modmix.pyfunc`) and the only
+    thing that runs when the model is loaded; ``inputs`` are the names of its columns, ``outputs``
+    the kind of each. ``example`` is an input, ``settings`` whatever should be known of it.
+    """
+
+    script: Path
+    files: Mapping[str, Path]
+    package: Path
+    requirements: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: Mapping[str, str]  # column -> long, double or string
+    example: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+
+def find_version(store: Store, name: str, tag: str, value: str) -> str | None:
+    """The newest version of a model that carries a tag, or None."""
+    from mlflow.exceptions import MlflowException
+
+    token, found = None, []
+    with told(store.uri):
+        while True:
+            try:
+                page = store.api.search_model_versions(
+                    f"name = '{name}'", max_results=_PAGE, page_token=token
+                )
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return None
+                raise
+            found += [
+                version
+                for version in page
+                if version.tags.get(tag) == value and version.status == "READY"
+            ]
+            token = page.token
+            if not token:
+                break
+    return max((str(version.version) for version in found), key=int, default=None)
+
+
+def set_alias(store: Store, name: str, version: str, alias: str) -> None:
+    with told(store.uri):
+        store.api.set_registered_model_alias(name, alias, version)
+
+
+def add_version(
+    store: Store,
+    model: NewModel,
+    *,
+    name: str,
+    run: str,
+    experiment: str,
+    description: str,
+    tags: Mapping[str, str],
+    folder: Path,
+) -> str:
+    """Write a model into ``folder``, hand it to MLflow as a new version of ``name``; return it.
+
+    No pickle: the script is copied as text, the weights are the file that is given.
+    """
+    with told(store.uri):
+        made = store.api.create_logged_model(
+            experiment, name=name, source_run_id=run, tags=dict(tags), model_type="classifier"
+        )
+        _save(model, folder / "model", run=run, model_id=made.model_id)
+        store.api.log_model_artifacts(made.model_id, str(folder / "model"))
+        store.api.finalize_logged_model(made.model_id, "READY")
+        _attach(store, run, made.model_id)
+        _make_name(store, name, tags)
+        # A database used directly looks "models:/…" up in the process's global store, not in ours.
+        source = f"models:/{made.model_id}" if store.places_artifacts else made.artifact_location
+        version = store.api.create_model_version(
+            name,
+            source=source,
+            run_id=run,
+            tags=dict(tags),
+            description=description,
+            model_id=made.model_id,
+        )
+    return str(version.version)
+
+
+def _attach(store: Store, run: str, model_id: str) -> None:
+    """Show the model on its run."""
+    from mlflow.entities import LoggedModelOutput
+
+    store.api.log_outputs(run, [LoggedModelOutput(model_id, step=0)])
+
+
+def _make_name(store: Store, name: str, tags: Mapping[str, str]) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        store.api.create_registered_model(name, tags=dict(tags))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _save(model: NewModel, folder: Path, *, run: str, model_id: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the type hints of MLflow's own classes
+        import mlflow.pyfunc
+        from mlflow.models import Model
+
+        mlflow.pyfunc.save_model(
+            str(folder),
+            mlflow_model=Model(run_id=run, model_id=model_id, model_uuid=model_id),
+            python_model=str(model.script),
+            artifacts={name: str(path) for name, path in model.files.items()},
+            code_paths=[str(model.package)],
+            pip_requirements=list(model.requirements),
+            signature=_signature(model),
+            input_example=dict(model.example),
+            metadata=dict(model.settings),
+        )
+
+
+def _signature(model: NewModel) -> ModelSignature:
+    """A column per modality. Its type is "any": the numbers of one example, of any precision.
+
+    MLflow's tensor types would refuse float64 where the model has float32, though numpy makes
+    float64 of everything; the model itself checks shapes, and says which modality is wrong.
+    """
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import AnyType, ColSpec, Schema
+
+    return ModelSignature(
+        inputs=Schema([ColSpec(AnyType(), name) for name in model.inputs]),
+        outputs=Schema([ColSpec(kind, name) for name, kind in model.outputs.items()]),
+    )
