@@ -100,6 +100,7 @@ class Stack:
         }
         self.stacked = stacked
         self._low_precision = low_precision
+        self.freeze(())
 
     @property
     def template(self) -> Model:
@@ -109,6 +110,15 @@ class Stack:
     @property
     def models(self) -> int:
         return self.parameters_KP.shape[0]
+
+    def freeze(self, prefixes: tuple[str, ...]) -> None:
+        """From now on, compute no gradients of parameters whose names begin so.
+
+        Modules of such names run in evaluation mode, so that statistics stay too.
+        """
+        self._frozen = [bool(prefixes) and name.startswith(prefixes) for name in self.names]
+        modules = self.template.named_modules()
+        self._resting = [m for name, m in modules if prefixes and f"{name}.".startswith(prefixes)]
 
     def columns(self, test: Callable[[str, torch.Size], bool]) -> Tensor:
         """A mask (P,), 1.0 in the columns of parameters whose name and shape pass the test."""
@@ -123,6 +133,8 @@ class Stack:
     def loss_and_gradient(self, inputs: Inputs, target_KB: Tensor) -> Step:
         """Mean loss, wrong predictions and gradients on inputs (K, B, *shape)."""
         self.template.train()
+        for module in self._resting:
+            module.eval()
         loss_K, wrong_K = self._map(self._loss, dict(inputs), target_KB)
         (gradient_KP,) = torch.autograd.grad(loss_K.sum(), self.parameters_KP)
         return Step(loss_K.detach(), wrong_K, gradient_KP)
@@ -150,13 +162,7 @@ class Stack:
 
     def _map(self, function: Callable[..., Any], *mapped: Any, shared: tuple[Any, ...] = ()) -> Any:
         """Call ``function(model, *mapped, *shared)`` for every row; results get a model axis."""
-        parts = self.parameters_KP.split_with_sizes(self._sizes, dim=1)
-        state = {
-            f"model.{name}": part.view(-1, *shape).mT if turned else part.view(-1, *shape)
-            for name, part, shape, turned in zip(
-                self.names, parts, self._shapes, self._turned, strict=True
-            )
-        }
+        state = {f"model.{name}": value for name, value in self._views().items()}
         state.update({f"model.{name}": value for name, value in self.buffers.items()})
 
         def one(state: dict[str, Tensor], *mapped: Any) -> Any:
@@ -166,6 +172,16 @@ class Stack:
             return vmap(one, randomness="different")(state, *mapped)
         row = tree_map(lambda value: value[0], (state, *mapped))
         return tree_map(lambda value: value.unsqueeze(0), one(*row))
+
+    def _views(self) -> dict[str, Tensor]:
+        """Every parameter (K, *shape) as a view of the one tensor."""
+        parts = self.parameters_KP.split_with_sizes(self._sizes, dim=1)
+        views = {}
+        for i, name in enumerate(self.names):
+            part = parts[i].detach() if self._frozen[i] else parts[i]
+            view = part.view(-1, *self._shapes[i])
+            views[name] = view.mT if self._turned[i] else view
+        return views
 
     def _loss(self, model: Model, inputs: Inputs, target_B: Tensor) -> tuple[Tensor, Tensor]:
         with self._precision():
@@ -203,17 +219,11 @@ class Stack:
         other.buffers = dict(weights.buffers)
         return other
 
+    @torch.no_grad()
     def state_of(self, row: int) -> dict[str, Tensor]:
         """One model's ``state_dict``."""
-        parts = self.parameters_KP.detach()[row].split_with_sizes(self._sizes)
-        state = {
-            name: part.view(shape).mT if turned else part.view(shape)
-            for name, part, shape, turned in zip(
-                self.names, parts, self._shapes, self._turned, strict=True
-            )
-        }
-        state.update({name: value[row] for name, value in self.buffers.items()})
-        return {name: state[name] for name in self.template.state_dict()}
+        state = {**self._views(), **self.buffers}
+        return {name: state[name][row] for name in self.template.state_dict()}
 
 
 def _turn(parameter: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -411,10 +412,21 @@ class _Run:
         """Go back to the checkpoint, if there is a usable one."""
         if self.pack.checkpoint is None:
             return False
-        found = checkpoint.load(Path(self.pack.checkpoint), self.pack.id, self.device)
+        folder = Path(self.pack.checkpoint)
+        found = checkpoint.load(folder, self.pack.id, self.device)
         if found is None:
             return False
-        tensors, state = found
+        try:
+            self._restore(*found)
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            # It is whole and this pack's, but of other code.
+            checkpoint.warn_unusable(folder, error)
+            self.records = [Record() for _ in self.pack.replicates]
+            self.weights, self.position = {}, Position()
+            return False
+        return True
+
+    def _restore(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         self._build(state["groups"])
         self.position = Position(**state["position"])
         self._start_stage()
@@ -428,7 +440,6 @@ class _Run:
                 group.start_epoch(self.position.epoch, self.order, self._epochs_done())
             mine = {n.partition("/")[2]: t for n, t in tensors.items() if n.startswith(f"{g}/")}
             group.load(mine, steps)
-        return True
 
 
 def _how_to_stack(pack: Pack, names: Sequence[str], device: torch.device) -> tuple[bool, str]:

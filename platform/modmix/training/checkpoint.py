@@ -65,12 +65,17 @@ def load(
             names = file.keys()
             return {name: file.get_tensor(name) for name in names}, header["state"]
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        warnings.warn(
-            f"{path}: the checkpoint cannot be used ({error}); training starts over",
-            CheckpointWarning,
-            stacklevel=2,
-        )
+        warn_unusable(folder, error)
         return None
+
+
+def warn_unusable(folder: Path, error: Exception) -> None:
+    """Say that a checkpoint is there and not used."""
+    warnings.warn(
+        f"{folder / _FILE}: the checkpoint cannot be used ({error}); training starts over",
+        CheckpointWarning,
+        stacklevel=2,
+    )
 
 
 def remove(folder: Path) -> None:

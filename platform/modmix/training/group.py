@@ -64,6 +64,7 @@ class Group:
     def start_stage(self, stage: Stage, epochs: int) -> None:
         """Tell the method, and make a fresh optimizer for what this stage trains."""
         self.stack.template.method.enter(stage)
+        self.stack.freeze(stage.frozen)
         decays_all = self.members[0].training["decay"] == "all"
         decays_P = self.stack.columns(lambda _, shape: decays_all or len(shape) >= 2)
         trained_P = None

@@ -1,0 +1,548 @@
+"""One pack's training: events, divergence, resuming, halving, memory that does not suffice."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from modmix import trainer
+from modmix.methods.model import derive_seed, unpack_weights
+from modmix.metrics import METRICS
+from modmix.packing import Finished, Pack, PackStarted, Progress, Replicate
+from modmix.settings import TRAINING
+from modmix.stacked import Stack
+from modmix.tasks.data import Data, Split
+from modmix.trainer import train_pack
+from modmix.training.batches import Examples, Order
+from modmix.training.checkpoint import CheckpointWarning
+from modmix.training.group import Group
+from toypack import finished, make_data, make_pack, make_replicates, progress, train
+
+DATA = make_data(rows=(96, 60, 40), noise=2.0)
+
+
+def same(found: dict[str, Finished], expected: dict[str, Finished], rel: float = 0.0) -> None:
+    """Equal but for the seconds that it took."""
+    assert found.keys() == expected.keys()
+    for key, other in expected.items():
+        one = found[key]
+        for name in ("state", "reason", "epochs", "best_epoch"):
+            assert getattr(one, name) == getattr(other, name), (key, name)
+        for name in ("metrics", "history"):
+            mine, theirs = getattr(one, name), getattr(other, name)
+            assert list(mine) == list(theirs)
+            for column, value in theirs.items():
+                np.testing.assert_allclose(mine[column], value, rtol=rel, err_msg=column)
+        if rel == 0.0:
+            assert one.weights == other.weights
+
+
+# ---------------------------------------------------------------- events
+
+
+def test_what_a_pack_says() -> None:
+    replicates = make_replicates("mul", [{}, {"beta": 0.3}], data=DATA, epochs=3, batch_size=16)
+    pack = make_pack(replicates)
+    events = list(train_pack(pack, DATA, threads=1))
+    assert torch.get_num_threads() == 1
+    started = events[0]
+    assert isinstance(started, PackStarted)
+    assert (started.models, started.stacked, started.resumed_epoch) == (4, True, 0)
+    assert started.device == "cpu"
+    assert [type(event) for event in events[1:]] == [Progress] * 3 + [Finished] * 4
+    for i, event in enumerate(progress(events)):
+        assert (event.epoch, event.epochs, event.active) == (i + 1, 3, 0 if i == 2 else 4)
+        assert list(event.metrics) == [r.key for r in replicates]
+        for line in event.metrics.values():
+            columns = {"train/loss", "train/error", *(f"val/{name}" for name in METRICS)}
+            assert set(line) == columns
+    ends = finished(events)
+    for replicate in replicates:
+        end = ends[replicate.key]
+        assert (end.pack, end.state, end.epochs) == (pack.id, "done", 3)
+        assert end.weights is None
+        assert end.seconds > 0
+        assert end.history["epoch"] == [1, 2, 3]
+        assert end.history["lr"] == [1e-3] * 3
+        assert {f"{s}/{name}" for s in ("val", "test") for name in METRICS} <= set(end.metrics)
+        best = list(end.history["epoch"]).index(end.best_epoch)
+        assert end.metrics["val/error"] == min(end.history["val/error"])
+        assert end.metrics["val/nll"] == end.history["val/nll"][best]
+
+
+def test_running_means_of_an_epoch_and_its_evaluations() -> None:
+    settings: dict[str, Any] = {"epochs": 1, "batch_size": 10}
+    replicates = make_replicates("add", seeds=[3], data=DATA, evaluations_per_epoch=3, **settings)
+    (end,) = train(replicates, DATA).values()
+    assert end.history["epoch"] == pytest.approx([3 / 9, 6 / 9, 1])
+    # An evaluation changes nothing: the mean of the whole epoch is that of one evaluation.
+    once = make_replicates("add", seeds=[3], data=DATA, **settings)
+    (other,) = train(once, DATA).values()
+    assert end.history["train/loss"][-1] == pytest.approx(other.history["train/loss"][0])
+    assert end.history["val/nll"][-1] == pytest.approx(other.history["val/nll"][0])
+
+
+def test_more_evaluations_than_steps() -> None:
+    replicates = make_replicates(
+        "add", seeds=[0], data=DATA, epochs=2, batch_size=48, evaluations_per_epoch=7
+    )
+    (end,) = train(replicates, DATA).values()
+    assert end.history["epoch"] == [0.5, 1, 1.5, 2]
+
+
+def test_why_models_are_stacked_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def why(method: str = "add", seeds: tuple[int, ...] = (0, 1), **training: Any) -> Any:
+        replicates = make_replicates(method, seeds=seeds, data=DATA, epochs=1, **training)
+        event = next(train_pack(make_pack(replicates), DATA))
+        assert isinstance(event, PackStarted)
+        return event.stacked, event.why
+
+    assert why() == (True, "one stacked model")
+    assert why(seeds=(0,)) == (False, "one model")
+    assert why(stack="never") == (False, "stack: never")
+    slow = replace(trainer.ENCODERS["mlp"], stack_on_cpu=False)
+    monkeypatch.setitem(trainer.ENCODERS, "mlp", slow)
+    assert why() == (False, "encoder mlp is faster one after another on a CPU")
+    assert why(stack="always") == (True, "stack: always")
+    assert why(method="early") == (True, "one stacked model")  # it has no encoders
+
+
+def test_kept_weights_are_those_that_were_tested() -> None:
+    replicates = make_replicates("mulmix", [{"beta": 0.5}], data=DATA, epochs=4, batch_size=16)
+    for end in train(replicates, DATA, keep_weights=True).values():
+        assert end.weights is not None
+        model, description = unpack_weights(end.weights)
+        assert description["class_names"] == list(DATA.class_names)
+        inputs = {name: torch.tensor(x) for name, x in DATA.test.inputs.items()}
+        wrong = model.scores(model(inputs)).argmax(-1) != torch.tensor(DATA.test.labels)
+        assert 100 * wrong.double().mean().item() == pytest.approx(end.metrics["test/error"])
+
+
+def test_the_monitor_decides_which_weights_are_best() -> None:
+    replicates = make_replicates("add", data=DATA, epochs=6, batch_size=8, monitor="val/auc")
+    for end in train(replicates, DATA).values():
+        assert end.metrics["val/auc"] == max(end.history["val/auc"])
+
+
+def test_bf16_is_near_float32() -> None:
+    whole = train(make_replicates("mul", data=DATA, epochs=3), DATA)
+    half = train(make_replicates("mul", data=DATA, epochs=3, precision="bf16"), DATA)
+    for key, end in whole.items():
+        mine, theirs = half[key].history["train/loss"], end.history["train/loss"]
+        assert mine == pytest.approx(theirs, rel=0.02)
+        assert list(mine) != list(theirs)
+
+
+def test_read_only_arrays_are_not_copied_and_do_not_warn() -> None:
+    frozen = {name: x.copy() for name, x in DATA.train.inputs.items()}
+    for array in frozen.values():
+        array.flags.writeable = False
+    split = Split(inputs=frozen, labels=DATA.train.labels)
+    examples = Examples(split, ["m1"], torch.device("cpu"))
+    assert examples.inputs["m1"].data_ptr() == frozen["m1"].ctypes.data
+    assert list(examples.inputs) == ["m1"]
+
+
+# ---------------------------------------------------------------- randomness
+
+
+def test_batches_depend_on_the_seed_and_the_epoch_alone() -> None:
+    order = Order(50, 8, torch.device("cpu"))
+    assert (order.steps, order.batch) == (6, 8)
+    both = order.epoch([4, 9], 3)
+    assert torch.equal(order.epoch([9], 3)[0], both[1])
+    assert not torch.equal(order.epoch([9], 4)[0], both[1])
+    assert sorted(both[0].tolist()) == list(range(50))
+    expected = torch.Generator().manual_seed(derive_seed(9, "batches", 3))
+    assert both[1].tolist() == torch.randperm(50, generator=expected).tolist()
+    small = Order(5, 8, torch.device("cpu"))
+    assert (small.steps, small.batch) == (1, 5)
+
+
+def test_the_global_generator_is_neither_read_nor_moved() -> None:
+    replicates = make_replicates("mul", data=DATA, epochs=2)
+    torch.manual_seed(1)
+    first = train(replicates, DATA, keep_weights=True)
+    torch.manual_seed(2)
+    before = torch.random.get_rng_state()
+    second = train(replicates, DATA, keep_weights=True)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    same(first, second)
+
+
+def test_company_does_not_change_a_model() -> None:
+    points = [{"beta": 0.2}, {"beta": 0.9}, {"margin": 0.1}]
+    replicates = make_replicates("mul", points, (0, 1, 2), data=DATA, epochs=3)
+    together = train(replicates, DATA)
+    for replicate in replicates[::4]:
+        same(train([replicate], DATA), {replicate.key: together[replicate.key]}, rel=1e-4)
+
+
+def test_nothing_is_read_back_inside_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every one of these waits for the device."""
+
+    def forbid(name: str) -> Callable[..., Any]:
+        def refuse(*_: Any, **__: Any) -> Any:
+            raise AssertionError(f"Tensor.{name} inside an epoch")
+
+        return refuse
+
+    original = Group.train
+
+    def guarded(self: Group, *arguments: Any) -> None:
+        with monkeypatch.context() as patch:
+            for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__"):
+                patch.setattr(torch.Tensor, name, forbid(name))
+            original(self, *arguments)
+
+    monkeypatch.setattr(Group, "train", guarded)
+    for method in ("late", "mul", "mulmix"):
+        train(make_replicates(method, data=DATA, epochs=1, clip_norm=1.0), DATA)
+
+
+# ---------------------------------------------------------------- divergence
+
+
+@pytest.mark.parametrize("stack", ["always", "never"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_one_diverging_model_spoils_no_other(optimizer: str, stack: str) -> None:
+    def points(rate: float) -> list[dict[str, Any]]:
+        rates = (0.01, rate, 0.03)
+        return [{"training": {"learning_rate": r}} for r in rates]
+
+    fields: dict[str, Any] = {
+        "seeds": [0],
+        "data": DATA,
+        "epochs": 4,
+        "optimizer": optimizer,
+        "stack": stack,
+        "encoder": {"name": "mlp", "hidden": [8], "batch_norm": True},
+        "clip_norm": 1.0,
+    }
+    calm = train(make_replicates("mul", points(0.02), **fields), DATA, keep_weights=True)
+    wild = train(make_replicates("mul", points(1e38), **fields), DATA, keep_weights=True)
+    end = wild.pop("mul-1-0")
+    assert end.state == "failed"
+    assert end.reason.startswith("diverged: loss, weights or scores were not finite in epoch 1;")
+    assert end.metrics == {}
+    assert end.history == {}
+    del calm["mul-1-0"]
+    same(wild, calm)
+
+
+def test_all_diverge() -> None:
+    replicates = make_replicates("add", data=DATA, epochs=5, learning_rate=1e38)
+    events = list(train_pack(make_pack(replicates), DATA))
+    assert {end.state for end in finished(events).values()} == {"failed"}
+    assert len(progress(events)) == 1
+
+
+# ---------------------------------------------------------------- resuming
+
+
+def busy(method: str = "mul", **fields: Any) -> tuple[Replicate, ...]:
+    """A pack in which much happens: stops, compaction, a divergence, pruning, two evaluations."""
+    rates = (0.1, 0.01, 0.003, 1e38)
+    return make_replicates(
+        method,
+        [{"training": {"learning_rate": r}} for r in rates],
+        data=DATA,
+        epochs=6,
+        batch_size=32,
+        evaluations_per_epoch=2,
+        patience=4,
+        halving={"eta": 2.0, "min_epochs": 2.0},
+        encoder={"name": "mlp", "hidden": [8], "batch_norm": True},
+        **fields,
+    )
+
+
+def stop_after(pack: Pack, evaluations: int) -> Iterator[Any]:
+    """Events up to an evaluation; then the generator is closed, as a killed worker's is."""
+    events = train_pack(pack, DATA)
+    for event in events:
+        yield event
+        if isinstance(event, Progress):
+            evaluations -= 1
+            if evaluations == 0:
+                events.close()  # type: ignore[attr-defined]
+                return
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("optimizer", "stack"), [("sgd", "always"), ("adam", "never")])
+def test_resuming_after_any_evaluation_changes_nothing(
+    optimizer: str, stack: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODMIX_CHECKPOINT_SECONDS", "0")
+    replicates = busy(optimizer=optimizer, stack=stack)
+    undisturbed = list(train_pack(make_pack(replicates, keep_weights=True), DATA))
+    expected = finished(undisturbed)
+    assert {end.state for end in expected.values()} == {"done", "failed", "pruned"}
+    count = len(progress(undisturbed))
+    for evaluations in range(1, count):
+        folder = tmp_path / str(evaluations)
+        pack = make_pack(replicates, keep_weights=True, checkpoint=str(folder))
+        list(stop_after(pack, evaluations))
+        events = list(train_pack(pack, DATA))
+        assert isinstance(events[0], PackStarted)
+        assert events[0].resumed_epoch == evaluations // 2
+        assert len(progress(events)) == count - evaluations
+        same(finished(events), expected)
+        assert not folder.exists()
+
+
+def test_stopped_after_every_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODMIX_CHECKPOINT_SECONDS", "0")
+    replicates = busy()
+    expected = train(replicates, DATA, keep_weights=True)
+    pack = make_pack(replicates, keep_weights=True, checkpoint=str(tmp_path / "c"))
+    starts = 0
+    over = False
+    while not over:
+        starts += 1
+        events: list[Any] = []
+        running = train_pack(pack, DATA)
+        for event in running:
+            events.append(event)
+            if isinstance(event, Progress):
+                over = event.active == 0
+                if not over:
+                    break
+        running.close()  # type: ignore[attr-defined]
+    assert starts > 5
+    same(finished(events), expected)
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pack:
+    """A pack with a checkpoint of three evaluations."""
+    monkeypatch.setenv("MODMIX_CHECKPOINT_SECONDS", "0")
+    pack = make_pack(busy(), checkpoint=str(tmp_path / "c"))
+    list(stop_after(pack, 3))
+    return pack
+
+
+def checkpoint_file(pack: Pack) -> Path:
+    assert pack.checkpoint is not None
+    (file,) = Path(pack.checkpoint).iterdir()
+    return file
+
+
+def damage(file: Path, how: str) -> None:
+    content = file.read_bytes()
+    match how:
+        case "truncated":
+            file.write_bytes(content[: len(content) // 2])
+        case "empty":
+            file.write_bytes(b"")
+        case "garbage":
+            file.write_bytes(b"\xff" * 500)
+        case "other numerics":
+            assert content.count(b'\\"numerics\\": 1') == 1
+            file.write_bytes(content.replace(b'\\"numerics\\": 1', b'\\"numerics\\": 0'))
+        case "other shapes":
+            assert content.count(b'"0/loss"') == 1
+            file.write_bytes(content.replace(b'"0/loss"', b'"0/lost"'))
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "garbage", "other numerics", "other shapes"])
+def test_a_damaged_checkpoint_is_not_used(interrupted: Pack, how: str) -> None:
+    damage(checkpoint_file(interrupted), how)
+    with pytest.warns(CheckpointWarning, match="the checkpoint cannot be used .*starts over"):
+        events = list(train_pack(interrupted, DATA))
+    assert isinstance(events[0], PackStarted)
+    assert events[0].resumed_epoch == 0
+    same(finished(events), train(interrupted.replicates, DATA))
+
+
+def test_another_packs_checkpoint_is_not_used(interrupted: Pack) -> None:
+    other = replace(interrupted, id="another")
+    with pytest.warns(CheckpointWarning, match="belongs to another pack"):
+        assert finished(train_pack(other, DATA)).keys() == {r.key for r in other.replicates}
+
+
+def test_a_checkpoint_is_replaced_whole(interrupted: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writing that fails half way leaves the one before, and no litter."""
+    file = checkpoint_file(interrupted)
+    before = file.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        list(train_pack(interrupted, DATA))
+    assert checkpoint_file(interrupted).read_bytes() == before
+
+
+def test_checkpoints_are_as_rare_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MODMIX_CHECKPOINT_SECONDS", raising=False)
+    pack = make_pack(busy(), checkpoint=str(tmp_path / "c"))
+    list(stop_after(pack, 3))
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_checkpoint_holds_no_pickle(interrupted: Pack) -> None:
+    content = checkpoint_file(interrupted).read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    state = json.loads(header["__metadata__"]["modmix"])["state"]
+    assert state["position"] == {"stage": 0, "epoch": 1, "part": 1}
+
+
+# ---------------------------------------------------------------- groups
+
+
+def test_groups_become_smaller_and_results_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    original = Stack.loss_and_gradient
+
+    def spy(self: Stack, *arguments: Any) -> Any:
+        sizes.append(self.models)
+        return original(self, *arguments)
+
+    rates = (0.3, 0.2, 0.1, 0.03, 0.001)
+    points = [{"training": {"learning_rate": r}} for r in rates]
+    replicates = make_replicates("mul", points, data=DATA, epochs=12, batch_size=16, patience=2)
+    monkeypatch.setattr(Stack, "loss_and_gradient", spy)
+    smaller = train(replicates, DATA)
+    assert max(sizes) == 10
+    assert min(sizes) < 5
+    monkeypatch.setattr(trainer, "_COMPACT_BELOW", 0.0)
+    same(smaller, train(replicates, DATA), rel=1e-5)
+
+
+def test_losers_of_a_rung_are_pruned() -> None:
+    rates = (1e-5, 0.01, 1e-6, 0.02)
+    points = [{"training": {"learning_rate": r}} for r in rates]
+    fields: dict[str, Any] = {"data": DATA, "epochs": 8, "batch_size": 16}
+    halving = {"eta": 2.0, "min_epochs": 2.0}
+    ends = train(make_replicates("add", points, halving=halving, **fields), DATA)
+    whole = train(make_replicates("add", points, **fields), DATA)
+    assert [ends[f"add-{i}-0"].state for i in (0, 2)] == ["pruned"] * 2
+    by_epochs = sorted((ends[f"add-{i}-0"].epochs, ends[f"add-{i}-0"].state) for i in range(4))
+    assert by_epochs == [(2, "pruned"), (2, "pruned"), (4, "pruned"), (8, "done")]
+    assert ends["add-0-1"].reason == "not among the best 2 of 4 points after epoch 2"
+    for key, end in ends.items():
+        for name, column in end.history.items():
+            assert list(column) == pytest.approx(whole[key].history[name][: end.epochs], rel=1e-4)
+        if end.state == "pruned":
+            assert end.metrics["val/error"] == end.history["val/error"][-1]
+            assert not any(name.startswith("test/") for name in end.metrics)
+
+
+@pytest.mark.parametrize("when", ["training", "evaluation"])
+def test_too_little_memory_halves_the_group(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    replicates = busy()
+    expected = train(replicates, DATA)
+    seen: list[int] = []
+    place = "loss_and_gradient" if when == "training" else "scores"
+    original = getattr(Stack, place)
+
+    def tight(self: Stack, *arguments: Any) -> Any:
+        seen.append(self.models)
+        if self.models > 2 and len(seen) > 3:  # in the middle of an epoch
+            raise torch.OutOfMemoryError("simulated")
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Stack, place, tight)
+    events = list(train_pack(make_pack(replicates), DATA))
+    same(finished(events), expected, rel=1e-5)
+    assert max(seen) == 8
+    assert seen[-1] <= 2
+
+
+def test_long_evaluations_are_cut_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    replicates = make_replicates("mul", data=DATA, epochs=2)
+    expected = train(replicates, DATA)
+    original = Stack.scores
+
+    def tight(self: Stack, inputs: Any) -> Any:
+        if len(inputs["m0"]) > 10:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 1 byte")
+        return original(self, inputs)
+
+    monkeypatch.setattr(Stack, "scores", tight)
+    same(train(replicates, DATA), expected, rel=1e-5)
+
+
+def test_one_model_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("simulated")
+
+    monkeypatch.setattr(Stack, "loss_and_gradient", never)
+    with pytest.raises(torch.OutOfMemoryError):
+        train(make_replicates("mul", data=DATA, epochs=1), DATA)
+
+
+def test_other_errors_are_not_taken_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(Stack, "loss_and_gradient", broken)
+    with pytest.raises(RuntimeError, match="shapes"):
+        train(make_replicates("mul", data=DATA, epochs=1), DATA)
+
+
+# ---------------------------------------------------------------- where little is installed
+
+
+@pytest.mark.slow
+def test_the_training_core_needs_torch_and_numpy_alone() -> None:
+    code = """
+import sys
+blocked = {"ray", "mlflow", "optuna", "sqlalchemy", "pydantic", "pandas", "sklearn", "pyarrow"}
+blocked |= {"scipy", "matplotlib", "filelock", "safetensors", "typer", "rich", "yaml"}
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in blocked:
+            raise ImportError(f"{name} is blocked")
+sys.meta_path.insert(0, Blocker())
+import modmix.trainer, modmix.metrics, modmix.optim, modmix.stacked, modmix.halving
+from modmix.tasks.table import TASKS
+from toypack import make_data, make_replicates, train
+data = make_data()
+ends = train(make_replicates("mulmix", data=data, epochs=1), data)
+assert all(end.state == "done" for end in ends.values())
+"""
+    tests = Path(__file__).parents[1]
+    paths = [str(tests), str(tests.parent / "platform")]
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path[:0] = {paths!r}\n{code}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_tables_need_no_torch() -> None:
+    code = """
+import sys
+sys.modules["torch"] = sys.modules["numpy"] = None
+import modmix.methods.table, modmix.encoders.table, modmix.metrics, modmix.halving
+modmix.metrics.higher_is_better("val/auc")
+"""
+    path = str(Path(__file__).parents[2] / "platform")
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {path!r})\n{code}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_settings_that_the_trainer_reads_exist() -> None:
+    used = set(make_replicates("mul", data=DATA)[0].training)
+    assert used == set(TRAINING)
+    assert isinstance(DATA, Data)
