@@ -75,10 +75,19 @@ class Written:
         history: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         """Record one replicate's end."""
-        key = digest([point, seed])
-        self.ledger.claim(self.lease, digest(["pack", key]), [key])
-        result = Result(
-            replicate=key,
+        self.record([self.result(point, seed, metrics, state, reason, history)])
+
+    def result(
+        self,
+        point: str,
+        seed: int,
+        metrics: Mapping[str, float],
+        state: str = "done",
+        reason: str = "",
+        history: Mapping[str, Sequence[float]] | None = None,
+    ) -> Result:
+        return Result(
+            replicate=digest([point, seed]),
             state=state,
             reason=reason,
             metrics=metrics,
@@ -87,39 +96,43 @@ class Written:
             best_epoch=8.0,
             seconds=2.0,
         )
-        self.ledger.finish(self.lease, [result])
+
+    def record(self, results: Sequence[Result]) -> None:
+        """Claim replicates as one pack and record their ends."""
+        keys = [result.replicate for result in results]
+        self.ledger.claim(self.lease, digest(["pack", keys]), keys)
+        self.ledger.finish(self.lease, results)
 
     def fill(
         self, point: str, error: float, seeds: Sequence[int] = range(5), *, spread: float = 0.3
     ) -> None:
         """End replicates with plausible metrics around a test error (percent) and a history."""
-        for seed in seeds:
-            noise = np.random.default_rng([seed, int(point[:6], 16)]).normal(0, spread, 2)
-            shared = 0.8 * spread * math.sin(1.7 * seed)  # what a seed does to every point
-            test, val = error + shared + noise[0], error - 0.2 + shared + noise[1]
-            epochs = np.arange(1, 11, dtype=float)
-            history = {
-                "epoch": epochs.tolist(),
-                "train/loss": (2 * np.exp(-epochs / 3)).tolist(),
-                "train/error": (val + 20 * np.exp(-epochs / 2)).tolist(),
-                "val/error": (val + 30 * np.exp(-epochs / 2) + 0.02 * epochs).tolist(),
-            }
-            stop = 10 if seed else 7  # the first seed stops early
-            self.end(
-                point,
-                seed,
-                {
-                    "val/error": val,
-                    "test/error": test,
-                    "val/auc": 1 - val / 50,
-                    "test/auc": 1 - test / 50,
-                    "val/nll": val / 10,
-                    "test/nll": test / 10,
-                    "train/loss": 0.1,
-                    "train/error": val / 2,
-                },
-                history={name: column[:stop] for name, column in history.items()},
-            )
+        self.record([self._plausible(point, error, seed, spread) for seed in seeds])
+
+    def _plausible(self, point: str, error: float, seed: int, spread: float) -> Result:
+        noise = np.random.default_rng([seed, int(point[:6], 16)]).normal(0, spread, 2)
+        shared = 0.8 * spread * math.sin(1.7 * seed)  # what a seed does to every point
+        test, val = error + shared + noise[0], error - 0.2 + shared + noise[1]
+        epochs = np.arange(1, 11, dtype=float)
+        history = {
+            "epoch": epochs.tolist(),
+            "train/loss": (2 * np.exp(-epochs / 3)).tolist(),
+            "train/error": (val + 20 * np.exp(-epochs / 2)).tolist(),
+            "val/error": (val + 30 * np.exp(-epochs / 2) + 0.02 * epochs).tolist(),
+        }
+        stop = 10 if seed else 7  # the first seed stops early
+        metrics = {
+            "val/error": val,
+            "test/error": test,
+            "val/auc": 1 - val / 50,
+            "test/auc": 1 - test / 50,
+            "val/nll": val / 10,
+            "test/nll": test / 10,
+            "train/loss": 0.1,
+            "train/error": val / 2,
+        }
+        shortened = {name: column[:stop] for name, column in history.items()}
+        return self.result(point, seed, metrics, history=shortened)
 
 
 def beta_study(ledger: Ledger, name: str = "demo", **spec: Any) -> Written:

@@ -30,8 +30,8 @@ def fresh(tmp_path):
 def put(study, part, method, params, error, *, seeds=(0, 1), **more):
     """A finished point without spread."""
     point = study.point(part, method, params, seeds=seeds)
-    for seed in seeds:
-        study.end(point, seed, {"val/error": error, "test/error": error, **more})
+    metrics = {"val/error": error, "test/error": error, **more}
+    study.record([study.result(point, seed, metrics) for seed in seeds])
     return point
 
 
@@ -197,9 +197,9 @@ def test_search_history_needs_a_search(ledger):
 
 
 def test_importance_finds_what_matters(fresh):
-    study = Written(fresh, parts={"s": {"search": {"points": 200}}})
+    study = Written(fresh, parts={"s": {"search": {"points": 120}}})
     rng = np.random.default_rng(0)
-    for _ in range(200):
+    for _ in range(120):
         beta, rate, merge = rng.uniform(), rng.uniform(), ("sum", "mean")[int(rng.integers(2))]
         error = 10 + 4 * beta + (1.0 if merge == "sum" else 0.0)
         put(study, "s", "mul", {"beta": beta, "noise": rate, "merge": merge}, error, seeds=[0])
@@ -207,9 +207,9 @@ def test_importance_finds_what_matters(fresh):
     assert found.names == ("beta", "merge", "noise")
     share = dict(zip(found.names, found.share, strict=True))
     # Var(4β) = 16/12, Var(merge) = 1/4: 84 % and 16 %; five bins see 24/25 of the first.
-    assert share["beta"] == pytest.approx(0.84 * 24 / 25, abs=0.06)
-    assert share["merge"] == pytest.approx(0.16, abs=0.06)
-    assert share["noise"] < 0.06
+    assert share["beta"] == pytest.approx(0.84 * 24 / 25, abs=0.08)
+    assert share["merge"] == pytest.approx(0.16, abs=0.08)
+    assert share["noise"] < 0.08
     correlation = dict(zip(found.names, found.correlation, strict=True))
     assert correlation["beta"] > 0.85
     assert math.isnan(correlation["merge"])

@@ -121,16 +121,14 @@ def test_very_bad_points_do_not_flatten_a_search(fresh, ax):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["png", "svg"])
-def test_the_same_numbers_give_the_same_bytes(ledger, form):
-    for name in figure_names(ledger, "demo"):
-        first = to_bytes(figure(ledger, "demo", name), form)
-        assert first == to_bytes(figure(ledger, "demo", name), form)
-        if form == "png":
-            assert first.startswith(PNG)
-        else:
-            assert ET.fromstring(first).tag.endswith("svg")
-            assert b"<dc:date>" not in first
+def test_the_same_numbers_give_the_same_bytes(ledger):
+    for name in ("results", "beta_curve", "search_search"):
+        png, svg = (to_bytes(figure(ledger, "demo", name), form) for form in ("png", "svg"))
+        assert png == to_bytes(figure(ledger, "demo", name), "png")
+        assert svg == to_bytes(figure(ledger, "demo", name), "svg")
+        assert png.startswith(PNG)
+        assert ET.fromstring(svg).tag.endswith("svg")
+        assert b"<dc:date>" not in svg
 
 
 def test_drawing_changes_nothing_global(ledger):

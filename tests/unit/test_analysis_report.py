@@ -88,10 +88,19 @@ def test_everything_is_written_where_it_belongs(tmp_path, fresh):
     assert {path: path.read_bytes() for path in again.paths} == before
 
 
+@pytest.fixture(scope="module")
+def html(tmp_path_factory):
+    """The page of a study with everything in it: also a failed and some missing replicates."""
+    ledger = open_ledger(tmp_path_factory.mktemp("ledger"))
+    study = beta_study(ledger)
+    point = study.point("table", "early", {"hidden": [64]})
+    study.end(point, 0, {}, state="failed", reason="Traceback …\n  line 1\nDiverged: <NaN> & more")
+    finish(study)
+    return report_html(ledger, "demo")
+
+
 @pytest.mark.slow
-def test_the_page_stands_alone(fresh):
-    finish(beta_study(fresh))
-    html = report_html(fresh, "demo")
+def test_the_page_stands_alone(html):
     page = Page(html)
     assert len(page.ids) == len(set(page.ids))
     assert all(link.startswith("#") for link in page.links)
@@ -102,13 +111,8 @@ def test_the_page_stands_alone(fresh):
     assert "#262626" not in html.split("</style>")[1]  # figures take the page's ink
 
 
-@pytest.mark.slow
-def test_the_page_says_what_a_reader_asks(fresh):
-    study = beta_study(fresh)
-    point = study.point("table", "early", {"hidden": [64]})
-    study.end(point, 0, {}, state="failed", reason="Traceback …\n  line 1\nDiverged: <NaN> & more")
-    finish(study)
-    text = Page(report_html(fresh, "demo")).text
+def test_the_page_says_what_a_reader_asks(html):
+    text = Page(html).text
     for words in (
         "mulmix has the lowest test error: 6.79 %",
         "digits", "1000 train, 300 val, 400 test", "left 8×4", "noise = 0.1",
