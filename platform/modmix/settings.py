@@ -7,6 +7,7 @@ where or how fast a model is trained, never its numbers; they are left out of a 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -147,9 +148,34 @@ _SETTINGS = (
 
 TRAINING: Mapping[str, Hyperparameter] = {setting.name: setting for setting in _SETTINGS}
 
+# Settings that change where or how fast a model is trained, never its numbers.
 WITHOUT_EFFECT = frozenset({"eval_batch_size", "stack"})
 
 
 def training_defaults() -> dict[str, Any]:
     """Every training setting with its default."""
     return {name: setting.default for name, setting in TRAINING.items()}
+
+
+def training_problem(name: str, value: Any) -> str | None:
+    """Say in one clause why a training setting cannot have this value, or None when it can."""
+    problem = TRAINING[name].problem(value)
+    if problem is not None or value is None:
+        return problem
+    match name:
+        case "betas" if len(value) != 2 or max(value) >= 1:
+            return f"must be two numbers from 0 to below 1, got {value!r}"
+        case "milestones" if any(b <= a for a, b in itertools.pairwise(value)):
+            return f"must be epochs in rising order, got {value!r}"
+        case "halving":
+            return _halving_problem(value)
+    return None
+
+
+def _halving_problem(value: Mapping[str, Any]) -> str | None:
+    if set(value) != {"eta", "min_epochs"}:
+        return f"must be {{eta: 2 or more, min_epochs: 1 or more}}, got {dict(value)!r}"
+    for name, low in (("eta", 2), ("min_epochs", 1)):
+        if value[name] != int(value[name]) or value[name] < low:
+            return f"{name} must be a whole number of at least {low}, got {value[name]!r}"
+    return None

@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
+from modmix.checker import PartPlan
 from modmix.errors import Incomplete, LeaseError, LedgerError
 from modmix.home import Home, write_bytes
 from modmix.ledger import (
@@ -47,7 +48,7 @@ from modmix.packing import (
     group,
     pack_id,
 )
-from modmix.plan import PartPlan, Plan, Point
+from modmix.plan import Plan, Point
 from modmix.search import Proposer
 
 MAX_FAILURES = 5  # of the machine, per pack and start of the driver, before it is left interrupted
@@ -187,16 +188,16 @@ class StudyRun:
 
     def _signatures(self) -> dict[tuple[str, str], str]:
         """Per part and method, what its entries depend on: changed, they are asked anew."""
-        spec = self.plan.spec
         found = {}
         for part in self.plan.parts:
             for method, domains in part.domains.items():
                 what: list[object] = [[name, repr(domain)] for name, domain in domains.items()]
+                # The method's plain point stands for all that its other points share: training,
+                # encoders, data, and which values are shown.
+                what += [self.plan.point(method, {}).key]
                 if part.search is not None:
-                    what += [part.search.sampler, part.search.seed, list(spec.objective)]
-                    what += [dict(self.plan.task_options) | {"path": None}]
-                    what += [dict(spec.training), dict(spec.encoders)]
-                    what += [self.plan.data.fingerprint]
+                    what += [part.search.sampler, part.search.seed]
+                    what += [list(self.plan.spec.objective)]
                 found[part.name, method] = digest(what)
         return found
 
