@@ -193,3 +193,21 @@ def test_twenty_methods_look_different():
     found = looks([f"m{i}" for i in range(20)])
     assert len(set(found.values())) == 20
     assert len(set(PALETTE)) == len(PALETTE) == len(set(MARKERS))
+
+
+def test_many_lines_leave_room_for_the_axes(fresh):
+    study = Written(fresh, parts={"a": {"x": "beta"}})
+    for method in range(14):
+        for beta in (0.0, 1.0):
+            point = study.point("a", f"method_{method}", {"beta": beta, "m": method}, seeds=[0])
+            study.end(point, 0, {"val/error": 9.0 + method, "test/error": 9.0 + method})
+    picture = figure(fresh, "demo", "a")
+    to_bytes(picture, "png")  # lays it out
+    (ax,) = picture.axes
+    box = ax.get_window_extent().transformed(picture.dpi_scale_trans.inverted())
+    legend = ax.get_legend().get_window_extent().transformed(picture.dpi_scale_trans.inverted())
+    label = ax.xaxis.label.get_window_extent().transformed(picture.dpi_scale_trans.inverted())
+    assert box.height > 1.8
+    assert legend.y0 >= 0
+    assert legend.y1 <= label.y0 + 0.02  # under the axis' label
+    assert legend.x1 <= picture.get_figwidth()

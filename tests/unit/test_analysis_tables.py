@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 
 from analysis_ledger import Written, beta_study, open_ledger
+from modmix.analysis.compare import compare_table
 from modmix.analysis.formats import FORMATS, tex_escape
 from modmix.analysis.frames import points_frame, read
 from modmix.analysis.tables import points_table, result_rows, results_table
@@ -206,3 +207,35 @@ def test_tex_is_booktabs_and_escaped(ledger):
 def test_an_unknown_format_is_refused(ledger):
     with pytest.raises(InputError, match="format must be one of text, md, tex, csv, json"):
         results_table(ledger, "demo").render("xlsx")
+
+
+# ---------------------------------------------------------------- several studies
+
+
+def test_studies_stand_beside_each_other_with_mean_ranks(fresh):
+    errors = {"one": {"mul": 8.0, "add": 9.0, "base": 10.0}, "two": {"mul": 5.0, "add": 4.0}}
+    errors["three"] = {"mul": 1.0, "add": 3.0, "base": 2.0}
+    for name, values in errors.items():
+        study = Written(fresh, name, parts={"a": {}})
+        for method, error in values.items():
+            point = study.point("a", method, {"study": name}, seeds=[0])
+            study.end(point, 0, {"val/error": error, "test/error": error})
+    table = compare_table(fresh, ["one", "two", "three"])
+    assert table.header == ("study", "metric", "mul", "add", "base")
+    texts = [[cell.text for cell in row] for row in table.cells]
+    assert texts[1] == ["two", "test error (%)", "5.00", "4.00", "–"]
+    # Ranks over the two studies that have all three methods: mul 1, 1; add 2, 3; base 3, 2.
+    assert texts[3] == ["mean rank", "2 studies", "1.00", "2.50", "2.50"]
+    assert [cell.mark for cell in table.cells[1]] == ["", "", "second", "best", ""]
+    assert len(table.frame) == 8
+    assert "one" in table.render("md")
+    with pytest.raises(InputError, match="no study 'four'"):
+        compare_table(fresh, ["one", "four"])
+    with pytest.raises(InputError, match="needs the name of at least one study"):
+        compare_table(fresh, [])
+
+
+def test_bootstrap_intervals_are_in_the_numbers(ledger):
+    frame = results_table(ledger, "demo").frame
+    assert (frame["test/error/bootstrap_low"] < frame["test/error/mean"]).all()
+    assert (frame["test/error/bootstrap_high"] > frame["test/error/mean"]).all()

@@ -8,6 +8,7 @@ In reading order:
     best        the best point of each method, chosen on validation
     formats     a table as Markdown, LaTeX, CSV, JSON and text
     tables      the table of results and the table of points
+    compare     several studies in one table
     curves      the numbers behind curves, results and learning curves
     searches    the numbers behind searches: progress, importance, trade-offs
     style       how figures look

@@ -90,6 +90,11 @@ class Curve:
     logarithmic: bool
 
     @property
+    def labels(self) -> list[str]:
+        """What a legend names: the lines, then the references."""
+        return [*(x.label for x in self.lines), *(f"{x.method} (best)" for x in self.references)]
+
+    @property
     def xs(self) -> list[float]:
         """The x values in order, each once; only for curves without words."""
         return sorted({float(dot.x) for line in self.lines for dot in line.dots})

@@ -66,8 +66,7 @@ def draw_curve(ax: Axes, curve: Curve, look: Mapping[str, Look], *, errors: str 
         for place, line in enumerate(curve.lines)
     ]
     handles += [_draw_reference(ax, found, look, errors) for found in curve.references]
-    _label_x(ax, curve)
-    legend_below(ax, handles)
+    legend_below(ax, handles, drop=_label_x(ax, curve))
     heading(ax, curve.title, _curve_notes(curve, errors))
 
 
@@ -137,10 +136,14 @@ def _step(curve: Curve) -> float:
     return min(float(min(np.diff(xs))) * 0.16, 0.03 * (xs[-1] - xs[0])) / lines if xs[1:] else 0.0
 
 
-def _label_x(ax: Axes, curve: Curve) -> None:
+def _label_x(ax: Axes, curve: Curve) -> float:
+    """Ticks where the points are; return how far below the axis the legend begins, in points."""
     if curve.categories:
-        ax.set_xticks(range(len(curve.categories)), curve.categories)
-        return
+        longest = max(len(word) for word in curve.categories)
+        is_wide = longest * len(curve.categories) > 70
+        turned: Any = {"rotation": 30, "ha": "right"} if is_wide else {}
+        ax.set_xticks(range(len(curve.categories)), curve.categories, **turned)
+        return 40.0 + 2.4 * longest if is_wide else 36.0
     xs = curve.xs
     if curve.logarithmic:
         ax.set_xscale("log")
@@ -151,6 +154,7 @@ def _label_x(ax: Axes, curve: Curve) -> None:
     if xs and len(xs) <= 12 and is_even:  # otherwise ticks would run into each other
         ax.set_xticks(xs, [f"{x:.4g}" for x in xs])
         ax.xaxis.set_minor_locator(NullLocator())
+    return 36.0
 
 
 def _curve_notes(curve: Curve, errors: str) -> list[str]:

@@ -15,7 +15,14 @@ from matplotlib.figure import Figure
 from modmix.analysis import curves, drawing, searches
 from modmix.analysis.curves import Curve, x_word
 from modmix.analysis.frames import Snapshot, read
-from modmix.analysis.style import Look, looks, new_figure, styled, to_bytes
+from modmix.analysis.style import (
+    Look,
+    height_with_legend,
+    looks,
+    new_figure,
+    styled,
+    to_bytes,
+)
 from modmix.analysis.words import metric_words, parameter_words
 from modmix.errors import InputError
 from modmix.ledger import Ledger
@@ -92,7 +99,10 @@ def _curve(snapshot: Snapshot, part: str, look: Mapping[str, Look], errors: str)
     return FigureOf(
         name=f"curve_{part}" if _is_taken(part) else part,
         caption=f"{_sentence(found.metric)} over {parameter_words(found.x)}.{_chosen(found)}",
-        draw=lambda: _one(lambda ax: drawing.draw_curve(ax, found, look, errors=errors)),
+        draw=lambda: _one(
+            lambda ax: drawing.draw_curve(ax, found, look, errors=errors),
+            height_with_legend([f"{label}, n = 5" for label in found.labels]),
+        ),
         numbers=found.frame,
     )
 
@@ -124,7 +134,10 @@ def _learning(ledger: Ledger, snapshot: Snapshot, look: Mapping[str, Look]) -> F
     return FigureOf(
         name="learning",
         caption=f"{_sentence(found.metric)} while the best points were trained.",
-        draw=lambda: _one(lambda ax: drawing.draw_learning(ax, found, look)),
+        draw=lambda: _one(
+            lambda ax: drawing.draw_learning(ax, found, look),
+            height_with_legend([f"{line.method}, n = 5" for line in found.lines]),
+        ),
         numbers=found.frame,
     )
 
@@ -134,7 +147,10 @@ def _search(snapshot: Snapshot, part: str, look: Mapping[str, Look]) -> FigureOf
     return FigureOf(
         name=f"search_{part}",
         caption=f"{_sentence(found.metric)} of every point the search proposed.",
-        draw=lambda: _one(lambda ax: drawing.draw_search(ax, found, look)),
+        draw=lambda: _one(
+            lambda ax: drawing.draw_search(ax, found, look),
+            height_with_legend([f"{t.method}, 100 points, best 10.00" for t in found.traces]),
+        ),
         numbers=found.frame,
     )
 

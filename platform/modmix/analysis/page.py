@@ -28,7 +28,7 @@ h1 { font-size: 1.7rem; line-height: 1.2; margin: .5rem 0 .25rem; }
 h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; padding-top: .6rem;
   border-top: 1px solid var(--line); }
 a { color: var(--accent); }
-nav { font-size: .9rem; margin: .6rem 0; } nav a { margin-right: .9rem; white-space: nowrap; }
+nav { font-size: .9rem; margin: .6rem 0; display: flex; flex-wrap: wrap; gap: .2rem .9rem; }
 .lead { font-size: 1.12rem; background: var(--tint); border-left: 4px solid var(--accent);
   padding: .7rem 1rem; margin: 1rem 0; }
 .warn { border-left-color: #d55e00; font-size: 1rem; }

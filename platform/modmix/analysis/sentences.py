@@ -28,6 +28,8 @@ def headline(snapshot: Snapshot, metric: str | None = None) -> str:
     shown = metric or default_metrics(snapshot)[0]
     rows = result_rows(snapshot, shown)
     winner = winner_of(rows, shown)
+    if winner is None and rows:
+        return f"No finished point has a {metric_words(shown)}. {progress(snapshot)}"
     if winner is None:
         return f"No method has a point with all replicates done yet. {progress(snapshot)}"
     value = winner.best.estimates[shown]

@@ -13,6 +13,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 from modmix.errors import InputError
 
@@ -92,17 +93,35 @@ def heading(ax: Axes, title: str, notes: Sequence[str] = ()) -> None:
         )  # fmt: skip
 
 
-def legend_below(ax: Axes, handles: Sequence[Any]) -> None:
-    """A legend under the axes, where it covers no value."""
+def legend_below(ax: Axes, handles: Sequence[Any], drop: float = 36.0) -> None:
+    """A legend under the axes, where it covers no value.
+
+    Args:
+        drop: how far below, in points: the height of the axis' numbers and label.
+    """
     if not handles:
         return
     labels = [str(handle.get_label()) for handle in handles]
-    widest = max(len(label) for label in labels)
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    below = ScaledTranslation(0, -drop / 72, figure.dpi_scale_trans)
     ax.legend(
-        handles, labels, loc="upper left", bbox_to_anchor=(-0.02, -0.2),
-        ncols=max(1, min(len(labels), 84 // (widest + 8))), handlelength=2.4,
+        handles, labels, loc="upper left", bbox_to_anchor=(-0.02, 0.0),
+        bbox_transform=ax.transAxes + below, ncols=legend_columns(labels), handlelength=2.4,
         columnspacing=1.4, borderaxespad=0.0,
     )  # fmt: skip
+
+
+def legend_columns(labels: Sequence[str]) -> int:
+    """Columns that fit under an axis of the common width."""
+    widest = max((len(label) for label in labels), default=1)
+    return max(1, min(len(labels), 84 // (widest + 8)))
+
+
+def height_with_legend(labels: Sequence[str]) -> float:
+    """Inches for a figure whose legend has these labels, so that many take nothing from it."""
+    rows = -(-len(labels) // legend_columns(labels)) if labels else 0
+    return 3.1 + 0.18 * max(rows, 2)
 
 
 def horizontal_grid(ax: Axes) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from modmix.analysis import statistics
@@ -77,7 +78,7 @@ def results_of(
             raise InputError(f"results show test metrics ({known}), got {metric!r}")
     rows = result_rows(snapshot, shown[0], by)
     varied = varied_parameters(snapshot)
-    marks = {metric: _marks(rows, metric) for metric in shown}
+    marks = {m: marks_of([row.best.estimates[m].mean for row in rows], m) for m in shown}
     papers = {metric: [paper_number(snapshot, row, metric) for row in rows] for metric in shown}
     header = ["method", "n"]
     numeric = [False, True]
@@ -198,13 +199,14 @@ def paper_number(snapshot: Snapshot, row: Row, metric: str) -> tuple[float, floa
     return float(numbers[0]), float(numbers[1]) if len(numbers) > 1 else math.nan
 
 
-def _marks(rows: Sequence[Row], metric: str) -> list[str]:
-    """Best and second best mean; equal means share a mark."""
+def marks_of(means: Sequence[float], metric: str) -> list[str]:
+    """ "best" and "second" among means; equal ones share a mark, a single one gets none."""
     sign = -1.0 if higher_is_better(metric) else 1.0
-    means = [sign * row.best.estimates[metric].mean for row in rows]
-    ladder = sorted({mean for mean in means if not math.isnan(mean)})
-    names = dict(zip(ladder, ("best", "second"), strict=False))
-    return [names.get(mean, "") if len(rows) > 1 else "" for mean in means]
+    costs = [sign * mean for mean in means]
+    ladder = sorted({cost for cost in costs if not math.isnan(cost)})
+    is_alone = sum(not math.isnan(cost) for cost in costs) < 2
+    names = {} if is_alone else dict(zip(ladder, ("best", "second"), strict=False))
+    return [names.get(cost, "") for cost in costs]
 
 
 def _mean_cell(row: Row, metric: str, mark: str) -> Cell:
@@ -245,17 +247,29 @@ def _results_frame(
     papers: Mapping[str, Sequence[tuple[float, float] | None]],
     by: str | None,
 ) -> pd.DataFrame:
-    records = [_record(row, {m: papers[m][i] for m in papers}) for i, row in enumerate(rows)]
+    first = next(iter(papers))
+    records = [
+        _record(row, {m: papers[m][i] for m in papers})
+        | _bootstrap(list(snapshot.by_seed(row.best.point, first).values()), first)
+        for i, row in enumerate(rows)
+    ]
     stated = [m for m, numbers in papers.items() if any(number is not None for number in numbers)]
     metrics = [by or snapshot.objectives[0], *dict.fromkeys([*papers, *_tests(rows)])]
     columns = ["label", "method", "part", "n"]
     columns += [f"{metric}/{name}" for metric in metrics for name in STATISTICS]
+    columns += list(_bootstrap([], first))
     columns += [f"paper/{metric}/{name}" for metric in stated for name in ("mean", "std")]
     columns += [
         "seeds_in_common", "difference", "difference_ci_low", "difference_ci_high",
         "p_paired_t", "p_holm", "p_wilcoxon", "point", "hyperparameters",
     ]  # fmt: skip
     return pd.DataFrame(records, columns=columns)
+
+
+def _bootstrap(values: Sequence[float], metric: str) -> dict[str, float]:
+    """A second opinion on the interval, which assumes no normal distribution."""
+    low, high = statistics.bootstrap_interval(values, np.random.default_rng(0))
+    return {f"{metric}/bootstrap_low": low, f"{metric}/bootstrap_high": high}
 
 
 def _tests(rows: Sequence[Row]) -> list[str]:
