@@ -276,14 +276,17 @@ def _run(
     with Heartbeat(work.beat), _signals(work, say):
         try:
             work.prepare()
-            if work.reused:
-                say(f"{work.reused} replicates were found in the ledger and are reused")
+            found = work.reused
+            if found:
+                say(f"{found} replicates were found in the ledger and are reused")
             if mirror is not None:
                 mirror.start()
                 mirrored = mirror
             if not work.finished:
                 runner.start()
                 runner.run(work)
+            if work.reused > found:  # a search meets known points only when it proposes them
+                say(f"{work.reused} replicates were found in the ledger and are reused")
             work.let_go()
             state = "stopped" if work.stopping else "finished"
             if state == "finished":

@@ -1,0 +1,232 @@
+"""A study from file to figures, in this process: again, extended, shared, stopped, mended."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import modmix
+from modmix.ledger import Ledger
+
+pytestmark = pytest.mark.slow
+
+FILE = """
+study: {name}
+task: {{name: digits, train_rows: 120}}
+seeds: {seeds}
+training: {{epochs: 3, batch_size: 32, learning_rate: 0.003}}
+parts:
+  curve:
+    x: beta
+    methods:
+      mul: {{beta: {{grid: {grid}}}}}
+  search:
+    search: {{points: {points}, batch: 2, parallel: 1}}
+    methods:
+      late: {{learning_rate: {{low: 0.001, high: 0.1, log: true}}}}
+"""
+
+
+def write(folder: Path, name: str = "small", **values: object) -> Path:
+    path = folder / f"{name}.yaml"
+    filled = {"seeds": 2, "grid": [0, 0.5], "points": 4, **values}
+    path.write_text(FILE.format(name=name, **filled))
+    return path
+
+
+def local(path: Path, home: Path, **how: object) -> modmix.Study:
+    return modmix.run(path, runner="local", home=home, mlflow=False, **how)  # type: ignore[arg-type]
+
+
+def cli(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "modmix", *arguments],
+        env={**os.environ, "MODMIX_HOME": str(home), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def test_file_in_numbers_out(tmp_path: Path) -> None:
+    study = local(write(tmp_path), tmp_path / "runs")
+    frame = study.frame()
+    assert list(frame["method"].value_counts().items()) == [("late", 4), ("mul", 2)]
+    assert set(frame["n"]) == {2}
+    # Mean, deviation and interval against the replicates, by hand: t(0.975, 1) = 12.7062.
+    for _, row in frame.iterrows():
+        mine = study.replicates().query("point == @row.point or point.str.startswith(@row.point)")
+        values = mine["test/error"].to_numpy()
+        mean = values.sum() / 2
+        std = abs(values[0] - values[1]) / np.sqrt(2)
+        assert row["test/error/mean"] == pytest.approx(mean)
+        assert row["test/error/std"] == pytest.approx(std)
+        assert row["test/error/ci_high"] == pytest.approx(mean + 12.7062047 * std / np.sqrt(2))
+        assert row["test/error/ci_low"] == pytest.approx(mean - 12.7062047 * std / np.sqrt(2))
+    names = {path.name for path in (study.folder / "figures").iterdir()}
+    assert {"curve.png", "curve.svg"} <= names
+    names = {path.name for path in (study.folder / "tables").iterdir()}
+    assert {"points.csv", "results.csv", "results.md", "results.tex"} <= names
+    assert "<html" in (study.folder / "report.html").read_text()[:500]
+
+
+def test_again_extended_and_shared(tmp_path: Path) -> None:
+    home = tmp_path / "runs"
+    first = local(write(tmp_path), home)
+    done = first.replicates().set_index("replicate")["test/error"]
+    assert len(done) == 12
+
+    said: list[str] = []
+    again = local(write(tmp_path), home, say=said.append)
+    assert again.status()["trained"] == 12
+    attempts = {r.attempts for r in Ledger(first.home.ledger_url).replicates("small")}
+    assert attempts == {1}
+
+    # Two points more for the search, one value more for the grid, one seed more for all.
+    wider = local(write(tmp_path, points=6, grid=[0, 0.5, 1], seeds=3), home)
+    status = wider.status()
+    assert status["points"] == {
+        "total": 9, "done": 9, "pruned": 0, "failed": 0, "running": 0, "pending": 0,
+    }  # fmt: skip
+    assert status["replicates"]["done"] == 27
+    assert {r.attempts for r in Ledger(first.home.ledger_url).replicates("small")} == {1}
+    kept = wider.replicates().set_index("replicate")["test/error"]
+    assert kept[done.index].equals(done)
+
+    said.clear()
+    other = local(write(tmp_path, "other", points=4, grid=[0, 1], seeds=2), home, say=said.append)
+    assert other.status()["reused"] == 4 + 8  # both β, and the four points of the same search
+    assert other.status()["trained"] == 0
+    assert any("12 replicates were found in the ledger and are reused" in text for text in said)
+
+
+def test_an_edited_grid_forgets_what_it_no_longer_asks_for(tmp_path: Path) -> None:
+    home = tmp_path / "runs"
+    local(write(tmp_path, grid=[0, 0.5]), home)
+    study = local(write(tmp_path, grid=[0.5, 1]), home)
+    assert sorted(study.frame().query("method == 'mul'")["beta"]) == [0.5, 1.0]
+
+
+def test_interfaces_of_the_command_line(tmp_path: Path) -> None:
+    home = tmp_path / "runs"
+    path = write(tmp_path)
+    ran = cli(home, "run", str(path), "--local", "--no-mlflow")
+    assert ran.returncode == 0, ran.stderr
+
+    status = json.loads(cli(home, "status", "small", "--json").stdout)
+    assert status["study"] == "small"
+    assert status["state"] == "finished"
+    assert status["points"]["total"] == status["points"]["done"] == 6
+    assert status["replicates"]["total"] == status["replicates"]["done"] == 12
+    assert {"running", "interrupted", "failed"} <= status["replicates"].keys()
+    assert (status["trained"], status["reused"]) == (12, 0)
+    assert status["device_seconds"] > 0
+    assert status["wall_seconds"] > 0
+
+    rows = list(csv.DictReader(io.StringIO(cli(home, "table", "small", "--format", "csv").stdout)))
+    assert len(rows) == 6
+    wanted = {"method", "beta", "learning_rate", "n"}
+    wanted |= {
+        f"{split}/error/{what}"
+        for split in ("val", "test")
+        for what in ("mean", "std", "ci_low", "ci_high")
+    }
+    assert wanted <= rows[0].keys()
+    assert {float(row["beta"]) for row in rows if row["method"] == "mul"} == {0.0, 0.5}
+
+    best = json.loads(cli(home, "best", "small", "--json").stdout)
+    assert {point["method"] for point in best} == {"mul", "late"}
+    for point in best:
+        of_method = [row for row in rows if row["method"] == point["method"]]
+        lowest = min(float(row["val/error/mean"]) for row in of_method)
+        assert point["mean"] == pytest.approx(lowest)
+        assert point["n"] == 2
+        assert point["std"] is not None
+        assert Path(point["file"]).exists()
+
+    begun = time.monotonic()
+    again = cli(home, "run", str(path), "--no-mlflow")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(cli(home, "status", "small", "--json").stdout)["trained"] == 12
+    assert time.monotonic() - begun < 60
+
+
+def test_stop_and_continue(tmp_path: Path) -> None:
+    home = tmp_path / "runs"
+    path = write(tmp_path, points=40, seeds=4)
+    command = [sys.executable, "-m", "modmix", "run", str(path), "--local", "--no-mlflow"]
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "MODMIX_HOME": str(home), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    database = home / "ledger.db"
+    while process.poll() is None:
+        if database.exists() and any(
+            state == "done"
+            for state in Ledger(f"sqlite:///{database}").replicate_states("small").values()
+        ):
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 3, errors
+    assert "continues" in errors
+    status = json.loads(cli(home, "status", "small", "--json").stdout)
+    assert status["state"] == "stopped"
+    assert 0 < status["replicates"]["done"] < 168
+    study = local(path, home)
+    assert study.status()["replicates"]["done"] == 168
+
+
+def test_diverged_models_end_alone(tmp_path: Path) -> None:
+    path = tmp_path / "wild.yaml"
+    path.write_text(
+        """
+study: wild
+task: {name: digits, train_rows: 120}
+seeds: 2
+training: {epochs: 3, optimizer: sgd}
+parts:
+  rates:
+    methods:
+      add: {learning_rate: {grid: [0.01, 1.0e+30]}}
+"""
+    )
+    study = local(path, tmp_path / "runs")
+    frame = study.frame().sort_values("learning_rate").reset_index()
+    assert list(frame["n"]) == [2, 0]
+    assert study.status()["points"]["failed"] == 1
+    reasons = set(study.replicates().query("state == 'failed'")["reason"])
+    assert len(reasons) == 1
+    assert "diverged" in reasons.pop()
+
+
+def test_every_study_file_has_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    from modmix import plan, spec
+
+    data = os.environ.get("MODMIX_TEST_DATA")
+    files = sorted(Path("studies").glob("*.yaml"))
+    assert len(files) >= 5
+    for path in files:
+        text = path.read_text()
+        assert text.startswith("# ")
+        for word in ("Cost:", "Expected:"):
+            assert word in text, f"{path} does not say its {word}"
+        if "MODMIX_HIGGS" in text:
+            if data is None or not (Path(data) / "HIGGS.csv.gz").exists():
+                continue
+            monkeypatch.setenv("MODMIX_HIGGS", str(Path(data) / "HIGGS.csv.gz"))
+        assert plan.make(spec.read(path)).parts
