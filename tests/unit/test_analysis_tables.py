@@ -47,6 +47,13 @@ def test_one_row_per_method_and_one_per_part_with_another_best(ledger):
     assert chosen["mulmix (table)"] == "β = 0.5"
     assert chosen["add"] == "depth = 1"
     assert chosen["base"] == ""
+    among = table.frame.set_index("label")["chosen_among"]
+    # 11 of the curve and 11 of the search (one of its 12 was pruned)
+    assert dict(among) == {
+        "mulmix": 11, "mulmix (table)": 1, "mul": 22, "mul (search)": 11,
+        "add": 5, "late": 1, "base": 1,
+    }  # fmt: skip
+    assert any("mulmix 11, mulmix (table) 1, mul 22" in note for note in table.notes)
 
 
 def test_best_and_second_by_test_mean(ledger):
@@ -132,7 +139,7 @@ def test_nothing_finished_is_said(fresh):
     for form in FORMATS:
         assert table.render(form)
     assert "No point has all its replicates done yet." in table.render("text")
-    assert table.render("csv").startswith("label,method,part,n,val/error/mean")
+    assert table.render("csv").startswith("label,method,part,n,chosen_among,val")
 
 
 def test_one_seed_shows_means_without_spread(fresh):

@@ -21,6 +21,7 @@ from modmix.analysis.words import metric_words, p_clause, value_text
 from modmix.home import Home, write_bytes, write_text
 from modmix.ledger import Ledger, ReplicateRecord
 
+_VERSIONS = ("modmix", "torch", "numpy", "ray", "optuna", "mlflow")
 _FEW = 300  # points up to which they are also written as Markdown and LaTeX, and shown in full
 
 
@@ -235,8 +236,7 @@ def _setup(snapshot: Snapshot) -> list[tuple[str, str]]:
         ("wall time", _duration(record.wall_seconds)),
         ("first started", _moment(record.created)),
         ("last changed", _moment(record.updated)),
-        ("modmix", str(details.get("modmix") or "")),
-        ("torch", str(details.get("torch") or "")),
+        ("versions", ", ".join(f"{n} {details[n]}" for n in _VERSIONS if details.get(n))),
         ("code", str(details.get("git") or "")),
     ]
 

@@ -40,6 +40,7 @@ class Row:
     label: str  # "mulmix", or "mulmix (beta_curve)"
     part: str  # "" over the whole study
     best: BestPoint
+    among: int  # complete points it was chosen from
     paired: statistics.Paired | None = None  # this row minus the best row; None for the best row
     p_holm: float = math.nan
 
@@ -123,14 +124,27 @@ def result_rows(snapshot: Snapshot, metric: str, by: str | None = None) -> list[
     rows: list[Row] = []
     by_part = {part: best_of(snapshot, by, part) for part in snapshot.parts}
     for best in best_of(snapshot, by):
-        rows.append(Row(label=best.method, part="", best=best))
+        among = _among(snapshot, best.method)
+        rows.append(Row(label=best.method, part="", best=best, among=among))
         seen = {best.point}
         for part, others in by_part.items():
             for other in others:
                 if other.method == best.method and other.point not in seen:
                     seen.add(other.point)
-                    rows.append(Row(label=f"{best.method} ({part})", part=part, best=other))
+                    label = f"{best.method} ({part})"
+                    among = _among(snapshot, best.method, part)
+                    rows.append(Row(label=label, part=part, best=other, among=among))
     return _compared(snapshot, rows, metric)
+
+
+def _among(snapshot: Snapshot, method: str, part: str | None = None) -> int:
+    """How many complete points of a method there are, in a part or in all."""
+    return sum(
+        point.method == method
+        and point.key in snapshot.complete
+        and (part is None or part in snapshot.parts_of.get(point.key, ()))
+        for point in snapshot.points
+    )
 
 
 def _compared(snapshot: Snapshot, rows: list[Row], metric: str) -> list[Row]:
@@ -255,7 +269,7 @@ def _results_frame(
     ]
     stated = [m for m, numbers in papers.items() if any(number is not None for number in numbers)]
     metrics = [by or snapshot.objectives[0], *dict.fromkeys([*papers, *_tests(rows)])]
-    columns = ["label", "method", "part", "n"]
+    columns = ["label", "method", "part", "n", "chosen_among"]
     columns += [f"{metric}/{name}" for metric in metrics for name in STATISTICS]
     columns += list(_bootstrap([], first))
     columns += [f"paper/{metric}/{name}" for metric in stated for name in ("mean", "std")]
@@ -280,7 +294,7 @@ def _record(row: Row, papers: Mapping[str, tuple[float, float] | None]) -> dict[
     """One row for machines; ``difference`` is this row minus the best row."""
     best = row.best
     record: dict[str, Any] = {"label": row.label, "method": best.method, "part": row.part}
-    record["n"] = best.n
+    record |= {"n": best.n, "chosen_among": row.among}
     record |= {f"{best.metric}/{name}": getattr(best, name) for name in STATISTICS}
     for metric, found in best.estimates.items():
         record |= {f"{metric}/{name}": getattr(found, name) for name in STATISTICS}
@@ -310,6 +324,10 @@ def _results_notes(
         f"Points are chosen by {chooser}; test is only reported.",
         "Mean ± standard deviation over n seeds.",
     ]
+    counts = ", ".join(f"{row.label} {row.among}" for row in rows)
+    if any(row.among > 1 for row in rows):
+        # Who may choose among more points has the better chance of a lucky one.
+        notes.append(f"Points that each was chosen from: {counts}.")
     if len(rows) > 1:
         notes.append(
             f"95 % CI, distance and p value are for {metric_label(shown[0])}: paired t test "
