@@ -1,0 +1,109 @@
+"""Names that become paths, and files that are whole or not there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from modmix.errors import InputError
+from modmix.home import Home, is_name, is_taken, write_bytes, write_text
+
+
+@pytest.mark.parametrize("name", ["a", "7", "beta-curve_2.final", "A" * 100])
+def test_names(name: str, tmp_path: Path) -> None:
+    assert is_name(name)
+    assert Home(tmp_path).study(name) == tmp_path / name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        "../x",
+        "a/b",
+        "/etc",
+        "-x",
+        ".x",
+        "a b",
+        "a\n",
+        "é",
+        "A" * 101,
+        "a\\b",
+        "~",
+        "$x",
+    ],
+)
+def test_what_is_no_name(name: str, tmp_path: Path) -> None:
+    assert not is_name(name)
+    with pytest.raises(InputError, match="a study's name must be letters, digits"):
+        Home(tmp_path).study(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["weights", "Artifacts", "checkpoints", "ledger.db", "mlflow.db-wal"]
+)
+def test_names_that_lie_elsewhere(name: str, tmp_path: Path) -> None:
+    assert is_taken(name)
+    with pytest.raises(InputError, match="none of artifacts, checkpoints, weights"):
+        Home(tmp_path).study(name)
+
+
+def test_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MODMIX_LEDGER", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MODMIX_HOME", str(tmp_path / "runs"))
+    home = Home.from_environment()
+    assert home.path == tmp_path / "runs"
+    assert home.ledger_url == f"sqlite:///{tmp_path}/runs/ledger.db"
+    assert home.tracking_uri == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    monkeypatch.setenv("MODMIX_LEDGER", "postgresql+psycopg://host/db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert home.ledger_url == "postgresql+psycopg://host/db"
+    assert home.tracking_uri == "http://127.0.0.1:5000"
+    monkeypatch.setenv("MODMIX_HOME", "")
+    monkeypatch.chdir(tmp_path)
+    assert Home.from_environment().path == tmp_path / "modmix_runs"
+
+
+def test_making_leaves_nothing_but_the_folder(tmp_path: Path) -> None:
+    Home(tmp_path / "a" / "b").make()
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_a_file_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("mine")
+    for path in (tmp_path / "runs", tmp_path / "runs" / "below"):
+        with pytest.raises(
+            InputError, match=r"the results folder .* cannot be written \(.+\): free"
+        ):
+            Home(path).make()
+    assert (tmp_path / "runs").read_text() == "mine"
+
+
+def test_writing_replaces_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file.txt"
+    write_text(path, "one")
+    write_text(path, "zwölf")
+    assert path.read_text(encoding="utf-8") == "zwölf"
+    assert list(path.parent.iterdir()) == [path]
+    umask = os.umask(0)
+    os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_bytes(path, b"old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_bytes(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,299 @@
+"""Study files: values, lines, and everything that is wrong at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modmix import spec
+from modmix.errors import InputError, SpecError
+from modmix.spec import Source, StudySpec
+
+SMALL = """\
+study: small
+task: digits
+parts:
+  one:
+    methods:
+      mul:
+"""
+
+
+def parse(text: str) -> Source:
+    return spec.parse(text, name="x.yaml", folder=Path("/"))
+
+
+def checked(text: str) -> StudySpec:
+    found, problems = spec.check(parse(text))
+    assert not problems, problems
+    assert found is not None
+    return found
+
+
+def problems(text: str) -> list[str]:
+    """Everything wrong with a file, as a user reads it, in the order of lines."""
+    source = parse(text)
+    found = [*source.problems, *spec.check(source)[1]]
+    return str(SpecError("x.yaml", found)).splitlines()
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(SpecError) as caught:
+        parse(text)
+    return str(caught.value)
+
+
+# ---------------------------------------------------------------- what a file may leave out
+
+
+def test_defaults() -> None:
+    found = checked(SMALL)
+    assert found.task == {"name": "digits"}
+    assert found.seeds == [0, 1, 2, 3, 4]
+    assert found.objective == ["val/error"]
+    assert found.reuse is True
+    assert (found.resources.cpus, found.resources.gpus, found.resources.max_models) == (1, 0, 64)
+    assert found.parts["one"].search is None
+    assert list(found.parts["one"].methods) == ["mul"]
+
+
+def test_short_forms() -> None:
+    found = checked(SMALL + "seeds: 3\nobjective: val/auc\n")
+    assert found.seeds == [0, 1, 2]
+    assert found.objective == ["val/auc"]
+
+
+def test_the_order_of_parts_and_methods_is_the_file_s() -> None:
+    text = "study: s\ntask: digits\nparts:\n" + "".join(
+        f"  {name}: {{methods: {{mul: , add: , early: }}}}\n" for name in ("z", "a", "m")
+    )
+    found = checked(text)
+    assert list(found.parts) == ["z", "a", "m"]
+    assert list(found.parts["a"].methods) == ["mul", "add", "early"]
+    assert list(found.model_dump(mode="json")["parts"]) == ["z", "a", "m"]
+
+
+# ---------------------------------------------------------------- YAML
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 0.001),
+        ("1E5", 100000.0),
+        ("-2.5e+3", -2500.0),
+        (".5", 0.5),
+        ("1_000", 1000),
+        ("0.1", 0.1),
+        ("7", 7),
+        ("yes", True),
+        ("~", None),
+        ("2020-01-02", "2020-01-02"),  # a date stays a word
+        ("e5", "e5"),
+        ("1e", "1e"),
+        ("'1e-3'", "1e-3"),
+        ("[1, [2e0]]", [1, [2.0]]),
+    ],
+)
+def test_values(text: str, value: Any) -> None:
+    found = parse(f"study: s\nx: {text}\n").raw["x"]
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_anchors() -> None:
+    source = parse("a: &grid {grid: [0, 1]}\nb: *grid\n")
+    assert source.raw == {"a": {"grid": [0, 1]}, "b": {"grid": [0, 1]}}
+    assert source.line(("b",)) == 2
+
+
+def test_lines() -> None:
+    source = parse("# a comment\nstudy: s\n\nparts:\n  p:\n    methods: {mul:\n      {beta: 1}}\n")
+    assert source.line(("study",)) == 2
+    assert source.line(("parts", "p")) == 5
+    assert source.line(("parts", "p", "methods", "mul", "beta")) == 7
+    assert source.line(("parts", "p", "absent", "deeper")) == 5  # the nearest there is
+    assert source.line(("absent",)) == 1
+    listed = parse("seeds:\n- 1\n- 2\n")
+    assert listed.line(("seeds", 1)) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "line 1: a study file must be a mapping that begins with 'study: NAME'"),
+        ("# nothing\n", "line 1: a study file must be a mapping that begins with 'study: NAME'"),
+        ("- study\n", "line 1: a study file must be a mapping that begins with 'study: NAME'"),
+        ("word", "line 1: a study file must be a mapping that begins with 'study: NAME'"),
+        ("study: s\nparts: [\n", "line 3: not valid YAML: expected the node content"),
+        ("study: s\n\tparts: 1\n", "line 2: not valid YAML: found character '\\t'"),
+        ("study: 'x\n", "line 2: not valid YAML: found unexpected end of stream"),
+        ("a: 1\n---\nb: 2\n", "line 2: not valid YAML: but found another document"),
+        ("a: *b\n", "line 1: not valid YAML: found undefined alias 'b'"),
+        ("a: 1\n? [1, 2]\n: 3\n", "line 2: not valid YAML: a key must be a word"),
+        ("a: 1\nb: 2020-13-45\n", "line 2: not valid YAML: '2020-13-45' is no value"),
+        ("a: !!int x\n", "line 1: not valid YAML: 'x' is no value"),
+        (f"a: {'9' * 5000}\n", "line 1: not valid YAML: '9999"),
+        ("a: !!python/object:os.system x\n", "line 1: not valid YAML: could not determine a cons"),
+        ("a: \0\n", "not valid YAML: unacceptable character #x0000"),
+        ("a: &a [*a]\n", "line 1: not valid YAML: nested deeper than 50 levels"),
+        ("a: " + "[" * 5000, "not valid YAML: nested too deep"),
+    ],
+)
+def test_what_is_not_a_study_file(text: str, message: str) -> None:
+    found = refusal(text)
+    assert found.startswith(f"x.yaml: {message}")
+    assert "\n" not in found
+
+
+def test_aliases_of_aliases_are_counted() -> None:
+    text = "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n"
+    for i in range(9):
+        text += f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 10)}]\n"
+    assert "more than 100000 values" in refusal(text)
+
+
+def test_reading(tmp_path: Path) -> None:
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL)
+    source = spec.read(path)
+    assert source.folder == tmp_path
+    assert source.name == str(path)
+    with pytest.raises(InputError, match=r"no study file .*smal\.yaml: .* \(near: small\.yaml\)$"):
+        spec.read(tmp_path / "smal.yaml")
+    with pytest.raises(InputError, match=r"cannot be read: .*Is a directory"):
+        spec.read(tmp_path)
+    path.write_bytes(b"study: \xff\n")
+    with pytest.raises(InputError, match=r"cannot be read: .*utf-8"):
+        spec.read(path)
+
+
+# ---------------------------------------------------------------- the outline
+
+
+def test_everything_at_once_in_the_order_of_lines() -> None:
+    text = """\
+study: a/b
+study: c
+task: 7
+encoders:
+training: 3
+seeds: [0, 0]
+objective: [val/error, val/auc, val/nll]
+parts:
+  ../up: {methods: {mul: }}
+  none: {methods: {}}
+  five: 5
+  odd:
+    x: 5
+    title: [t]
+    search: {points: 0, sampler: best, extra: 1}
+    shared: 4
+    references: mul
+    methods: [mul]
+  two:
+    search: {}
+    methods: {mul: 4}
+resources:
+  cpus: 0
+  gpus: "1"
+  max_models: 0.5
+  cpu: 1
+budget: {wall_minutes: .inf, target: yes}
+reuse: maybe
+paper: {mul: 5, add: {test/error: x}}
+final: {of: 1}
+sead: 4
+"""
+    name = "letters, digits, '_', '-' and '.', at most 100, beginning with a letter or digit"
+    assert problems(text) == [
+        f"x.yaml: line {problem}"
+        for problem in [
+            f"1: study: a name must be {name}, got 'a/b'",
+            "2: study: this key is given twice (first on line 1); keep one",
+            "3: task: must be a mapping, got 7",
+            "4: encoders: must be a mapping, got null",
+            "5: training: must be a mapping, got 3",
+            "6: seeds: must differ from each other, got [0, 0]",
+            "7: objective: must have at most 2 entries, got ['val/error', 'val/auc', 'val/nll']",
+            f"9: parts.../up: a name must be {name}, got '../up'",
+            "10: parts.none.methods: must have at least 1 entry, got {}",
+            "11: parts.five: must be a mapping, got 5",
+            "13: parts.odd.x: must be a word, got 5",
+            "14: parts.odd.title: must be a word, got ['t']",
+            (
+                "15: parts.odd.search.extra: unknown key 'extra': it may be batch, parallel, points, "
+                "sampler, seed"
+            ),
+            "15: parts.odd.search.points: must be greater than or equal to 1, got 0",
+            (
+                "15: parts.odd.search.sampler: must be 'tpe', 'gp', 'cmaes', 'random', 'qmc', 'grid' "
+                "or 'nsga2', got 'best'"
+            ),
+            "16: parts.odd.shared: must be a mapping, got 4",
+            "17: parts.odd.references: must be a list, got 'mul'",
+            "18: parts.odd.methods: must be a mapping, got ['mul']",
+            "20: parts.two.search.points: is required but missing",
+            "21: parts.two.methods.mul: must be a mapping, got 4",
+            "23: resources.cpus: must be greater than 0, got 0",
+            "24: resources.gpus: must be a number, got '1'",
+            "25: resources.max_models: must be a whole number, got 0.5",
+            "26: resources.cpu: unknown key 'cpu': did you mean 'cpus'?",
+            "27: budget.target: must be a number, got True",
+            "27: budget.wall_minutes: must be a finite number, got inf",
+            "28: reuse: must be true or false, got 'maybe'",
+            "29: paper.add.test/error: must be a number, got 'x'",
+            "29: paper.mul: must be a mapping, got 5",
+            "30: final.method: is required but missing",
+            "30: final.of: must be a word, got 1",
+            "30: final.point: is required but missing",
+            "31: sead: unknown key 'sead': did you mean 'seeds'?",
+        ]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("seeds: 0", "seeds: the number of seeds must be between 1 and 10000, got 0"),
+        ("seeds: yes", "seeds: must be a list, got True"),
+        ("seeds: []", "seeds: must have at least 1 entry, got []"),
+        ("seeds: [1, -1]", "seeds.1: must be greater than or equal to 0, got -1"),
+        ("seeds: [2147483648]", "seeds.0: must be less than 2147483648, got 2147483648"),
+        ("seeds: [1.5]", "seeds.0: must be a whole number, got 1.5"),
+        ("objective: []", "objective: must have at least 1 entry, got []"),
+        ("budget: {device_hours: -1}", "budget.device_hours: must be greater than 0, got -1"),
+    ],
+)
+def test_single_problems(line: str, message: str) -> None:
+    assert problems(SMALL + line) == [f"x.yaml: line 7: {message}"]
+
+
+@pytest.mark.parametrize(
+    "name", ["weights", "artifacts", "Checkpoints", "ledger.db", "mlflow.db-wal"]
+)
+def test_studies_do_not_take_our_folders(name: str) -> None:
+    expected = f"line 1: study: '{name}' is the name of something else in the results folder"
+    assert problems(SMALL.replace("small", name)) == [f"x.yaml: {expected}"]
+
+
+def test_without_a_study() -> None:
+    assert problems("title: t\n") == [
+        "x.yaml: line 1: parts: is required but missing",
+        "x.yaml: line 1: study: is required but missing",
+        "x.yaml: line 1: task: is required but missing",
+        (
+            "x.yaml: line 1: title: unknown key 'title': it may be budget, description, encoders, "
+            "final, objective, paper, parts, resources, reuse, seeds, study, task, training"
+        ),
+    ]
+
+
+def test_suggestions() -> None:
+    assert spec.unknown("mulmx", ["mul", "mulmix"], "method") == (
+        "unknown method 'mulmx': did you mean 'mulmix'?"
+    )
+    assert spec.unknown("x", ["b", "a"], "key") == "unknown key 'x': it may be a, b"
+    assert spec.unknown("x", [], "key") == "unknown key 'x': it may be nothing here"
