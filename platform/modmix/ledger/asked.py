@@ -1,0 +1,227 @@
+"""What studies ask for: points, the replicates they need, the entries of grids and searches."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Table
+
+from modmix.ledger.database import (
+    ENTRIES,
+    POINTS,
+    REPLICATES,
+    STUDIES,
+    STUDY_POINTS,
+    STUDY_REPLICATES,
+    Database,
+)
+from modmix.ledger.records import Entry, NewPoint, PointRecord, dump, number
+
+
+class Asked(Database):
+    """The points and entries of studies."""
+
+    def add(self, study: str, points: Sequence[NewPoint], entries: Sequence[Entry]) -> None:
+        """Add points with their replicates, and the entries that asked for them.
+
+        What is there already stays as it is; so a replicate that another study has finished is
+        found with its result.
+        """
+        with self._transaction() as db:
+            self._insert_new(
+                db, POINTS, "key",
+                [{"key": p.key, "method": p.method, "params": dump(p.params)} for p in points],
+            )  # fmt: skip
+            self._insert_new(
+                db, REPLICATES, "key",
+                [
+                    {"key": key, "point": p.key, "seed": seed, "state": "pending"}
+                    for p in points
+                    for key, seed in p.replicates
+                ],
+            )  # fmt: skip
+            mine = STUDY_POINTS.c.study == study
+            first = db.execute(sa.select(sa.func.count()).where(mine)).scalar_one()
+            known = set(db.execute(sa.select(STUDY_POINTS.c.point).where(mine)).scalars())
+            fresh = list(dict.fromkeys(p.key for p in points if p.key not in known))
+            if fresh:
+                db.execute(
+                    sa.insert(STUDY_POINTS),
+                    [
+                        {"study": study, "point": key, "number": first + i}
+                        for i, key in enumerate(fresh)
+                    ],
+                )
+            self._insert_new(
+                db, STUDY_REPLICATES, "replicate",
+                [
+                    {"study": study, "replicate": key, "point": p.key, "seed": seed, "origin": ""}
+                    for p in points
+                    for key, seed in p.replicates
+                ],
+                STUDY_REPLICATES.c.study == study,
+            )  # fmt: skip
+            if entries:
+                db.execute(
+                    sa.insert(ENTRIES),
+                    [
+                        {
+                            "study": study,
+                            "part": e.part,
+                            "method": e.method,
+                            "number": e.number,
+                            "point": e.point,
+                            "batch": e.batch,
+                            "proposal": dump(e.proposal),
+                            "state": e.state,
+                        }
+                        for e in entries
+                    ],
+                )
+
+    @staticmethod
+    def _insert_new(
+        db: sa.Connection,
+        table: Table,
+        key: str,
+        rows: Iterable[dict[str, Any]],
+        where: sa.ColumnElement[bool] | None = None,
+    ) -> None:
+        unique = {row[key]: row for row in rows}
+        keys = list(unique)
+        present: set[str] = set()
+        for begin in range(0, len(keys), 500):  # databases limit the variables of one statement
+            query = sa.select(table.c[key]).where(table.c[key].in_(keys[begin : begin + 500]))
+            present |= set(db.execute(query if where is None else query.where(where)).scalars())
+        new = [row for name, row in unique.items() if name not in present]
+        if new:
+            db.execute(sa.insert(table), new)
+
+    def keep_only_entries(self, study: str, signatures: Mapping[tuple[str, str], str]) -> None:
+        """Forget the entries of parts that the study file no longer has, or has changed.
+
+        ``signatures`` names, by part and method, what its entries depend on. Results are not
+        touched: what is asked again is found again.
+        """
+        now = {"/".join(key): value for key, value in signatures.items()}
+        with self._transaction() as db:
+            text = db.execute(
+                sa.select(STUDIES.c.signatures).where(STUDIES.c.name == study)
+            ).scalar_one()
+            before = json.loads(text)
+            pairs = sa.select(ENTRIES.c.part, ENTRIES.c.method).where(ENTRIES.c.study == study)
+            for part, method in db.execute(pairs.distinct()).all():
+                key = f"{part}/{method}"
+                if key not in now or before.get(key) != now[key]:
+                    db.execute(
+                        sa.delete(ENTRIES).where(
+                            ENTRIES.c.study == study,
+                            ENTRIES.c.part == part,
+                            ENTRIES.c.method == method,
+                        )
+                    )
+            db.execute(
+                sa.update(STUDIES).where(STUDIES.c.name == study).values(signatures=dump(now))
+            )
+
+    def keep_only_points(
+        self, study: str, points: Iterable[str], replicates: Iterable[str]
+    ) -> None:
+        """Drop from a study the points and replicates that its file no longer asks for.
+
+        Their results stay in the ledger for whichever study asks for them.
+        """
+        with self._transaction() as db:
+            for table, column, kept in (
+                (STUDY_POINTS, STUDY_POINTS.c.point, set(points)),
+                (STUDY_REPLICATES, STUDY_REPLICATES.c.replicate, set(replicates)),
+            ):
+                mine = sa.select(column).where(table.c.study == study)
+                for key in set(db.execute(mine).scalars()) - kept:
+                    db.execute(sa.delete(table).where(table.c.study == study, column == key))
+
+    def entries(self, study: str) -> list[Entry]:
+        """All entries of a study, by part, method and number."""
+        query = (
+            sa.select(ENTRIES)
+            .where(ENTRIES.c.study == study)
+            .order_by(ENTRIES.c.part, ENTRIES.c.method, ENTRIES.c.number)
+        )
+        with self._transaction() as db:
+            rows = db.execute(query).all()
+        return [
+            Entry(
+                part=row.part,
+                method=row.method,
+                number=row.number,
+                point=row.point,
+                batch=row.batch,
+                proposal=json.loads(row.proposal),
+                state=row.state,
+                values=tuple(map(number, json.loads(row.values))) if row.values else None,
+                told=row.told,
+            )
+            for row in rows
+        ]
+
+    def tell(
+        self,
+        study: str,
+        entry: Entry,
+        *,
+        state: str,
+        values: Sequence[float] | None,
+        told: int,
+    ) -> None:
+        """Record what a sampler is told of an entry (before it is told)."""
+        with self._transaction() as db:
+            db.execute(
+                sa.update(ENTRIES)
+                .where(
+                    ENTRIES.c.study == study,
+                    ENTRIES.c.part == entry.part,
+                    ENTRIES.c.method == entry.method,
+                    ENTRIES.c.number == entry.number,
+                )
+                .values(
+                    state=state,
+                    values=None if values is None else dump(list(values)),
+                    told=told,
+                )
+            )
+
+    def points(self, study: str) -> list[PointRecord]:
+        """The points of a study, in order of first appearance."""
+        query = (
+            sa.select(STUDY_POINTS, POINTS.c.method, POINTS.c.params)
+            .join(POINTS, POINTS.c.key == STUDY_POINTS.c.point)
+            .where(STUDY_POINTS.c.study == study)
+            .order_by(STUDY_POINTS.c.number)
+        )
+        with self._transaction() as db:
+            rows = db.execute(query).all()
+        return [
+            PointRecord(
+                key=row.point,
+                number=row.number,
+                method=row.method,
+                params=json.loads(row.params),
+                mlflow_run=row.mlflow_run,
+                mirrored=row.mirrored,
+            )
+            for row in rows
+        ]
+
+    def set_point_run(
+        self, study: str, point: str, *, run: str | None, mirrored: str | None
+    ) -> None:
+        """Keep the id of a point's MLflow run, and a digest of what was last written to it."""
+        with self._transaction() as db:
+            db.execute(
+                sa.update(STUDY_POINTS)
+                .where(STUDY_POINTS.c.study == study, STUDY_POINTS.c.point == point)
+                .values(mlflow_run=run, mirrored=mirrored)
+            )

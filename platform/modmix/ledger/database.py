@@ -1,0 +1,201 @@
+"""The tables, and the one way to a transaction."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Column, Float, Integer, LargeBinary, String, Table, Text
+
+from modmix.errors import InputError, LedgerError
+
+# Of the tables below; a database that says otherwise is refused rather than misread.
+SCHEMA_VERSION = 1
+
+METADATA = sa.MetaData()
+VERSION = Table(
+    "ledger_version",
+    METADATA,
+    Column("version", Integer, primary_key=True, autoincrement=False),
+)
+STUDIES = Table(
+    "studies",
+    METADATA,
+    Column("name", String(100), primary_key=True),
+    Column("spec", Text, nullable=False),  # the checked study file as JSON
+    Column("text", Text, nullable=False),  # the file as the user wrote it
+    Column("source", Text, nullable=False),  # where it lay
+    Column("state", String(20), nullable=False),
+    Column("created", Float, nullable=False),
+    Column("updated", Float, nullable=False),
+    Column("wall_seconds", Float, nullable=False, default=0.0),
+    Column("device_seconds", Float, nullable=False, default=0.0),
+    Column("details", Text, nullable=False, default="{}"),  # task, fingerprint, versions, classes
+    Column("signatures", Text, nullable=False, default="{}"),  # of the parts, by part/method
+    Column("lease_token", String(32)),
+    Column("lease_host", Text),
+    Column("lease_pid", Integer),
+    Column("lease_process_start", Float),
+    Column("lease_heartbeat", Float),
+    Column("mlflow_run", String(64)),
+)
+POINTS = Table(
+    "points",
+    METADATA,
+    Column("key", String(32), primary_key=True),
+    Column("method", String(64), nullable=False),
+    Column("params", Text, nullable=False),
+)
+REPLICATES = Table(
+    "replicates",
+    METADATA,
+    Column("key", String(32), primary_key=True),
+    Column("point", String(32), nullable=False, index=True),
+    Column("seed", Integer, nullable=False),
+    Column("state", String(12), nullable=False),
+    Column("owner", String(32)),  # lease token of the driver that trains it
+    Column("pack", String(32)),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("epochs", Integer, nullable=False, default=0),
+    Column("best_epoch", Float, nullable=False, default=0.0),
+    Column("metrics", Text, nullable=False, default="{}"),
+    Column("reason", Text, nullable=False, default=""),
+    Column("seconds", Float, nullable=False, default=0.0),
+    Column("finished", Float),
+)
+HISTORIES = Table(
+    "histories",
+    METADATA,
+    Column("replicate", String(32), primary_key=True),
+    Column("columns", LargeBinary, nullable=False),
+)
+STUDY_POINTS = Table(
+    "study_points",
+    METADATA,
+    Column("study", String(100), primary_key=True),
+    Column("point", String(32), primary_key=True),
+    Column("number", Integer, nullable=False),  # order of first appearance in the study
+    Column("mlflow_run", String(64)),
+    Column("mirrored", String(32)),  # digest of what the mirror last wrote
+)
+STUDY_REPLICATES = Table(
+    "study_replicates",
+    METADATA,
+    Column("study", String(100), primary_key=True),
+    Column("replicate", String(32), primary_key=True),
+    Column("point", String(32), nullable=False),
+    Column("seed", Integer, nullable=False),
+    Column("origin", String(8), nullable=False, default=""),  # "", "trained" or "reused"
+)
+ENTRIES = Table(
+    "entries",
+    METADATA,
+    Column("study", String(100), primary_key=True),
+    Column("part", String(100), primary_key=True),
+    Column("method", String(64), primary_key=True),
+    Column("number", Integer, primary_key=True),  # within part and method, in order of asking
+    Column("point", String(32), nullable=False),
+    Column("batch", Integer, nullable=False, default=0),
+    Column("proposal", Text, nullable=False, default="{}"),  # what the sampler proposed
+    Column("state", String(12), nullable=False, default="pending"),  # then done, pruned, failed
+    Column("values", Text),  # the objectives' means that the sampler was told
+    Column("told", Integer),  # when it was told, in the same sequence as "batch"
+)
+PACKS = Table(
+    "packs",
+    METADATA,
+    Column("id", String(32), primary_key=True),
+    Column("study", String(100), primary_key=True),
+    Column("replicates", Text, nullable=False),  # keys, in order
+    Column("state", String(12), nullable=False),  # running, done, interrupted
+    Column("note", Text, nullable=False, default="{}"),  # how it was trained and why
+    Column("failures", Integer, nullable=False, default=0),
+    Column("started", Float),
+    Column("finished", Float),
+)
+
+
+class Database:
+    """A database with the ledger's tables. Safe to share between the threads of one process.
+
+    Args:
+        url: an SQLAlchemy URL: ``sqlite:////path/ledger.db`` or ``postgresql+psycopg://…``.
+
+    Raises:
+        InputError: the database cannot be opened, or is of another kind or version.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            self.url = sa.make_url(url)
+            self._engine = sa.create_engine(self.url, **self._options())
+            if self.url.get_backend_name() == "sqlite":
+                sa.event.listen(self._engine, "connect", _configure_sqlite)
+            self._create_tables()
+        except (sa.exc.SQLAlchemyError, ModuleNotFoundError) as error:
+            shown = self.url.render_as_string(hide_password=True) if hasattr(self, "url") else ""
+            raise InputError(
+                f"the ledger {shown or 'named by MODMIX_LEDGER'} cannot be opened "
+                f"({_first_line(error)}): check the path or the database, or unset MODMIX_LEDGER"
+            ) from error
+
+    def _create_tables(self) -> None:
+        # Two processes that meet a new database both find a table missing, and the slower one is
+        # told that it exists by now: then it looks again.
+        for attempt in range(20):
+            try:
+                METADATA.create_all(self._engine)
+                self._check_version()
+                return
+            except (sa.exc.OperationalError, sa.exc.ProgrammingError, sa.exc.IntegrityError):
+                if attempt == 19:
+                    raise
+                time.sleep(0.1)
+
+    def _check_version(self) -> None:
+        with self._engine.begin() as db:
+            found = db.execute(sa.select(VERSION.c.version)).scalars().all()
+            if not found:
+                db.execute(sa.insert(VERSION).values(version=SCHEMA_VERSION))
+            elif set(found) != {SCHEMA_VERSION}:
+                raise InputError(
+                    f"the ledger {self.url.render_as_string(hide_password=True)} has version "
+                    f"{found[0]}, this modmix reads version {SCHEMA_VERSION}: use the modmix that "
+                    "wrote it, or set MODMIX_HOME to a new folder"
+                )
+
+    def _options(self) -> dict[str, Any]:
+        if self.url.get_backend_name() == "sqlite":
+            return {"connect_args": {"timeout": 60, "check_same_thread": False}}
+        return {"pool_pre_ping": True}
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sa.Connection]:
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except sa.exc.SQLAlchemyError as error:
+            raise LedgerError(
+                f"the ledger {self.url.render_as_string(hide_password=True)} could not be used "
+                f"({_first_line(error)}): mend that, then type the same command again; "
+                "what was recorded is kept"
+            ) from error
+
+
+def _configure_sqlite(connection: Any, _record: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def _first_line(error: BaseException) -> str:
+    cause = getattr(error, "orig", None) or error
+    return str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__

@@ -1,0 +1,290 @@
+"""Results: replicates are claimed, finished once, found again; packs and histories."""
+
+from __future__ import annotations
+
+import json
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from modmix.ledger.database import (
+    HISTORIES,
+    PACKS,
+    REPLICATES,
+    STUDIES,
+    STUDY_POINTS,
+    STUDY_REPLICATES,
+    Database,
+)
+from modmix.ledger.records import ENDED, Lease, PackRecord, ReplicateRecord, Result, dump, number
+from modmix.ledger.studies import is_alive
+
+
+class Results(Database):
+    """The replicates of studies, and the packs that train them."""
+
+    def replicates(self, study: str) -> list[ReplicateRecord]:
+        """The replicates a study needs, by point number and seed, with their results."""
+        query = (
+            sa.select(
+                REPLICATES,
+                STUDY_REPLICATES.c.origin,
+                STUDY_REPLICATES.c.point.label("study_point"),
+            )
+            .join(STUDY_REPLICATES, STUDY_REPLICATES.c.replicate == REPLICATES.c.key)
+            .join(
+                STUDY_POINTS,
+                (STUDY_POINTS.c.study == STUDY_REPLICATES.c.study)
+                & (STUDY_POINTS.c.point == STUDY_REPLICATES.c.point),
+            )
+            .where(STUDY_REPLICATES.c.study == study)
+            .order_by(STUDY_POINTS.c.number, REPLICATES.c.seed)
+        )
+        with self._transaction() as db:
+            rows = db.execute(query).all()
+        return [_replicate_record(row) for row in rows]
+
+    def replicate_states(self, study: str) -> dict[str, str]:
+        """State of each replicate a study needs, by key."""
+        query = (
+            sa.select(REPLICATES.c.key, REPLICATES.c.state)
+            .join(STUDY_REPLICATES, STUDY_REPLICATES.c.replicate == REPLICATES.c.key)
+            .where(STUDY_REPLICATES.c.study == study)
+        )
+        with self._transaction() as db:
+            return {row.key: row.state for row in db.execute(query)}
+
+    def recover(self, study: str) -> int:
+        """Mark as interrupted what is running without a living owner; return how many."""
+        with self._transaction() as db:
+            living = [row.lease_token for row in db.execute(sa.select(STUDIES)) if is_alive(row)]
+            orphaned = (REPLICATES.c.state == "running") & (
+                REPLICATES.c.owner.is_(None) | REPLICATES.c.owner.not_in(living)
+            )
+            mine = sa.select(STUDY_REPLICATES.c.replicate).where(STUDY_REPLICATES.c.study == study)
+            found = db.execute(
+                sa.update(REPLICATES)
+                .where(orphaned, REPLICATES.c.key.in_(mine))
+                .values(state="interrupted", owner=None)
+            )
+            db.execute(
+                sa.update(PACKS)
+                .where(PACKS.c.study == study, PACKS.c.state == "running")
+                .values(state="interrupted")
+            )
+        return int(found.rowcount)
+
+    def adopt(self, study: str) -> int:
+        """Count as reused what other studies have finished for this one; return how many."""
+        ended = sa.select(REPLICATES.c.key).where(REPLICATES.c.state.in_(ENDED))
+        with self._transaction() as db:
+            found = db.execute(
+                sa.update(STUDY_REPLICATES)
+                .where(
+                    STUDY_REPLICATES.c.study == study,
+                    STUDY_REPLICATES.c.origin == "",
+                    STUDY_REPLICATES.c.replicate.in_(ended),
+                )
+                .values(origin="reused")
+            )
+        return int(found.rowcount)
+
+    def forget_failures(self, study: str) -> int:
+        """Let a study's failed replicates be trained again; return how many."""
+        mine = sa.select(STUDY_REPLICATES.c.replicate).where(STUDY_REPLICATES.c.study == study)
+        failed = (REPLICATES.c.state == "failed") & REPLICATES.c.key.in_(mine)
+        with self._transaction() as db:
+            keys = list(db.execute(sa.select(REPLICATES.c.key).where(failed)).scalars())
+            for key in keys:
+                db.execute(
+                    sa.update(REPLICATES)
+                    .where(REPLICATES.c.key == key)
+                    .values(state="pending", reason="", metrics="{}")
+                )
+                db.execute(
+                    sa.update(STUDY_REPLICATES)
+                    .where(STUDY_REPLICATES.c.study == study, STUDY_REPLICATES.c.replicate == key)
+                    .values(origin="")
+                )
+                db.execute(sa.delete(HISTORIES).where(HISTORIES.c.replicate == key))
+        return len(keys)
+
+    def claim(self, lease: Lease, pack: str, keys: Sequence[str]) -> list[str]:
+        """Take replicates for training; return those that were free.
+
+        A replicate that another living driver trains, or that has ended meanwhile, is not free.
+        """
+        free = ("pending", "interrupted")
+        with self._transaction() as db:
+            rows = db.execute(
+                sa.select(REPLICATES.c.key).where(
+                    REPLICATES.c.key.in_(keys), REPLICATES.c.state.in_(free)
+                )
+            )
+            wanted = set(rows.scalars())
+            claimed = [key for key in keys if key in wanted]
+            if not claimed:
+                return []
+            db.execute(
+                sa.update(REPLICATES)
+                .where(REPLICATES.c.key.in_(claimed), REPLICATES.c.state.in_(free))
+                .values(
+                    state="running",
+                    owner=lease.token,
+                    pack=pack,
+                    attempts=REPLICATES.c.attempts + 1,
+                )
+            )
+            where = (PACKS.c.id == pack) & (PACKS.c.study == lease.study)
+            renewed = db.execute(
+                sa.update(PACKS).where(where).values(state="running", started=time.time())
+            )
+            if renewed.rowcount == 0:
+                db.execute(
+                    sa.insert(PACKS).values(
+                        id=pack,
+                        study=lease.study,
+                        replicates=json.dumps(list(keys)),
+                        state="running",
+                        started=time.time(),
+                    )
+                )
+        return claimed
+
+    def finish(self, lease: Lease, results: Sequence[Result]) -> list[str]:
+        """Record results; return the keys that were new. A result is recorded once, for ever."""
+        new: list[str] = []
+        now = time.time()
+        with self._transaction() as db:
+            for result in results:
+                done = db.execute(
+                    sa.update(REPLICATES)
+                    .where(
+                        REPLICATES.c.key == result.replicate,
+                        REPLICATES.c.state.not_in(ENDED),
+                    )
+                    .values(
+                        state=result.state,
+                        owner=None,
+                        epochs=result.epochs,
+                        best_epoch=result.best_epoch,
+                        metrics=dump(dict(result.metrics)),
+                        reason=result.reason,
+                        seconds=result.seconds,
+                        finished=now,
+                    )
+                )
+                if done.rowcount == 0:
+                    continue
+                new.append(result.replicate)
+                blob = zlib.compress(dump(dict(result.history)).encode())
+                db.execute(sa.delete(HISTORIES).where(HISTORIES.c.replicate == result.replicate))
+                db.execute(sa.insert(HISTORIES).values(replicate=result.replicate, columns=blob))
+                db.execute(
+                    sa.update(STUDY_REPLICATES)
+                    .where(
+                        STUDY_REPLICATES.c.study == lease.study,
+                        STUDY_REPLICATES.c.replicate == result.replicate,
+                    )
+                    .values(origin="trained")
+                )
+            seconds = sum(r.seconds for r in results if r.replicate in set(new))
+            if seconds:
+                db.execute(
+                    sa.update(STUDIES)
+                    .where(STUDIES.c.name == lease.study)
+                    .values(device_seconds=STUDIES.c.device_seconds + seconds, updated=now)
+                )
+        return new
+
+    def let_go(self, lease: Lease, keys: Sequence[str], *, state: str = "interrupted") -> None:
+        """Give back replicates that this driver claimed and will not finish now."""
+        with self._transaction() as db:
+            for begin in range(0, len(keys), 500):
+                db.execute(
+                    sa.update(REPLICATES)
+                    .where(
+                        REPLICATES.c.key.in_(keys[begin : begin + 500]),
+                        REPLICATES.c.state == "running",
+                        REPLICATES.c.owner == lease.token,
+                    )
+                    .values(state=state, owner=None)
+                )
+
+    def history(self, replicate: str) -> dict[str, list[float]]:
+        """One replicate's columns ("epoch", "val/error", …), a value an evaluation."""
+        return self.histories([replicate]).get(replicate, {})
+
+    def histories(self, keys: Sequence[str]) -> dict[str, dict[str, list[float]]]:
+        """Histories by replicate key; a key without one is left out."""
+        found: dict[str, dict[str, list[float]]] = {}
+        with self._transaction() as db:
+            for begin in range(0, len(keys), 500):
+                query = sa.select(HISTORIES).where(
+                    HISTORIES.c.replicate.in_(keys[begin : begin + 500])
+                )
+                for row in db.execute(query):
+                    columns = json.loads(zlib.decompress(row.columns))
+                    found[row.replicate] = {k: [*map(number, v)] for k, v in columns.items()}
+        return found
+
+    # ------------------------------------------------------------ packs
+
+    def packs(self, study: str) -> list[PackRecord]:
+        """The packs of a study, in order of their start."""
+        query = sa.select(PACKS).where(PACKS.c.study == study).order_by(PACKS.c.started)
+        with self._transaction() as db:
+            rows = db.execute(query).all()
+        return [
+            PackRecord(
+                id=row.id,
+                replicates=tuple(json.loads(row.replicates)),
+                state=row.state,
+                note=json.loads(row.note),
+                failures=row.failures,
+            )
+            for row in rows
+        ]
+
+    def update_pack(
+        self,
+        study: str,
+        pack: str,
+        *,
+        state: str | None = None,
+        note: Mapping[str, Any] | None = None,
+        failed: bool = False,
+    ) -> None:
+        values: dict[str, Any] = {}
+        if state is not None:
+            values |= {"state": state, "finished": time.time()}
+        if note is not None:
+            values["note"] = dump(note)
+        if failed:
+            values["failures"] = PACKS.c.failures + 1
+        with self._transaction() as db:
+            db.execute(
+                sa.update(PACKS).where(PACKS.c.study == study, PACKS.c.id == pack).values(values)
+            )
+
+
+def _replicate_record(row: Any) -> ReplicateRecord:
+    return ReplicateRecord(
+        key=row.key,
+        point=row.study_point,
+        seed=row.seed,
+        state=row.state,
+        owner=row.owner,
+        pack=row.pack,
+        attempts=row.attempts,
+        epochs=row.epochs,
+        best_epoch=row.best_epoch,
+        metrics={k: number(v) for k, v in json.loads(row.metrics).items()},
+        reason=row.reason,
+        seconds=row.seconds,
+        finished=row.finished,
+        origin=row.origin,
+    )
