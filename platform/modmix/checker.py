@@ -65,7 +65,9 @@ class Checker:
         self.task = ""
 
     def add(self, path: Sequence[str | int], message: str) -> None:
-        self.problems.append(self.source.problem(path, message))
+        problem = self.source.problem(path, message)
+        if problem not in self.problems:  # what methods share is looked at for each of them
+            self.problems.append(problem)
 
     def run(self) -> list[PartPlan]:
         raw = self.source.raw

@@ -224,13 +224,13 @@ sead: 4
             "13: parts.odd.x: must be a word, got 5",
             "14: parts.odd.title: must be a word, got ['t']",
             (
-                "15: parts.odd.search.extra: unknown key 'extra': it may be batch, parallel, points, "
-                "sampler, seed"
+                "15: parts.odd.search.extra: unknown key 'extra': it may be batch, parallel, "
+                "points, sampler, seed"
             ),
             "15: parts.odd.search.points: must be greater than or equal to 1, got 0",
             (
-                "15: parts.odd.search.sampler: must be 'tpe', 'gp', 'cmaes', 'random', 'qmc', 'grid' "
-                "or 'nsga2', got 'best'"
+                "15: parts.odd.search.sampler: must be 'tpe', 'gp', 'cmaes', 'random', 'qmc', "
+                "'grid' or 'nsga2', got 'best'"
             ),
             "16: parts.odd.shared: must be a mapping, got 4",
             "17: parts.odd.references: must be a list, got 'mul'",

@@ -1,0 +1,592 @@
+"""The plan: points counted by hand, keys that are the same and differ when they must, problems."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from modmix import plan as plan_module
+from modmix import spec
+from modmix.errors import SpecError
+from modmix.packing import digest
+from modmix.plan import Plan, Point
+from modmix.space import Choices, Constant, Range
+from modmix.tasks.data import Data, Modality, Split
+
+FOLDER = Path("/studies")
+
+
+def fake_data(options: Mapping[str, Any]) -> Data:
+    """Two modalities of 4 and 3 numbers, three classes; any option makes other data."""
+    shapes = {"left": (4,), "right": (3,)}
+    split = Split(
+        inputs={name: np.zeros((6, *shape), np.float32) for name, shape in shapes.items()},
+        labels=np.arange(6, dtype=np.int64) % 3,
+    )
+    return Data(
+        name="fake",
+        modalities={name: Modality(name=name, shape=shape) for name, shape in shapes.items()},
+        classes=3,
+        class_names=("a", "b", "c"),
+        train=split,
+        val=split,
+        test=split,
+        fingerprint=digest({k: v for k, v in options.items() if k != "path"}),
+    )
+
+
+@pytest.fixture(autouse=True)
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Every set of options that data was loaded with."""
+    seen: list[dict[str, Any]] = []
+
+    def load(_task: str, options: Mapping[str, Any], *_: Any) -> Data:
+        seen.append(dict(options))
+        return fake_data(options)
+
+    monkeypatch.setattr(plan_module, "_load", load)
+    return seen
+
+
+def make(parts: str, more: str = "", *, task: str = "task: digits") -> Plan:
+    text = f"study: s\n{task}\n{more}\nparts:\n{parts}"
+    return plan_module.make(spec.parse(text, name="x.yaml", folder=FOLDER))
+
+
+def one(block: str, more: str = "", *, method: str = "mul", task: str = "task: digits") -> Point:
+    """The single point of a study with one method's block."""
+    (part,) = (plan := make(f"  p: {{methods: {{{method}: {{{block}}}}}}}", more, task=task)).parts
+    (assignment,) = part.assignments(method)
+    return plan.point(method, assignment)
+
+
+def problems(parts: str, more: str = "", *, task: str = "task: digits") -> list[str]:
+    with pytest.raises(SpecError) as caught:
+        make(parts, more, task=task)
+    return [str(problem) for problem in caught.value.problems]
+
+
+# ---------------------------------------------------------------- points
+
+
+def test_a_grid_with_conditions_becomes_these_points() -> None:
+    plan = make(
+        """\
+  p:
+    shared: {learning_rate: {grid: [0.01, 0.1]}}
+    methods:
+      add:
+        merge: {grid: [concat, sum]}
+        project: {grid: [8, 16], when: {merge: [sum]}}
+"""
+    )
+    points = [plan.point("add", a) for a in plan.parts[0].assignments("add")]
+    shown = [(p.params["learning_rate"], p.params["merge"], p.params["project"]) for p in points]
+    assert shown == [
+        (rate, merge, project)
+        for rate in (0.01, 0.1)
+        for merge, project in (("concat", None), ("sum", 8), ("sum", 16))
+    ]
+    assert len({p.key for p in points}) == 6
+    assert len({r.key for p in points for r in p.replicates}) == 6 * 5
+
+
+def test_base_has_a_point_per_modality() -> None:
+    plan = make("  p: {methods: {base: }}")
+    points = [plan.point("base", a) for a in plan.parts[0].assignments("base")]
+    assert [p.params["modality"] for p in points] == ["left", "right"]
+    assert [list(p.replicates[0].encoders) for p in points] == [["left"], ["right"]]
+    searched = make("  p: {search: {points: 2}, methods: {base: }}").parts[0].domains["base"]
+    assert searched["modality"] == Choices(values=("left", "right"))
+
+
+def test_a_point_is_resolved() -> None:
+    point = one(
+        "beta: 1, encoder.hidden: [5], clip_norm: 10",
+        "training: {epochs: 3}\nseeds: [4, 2]\nencoders: {right: {name: mlp, activation: tanh}}",
+    )
+    (first, second) = point.replicates
+    assert (first.seed, second.seed) == (4, 2)
+    assert first.params == {
+        "beta": 1.0, "margin": None, "detach_weights": True, "alpha": 0.0, "weights": None,
+        "depth": 0, "width": 64,
+    }  # fmt: skip
+    assert point.params == {**first.params, "encoder.hidden": [5], "clip_norm": 10.0}
+    assert first.encoders == {
+        "left": {"name": "mlp", "hidden": [5], "activation": "relu", "batch_norm": False},
+        "right": {"name": "mlp", "hidden": [5], "activation": "tanh", "batch_norm": False},
+    }
+    assert first.training["epochs"] == 3
+    assert first.training["clip_norm"] == 10.0
+    assert first.training["batch_size"] == 64  # the recipe of digits
+    assert first.training["monitor"] == "val/error"
+    assert isinstance(first.params["beta"], float)
+
+
+def test_the_monitor_is_the_objective() -> None:
+    assert one("", "objective: val/auc").replicates[0].training["monitor"] == "val/auc"
+    point = one("", "objective: val/auc\ntraining: {monitor: val/nll}")
+    assert point.replicates[0].training["monitor"] == "val/nll"
+
+
+def test_directions() -> None:
+    plan = make("  p: {methods: {mul: }}", "objective: [val/error, val/auc]")
+    assert plan.directions == (False, True)
+
+
+def test_domains_of_a_search() -> None:
+    domains = (
+        make(
+            """\
+  p:
+    search: {points: 3}
+    methods:
+      mul:
+        beta: {low: 0, high: 1, step: 0.25}
+        width: {low: 8, high: 64, log: true}
+        margin: {low: 1, high: 3, int: true}
+        depth: {choices: [0, 2]}
+        weights: {value: {left: 1, right: 2}}
+        alpha: 0
+"""
+        )
+        .parts[0]
+        .domains["mul"]
+    )
+    assert domains == {
+        "beta": Range(low=0, high=1, step=0.25),
+        "width": Range(low=8, high=64, integer=True, log=True),
+        "margin": Range(low=1, high=3, integer=True),
+        "depth": Choices(values=(0, 2)),
+        "weights": Constant(value={"left": 1.0, "right": 2.0}),
+        "alpha": Constant(value=0.0),
+    }
+
+
+# ---------------------------------------------------------------- keys
+
+BASE = "beta: 0.5"
+
+
+@pytest.mark.parametrize(
+    ("block", "more"),
+    [
+        ("beta: 5.0e-1", ""),
+        ("{beta: {value: 0.5}}"[1:-1], ""),
+        ("beta: {grid: [0.5]}", ""),
+        ("beta: 0.5, alpha: 0, width: 64", ""),
+        ("beta: 0.5", "seeds: 5"),
+        ("beta: 0.5", "training: {learning_rate: 1e-3, epochs: 20}"),
+        ("beta: 0.5", "training: {stack: never, eval_batch_size: 7}"),
+        ("beta: 0.5", "encoders: {default: {name: mlp, hidden: [64]}}"),
+        ("beta: 0.5", "encoders: {left: {name: mlp}, right: {name: mlp, activation: relu}}"),
+        ("beta: 0.5", "objective: [val/error, val/auc]"),
+        ("beta: 0.5", "description: other\nresources: {cpus: 2}\nbudget: {wall_minutes: 1}"),
+    ],
+)
+def test_the_same_thing_written_differently_has_the_same_keys(block: str, more: str) -> None:
+    expected, found = one(BASE), one(block, more)
+    assert found.key == expected.key
+    assert [r.key for r in found.replicates] == [r.key for r in expected.replicates]
+
+
+@pytest.mark.parametrize(
+    ("block", "more", "task", "same_structure"),
+    [
+        ("beta: 0.6", "", "digits", True),
+        ("beta: 0.5, margin: 1", "", "digits", True),
+        ("beta: 0.5, weights: {left: 2}", "", "digits", True),
+        ("beta: 0.5, width: 32", "", "digits", False),
+        ("beta: 0.5, depth: 1", "", "digits", False),
+        ("beta: 0.5, detach_weights: false", "", "digits", False),
+        ("beta: 0.5, learning_rate: 0.01", "", "digits", True),
+        ("beta: 0.5", "training: {learning_rate: 0.01}", "digits", True),
+        ("beta: 0.5", "training: {weight_decay: 0.1, clip_norm: 1}", "digits", True),
+        ("beta: 0.5", "training: {epochs: 21}", "digits", False),
+        ("beta: 0.5", "training: {optimizer: sgd}", "digits", False),
+        ("beta: 0.5", "objective: val/auc", "digits", False),  # another monitor
+        ("beta: 0.5, encoder.hidden: [32]", "", "digits", False),
+        ("beta: 0.5", "encoders: {left: {name: identity}}", "digits", False),
+        ("beta: 0.5", "", "{name: digits, train_rows: 100}", False),
+        ("beta: 0.5, task.train_rows: 100", "", "digits", False),
+    ],
+)
+def test_another_thing_has_other_keys(
+    block: str, more: str, task: str, same_structure: bool
+) -> None:
+    expected, found = one(BASE), one(block, more, task=f"task: {task}")
+    assert found.key != expected.key
+    assert not {r.key for r in found.replicates} & {r.key for r in expected.replicates}
+    structures = {r.structure for p in (found, expected) for r in p.replicates}
+    assert len(structures) == (1 if same_structure else 2)
+
+
+def test_where_the_data_lies_is_not_part_of_a_key(tmp_path: Path) -> None:
+    here = one(BASE, task="task: {name: arrays, path: a.npz}")
+    there = one(BASE, task=f"task: {{name: arrays, path: {tmp_path}/b.npz}}")
+    assert here.task.options["path"] == "/studies/a.npz"
+    assert here.key == there.key
+    assert here.replicates[0].key == there.replicates[0].key
+    assert here.replicates[0].structure == there.replicates[0].structure
+
+
+def test_seeds_only_add_replicates() -> None:
+    few, many = one(BASE, "seeds: [0, 1]"), one(BASE, "seeds: [1, 7, 0]")
+    assert few.key == many.key
+    keys = {r.seed: r.key for r in many.replicates}
+    assert [r.key for r in few.replicates] == [keys[0], keys[1]]
+    assert len(set(keys.values())) == 3
+
+
+def test_raw_methods_do_not_know_encoders() -> None:
+    plain = one("", method="early")
+    encoded = one("", "encoders: {default: {name: mlp, hidden: [9]}}", method="early")
+    assert plain.replicates[0].encoders == {}
+    assert plain.key == encoded.key
+
+
+def test_a_key_is_this_digest() -> None:
+    """Spelled out: whoever changes what a key holds hides all earlier results."""
+    (replicate, *_) = one(BASE, "seeds: [3]").replicates
+    training = dict(replicate.training)
+    del training["stack"], training["eval_batch_size"]
+    encoder = {"name": "mlp", "hidden": [64], "activation": "relu", "batch_norm": False}
+    fingerprint = digest({"modalities": None, "train_rows": None, "split_seed": 0})
+    assert replicate.key == digest(
+        {
+            "method": "mul",
+            "params": dict(replicate.params),
+            "training": training,
+            "encoders": {"left": encoder, "right": encoder},
+            "task": ["digits", fingerprint],
+            "seed": 3,
+            "numerics": 1,
+        }
+    )
+
+
+def test_two_parts_that_mean_the_same_model_share_its_point() -> None:
+    plan = make(
+        """\
+  one: {methods: {mul: {beta: {grid: [0, 0.5]}}}}
+  two: {methods: {mul: {beta: 0.5, learning_rate: 0.001, encoder.hidden: [64], task.split_seed: 0}}}
+  three: {methods: {mul: {beta: 0.5, learning_rate: {grid: [0.001, 0.01]}, stack: never}}}
+"""
+    )
+    keys = [[plan.point("mul", a).key for a in part.assignments("mul")] for part in plan.parts]
+    assert keys[0][1] == keys[1][0] == keys[2][0]
+    assert len({key for part in keys for key in part}) == 3
+    # Each shows what any of them varies, with the value that holds for it.
+    point = plan.point("mul", {"beta": 0.0})
+    names = ("learning_rate", "encoder.hidden", "task.split_seed", "stack")
+    assert [point.params[name] for name in names] == [0.001, [64], 0, "auto"]
+
+
+def test_what_encoders_do_not_share_is_shown_as_null() -> None:
+    plan = make(
+        "  p: {methods: {mul: , add: {encoder.activation: tanh}}}\n"
+        "  q: {methods: {mul: {encoder.hidden: [8], encoder.batch_norm: true}}}",
+        "encoders: {left: {name: mlp, hidden: [3]}, right: {name: mlp, hidden: [4]}}",
+    )
+    assert plan.point("mul", {}).params["encoder.hidden"] is None
+    assert plan.point("mul", {}).params["encoder.batch_norm"] is False
+    assert plan.point("mul", {"encoder.hidden": [8]}).params["encoder.hidden"] == [8]
+
+
+def test_options_of_the_task_may_vary(
+    loaded: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WHERE", "elsewhere")
+    plan = make(
+        "  p: {methods: {mul: {task.path: {grid: [b.npz, $WHERE/c.npz]}, beta: {grid: [0, 1]}}}}",
+        task="task: {name: arrays, path: a.npz}",
+    )
+    points = [plan.point("mul", a) for a in plan.parts[0].assignments("mul")]
+    paths = ["/studies/b.npz", "/studies/elsewhere/c.npz"]  # beside the study file, as task.path
+    assert [p.task.options["path"] for p in points] == [paths[0]] * 2 + [paths[1]] * 2
+    assert [options["path"] for options in loaded] == ["/studies/a.npz", *paths]  # once each
+
+
+def test_details_are_what_the_data_is() -> None:
+    details = make("  p: {methods: {mul: }}").details()
+    assert details["modalities"] == {"left": [4], "right": [3]}
+    assert details["rows"] == {"train": 6, "val": 6, "test": 6}
+    assert details["classes"] == 3
+
+
+# ---------------------------------------------------------------- problems
+
+
+def test_the_outline_and_the_shelves_speak_at_once() -> None:
+    found = problems(
+        """\
+  p:
+    x: depth
+    sort: 1
+    shared: {learning_rat: 1, momentum: 2}
+    references: [nul, mul]
+    methods:
+      mul:
+        beta: -1
+        bta: 1
+      mlu: {}
+      add: {depth: {low: 1, high: 2}}
+  q:
+    search: {points: 0}
+    methods: {mul: {beta: {grid: [0]}}}
+""",
+        """\
+study: t
+training: {epochs: 0, learnin_rate: 1, monitor: test/error, betas: [0.9]}
+encoders: {left: {hidden: []}, right: {name: mpl}, default: {name: mlp, hiden: 1}}
+objective: test/error
+paper: {nul: {test/error: 1}, mul: {tst/error: 1, test/auc: [1, 2, 3]}, mul (q): {val/f1: 1}}""",
+        task="task: {name: digits, rows: 1, split_seed: -1}",
+    )
+    assert found == [
+        "line 2: task.rows: is not an option of this task: modalities, train_rows, split_seed",
+        "line 2: task.split_seed: must be at least 0, got -1",
+        "line 3: study: this key is given twice (first on line 1); keep one",
+        "line 4: training.betas: must be two numbers from 0 to below 1, got [0.9]",
+        "line 4: training.epochs: must be at least 1, got 0",
+        ("line 4: training.learnin_rate: unknown setting 'learnin_rate': did you mean "
+        "'learning_rate'?"),
+        ("line 4: training.monitor: must be one of val/error, val/auc, val/nll, val/ece, val/f1, "
+        "got 'test/error'"),
+        "line 5: encoders.default.hiden: unknown setting 'hiden': did you mean 'hidden'?",
+        "line 5: encoders.left: must have a name",
+        "line 5: encoders.right: unknown encoder 'mpl': did you mean 'mlp'?",
+        ("line 6: objective: must be a validation metric (val/error, val/auc, val/nll, val/ece, "
+        "val/f1), got 'test/error': the test split is never selected on"),
+        "line 7: paper.mul.test/auc: must be a mean or [mean, deviation], got [1, 2, 3]",
+        "line 7: paper.mul.tst/error: unknown metric 'tst/error': did you mean 'test/error'?",
+        "line 7: paper.nul: unknown method 'nul': did you mean 'mul'?",
+        ("line 11: parts.p.sort: unknown key 'sort': it may be methods, references, search, "
+        "shared, title, x"),
+        ("line 12: parts.p.shared.learning_rat: unknown setting of these methods 'learning_rat': "
+        "did you mean 'learning_rate'?"),
+        "line 12: parts.p.shared.momentum: must be at most 1, got 2",
+        "line 13: parts.p.references: unknown method 'nul': did you mean 'mul'?",
+        "line 16: parts.p.methods.mul.beta: must be at least 0, got -1",
+        ("line 17: parts.p.methods.mul.bta: unknown hyperparameter of mul 'bta': did you mean "
+        "'beta'?"),
+        "line 18: parts.p.methods.mlu: unknown method 'mlu': did you mean 'mul'?",
+        ("line 19: parts.p.methods.add.depth: ranges and choices need a search: add search: "
+        "{points: 20}"),
+        "line 21: parts.q.search.points: must be greater than or equal to 1, got 0",
+        ("line 22: parts.q.methods.mul.beta: a search takes ranges and choices: write choices for "
+        "grid"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("{low: 1, high: 0}", "low must be below high, got low 1 and high 0"),
+        ("{low: 0.5, high: 0.5}", "low must be below high, got low 0.5 and high 0.5"),
+        ("{low: -1, high: 1}", ".low: must be at least 0, got -1"),
+        ("{low: 0, high: .inf}", ".high: must be a finite number, got inf"),
+        ("{low: 0, high: x}", ".high: must be a finite number, got 'x'"),
+        ("{low: 0, high: 1, log: true}", "log must be true or false, and needs low above 0"),
+        ("{low: 1, high: 2, log: 3}", "log must be true or false"),
+        ("{low: 1, high: 2, step: 0}", ".step: must be above 0 and at most high - low (1)"),
+        ("{low: 1, high: 2, step: 2}", ".step: must be above 0 and at most high - low (1)"),
+        ("{low: 1, high: 2, step: 1, log: true}", ".step: must be above 0 and at most"),
+        ("{low: 1, high: 2, step: a}", ".step: must be a finite number, got 'a'"),
+        ("{low: 1, high: 2.5, int: true}", ".high: must be a whole number, got 2.5"),
+        ("{low: 1, high: 2, int: 3}", ".int: must be true, or left out"),
+        ("{low: 1}", "must have exactly one of grid, choices, value, or low with high"),
+        ("{low: 1, high: 2, choices: [1]}", "must have exactly one of grid, choices, value"),
+        ("{}", "must have exactly one of grid, choices, value, or low with high"),
+        ("{lo: 1, high: 2}", ".lo: unknown key of a domain 'lo': did you mean 'low'?"),
+        ("{choices: []}", ".choices: must be a list with at least one value, got []"),
+        ("{choices: 3}", ".choices: must be a list with at least one value, got 3"),
+        ("{choices: [0.1, a]}", ".choices: must be a finite number, got 'a'"),
+        ("{choices: [1, 1.0]}", ".choices: names a value twice: [1, 1.0]"),
+        ("{value: x}", "must be a finite number, got 'x'"),
+        ("{low: 0, high: 1, when: alpha}", ".when: must name one hyperparameter and its values"),
+        ("{low: 0, high: 1, when: {gamma: 1}}", ".when: its condition reads 'gamma', which this"),
+        ("{low: 0, high: 1, when: {depth: [1, 7]}}", ".when: 'depth' is never 7 here"),
+        ("[0, 1]", "must be a finite number, got [0, 1]"),
+        (".nan", "must be a finite number, got nan"),
+        ("null", "must be a finite number, got null"),
+    ],
+)
+def test_domains_that_are_none(value: str, message: str) -> None:
+    block = f"{{beta: {value}, depth: {{choices: [0, 1]}}}}"
+    (found,) = problems(f"  p: {{search: {{points: 2}}, methods: {{mul: {block}}}}}")
+    start = "line 5: parts.p.methods.mul.beta"
+    assert found.startswith(start + (message if message.startswith(".") else f": {message}")), found
+
+
+@pytest.mark.parametrize(
+    ("parts", "more", "expected"),
+    [
+        (
+            "  p: {search: {points: 2}, methods: {mul: {width: {low: 1, high: 9, step: 0.5}}}}",
+            "",
+            "p.methods.mul.width.step: must be a whole number, got 0.5",
+        ),
+        (
+            "  p: {search: {points: 2}, methods: {mul: {width: {low: 1, high: 9, int: false}}}}",
+            "",
+            "p.methods.mul.width.int: must be true, or left out",
+        ),
+        (
+            "  p: {search: {points: 2}, methods: {add: {merge: {low: 1, high: 9}}}}",
+            "",
+            "p.methods.add.merge: has no range: use choices",
+        ),
+        (
+            "  p: {methods: {mul: {beta: {low: 0, high: 1}}}}",
+            "",
+            "p.methods.mul.beta: ranges and choices need a search",
+        ),
+        (
+            "  p: {search: , methods: {mul: {beta: {low: 0, high: 1}}}}",
+            "",
+            "p.methods.mul.beta: ranges and choices need a search",
+        ),
+        (
+            "  p: {search: {points: 2}, methods: {mul: {beta: 1}}}",
+            "",
+            "p.methods.mul: nothing to search: give it a range or choices",
+        ),
+        (
+            "  p: {search: {points: 2, sampler: grid}, methods: {mul: {beta: {low: 0, high: 1}}}}",
+            "",
+            "p.methods.mul: the grid sampler needs an end: give beta a step or choices",
+        ),
+        (
+            "  p: {search: {points: 2, sampler: cmaes}, methods: {mul: {beta: {low: 0, high: 1}}}}",
+            "objective: [val/error, val/auc]",
+            "p.search.sampler: cmaes takes one objective: use nsga2, tpe or gp for two",
+        ),
+        (
+            "  p: {x: beta, methods: {mul: {beta: 1}}}",
+            "",
+            "p.x: method mul does not vary 'beta': give it a grid there or in shared",
+        ),
+        (
+            (
+                "  p: {methods: {mul: {beta: {grid: [0, 1], when: {alpha: 0}},"
+                " alpha: {grid: [0, 1], when: {beta: 0}}}}}"
+            ),
+            "",
+            "p.methods.mul: conditions form a circle: beta, alpha",
+        ),
+        (
+            (
+                f"  p: {{methods: {{mul: {{beta: {{grid: {list(range(400))}}},"
+                f" alpha: {{grid: {list(range(400))}}}}}}}}}"
+            ),
+            "",
+            "p.methods.mul: its grid has 160000 points, more than 100000: use a search",
+        ),
+        (
+            "  p: {methods: {mul: {monitor: val/auc}}}",
+            "",
+            "p.methods.mul.monitor: give it under training, once for the study",
+        ),
+        (
+            "  p: {methods: {mul: {halving: {value: {eta: 1, min_epochs: 1}}}}}",
+            "",
+            "p.methods.mul.halving: eta must be a whole number of at least 2, got 1",
+        ),
+        (
+            "  p: {methods: {mul: }}",
+            "objective: [val/error, val/error]",
+            "objective: names 'val/error' twice: give it once",
+        ),
+        (
+            "  p: {methods: {mul: }}",
+            "encoders: {default: {name: [mlp]}}",
+            "encoders.default: unknown encoder \"['mlp']\"",
+        ),
+        (
+            "  p: {methods: {mul: }, references: [[mul]]}",
+            "",
+            "p.references.0: must be a word, got ['mul']",
+        ),
+    ],
+)
+def test_problems_of_the_shelves(parts: str, more: str, expected: str) -> None:
+    found = problems(parts, more)
+    path = expected if not expected.startswith("p.") else f"parts.{expected}"
+    assert any(re.sub(r"^line \d+: ", "", problem).startswith(path) for problem in found), found
+    assert len(found) == 1 or "references" in expected
+
+
+@pytest.mark.parametrize(
+    ("parts", "more", "expected"),
+    [
+        (
+            "  p: {methods: {mul: }}",
+            "encoders: {lft: {name: mlp}}",
+            "line 3: encoders.lft: unknown modality 'lft': did you mean 'left'?",
+        ),
+        (
+            "  p: {methods: {base: {modality: middle}}}",
+            "",
+            (
+                "line 5: parts.p.methods.base: modality: unknown modality 'middle': it may be "
+                "left, right"
+            ),
+        ),
+        (
+            "  p: {methods: {mul: {weights: {middle: 1}}}}",
+            "",
+            "line 5: parts.p.methods.mul: weights must name sources (left, right), got 'middle'",
+        ),
+        (
+            "  p: {methods: {add: {merge: sum}}}",
+            "encoders: {left: {name: mlp, hidden: [4]}, right: {name: mlp, hidden: [3]}}",
+            "line 5: parts.p.methods.add: ",
+        ),
+        (
+            "  p: {search: {points: 3}, methods: {add: {merge: {choices: [concat, mean]}}}}",
+            "encoders: {default: {name: identity}}",
+            "line 5: parts.p.methods.add: ",
+        ),
+    ],
+)
+def test_problems_that_only_the_data_shows(parts: str, more: str, expected: str) -> None:
+    (found,) = problems(parts, more)
+    assert found.startswith(expected), found
+
+
+def test_unset_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOWHERE", raising=False)
+    found = problems(
+        "  p: {methods: {mul: {task.path: {grid: [a.npz, $NOWHERE]}}}}",
+        task="task: {name: arrays, path: '${NOWHERE}/a.npz'}",
+    )
+    message = "the environment variable NOWHERE is not set: export it first"
+    assert found == [
+        f"line 2: task.path: {message}",
+        f"line 5: parts.p.methods.mul.task.path.grid: {message}",
+    ]
+
+
+def test_a_flag_may_say_where_the_data_is() -> None:
+    text = "study: s\ntask: {name: arrays, path: /no/where.npz}\nparts: {p: {methods: {mul: }}}"
+    source = spec.parse(text, name="x.yaml", folder=FOLDER)
+    plan = plan_module.make(source, data_path="/some/where.npz")
+    assert plan.task_options["path"] == "/some/where.npz"
+    digits = spec.parse(
+        text.replace("arrays, path: /no/where.npz", "digits"), name="x", folder=FOLDER
+    )
+    with pytest.raises(
+        ValueError, match=r"^--data: task digits reads no file: leave the flag out$"
+    ):
+        plan_module.make(digits, data_path="/some/where.npz")
+    broken = spec.parse(
+        text.replace("{name: arrays, path: /no/where.npz}", "5"), name="x", folder=FOLDER
+    )
+    with pytest.raises(SpecError, match=r"^x: line 2: task: must be a mapping, got 5$"):
+        plan_module.make(broken, data_path="/some/where.npz")
