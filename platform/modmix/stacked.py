@@ -84,11 +84,10 @@ class Stack:
         stacked: bool = True,
         low_precision: bool = False,
     ) -> None:
-        self._caller = _Caller(models[0].to(device))
         named = dict(models[0].named_parameters())
         self.names = list(named)
         # Matrices lie transposed: the gradient of x Wᵀ comes in that order.
-        self._shapes = [p.mT.shape if p.dim() == 2 else p.shape for p in named.values()]
+        self._shapes = [_turn(p).shape for p in named.values()]
         self._turned = [p.dim() == 2 for p in named.values()]
         self._sizes = [p.numel() for p in named.values()]
         rows = [torch.cat([_turn(p.detach()).flatten() for p in m.parameters()]) for m in models]
@@ -98,6 +97,7 @@ class Stack:
             name: torch.stack([buffers[name] for buffers in per_model]).to(device)
             for name in per_model[0]
         }
+        self._caller = _Caller(models[0])
         self.stacked = stacked
         self._low_precision = low_precision
         self.freeze(())

@@ -8,11 +8,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from modmix.methods.model import unpack_weights
+from modmix.methods.model import build_model, unpack_weights
 from modmix.methods.table import METHODS
+from modmix.metrics import METRICS, evaluate
 from modmix.packing import Finished, Replicate
+from modmix.stacked import Stack
 from modmix.tasks.data import Data
+from modmix.training.group import Group, Member
 from plainloop import error_of, train_plainly
 from toypack import make_data, make_replicates, train
 
@@ -44,14 +48,18 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def assert_same_weights(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Every parameter and every statistic to 1e-5 of its norm."""
+    """All weights together to 1e-5 of their norm.
+
+    Each alone to 1e-4: where rounding decides whether a ReLU passes one example, the few weights
+    behind it move by that much.
+    """
     assert list(found) == list(expected)
-    for name, value in expected.items():
-        if not value.isfinite().all():  # a margin that is off
-            assert torch.equal(found[name], value), name
-            continue
-        distance = (found[name].double() - value.double()).norm()
-        assert distance <= 1e-5 * value.double().norm() + 1e-9, (name, distance)
+    pairs = [(name, found[name].double(), x.double()) for name, x in expected.items()]
+    pairs = [p for p in pairs if p[0] != "method.margin"]  # may be infinite
+    distance = sum((x - y).square().sum() for _, x, y in pairs)
+    assert distance <= 1e-10 * sum(y.square().sum() for _, _, y in pairs)
+    for name, x, y in pairs:
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-4, msg=name)
 
 
 def assert_equals_plain_loop(found: Finished, replicate: Replicate, data: Data) -> None:
@@ -134,3 +142,32 @@ def test_early_stopping_is_that_of_each_model_alone() -> None:
     for replicate in replicates:
         assert_equals_plain_loop(found[replicate.key], replicate, data)
     assert len({event.epochs for event in found.values()}) > 3  # they did not stop together
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_everything_stays_on_one_device(method: str) -> None:
+    """Tensors without content know their device and refuse to meet those of another."""
+    replicates = make_replicates(method, data=DATA, clip_norm=1.0, weight_decay=0.1)
+    encoder = {"name": "mlp", "hidden": [4], "batch_norm": True}
+    encoders = dict.fromkeys(DATA.shapes, encoder)
+    cuda = torch.device("cuda:0")
+    with FakeTensorMode(), torch.no_grad():
+        models = [
+            build_model(method, r.params, encoders, DATA.shapes, 3, r.seed) for r in replicates
+        ]
+        stack = Stack(models, cuda)
+        training = replicates[0].training
+        group = Group([Member(index=i, seed=i, training=training) for i in (0, 1)], stack)
+        group.start_stage(models[0].method.stages()[0], 1)
+        inputs = {name: torch.empty(2, 5, *s, device=cuda) for name, s in DATA.shapes.items()}
+        target = torch.empty(2, 5, device=cuda, dtype=torch.long)
+        # The backward pass would ask for a real device.
+        loss, wrong = stack._map(stack._loss, inputs, target)
+        assert loss.device == wrong.device == cuda
+        group.optimizer.step(stack.parameters_KP, torch.empty_like(stack.parameters_KP))
+        scores = stack.scores({name: x[0] for name, x in inputs.items()})
+        assert scores.shape == (2, 5, 3)
+        for value in evaluate(scores, target[0], METRICS).values():
+            assert value.device == cuda
+        group.keep_best([True, False])
+        assert all(value.device == cuda for value in group.state().values())

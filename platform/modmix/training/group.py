@@ -19,6 +19,9 @@ from modmix.optim import Optimizer, Training
 from modmix.stacked import Stack
 from modmix.training.batches import Examples, Order
 
+# Scores whose metrics are computed at a time.
+_METRIC_ELEMENTS = 1 << 22
+
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
@@ -106,7 +109,7 @@ class Group:
     def evaluate(self, examples: Examples, size: int) -> dict[str, list[float]]:
         """Every metric of the present weights, and ``finite``: one number per row each."""
         scores_KNC = _scores(self.stack, examples, size)
-        values = dict(evaluate(scores_KNC, examples.targets, METRICS))
+        values = _metrics(scores_KNC, examples.targets)
         # The largest magnitude shows every NaN and infinity without a mask of all elements.
         largest = [scores_KNC.flatten(1), self.stack.parameters_KP.detach()]
         finite = [x.abs().amax(1).isfinite() for x in largest] + [self.loss_K.isfinite()]
@@ -120,7 +123,7 @@ class Group:
     ) -> list[dict[str, float]]:
         """Every metric of these rows' best weights, a mapping per row."""
         best = self.stack.with_weights(self.best.select(rows))
-        values = evaluate(_scores(best, examples, size), examples.targets, METRICS)
+        values = _metrics(_scores(best, examples, size), examples.targets)
         table = torch.stack([v.double() for v in values.values()]).T.tolist()
         return [dict(zip(values, row, strict=True)) for row in table]
 
@@ -190,6 +193,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def _metrics(scores_KNC: Tensor, target_N: Tensor) -> dict[str, Tensor]:
+    """Every metric (K,), a few models at a time: sorting makes several copies of the scores."""
+    models = max(1, _METRIC_ELEMENTS // scores_KNC[0].numel())
+    parts = [evaluate(part, target_N, METRICS) for part in scores_KNC.split(models)]
+    return {name: torch.cat([part[name] for part in parts]) for name in METRICS}
 
 
 def _scores(stack: Stack, examples: Examples, size: int) -> Tensor:
