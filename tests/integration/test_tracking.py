@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,177 +18,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from mlflow_bench import STUDY, Bench, Server, copy_database, free_port
 from modmix import tracking
 from modmix.errors import InputError, TrackingError
-from modmix.home import Home
-from modmix.ledger import Entry, Ledger, NewPoint, Result
-from modmix.tracking import Mirror, sync
+from modmix.ledger import Ledger
 from modmix.tracking import mirror as mirror_module
-from modmix.tracking.store import Refused, Store
-from modmix.tracking.writer import PARTIAL_SECONDS, Writer
-
-STUDY = "curves"
-METRICS = ("error", "auc", "nll", "ece", "f1")
-
-
-# ---------------------------------------------------------------- studies to mirror
-
-
-class Bench:
-    """A ledger with one study, and the MLflow it is mirrored to."""
-
-    def __init__(self, folder: Path, uri: str | None = None) -> None:
-        self.home = Home(folder)
-        self.home.make()
-        self.ledger = Ledger(f"sqlite:///{folder / 'ledger.db'}")
-        self.url = f"sqlite:///{folder / 'ledger.db'}"
-        self.uri = uri or f"sqlite:///{folder / 'mlflow.db'}"
-        self.points: list[NewPoint] = []
-
-    def start(self, points: int = 3, seeds: int = 2, study: str = STUDY) -> Bench:
-        spec = {
-            "study": study,
-            "description": "Three curves",
-            "objective": ["val/error"],
-            "parts": {
-                "curve": {"x": "beta", "methods": {"mul": {"beta": {"grid": [0, 1]}}}},
-                "depth": {"methods": {"add": {"depth": {"grid": [0, 1]}, "merge": "sum"}}},
-            },
-        }
-        details = {"task": "digits", "fingerprint": "f" * 32, "git": "abc", "modmix": "0.1"}
-        self.ledger.start_study(
-            study, spec=spec, text=f"study: {study}\n", source="x.yaml", details=details
-        )
-        self.study = study
-        self.lease = self.ledger.acquire(study)
-        self.extend(points, seeds)
-        return self
-
-    def extend(self, points: int, seeds: int) -> None:
-        self.points, entries = [], []
-        for i in range(points):
-            method, name = ("mul", "beta") if i % 2 == 0 else ("add", "depth")
-            self.points.append(
-                NewPoint(
-                    key=f"point-{i:03}",
-                    method=method,
-                    params={name: i / 4 if i % 2 == 0 else i, "hidden": [64, 32], "margin": None},
-                    replicates=[(f"point-{i:03}-{seed}", seed) for seed in range(seeds)],
-                )
-            )
-            part = "curve" if method == "mul" else "depth"
-            entries.append(Entry(part=part, method=method, number=i, point=f"point-{i:03}"))
-        known = {(e.part, e.method, e.number) for e in self.ledger.entries(self.study)}
-        fresh = [e for e in entries if (e.part, e.method, e.number) not in known]
-        self.ledger.add(self.study, self.points, fresh)
-
-    def finish(self, keys: Sequence[str] | None = None, **more: Any) -> list[Result]:
-        keys = keys or [key for point in self.points for key, _ in point.replicates]
-        results = [result(key, **more) for key in keys]
-        self.ledger.finish(self.lease, results)
-        return results
-
-    def release(self, state: str = "finished") -> None:
-        self.ledger.set_state(self.study, state)
-        self.ledger.release(self.lease)
-
-    def writer(self) -> Writer:
-        return Writer(self.ledger, self.study, self.uri, self.home)
-
-    def mirror(self) -> Mirror:
-        return Mirror(self.url, self.study, self.uri, self.home)
-
-    def runs(self, name: str | None = None) -> list[Any]:
-        from mlflow import MlflowClient
-
-        client = MlflowClient(self.uri)
-        experiment = client.get_experiment_by_name(name or self.study)
-        assert experiment is not None
-        return list(client.search_runs([experiment.experiment_id], max_results=1000))
-
-    def children(self, name: str | None = None) -> dict[str, Any]:
-        """The one run of each point."""
-        runs = [r for r in self.runs(name) if "modmix.point" in r.data.tags]
-        found = {r.data.tags["modmix.point"]: r for r in runs}
-        assert len(found) == len(runs), "two runs of one point"
-        return found
-
-    def study_run(self, name: str | None = None) -> Any:
-        (run,) = [r for r in self.runs(name) if r.data.tags.get("modmix.kind") == "study"]
-        return run
-
-    def check_whole(self, name: str | None = None) -> None:
-        """One finished run per point, below the study's; nothing else, nothing running."""
-        children, parent = self.children(name), self.study_run(name)
-        assert set(children) == {p.key for p in self.points}
-        assert {r.info.status for r in children.values()} == {"FINISHED"}
-        assert {r.data.tags["mlflow.parentRunId"] for r in children.values()} == {
-            parent.info.run_id
-        }
-        assert parent.info.status == "FINISHED"
-        assert len(self.runs(name)) == len(children) + 1
-        for point in self.ledger.points(self.study):
-            assert point.mlflow_run == children[point.key].info.run_id
-            assert point.mirrored == children[point.key].data.tags["modmix.digest"]
-
-    def rows(self, run: Any, key: str) -> list[tuple[int, float]]:
-        from mlflow import MlflowClient
-
-        history = MlflowClient(self.uri).get_metric_history(run.info.run_id, key)
-        return [(m.step, m.value) for m in sorted(history, key=lambda m: m.step)]
-
-    def artifact(self, run: Any, name: str) -> str:
-        from mlflow import MlflowClient
-
-        folder = self.home.path / f"downloads-{run.info.run_id}"
-        folder.mkdir(exist_ok=True)
-        client = MlflowClient(self.uri)
-        return Path(client.download_artifacts(run.info.run_id, name, str(folder))).read_text()
-
-
-def result(
-    key: str, *, epochs: int = 4, state: str = "done", reason: str = "", **metrics: float
-) -> Result:
-    rng = np.random.default_rng(list(key.encode()))
-    names = ["train/loss", "train/error", *(f"val/{m}" for m in METRICS), "lr"]
-    history = {"epoch": [e + 1.0 for e in range(epochs)]}
-    history |= {name: rng.uniform(0, 9, epochs).tolist() for name in names}
-    values = {f"{s}/{m}": float(rng.uniform(0, 9)) for s in ("val", "test") for m in METRICS}
-    values |= {"train/loss": float(rng.uniform())}
-    return Result(
-        replicate=key,
-        state=state,
-        reason=reason,
-        epochs=epochs,
-        best_epoch=2.0,
-        metrics={} if state == "failed" else values | metrics,
-        history=history,
-        seconds=0.5,
-    )
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh MLflow database: making one takes more than a second."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    Store(f"sqlite:///{path}")
-    return path
-
-
-def copy_database(source: Path, target: Path) -> None:
-    """Copy a database together with what its write-ahead log still holds."""
-    with sqlite3.connect(source) as old, sqlite3.connect(target) as new:
-        old.backup(new)
-    old.close()
-    new.close()
-
-
-@pytest.fixture
-def bench(tmp_path: Path, empty_database: Path) -> Bench:
-    made = Bench(tmp_path / "home")
-    copy_database(empty_database, made.home.path / "mlflow.db")
-    return made
-
+from modmix.tracking import sync
+from modmix.tracking.store import RefusedError, Store
+from modmix.tracking.writer import PARTIAL_SECONDS
 
 # ---------------------------------------------------------------- what is shown
 
@@ -241,8 +76,10 @@ def test_a_run_says_what_it_is(bench: Bench) -> None:
         "margin": "null",
     }
     tags = run.data.tags
-    assert tags["modmix.parts"] == "depth" and tags["modmix.fingerprint"] == "f" * 32
-    assert tags["mlflow.source.git.commit"] == "abc" and tags["modmix.task"] == "digits"
+    assert tags["modmix.parts"] == "depth"
+    assert tags["modmix.fingerprint"] == "f" * 32
+    assert tags["mlflow.source.git.commit"] == "abc"
+    assert tags["modmix.task"] == "digits"
     held = json.loads(bench.artifact(run, "replicates.json"))
     assert [r["seed"] for r in held["replicates"]] == [0, 1]
     assert held["replicates"][1]["history"]["lr"] == list(results[3].history["lr"])
@@ -264,9 +101,12 @@ def test_values_that_are_no_numbers_and_diverged_replicates(bench: Bench) -> Non
     bench.finish(["point-001-0", "point-001-1"], state="failed", reason="diverged: epoch 1")
     bench.writer().update("finished")
     half, lost = bench.children()["point-000"], bench.children()["point-001"]
-    assert half.info.status == "FINISHED" and lost.info.status == "FAILED"
-    assert "val/auc" not in half.data.metrics and "test/nll" not in half.data.metrics
-    assert half.data.metrics["replicates"] == 1 and half.data.tags["modmix.failed"] == "1"
+    assert half.info.status == "FINISHED"
+    assert lost.info.status == "FAILED"
+    assert "val/auc" not in half.data.metrics
+    assert "test/nll" not in half.data.metrics
+    assert half.data.metrics["replicates"] == 1
+    assert half.data.tags["modmix.failed"] == "1"
     assert lost.data.tags["modmix.reason"] == "diverged: epoch 1"
 
 
@@ -277,7 +117,9 @@ def test_long_curves_are_thinned_out_and_many_rows_arrive(bench: Bench) -> None:
     bench.writer().update("finished")
     run = bench.children()["point-000"]
     rows = bench.rows(run, "epoch/val/error")
-    assert len(rows) == 200 and rows[0][0] == 1 and rows[-1][0] == 1003
+    assert len(rows) == 200
+    assert rows[0][0] == 1
+    assert rows[-1][0] == 1003
     for step, value in rows:
         assert value == pytest.approx(np.mean([r.history["val/error"][step - 1] for r in results]))
     held = json.loads(bench.artifact(run, "replicates.json"))
@@ -349,10 +191,8 @@ def test_a_kill_at_any_call_leaves_no_duplicate_and_nothing_running(
                 patch.setattr(Store, name, fuse.around(getattr(Store, name)))
             for name in ("set_point_run", "set_study_run"):
                 patch.setattr(Ledger, name, fuse.around(getattr(Ledger, name)))
-            try:
+            with suppress(Killed):
                 bench.writer().update("finished")
-            except Killed:
-                pass
         bench.writer().update("finished")
         bench.check_whole()
         if not fuse.blown:
@@ -475,12 +315,12 @@ def test_one_refused_point_does_not_stop_the_others(
 
     def refuse_one(self: Store, run: str, *, params: Mapping[str, str], **more: Any) -> None:
         if params.get("depth") == "1":
-            raise Refused("MLflow refuses this one")
+            raise RefusedError("MLflow refuses this one")
         log(self, run, params=params, **more)
 
     monkeypatch.setattr(Store, "log", refuse_one)
     writer = bench.writer()
-    with pytest.raises(Refused, match="refuses this one"):
+    with pytest.raises(RefusedError, match="refuses this one"):
         writer.update("finished")
     monkeypatch.undo()
     assert sum(r.info.status == "FINISHED" for r in bench.children().values()) == 2
@@ -532,63 +372,15 @@ def test_a_database_server_that_is_away_is_said_within_seconds() -> None:
     begun = time.monotonic()
     with pytest.raises(TrackingError, match="cannot be used") as caught:
         tracking.check(f"postgresql://ann:secret@127.0.0.1:{free_port()}/mlflow")
-    assert time.monotonic() - begun < 15 and "secret" not in str(caught.value)
+    assert time.monotonic() - begun < 15
+    assert "secret" not in str(caught.value)
 
 
 # ---------------------------------------------------------------- a real server
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class Server:
-    """A real `mlflow server` on the loopback address, which can be stopped and started."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
-        command += ["--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}"]
-        command += ["--artifacts-destination", str(self.folder / "server-artifacts")]
-        quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, env={**os.environ, **quiet}, start_new_session=True
-            )
-        for _ in range(300):
-            assert self.process.poll() is None, (self.folder / "server.log").read_text()
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=1):
-                    return
-            except OSError:
-                time.sleep(0.1)
-        raise AssertionError("the server did not start")
-
-    def stop(self) -> None:
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait(10)
-            self.process = None
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("server")
-    copy_database(empty_database, folder / "server.db")
-    made = Server(folder)
-    made.start()
-    yield made
-    made.stop()
-
-
 @pytest.mark.slow
+@pytest.mark.cluster
 def test_a_server_holds_the_same_as_a_database(tmp_path: Path, server: Server) -> None:
     bench = Bench(tmp_path / "home", server.uri).start(points=2, seeds=2)
     mirror = bench.mirror()
@@ -611,6 +403,7 @@ def test_a_server_holds_the_same_as_a_database(tmp_path: Path, server: Server) -
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 def test_a_server_that_goes_away_and_comes_back(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -644,6 +437,7 @@ def test_a_server_that_goes_away_and_comes_back(
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 def test_a_mirror_catches_up_by_itself(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ the same content again gives the same rows, which MLflow drops.
 
 from __future__ import annotations
 
+import getpass
 import json
 import math
 import statistics
@@ -25,7 +26,7 @@ from typing import Any
 from modmix.ledger import ENDED, Entry, PointRecord, ReplicateRecord, StudyRecord
 from modmix.metrics import higher_is_better
 from modmix.packing import digest
-from modmix.tracking.store import Value
+from modmix.tracking.store import Dataset, Value
 
 LAYOUT = 1  # raised when a run's content changes in form, so that all runs are written again
 MAX_STEPS = 200  # of a curve; a longer one is thinned out (the artifact holds all of it)
@@ -95,7 +96,7 @@ def point_content(
     shown = {r.key: histories[r.key] for r in good if r.key in histories} if complete else {}
     metrics += _curves(study, list(shown.values()), started, last)
     return Content(
-        name=point_name(study.spec, point),
+        name=point_name(study.spec, point, parts),
         status=point_status(replicates, state),
         started=started,
         ended=last if complete or state != "running" else None,
@@ -107,35 +108,38 @@ def point_content(
     )
 
 
-def point_name(spec: Mapping[str, Any], point: PointRecord) -> str:
-    """A readable name: the method and what the study varies of it, as "mul beta=0.5"."""
+def point_name(spec: Mapping[str, Any], point: PointRecord, parts: Sequence[str] = ()) -> str:
+    """A readable name: the method and what its parts vary of it, as "mul beta=0.5"."""
     words = [point.method]
     if point.params.get("modality") is not None:
         words.append(str(point.params["modality"]))
     words += [
         f"{name}={_short(point.params[name])}"
-        for name in _varied(spec, point.method)
+        for name in _varied(spec, point.method, parts)
         if name in point.params and name != "modality"
     ]
     return " ".join(words)[:250]
 
 
-def _varied(spec: Mapping[str, Any], method: str) -> list[str]:
-    """Names a study file varies for a method: domains, and constants that its parts disagree on."""
-    given: dict[str, list[Any]] = {}
-    blocks = [
-        {**(part.get("shared") or {}), **(part["methods"][method] or {})}
-        for part in spec.get("parts", {}).values()
+def _varied(spec: Mapping[str, Any], method: str, parts: Sequence[str]) -> list[str]:
+    """Names that these parts vary for a method, and constants in which it differs between parts."""
+    blocks = {
+        name: {**(part.get("shared") or {}), **(part["methods"][method] or {})}
+        for name, part in spec.get("parts", {}).items()
         if method in part.get("methods", {})
-    ]
-    for name in dict.fromkeys(name for block in blocks for name in block):
-        given[name] = [block.get(name) for block in blocks]
+    }
+    own = [block for name, block in blocks.items() if name in parts] or list(blocks.values())
+    names = dict.fromkeys(name for block in blocks.values() for name in block)
     return [
         name
-        for name, values in given.items()
-        if any(isinstance(v, Mapping) and {"grid", "choices", "low"} & set(v) for v in values)
-        or any(v != values[0] for v in values)
+        for name in names
+        if any(_is_domain(block.get(name)) for block in own)
+        or len({digest(b.get(name)) for b in blocks.values() if not _is_domain(b.get(name))}) > 1
     ]
+
+
+def _is_domain(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool({"grid", "choices", "low"} & set(value))
 
 
 def _summary(
@@ -215,8 +219,6 @@ def _point_tags(
         "modmix.parts": ", ".join(parts),
         "modmix.number": str(point.number),
         "modmix.failed": str(len(failed)),
-        "mlflow.source.type": "LOCAL",
-        "mlflow.source.name": study.source,
     }
     if failed:
         tags["modmix.reason"] = failed[0].reason
@@ -234,8 +236,29 @@ def _shared_tags(study: StudyRecord) -> dict[str, str]:
         "modmix.version": str(details.get("modmix", "")),
         "modmix.torch": str(details.get("torch") or ""),
         "mlflow.source.git.commit": str(details.get("git") or ""),
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.name": _cut(study.source, _TAG_LENGTH),
+        "mlflow.user": _user(),
     }
     return {key: value for key, value in tags.items() if value}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        return ""
+
+
+def dataset(study: StudyRecord) -> Dataset:
+    """The data that every run of the study used."""
+    details = study.details
+    return Dataset(
+        name=str(details.get("task", "data")),
+        digest=str(details.get("fingerprint", ""))[:36],
+        source=json.dumps(details.get("task_options", {})),
+        profile=json.dumps({"rows": details.get("rows"), "modalities": details.get("modalities")}),
+    )
 
 
 def _params(point: PointRecord) -> dict[str, str]:
@@ -281,9 +304,10 @@ def study_content(
     study: StudyRecord,
     points: Sequence[PointRecord],
     replicates: Mapping[str, Sequence[ReplicateRecord]],
+    parts: Mapping[str, Sequence[str]],
     state: str,
 ) -> Content:
-    """The content of the study's own run. ``replicates``: by point key."""
+    """The content of the study's own run. ``replicates`` and ``parts``: by point key."""
     everything = [r for rs in replicates.values() for r in rs]
     ended = [r for r in everything if r.state in ENDED]
     now = max((_milliseconds(r.finished) for r in ended if r.finished), default=None)
@@ -300,7 +324,7 @@ def study_content(
     for method, (point, means) in best.items():
         rows |= {f"best/{method}/{name}": value for name, value in means.items()}
         shown = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
-        lines.append(f"- **{point_name(study.spec, point)}**: {shown}")
+        lines.append(f"- **{point_name(study.spec, point, parts.get(point.key, ()))}**: {shown}")
     status = STATUS[state]
     return Content(
         name=study.name,
@@ -310,8 +334,6 @@ def study_content(
         tags={
             **_shared_tags(study),
             "modmix.kind": "study",
-            "mlflow.source.type": "LOCAL",
-            "mlflow.source.name": _cut(study.source, _TAG_LENGTH),
             "mlflow.note.content": _cut(_note(study, lines), _NOTE_LENGTH),
         },
         metrics=[
@@ -331,7 +353,7 @@ def best_points(
     more often than one of five); the first wins a tie.
     """
     objective = (spec.get("objective") or ["val/error"])[0]
-    sign = -1.0 if _higher(objective) else 1.0
+    sign = -1.0 if higher(objective) else 1.0
     names = dict.fromkeys([objective, f"test/{objective.partition('/')[2]}"])
     best: dict[str, tuple[tuple[float, float], PointRecord, dict[str, float]]] = {}
     for point in points:
@@ -347,7 +369,8 @@ def best_points(
     return {method: (point, means) for method, (_, point, means) in best.items()}
 
 
-def _higher(objective: str) -> bool:
+def higher(objective: str) -> bool:
+    """Whether larger values of an objective are better."""
     try:
         return higher_is_better(objective)
     except KeyError:  # a ledger of another version: show it, smallest first
@@ -394,7 +417,7 @@ def _text(value: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else _text(value)
+    return f"{value:.3g}" if isinstance(value, float) else _text(value)
 
 
 def _cut(text: str, length: int) -> str:

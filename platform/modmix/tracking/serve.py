@@ -45,7 +45,9 @@ def serve(home: Home, port: int = 5000) -> None:
         server.wait(10)
         return
     if code:
-        raise TrackingError(f"MLflow's server ended with exit code {code}: read what it wrote above")
+        raise TrackingError(
+            f"MLflow's server ended with exit code {code}: read what it wrote above"
+        )
 
 
 def _check_port(port: int) -> None:

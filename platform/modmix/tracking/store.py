@@ -65,6 +65,16 @@ class Value:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """What a run was trained on. ``source`` and ``profile`` are JSON."""
+
+    name: str
+    digest: str
+    source: str
+    profile: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Experiment:
     """An experiment, deleted ones (which keep their name) included."""
 
@@ -342,6 +352,21 @@ class Store:
                 self.api.log_batch(run, metrics=rows[:room], params=pairs[:_PAIRS])
                 rows, pairs = rows[room:], pairs[_PAIRS:]
             self.api.log_batch(run, metrics=rows, params=pairs, tags=labels)
+
+    def log_dataset(self, run: str, dataset: Dataset) -> None:
+        """Say what a run was trained on; saying it again changes nothing."""
+        from mlflow.entities import Dataset as MlflowDataset
+        from mlflow.entities import DatasetInput
+
+        data = MlflowDataset(
+            name=dataset.name,
+            digest=dataset.digest,
+            source_type="modmix",
+            source=dataset.source,
+            profile=dataset.profile,
+        )
+        with told(self.uri):
+            self.api.log_inputs(run, datasets=[DatasetInput(data)])
 
     def log_text(self, run: str, name: str, text: str) -> None:
         with tempfile.TemporaryDirectory(prefix="modmix-") as folder:

@@ -18,6 +18,8 @@ from modmix.ledger import ENDED, Ledger, PointRecord, ReplicateRecord, StudyReco
 from modmix.packing import digest
 from modmix.tracking.content import (
     Content,
+    dataset,
+    higher,
     parts_of,
     point_content,
     point_digest,
@@ -25,7 +27,7 @@ from modmix.tracking.content import (
     study_content,
     to_json,
 )
-from modmix.tracking.store import Experiment, RefusedError, Run, Store, shown
+from modmix.tracking.store import Dataset, Experiment, RefusedError, Run, Store, shown
 
 PARTIAL_SECONDS = 10.0  # how long the other replicates of a point are waited for
 STUDY_SECONDS = 10.0  # between two updates of the study's own run
@@ -65,6 +67,7 @@ class Writer:
         self._known: dict[str, _Known] = {}  # by point
         self._parent_digest = ""
         self._parent_time = 0.0
+        self._dataset: Dataset | None = None
         self.experiment_name = ""
         self.written = 0  # runs of points
 
@@ -101,7 +104,8 @@ class Writer:
         refused: TrackingError | None = None
         for begin in range(0, len(jobs), _CHUNK):
             refused = self._write_points(record, jobs[begin : begin + _CHUNK], state) or refused
-        self._write_study(study_content(record, points, replicates, state), outputs)
+        content = study_content(record, points, replicates, parts, state)
+        self._write_study(content, outputs)
         if refused is not None:
             raise refused
         return not waiting
@@ -158,6 +162,8 @@ class Writer:
         self._known[key] = _Known(run=run)
         if known is None or known != self._known[key]:
             self._ledger.set_point_run(self._study, key, run=run, mirrored=None)
+        if self._dataset is not None:
+            store.log_dataset(run, self._dataset)
         store.log_text(run, "replicates.json", to_json(content.artifact))
         # The digest comes last, and counts once the run has ended.
         tags["modmix.digest"] = job.digest
@@ -229,6 +235,8 @@ class Writer:
         if record.mlflow_run != self._parent:
             self._ledger.set_study_run(self._study, self._parent)
         self._store.log_text(self._parent, "study.yaml", record.text)
+        self._dataset = dataset(record)
+        self._store.log_dataset(self._parent, self._dataset)
         self._parent_digest, self._parent_time = "", 0.0
         self._experiment = experiment.id
 
@@ -254,11 +262,14 @@ class Writer:
         )
 
     def _create_experiment(self, name: str, owner: str, record: StudyRecord) -> Experiment:
+        objective = (record.spec.get("objective") or ["val/error"])[0]
         place = (self._home.artifacts / name).absolute().as_uri()
         tags = {
             "modmix.owner": owner,
             "modmix.study": record.name,
             "mlflow.note.content": str(record.spec.get("description") or ""),
+            "mlflow.experiment.primaryMetric.name": objective,
+            "mlflow.experiment.primaryMetric.greaterIsBetter": str(higher(objective)),
             "mlflow.experimentKind": "custom_model_development",  # else the UI asks which it is
         }
         artifacts = None if self._store.places_artifacts else place

@@ -1,0 +1,118 @@
+#!/usr/bin/env bash
+# Starts the MLflow tracking server. Every setting is an environment variable; README.md explains
+# them. Without any, it shows the results of one person on http://127.0.0.1:5000.
+set -euo pipefail
+
+say() { printf 'mlflow_server: %s\n' "$*" >&2; }
+refuse() { say "$*"; exit 2; }
+
+# A secret may be given in a file (NAME_FILE), as Docker and Kubernetes hand them over.
+secret() {
+    local name=$1 file="${1}_FILE"
+    if [[ -z ${!name:-} && -n ${!file:-} ]]; then
+        [[ -r ${!file} ]] || refuse "$file names ${!file}, which cannot be read: check the path"
+        export "$name=$(<"${!file}")"
+    fi
+}
+
+host=${MLFLOW_HOST:-127.0.0.1}
+port=${MLFLOW_PORT:-5000}
+auth=${MLFLOW_AUTH:-}
+python=${PYTHON:-}
+if [[ -z $python ]]; then
+    here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+    python=python3
+    [[ -x $here/.venv/bin/python ]] && python=$here/.venv/bin/python
+fi
+
+"$python" -c 'import mlflow.version' 2>/dev/null ||
+    refuse "$python has no MLflow: install modmix into it, or set PYTHON to one that has"
+
+# ---- where things are kept
+
+secret MLFLOW_BACKEND_STORE_URI
+if [[ -z ${MLFLOW_BACKEND_STORE_URI:-} || -z ${MLFLOW_ARTIFACTS_DESTINATION:-} ]]; then
+    home=${MODMIX_HOME:-$PWD/modmix_runs}
+    mkdir -p "$home" || refuse "$home cannot be made: set MODMIX_HOME to a folder you may write"
+    home=$(cd "$home" && pwd)
+fi
+export MLFLOW_BACKEND_STORE_URI=${MLFLOW_BACKEND_STORE_URI:-sqlite:///$home/mlflow.db}
+export MLFLOW_ARTIFACTS_DESTINATION=${MLFLOW_ARTIFACTS_DESTINATION:-$home/artifacts}
+case $MLFLOW_BACKEND_STORE_URI in
+    *://*) ;;
+    *) refuse "MLFLOW_BACKEND_STORE_URI must be a database (sqlite:///… or postgresql+psycopg://…):" \
+        "MLflow 3 refuses folders" ;;
+esac
+
+# ---- who may come in
+
+loopback=no
+case $host in 127.*|localhost|::1) loopback=yes ;; esac
+case $auth in
+    basic)
+        secret MLFLOW_AUTH_ADMIN_USERNAME
+        secret MLFLOW_AUTH_ADMIN_PASSWORD
+        secret MLFLOW_AUTH_DATABASE_URI
+        secret MLFLOW_FLASK_SERVER_SECRET_KEY
+        export MLFLOW_AUTH_ADMIN_USERNAME=${MLFLOW_AUTH_ADMIN_USERNAME:-admin}
+        [[ -n ${MLFLOW_AUTH_ADMIN_PASSWORD:-} ]] ||
+            refuse "MLFLOW_AUTH=basic needs MLFLOW_AUTH_ADMIN_PASSWORD (or …_FILE): none is built in"
+        (( ${#MLFLOW_AUTH_ADMIN_PASSWORD} >= 12 )) ||
+            refuse "MLFLOW_AUTH_ADMIN_PASSWORD must have 12 characters or more"
+        key=${MLFLOW_FLASK_SERVER_SECRET_KEY:-}
+        (( ${#key} >= 32 )) ||
+            refuse "MLFLOW_AUTH=basic needs MLFLOW_FLASK_SERVER_SECRET_KEY (or …_FILE) of 32" \
+                "characters or more, the same at every start: openssl rand -hex 32"
+        "$python" -c 'import flask_wtf' 2>/dev/null ||
+            refuse "MLFLOW_AUTH=basic needs one more package: pip install 'mlflow[auth]'" ;;
+    off|'')
+        [[ $loopback = yes || $auth = off ]] ||
+            refuse "MLFLOW_HOST=$host lets everybody on the network read and write: set" \
+                "MLFLOW_AUTH=basic, or MLFLOW_AUTH=off where something in front of it asks who they are" ;;
+    *) refuse "MLFLOW_AUTH must be basic or off, got '$auth'" ;;
+esac
+case ${MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE:-false} in
+    [Tt]rue|1) refuse "MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE: it stays on; name the hosts in" \
+        "MLFLOW_SERVER_ALLOWED_HOSTS instead" ;;
+esac
+if [[ $loopback = no && -z ${MLFLOW_SERVER_ALLOWED_HOSTS:-} ]]; then
+    refuse "MLFLOW_HOST=$host needs MLFLOW_SERVER_ALLOWED_HOSTS: the names under which people open" \
+        "it, each also with its port, as 'mlflow.lab,mlflow.lab:*,localhost,localhost:*'"
+fi
+
+# ---- the port
+
+"$python" - "$host" "$port" <<'PY' || refuse "port $port on $host is in use: set MLFLOW_PORT to another"
+import socket, sys
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+with socket.socket(family) as probe:
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        probe.bind((sys.argv[1], int(sys.argv[2])))
+    except OSError:
+        sys.exit(1)
+PY
+
+# ---- go
+
+options=(--host "$host" --port "$port" --workers "${MLFLOW_WORKERS:-2}")
+if [[ $auth = basic ]]; then
+    # Only the database's address goes into the file; the password stays in the environment.
+    umask 077
+    config=$(mktemp "${TMPDIR:-/tmp}/mlflow-auth.XXXXXX")
+    database=${MLFLOW_AUTH_DATABASE_URI:-sqlite:///${home:-$PWD}/mlflow_auth.db}
+    {
+        echo '[mlflow]'
+        echo "default_permission = ${MLFLOW_AUTH_DEFAULT_PERMISSION:-READ}"
+        echo "database_uri = ${database//%/%%}"
+    } > "$config"
+    export MLFLOW_AUTH_CONFIG_PATH=$config
+    options+=(--app-name basic-auth)
+fi
+# Seven processes that evaluate agents, which nobody here has.
+export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=${MLFLOW_SERVER_ENABLE_JOB_EXECUTION:-false}
+export MLFLOW_DISABLE_TELEMETRY=${MLFLOW_DISABLE_TELEMETRY:-true}
+
+say "http://$host:$port, runs in ${MLFLOW_BACKEND_STORE_URI/:\/\/*@/:\/\/***@}," \
+    "artifacts in $MLFLOW_ARTIFACTS_DESTINATION"
+exec "$python" -m mlflow server "${options[@]}"
