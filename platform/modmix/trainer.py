@@ -30,10 +30,7 @@ from modmix.training import checkpoint
 from modmix.training.batches import Examples, Order
 from modmix.training.group import Group, Member, is_out_of_memory
 from modmix.training.memory import keep_freed_memory
-from modmix.training.record import Position, Record, results
-
-# Position in the pack -> (state, reason) of the models that end with an evaluation.
-Endings = dict[int, tuple[str, str]]
+from modmix.training.record import Endings, Position, Record, results, values_by_point
 
 # A group is made smaller once less than this part of its models still trains.
 _COMPACT_BELOW = 0.5
@@ -230,7 +227,8 @@ class _Run:
             record.seconds += seconds / alive
             if values["finite"][row]:
                 line = self._line({name: column[row] for name, column in values.items()})
-                keep[row] = self._append(record, {**line, "lr": group.optimizer.rates[row]})
+                line["lr"] = group.optimizer.rates[row]
+                keep[row] = record.add(line, self.settings["monitor"], higher=self.higher)
             else:
                 ending[member.index] = ("failed", self._diverged())
         group.keep_best(keep)
@@ -245,19 +243,6 @@ class _Run:
             "train/error": 100 * values["wrong"] / (steps * self.order.batch),
             **{f"val/{name}": values[name] for name in METRICS},
         }
-
-    def _append(self, record: Record, line: dict[str, float]) -> bool:
-        """Add one evaluation; whether its weights are to be kept."""
-        for name, number in line.items():
-            record.history.setdefault(name, []).append(number)
-        value = line[self.settings["monitor"]]
-        better = value > record.best if self.higher else value < record.best
-        better = better or (math.isnan(record.best) and not math.isnan(value))
-        record.waited = 0 if better else record.waited + 1
-        keep = better or record.best_at is None
-        if keep:
-            record.best, record.best_at = value, len(record.history["epoch"]) - 1
-        return keep
 
     def _diverged(self) -> str:
         return (
@@ -288,19 +273,14 @@ class _Run:
         epoch = self.position.epoch + 1
         if epoch not in rungs(first, eta, self._stage_epochs(self.position.stage)):
             return {}
-        values: dict[str, list[float]] = {}
-        for i, replicate in enumerate(self.pack.replicates):
-            record = self.records[i]
-            state = record.state or ending.get(i, ("",))[0]
-            if state != "pruned":
-                value = math.nan if state == "failed" else record.best
-                values.setdefault(replicate.point, []).append(value)
+        points = [replicate.point for replicate in self.pack.replicates]
+        values = values_by_point(points, self.records, failing=ending)
         kept = survivors(values, eta, higher_is_better=self.higher)
         reason = f"not among the best {len(kept)} of {len(values)} points after epoch {epoch}"
         return {
             i: ("pruned", reason)
-            for i, replicate in enumerate(self.pack.replicates)
-            if self.records[i].training and i not in ending and replicate.point not in kept
+            for i, record in enumerate(self.records)
+            if record.training and i not in ending and points[i] not in kept
         }
 
     def _end(self, ending: Endings) -> None:

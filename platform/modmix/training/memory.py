@@ -13,7 +13,7 @@ _MEGABYTE = 1 << 20
 
 @cache
 def keep_freed_memory() -> None:
-    """Tell glibc's allocator to keep up to a gigabyte; elsewhere nothing happens.
+    """Tell glibc's allocator to keep up to 256 MB; elsewhere nothing happens.
 
     Every step allocates and frees the same megabytes. By default the allocator returns them to
     the system each time, and touching them again costs more than the arithmetic on them.
@@ -24,5 +24,5 @@ def keep_freed_memory() -> None:
     if mallopt is None:
         return
     mallopt(_MMAP_THRESHOLD, 32 * _MEGABYTE)  # the largest it accepts
-    mallopt(_TRIM_THRESHOLD, 1024 * _MEGABYTE)
+    mallopt(_TRIM_THRESHOLD, 256 * _MEGABYTE)
     mallopt(_TOP_PAD, 64 * _MEGABYTE)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+# Position in the pack -> (state, reason) of the models that end with an evaluation.
+Endings = dict[int, tuple[str, str]]
 
 
 @dataclass
@@ -27,6 +31,22 @@ class Record:
     def row(self, evaluation: int) -> dict[str, float]:
         """Every column at one evaluation."""
         return {name: column[evaluation] for name, column in self.history.items()}
+
+    def add(self, line: Mapping[str, float], monitor: str, *, higher: bool) -> bool:
+        """Append one evaluation; whether its weights are to be kept.
+
+        Those of the first are, whatever they are worth. NaN is never better than a number.
+        """
+        for name, number in line.items():
+            self.history.setdefault(name, []).append(number)
+        value = line[monitor]
+        better = value > self.best if higher else value < self.best
+        better = better or (math.isnan(self.best) and not math.isnan(value))
+        self.waited = 0 if better else self.waited + 1
+        keep = better or self.best_at is None
+        if keep:
+            self.best, self.best_at = value, len(self.history[monitor]) - 1
+        return keep
 
     def close(self, state: str, reason: str, metrics: dict[str, float]) -> None:
         """The replicate ends."""
@@ -53,3 +73,15 @@ class Position:
 def results(line: dict[str, float]) -> dict[str, float]:
     """An evaluation without the columns that are no results."""
     return {name: value for name, value in line.items() if name not in ("epoch", "lr")}
+
+
+def values_by_point(
+    points: Sequence[str], records: Sequence[Record], failing: Endings
+) -> dict[str, list[float]]:
+    """Best value so far of each replicate by point, NaN where it failed; without pruned ones."""
+    values: dict[str, list[float]] = {}
+    for i, (point, record) in enumerate(zip(points, records, strict=True)):
+        state = record.state or failing.get(i, ("",))[0]
+        if state != "pruned":
+            values.setdefault(point, []).append(math.nan if state == "failed" else record.best)
+    return values
