@@ -366,7 +366,7 @@ def _signals(work: StudyRun, say: Callable[[str], None]) -> Iterator[None]:
 
 def status(ledger: Ledger, name: str) -> dict[str, Any]:
     """A study's counts and seconds, from the ledger alone."""
-    from modmix.study import point_state
+    from modmix.book import point_state
 
     record = ledger.study(name)
     replicates = ledger.replicates(name)

@@ -15,15 +15,13 @@ same members so that its checkpoint fits.
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from statistics import fmean
+from dataclasses import dataclass
 
-from modmix.checker import PartPlan
+from modmix.book import Book
 from modmix.errors import Incomplete, LeaseError, LedgerError
 from modmix.home import Home, write_bytes
 from modmix.ledger import (
@@ -33,7 +31,6 @@ from modmix.ledger import (
     Lease,
     Ledger,
     NewPoint,
-    ReplicateRecord,
     Result,
 )
 from modmix.packing import (
@@ -42,52 +39,14 @@ from modmix.packing import (
     Pack,
     PackStarted,
     Progress,
-    Replicate,
-    TaskRef,
     digest,
     group,
     pack_id,
 )
 from modmix.plan import Plan, Point
-from modmix.search import Proposer
+from modmix.searches import Searches
 
 MAX_FAILURES = 5  # of the machine, per pack and start of the driver, before it is left interrupted
-
-
-@dataclass
-class _PointState:
-    """A point while the study runs."""
-
-    point: Point
-    waiting: set[str]  # replicate keys without a result
-    values: dict[str, tuple[float, ...]] = field(default_factory=dict)  # objectives by replicate
-    lost: bool = False  # a replicate failed, diverged or was pruned
-
-    def means(self, objectives: int) -> tuple[float, ...] | None:
-        """The objectives' means over replicates, or None when they cannot be told."""
-        if self.lost or not self.values:
-            return None
-        means = tuple(fmean(v[i] for v in self.values.values()) for i in range(objectives))
-        return means if all(math.isfinite(m) for m in means) else None
-
-
-@dataclass
-class _Search:
-    """One method's search in one part."""
-
-    part: PartPlan
-    method: str
-    proposer: Proposer
-    entries: dict[int, Entry]
-    best: float | None = None
-    exhausted: bool = False
-
-    def batches_out(self) -> dict[int, list[Entry]]:
-        out: dict[int, list[Entry]] = {}
-        for entry in self.entries.values():
-            if entry.state == "pending":
-                out.setdefault(entry.batch, []).append(entry)
-        return out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,19 +91,15 @@ class StudyRun:
         self._home = home
         self._slots = slots
         self._changed = changed
-        self._points: dict[str, _PointState] = {}
-        self._replicates: dict[str, Replicate] = {}
-        self._tasks: dict[str, TaskRef] = {}  # by structure
-        self._states: dict[str, str] = {}
+        higher = plan.directions[0]
+        self._book = Book(plan.spec.objective, higher_is_better=higher)
+        self._searches = Searches(plan, ledger, self._book, slots=slots)
         self._queue: deque[tuple[str, ...]] = deque()  # members of packs that wait
         self._out: dict[str, Pack] = {}
         self._progress: dict[str, Progress | None] = {}
         self._elsewhere: set[str] = set()  # replicates that another driver trains
         self._failures: dict[str, int] = {}
         self._given_up: dict[str, str] = {}  # pack -> last failure
-        self._searches: list[_Search] = []
-        self._best: dict[str, tuple[float, Mapping[str, object]]] = {}
-        self._reasons: list[str] = []
         self._stop = threading.Event()
         self._lost_lease = threading.Event()
         self._began = time.monotonic()
@@ -180,10 +135,10 @@ class StudyRun:
                 point = self.plan.point(entry.method, entry.proposal)
                 points[point.key] = point
         self._add(list(points.values()), entries)
-        ledger.keep_only_points(name, self._points, self._replicates)
+        ledger.keep_only_points(name, self._book.points, self._book.replicates)
         self.reused += ledger.adopt(name) if self.plan.spec.reuse else 0
         self._read_results()
-        self._make_searches(known)
+        self._searches.rebuild(known)
         self._fill_queue()
 
     def _signatures(self) -> dict[tuple[str, str], str]:
@@ -215,81 +170,46 @@ class StudyRun:
             ],
             entries,
         )
-        for point in points:
-            if point.key in self._points:
-                continue
-            waiting = {r.key for r in point.replicates}
-            self._points[point.key] = _PointState(point=point, waiting=waiting)
-            for replicate in point.replicates:
-                self._replicates[replicate.key] = replicate
-                self._states.setdefault(replicate.key, "pending")
-                self._tasks[replicate.structure] = point.task
+        self._book.add(points)
 
-    def _read_results(self) -> None:
+    def _read_results(self, only: frozenset[str] | None = None) -> None:
+        """Take over what the ledger knows of the replicates (of all of them when None)."""
         for record in self._ledger.replicates(self.plan.name):
-            if record.key not in self._replicates:
+            if record.key not in self._book.replicates or (only and record.key not in only):
                 continue
-            self._states[record.key] = record.state
+            self._book.states[record.key] = record.state
             if record.state in ENDED:
-                self._take_result(record.key, record.state, record.metrics, record.reason)
-            elif record.state == "running":
+                self._book.take_result(record.key, record.state, record.metrics, record.reason)
+            elif record.state == "running" and not self._is_out(record.key):
                 self._elsewhere.add(record.key)
 
-    def _make_searches(self, known: Sequence[Entry]) -> None:
-        for part in self.plan.parts:
-            if part.search is None:
-                continue
-            for method, domains in part.domains.items():
-                proposer = Proposer(
-                    domains,
-                    sampler=part.search.sampler,
-                    seed=part.search.seed,
-                    label=f"{part.name}/{method}",
-                    directions=self.plan.directions,
-                )
-                mine = [e for e in known if (e.part, e.method) == (part.name, method)]
-                proposer.rebuild(mine)
-                search = _Search(part, method, proposer, {e.number: e for e in mine})
-                for entry in mine:
-                    if entry.values is not None:
-                        self._improve(search, entry.values[0])
-                self._searches.append(search)
+    def _is_out(self, key: str) -> bool:
+        return any(key == r.key for pack in self._out.values() for r in pack.replicates)
 
     def _fill_queue(self) -> None:
         """Queue packs of everything without a result: interrupted packs first, as they were."""
-        rest = {key for key in self._replicates if self._is_open(key)}
+        rest = {key for key in self._book.replicates if self._is_open(key)}
         for pack in self._ledger.packs(self.plan.name):
             if pack.state != "interrupted":
                 continue
-            members = tuple(key for key in pack.replicates if key in self._replicates)
+            members = tuple(key for key in pack.replicates if key in self._book.replicates)
             if members == pack.replicates and rest & set(members):
                 self._queue.append(members)
                 rest -= set(members)
-        searched = {
-            replicate.key
-            for search in self._searches
-            for entry in search.entries.values()
-            if entry.state == "pending"
-            for replicate in self._points[entry.point].point.replicates
-        }
-        ordered = [key for key in self._replicates if key in rest]
+        batches = [self._book.keys_of(batch) for batch in self._searches.batches_out()]
+        searched = {key for keys in batches for key in keys}
+        ordered = [key for key in self._book.replicates if key in rest]
         self._queue_packs([key for key in ordered if key not in searched])
-        for search in self._searches:
-            for batch in search.batches_out().values():
-                keys = self._keys_of(batch)
-                self._queue_packs([key for key in keys if key in rest], slots=1)
-        self._tell_finished()
+        for keys in batches:
+            self._queue_packs([key for key in keys if key in rest], slots=1)
+        self._searches.tell_finished()
 
     def _is_open(self, key: str) -> bool:
-        return self._states[key] in ("pending", "interrupted") and key not in self._elsewhere
-
-    def _keys_of(self, entries: Sequence[Entry]) -> list[str]:
-        points = dict.fromkeys(entry.point for entry in entries)
-        return [r.key for p in points for r in self._points[p].point.replicates]
+        return self._book.states[key] in ("pending", "interrupted") and key not in self._elsewhere
 
     def _queue_packs(self, keys: Sequence[str], *, slots: int | None = None) -> None:
         packs = group(
-            [self._replicates[key] for key in keys],
+            [self._book.replicates[key] for key in keys],
             slots=slots or self._slots,
             max_models=self.plan.spec.resources.max_models,
         )
@@ -307,7 +227,7 @@ class StudyRun:
 
     @property
     def finished(self) -> bool:
-        return not (self._queue or self._out or self._elsewhere or self._wants_more())
+        return not (self._queue or self._out or self._elsewhere or self._searches.wants_more())
 
     def next_pack(self) -> Pack | None:
         if self._lost_lease.is_set():
@@ -327,11 +247,11 @@ class StudyRun:
 
     def _claim(self, members: tuple[str, ...]) -> Pack | None:
         """Claim a pack's members; what another driver has taken meanwhile is left to it."""
-        replicates = [self._replicates[key] for key in members]
+        replicates = [self._book.replicates[key] for key in members]
         # A pack formed again after an interruption keeps its name although some of its members
         # have ended: its checkpoint is for all of them, and it sends the ended ones' results again.
         name = pack_id(replicates)
-        free = [key for key in members if self._states[key] not in ENDED]
+        free = [key for key in members if self._book.states[key] not in ENDED]
         claimed = self._ledger.claim(self._lease, name, members)
         if missing := [key for key in free if key not in claimed]:
             self._elsewhere |= set(missing)
@@ -345,13 +265,13 @@ class StudyRun:
         pack = Pack(
             id=name,
             study=self.plan.name,
-            task=self._tasks[replicates[0].structure],
+            task=self._book.tasks[replicates[0].structure],
             replicates=tuple(replicates),
             checkpoint=str(self._home.checkpoints / name),
             keep_weights=self.plan.spec.final is not None,
         )
         for key in claimed:
-            self._states[key] = "running"
+            self._book.states[key] = "running"
         self._out[name] = pack
         self._progress[name] = None
         self._changed(self)
@@ -398,22 +318,22 @@ class StudyRun:
                     seconds=e.seconds,
                 )
                 for e in finished
-                if e.replicate in self._replicates
+                if e.replicate in self._book.replicates
             ],
         )
         for event in finished:
             if event.replicate in new:
                 self.trained += 1
-                self._states[event.replicate] = event.state
-                self._take_result(event.replicate, event.state, event.metrics, event.reason)
-        self._tell_finished()
+                self._book.states[event.replicate] = event.state
+                self._book.take_result(event.replicate, event.state, event.metrics, event.reason)
+        self._searches.tell_finished()
 
     def ended(self, pack: str, failure: str = "", *, of_machine: bool = True) -> None:
         gone = self._out.pop(pack, None)
         self._progress.pop(pack, None)
         if gone is None:
             return
-        left = [r.key for r in gone.replicates if self._states[r.key] not in ENDED]
+        left = [r.key for r in gone.replicates if self._book.states[r.key] not in ENDED]
         if not left:
             self._ledger.update_pack(self.plan.name, pack, state="done")
         elif failure and not of_machine:
@@ -429,7 +349,7 @@ class StudyRun:
         self._ledger.let_go(self._lease, left)
         self._ledger.update_pack(self.plan.name, pack.id, state="interrupted", failed=bool(failure))
         for key in left:
-            self._states[key] = "interrupted"
+            self._book.states[key] = "interrupted"
         if self.stopping:
             return
         self._failures[pack.id] = self._failures.get(pack.id, 0) + 1
@@ -448,153 +368,36 @@ class StudyRun:
             for record in self._ledger.replicates(self.plan.name):
                 if record.key in self._elsewhere and record.state != "running":
                     self._elsewhere.discard(record.key)
-                    self._states[record.key] = record.state
+                    self._book.states[record.key] = record.state
                     if record.state in ENDED:
-                        self._take_result(record.key, record.state, record.metrics, record.reason)
+                        self._book.take_result(
+                            record.key, record.state, record.metrics, record.reason
+                        )
                     else:
                         freed.append(record.key)
             self._queue_packs(freed)
-            self._tell_finished()
+            self._searches.tell_finished()
         self._changed(self)
 
-    # ------------------------------------------------------------ results and searches
-
-    def _take_result(self, key: str, state: str, metrics: Mapping[str, float], reason: str) -> None:
-        owner = self._points[self._replicates[key].point]
-        owner.waiting.discard(key)
-        if state == "done":
-            objectives = self.plan.spec.objective
-            owner.values[key] = tuple(metrics.get(name, math.nan) for name in objectives)
-        else:
-            owner.lost = True
-            if state == "failed":
-                self._reasons.append(reason)
-        if not owner.waiting:
-            self._show_best(owner)
-
-    def _show_best(self, state: _PointState) -> None:
-        means = state.means(len(self.plan.spec.objective))
-        if means is None:
-            return
-        known = self._best.get(state.point.method)
-        sign = -1 if self.plan.directions[0] else 1
-        if known is None or sign * means[0] < sign * known[0]:
-            self._best[state.point.method] = (means[0], state.point.params)
-
-    def _tell_finished(self) -> None:
-        """Tell the samplers what is complete: whole batches, in the order they were asked.
-
-        A batch as a whole, so that what a sampler knows at its next proposal does not depend on
-        which of its packs happened to end first.
-        """
-        for search in self._searches:
-            for batch in search.batches_out().values():
-                if all(not self._points[e.point].waiting for e in batch):
-                    for entry in batch:
-                        self._tell(search, entry)
-
-    def _tell(self, search: _Search, entry: Entry) -> None:
-        point = self._points[entry.point]
-        values = point.means(len(self.plan.spec.objective))
-        states = {self._states[r.key] for r in point.point.replicates}
-        state = next((s for s in ("failed", "pruned") if s in states), "done")
-        told = search.proposer.tell(entry.number, values)
-        self._ledger.tell(self.plan.name, entry, state=state, values=values, told=told)
-        search.entries[entry.number] = Entry(
-            part=entry.part,
-            method=entry.method,
-            number=entry.number,
-            point=entry.point,
-            batch=entry.batch,
-            proposal=entry.proposal,
-            state=state,
-            values=values,
-            told=told,
-        )
-        if values is not None:
-            self._improve(search, values[0])
-
-    def _improve(self, search: _Search, value: float) -> None:
-        sign = -1 if self.plan.directions[0] else 1
-        if search.best is None or sign * value < sign * search.best:
-            search.best = value
-
-    def _wants_more(self) -> bool:
-        return any(self._missing(search) > 0 for search in self._searches)
-
-    def _missing(self, search: _Search) -> int:
-        """Points this search may still ask for; 0 when its number or its budget is reached."""
-        budget, settings = self.plan.spec.budget, search.part.search
-        assert settings is not None
-        if search.exhausted:
-            return 0
-        minutes = (time.monotonic() - self._began) / 60
-        if budget.wall_minutes is not None and minutes >= budget.wall_minutes:
-            return 0
-        if budget.device_hours is not None:
-            used = self._ledger.study(self.plan.name).device_seconds / 3600
-            if used >= budget.device_hours:
-                return 0
-        if budget.target is not None and search.best is not None:
-            higher = self.plan.directions[0]
-            if search.best >= budget.target if higher else search.best <= budget.target:
-                return 0
-        return max(0, settings.points - len(search.entries))
-
     def _ask(self) -> None:
-        """Ask for batches until the workers have enough to do."""
-        for search in self._searches:
-            settings = search.part.search
-            assert settings is not None
-            while len(search.batches_out()) < self._parallel(settings.parallel):
-                count = min(self._missing(search), settings.batch)
-                if count == 0:
-                    break
-                self._ask_batch(search, count)
+        """Let the searches propose until the workers have enough to do."""
+        for points, entries in self._searches.ask():
+            fresh = [point for point in points if point.key not in self._book.points]
+            self._add(fresh, entries)
+            if fresh and self.plan.spec.reuse:
+                self._adopt({r.key for point in fresh for r in point.replicates})
+            queued = {key for members in self._queue for key in members}
+            keys = [key for key in self._book.keys_of(entries) if self._is_open(key)]
+            # A pack per structure: the batch is one, unless what it varies changes shapes.
+            self._queue_packs([key for key in keys if key not in queued], slots=1)
+        self._searches.tell_finished()
 
-    def _parallel(self, setting: int | str) -> int:
-        if setting != "auto":
-            return int(setting)
-        # Not by how many searches still run: what is asked must not depend on which ends first.
-        return max(1, math.ceil(self._slots / len(self._searches)))
-
-    def _ask_batch(self, search: _Search, count: int) -> None:
-        asked = search.proposer.ask(count)
-        if len(asked) < count:
-            search.exhausted = True
-        points = [self.plan.point(search.method, a.values) for a in asked]
-        entries = [
-            Entry(
-                part=search.part.name,
-                method=search.method,
-                number=a.number,
-                point=point.key,
-                batch=a.batch,
-                proposal=a.values,
-            )
-            for a, point in zip(asked, points, strict=True)
-        ]
-        fresh = [p for p in {p.key: p for p in points}.values() if p.key not in self._points]
-        self._add(fresh, entries)
-        search.entries.update({e.number: e for e in entries})
-        if fresh and self.plan.spec.reuse:
-            found = self._ledger.adopt(self.plan.name)
+    def _adopt(self, keys: set[str]) -> None:
+        """Take results that the ledger has for new points from other studies."""
+        found = self._ledger.adopt(self.plan.name)
+        if found:
             self.reused += found
-            if found:
-                self._read_some({r.key for p in fresh for r in p.replicates})
-        keys = [k for k in self._keys_of(entries) if self._is_open(k)]
-        queued = {key for members in self._queue for key in members}
-        # A pack per structure: the batch is one, unless what it varies changes shapes.
-        self._queue_packs([k for k in keys if k not in queued], slots=1)
-        self._tell_finished()
-
-    def _read_some(self, keys: set[str]) -> None:
-        records: list[ReplicateRecord] = self._ledger.replicates(self.plan.name)
-        for record in records:
-            if record.key in keys:
-                self._states[record.key] = record.state
-                if record.state in ENDED:
-                    self._take_result(record.key, record.state, record.metrics, record.reason)
+            self._read_results(frozenset(keys))
 
     # ------------------------------------------------------------ life and status
 
@@ -618,7 +421,7 @@ class StudyRun:
             Incomplete: how many replicates are left, and the last failure.
         """
         if self._given_up:
-            left = sum(state not in ENDED for state in self._states.values())
+            left = self._book.left()
             failure = next(iter(self._given_up.values()))
             raise Incomplete(
                 f"{left} replicates have no result: their pack failed {MAX_FAILURES + 1} times "
@@ -626,39 +429,20 @@ class StudyRun:
             )
 
     def status(self) -> Status:
-        replicates = dict.fromkeys(
-            ("pending", "running", "done", "pruned", "failed", "interrupted"), 0
-        )
-        for state in self._states.values():
-            replicates[state] += 1
-        points = {"done": 0, "pruned": 0, "failed": 0, "running": 0, "pending": 0}
-        for owner in self._points.values():
-            points[point_state([self._states[r.key] for r in owner.point.replicates])] += 1
-        missing = sum(self._missing(search) for search in self._searches)
+        """Where the study stands now, from memory."""
+        missing = self._searches.missing()
+        points, replicates = self._book.count_points(), self._book.count_replicates()
+        seeds = len(self.plan.spec.seeds)
         return Status(
-            points={"total": len(self._points) + missing, **points},
-            replicates={
-                "total": len(self._states) + missing * len(self.plan.spec.seeds),
-                **replicates,
-            },
+            points={"total": len(self._book.points) + missing, **points},
+            replicates={"total": len(self._book.states) + missing * seeds, **replicates},
             trained=self.trained,
             reused=self.reused,
-            best=dict(self._best),
+            best=dict(self._book.best),
             running=dict(self._progress),
-            failed=list(self._reasons),
+            failed=list(self._book.reasons),
             seconds=time.monotonic() - self._began,
         )
-
-
-def point_state(replicates: Sequence[str]) -> str:
-    """A point's state from those of its replicates: done, pruned, failed, running or pending."""
-    states = set(replicates)
-    for state in ("failed", "pruned"):
-        if state in states and states <= set(ENDED):
-            return state
-    if states == {"done"}:
-        return "done"
-    return "running" if "running" in states or "done" in states else "pending"
 
 
 class Heartbeat:

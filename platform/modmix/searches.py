@@ -1,0 +1,167 @@
+"""The searches of a running study: what they ask for, when, and what they are told."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from modmix.book import Book
+from modmix.checker import PartPlan
+from modmix.ledger import Entry, Ledger
+from modmix.plan import Plan, Point
+from modmix.search import Proposer
+
+
+@dataclass
+class Search:
+    """One method's search in one part."""
+
+    part: PartPlan
+    method: str
+    proposer: Proposer
+    entries: dict[int, Entry]
+    best: float | None = None
+    exhausted: bool = False
+
+    def batches_out(self) -> dict[int, list[Entry]]:
+        """Entries that were asked and not told yet, by batch."""
+        out: dict[int, list[Entry]] = {}
+        for entry in self.entries.values():
+            if entry.state == "pending":
+                out.setdefault(entry.batch, []).append(entry)
+        return out
+
+
+class Searches:
+    """All searches of a study, rebuilt from the entries that the ledger knows."""
+
+    def __init__(self, plan: Plan, ledger: Ledger, book: Book, *, slots: int) -> None:
+        self._plan = plan
+        self._ledger = ledger
+        self._book = book
+        self._slots = slots
+        self._began = time.monotonic()
+        self._all: list[Search] = []
+
+    def rebuild(self, known: Sequence[Entry]) -> None:
+        for part in self._plan.parts:
+            if part.search is None:
+                continue
+            for method, domains in part.domains.items():
+                proposer = Proposer(
+                    domains,
+                    sampler=part.search.sampler,
+                    seed=part.search.seed,
+                    label=f"{part.name}/{method}",
+                    directions=self._plan.directions,
+                )
+                mine = [e for e in known if (e.part, e.method) == (part.name, method)]
+                proposer.rebuild(mine)
+                search = Search(part, method, proposer, {e.number: e for e in mine})
+                for entry in mine:
+                    if entry.values is not None:
+                        self._improve(search, entry.values[0])
+                self._all.append(search)
+
+    def batches_out(self) -> list[list[Entry]]:
+        """All batches that were asked and not told yet."""
+        return [batch for search in self._all for batch in search.batches_out().values()]
+
+    # ------------------------------------------------------------ asking
+
+    def wants_more(self) -> bool:
+        return self.missing() > 0
+
+    def missing(self) -> int:
+        """How many points may still be asked for."""
+        return sum(self._missing(search) for search in self._all)
+
+    def _missing(self, search: Search) -> int:
+        settings = search.part.search
+        assert settings is not None
+        if search.exhausted or self._spent(search):
+            return 0
+        return max(0, settings.points - len(search.entries))
+
+    def _spent(self, search: Search) -> bool:
+        """Whether the budget is used up, or this search has reached its target."""
+        budget = self._plan.spec.budget
+        minutes = (time.monotonic() - self._began) / 60
+        if budget.wall_minutes is not None and minutes >= budget.wall_minutes:
+            return True
+        if budget.device_hours is not None:
+            used = self._ledger.study(self._plan.name).device_seconds / 3600
+            if used >= budget.device_hours:
+                return True
+        if budget.target is None or search.best is None:
+            return False
+        higher = self._plan.directions[0]
+        return search.best >= budget.target if higher else search.best <= budget.target
+
+    def ask(self) -> list[tuple[list[Point], list[Entry]]]:
+        """Propose batches until every search has as many out as it may: points and entries."""
+        asked = []
+        for search in self._all:
+            settings = search.part.search
+            assert settings is not None
+            while len(search.batches_out()) < self._parallel(settings.parallel):
+                count = min(self._missing(search), settings.batch)
+                if count == 0:
+                    break
+                asked.append(self._ask(search, count))
+        return asked
+
+    def _parallel(self, setting: int | str) -> int:
+        if setting != "auto":
+            return int(setting)
+        # Not by how many searches still run: what is asked must not depend on which ends first.
+        return max(1, math.ceil(self._slots / len(self._all)))
+
+    def _ask(self, search: Search, count: int) -> tuple[list[Point], list[Entry]]:
+        asked = search.proposer.ask(count)
+        if len(asked) < count:
+            search.exhausted = True
+        points = [self._plan.point(search.method, a.values) for a in asked]
+        entries = [
+            Entry(
+                part=search.part.name,
+                method=search.method,
+                number=a.number,
+                point=point.key,
+                batch=a.batch,
+                proposal=a.values,
+            )
+            for a, point in zip(asked, points, strict=True)
+        ]
+        search.entries.update({e.number: e for e in entries})
+        return list({p.key: p for p in points}.values()), entries
+
+    # ------------------------------------------------------------ telling
+
+    def tell_finished(self) -> None:
+        """Tell the samplers what is complete: whole batches, in the order they were asked.
+
+        A batch as a whole, so that what a sampler knows at its next proposal does not depend on
+        which of its packs happened to end first.
+        """
+        for search in self._all:
+            for batch in search.batches_out().values():
+                if not any(self._book.is_waiting(entry.point) for entry in batch):
+                    for entry in batch:
+                        self._tell(search, entry)
+
+    def _tell(self, search: Search, entry: Entry) -> None:
+        values = self._book.means(entry.point)
+        state = self._book.state_of(entry.point)
+        told = search.proposer.tell(entry.number, values)
+        self._ledger.tell(self._plan.name, entry, state=state, values=values, told=told)
+        search.entries[entry.number] = replace(entry, state=state, values=values, told=told)
+        if values is not None:
+            self._improve(search, values[0])
+
+    def _improve(self, search: Search, value: float) -> None:
+        sign = -1 if self._plan.directions[0] else 1
+        if search.best is None or sign * value < sign * search.best:
+            search.best = value
