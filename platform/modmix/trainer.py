@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ _COMPACT_BELOW = 0.5
 
 def train_pack(
     pack: Pack, data: Data, *, device: str = "cpu", threads: int | None = None
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Train a pack's models and yield what happens.
 
     `PackStarted` first, `Progress` after every evaluation, `Finished` once per replicate as soon
@@ -69,7 +69,7 @@ class _Run:
         self.train = Examples(data.train, names, device)
         self.val = Examples(data.val, names, device)
         self.test = Examples(data.test, names, device)
-        self.order = Order(self.train.rows, self.settings["batch_size"], device)
+        self.order = Order(self.train.rows, self.settings["batch_size"], self.train.place)
         parts = min(self.settings["evaluations_per_epoch"], self.order.steps)
         self.bounds = [round(i * self.order.steps / parts) for i in range(parts + 1)]
         self.higher = higher_is_better(self.settings["monitor"])

@@ -157,7 +157,7 @@ def test_a_stage_is_resumed(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -
         events = train_pack(pack, DATA)
         while count > 0:
             count -= bool(progress([next(events)]))
-        events.close()  # type: ignore[attr-defined]
+        events.close()
         for event in train_pack(pack, DATA):
             if isinstance(event, Finished):
                 other = expected[event.replicate]

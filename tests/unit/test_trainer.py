@@ -274,7 +274,7 @@ def stop_after(pack: Pack, evaluations: int) -> Iterator[Any]:
         if isinstance(event, Progress):
             evaluations -= 1
             if evaluations == 0:
-                events.close()  # type: ignore[attr-defined]
+                events.close()
                 return
 
 
@@ -319,7 +319,7 @@ def test_stopped_after_every_evaluation(tmp_path: Path, monkeypatch: pytest.Monk
                 over = event.active == 0
                 if not over:
                     break
-        running.close()  # type: ignore[attr-defined]
+        running.close()
     assert starts > 5
     same(finished(events), expected)
 

@@ -37,9 +37,14 @@ class Examples:
         size = sum(value.numel() * value.element_size() for value in self.inputs.values())
         return size < _RESIDENT_SHARE * torch.cuda.mem_get_info(self.device)[0]
 
+    @property
+    def place(self) -> torch.device:
+        """Where the examples lie: the device, or the host when they do not fit."""
+        return self.labels_N.device
+
     def take(self, index_SB: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Inputs (S, B, *shape) and labels (S, B) at these rows."""
-        flat = index_SB.flatten().to(self.labels_N.device)
+        """Inputs (S, B, *shape) and labels (S, B) at these rows; the index lies at ``place``."""
+        flat = index_SB.flatten()
 
         def gather(values: Tensor) -> Tensor:
             taken = values.index_select(0, flat).view(*index_SB.shape, *values.shape[1:])

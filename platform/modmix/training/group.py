@@ -151,7 +151,9 @@ class Group:
         seeds = self.seeds
         self.members = [self.members[row] for row in rows]
         self._read_seeds()
-        kept = torch.tensor([seeds.index(seed) for seed in self.seeds], device=self.device)
+        kept = torch.tensor(
+            [seeds.index(seed) for seed in self.seeds], device=self._order_SN.device
+        )
         self._order_SN = self._order_SN[kept]
 
     def halves(self) -> tuple[Group, Group]:
