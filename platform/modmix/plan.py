@@ -143,7 +143,9 @@ class Plan:
             method=method,
             params={**params, **{name: setting.value(name) for name in shown}},
             task=setting.task,
-            replicates=setting.replicates(key, self.spec.seeds),
+            replicates=setting.replicates(
+                key, self.spec.seeds, owner=None if self.spec.reuse else self.name
+            ),
         )
 
     def _options_with(self, chosen: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -301,10 +303,14 @@ class _Setting:
         values = [e[field_name] for e in self.encoders.values() if field_name in e]
         return values[0] if values and all(value == values[0] for value in values) else None
 
-    def replicates(self, point: str, seeds: Sequence[int]) -> tuple[Replicate, ...]:
+    def replicates(
+        self, point: str, seeds: Sequence[int], *, owner: str | None
+    ) -> tuple[Replicate, ...]:
+        """One replicate per seed; with an ``owner`` its results are that study's alone."""
+        alone = {} if owner is None else {"study": owner}
         return tuple(
             Replicate(
-                key=digest({**self.identity, "seed": seed}),
+                key=digest({**self.identity, **alone, "seed": seed}),
                 point=point,
                 seed=seed,
                 method=self.method,

@@ -136,7 +136,7 @@ class StudyRun:
                 points[point.key] = point
         self._add(list(points.values()), entries)
         ledger.keep_only_points(name, self._book.points, self._book.replicates)
-        self.reused += ledger.adopt(name) if self.plan.spec.reuse else 0
+        self.reused += ledger.adopt(name)
         self._read_results()
         self._searches.rebuild(known)
         self._fill_queue()
@@ -384,7 +384,7 @@ class StudyRun:
         for points, entries in self._searches.ask():
             fresh = [point for point in points if point.key not in self._book.points]
             self._add(fresh, entries)
-            if fresh and self.plan.spec.reuse:
+            if fresh:
                 self._adopt({r.key for point in fresh for r in point.replicates})
             queued = {key for members in self._queue for key in members}
             keys = [key for key in self._book.keys_of(entries) if self._is_open(key)]

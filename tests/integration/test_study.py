@@ -110,6 +110,15 @@ def test_again_extended_and_shared(tmp_path: Path) -> None:
     assert any("12 replicates were found in the ledger and are reused" in text for text in said)
 
 
+def test_reuse_can_be_turned_off(tmp_path: Path) -> None:
+    home = tmp_path / "runs"
+    local(write(tmp_path, points=2), home)
+    path = write(tmp_path, "alone", points=2)
+    path.write_text(path.read_text() + "reuse: false\n")
+    status = local(path, home).status()
+    assert (status["trained"], status["reused"]) == (8, 0)
+
+
 def test_an_edited_grid_forgets_what_it_no_longer_asks_for(tmp_path: Path) -> None:
     home = tmp_path / "runs"
     local(write(tmp_path, grid=[0, 0.5]), home)
