@@ -190,7 +190,8 @@ def status(study: Name, as_json: Json = False) -> None:
         counts = ", ".join(f"{n} {state}" for state, n in found[what].items() if n)
         print(f"  {what:11s}{counts or 'none'}")
     print(f"  trained    {found['trained']}, reused {found['reused']}")
-    print(f"  time       {found['wall_seconds']:.0f} s here, {found['device_seconds']:.0f} s of devices")
+    times = f"{found['wall_seconds']:.0f} s here, {found['device_seconds']:.0f} s of devices"
+    print(f"  time       {times}")
     reasons: dict[str, int] = {}
     for replicate in ledger.replicates(name):
         if replicate.state == "failed":
@@ -228,21 +229,53 @@ def table(
     """Print a study's results: one row per point, or per method."""
     from modmix.analysis import tables
 
-    if format not in ("text", "csv", "md", "tex", "json"):
-        raise InputError(f"--format must be text, csv, md, tex or json, got {format!r}")
+    _check_format(format)
     if by not in ("point", "method"):
         raise InputError(f"--by must be point or method, got {by!r}")
     make = tables.points_table if by == "point" else tables.results_table
     print(make(_ledger(), _study(study)).render(format).rstrip("\n"))
 
 
+def _check_format(format: str) -> None:
+    from modmix.analysis.formats import FORMATS
+
+    if format not in FORMATS:
+        raise InputError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}")
+
+
 @app.command()
-def figure(study: Name) -> None:
+def compare(
+    studies: Annotated[
+        list[str], typer.Argument(help="Names of studies, or their files.", show_default=False)
+    ],
+    format: Annotated[str, typer.Option(help="text, csv, md, tex or json.")] = "text",
+    metric: Annotated[
+        str | None, typer.Option(help="A test metric; default: each study's objective on test.")
+    ] = None,
+) -> None:
+    """Print several studies side by side: the best point of each method, and mean ranks."""
+    from modmix.analysis.compare import compare_table
+
+    _check_format(format)
+    found = compare_table(_ledger(), [_study(study) for study in studies], metric)
+    print(found.render(format).rstrip("\n"))
+
+
+@app.command()
+def figure(
+    study: Name,
+    errors: Annotated[
+        str, typer.Option(help="Error bars of curves: ci (95 % intervals) or std.")
+    ] = "ci",
+) -> None:
     """Draw a study's figures and print their paths."""
     from modmix.analysis.report import write_all
     from modmix.home import Home
 
-    for path in write_all(_ledger(), Home.from_environment(), _study(study)).figures:
+    if errors not in ("ci", "std"):
+        raise InputError(f"--errors must be ci or std, got {errors!r}")
+    outputs = write_all(_ledger(), Home.from_environment(), _study(study), errors=errors)
+    for path in outputs.figures:
         print(path)
 
 
@@ -259,13 +292,13 @@ def report(study: Name) -> None:
 def best(study: Name, as_json: Json = False) -> None:
     """Print the best point of each method and write a file for `modmix final`."""
     from modmix import registry
-    from modmix.analysis.best import best_points
+    from modmix.analysis.best import best_points, why_none
     from modmix.home import Home
 
     ledger, name = _ledger(), _study(study)
     points = best_points(ledger, name)
     if not points:
-        raise InputError(f"study {name!r} has no complete point yet: let it run on")
+        raise InputError(why_none(ledger, name))
     paths = registry.write_best(ledger, Home.from_environment(), name, points)
     if as_json:
         _print_json(

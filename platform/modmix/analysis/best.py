@@ -1,4 +1,8 @@
-"""The best point of each method, chosen on validation and never on test."""
+"""The best point of each method, chosen on validation and never on test.
+
+Points compete within one condition (see `conditions`): where a study varies its task, the winner is
+about the task as the study file gives it, and where every point changes it there is none.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from modmix.analysis.conditions import Condition
 from modmix.analysis.frames import Snapshot, read
 from modmix.analysis.statistics import Estimate
-from modmix.analysis.words import higher_is_better, is_metric, split_of
+from modmix.analysis.words import (
+    higher_is_better,
+    is_metric,
+    on_test,
+    parameter_words,
+    split_of,
+    value_text,
+)
 from modmix.errors import InputError
 from modmix.ledger import Ledger, PointRecord
 from modmix.metrics import METRICS
@@ -42,7 +54,9 @@ def best_points(ledger: Ledger, study: str, by: str | None = None) -> list[BestP
 
     A point counts when all its replicates are done; among those of a method only the ones with
     the most replicates are compared (a mean over two seeds is lucky more often than one over
-    five). The mean over replicates decides, the lower number breaks ties, NaN never wins.
+    five). The mean over replicates decides, the lower number breaks ties, NaN never wins. Points
+    on other data than the task as given do not compete; where every point changes the task's
+    options the list is empty, and `why_none` says so.
 
     Args:
         by: a metric on validation; the study's first objective when None.
@@ -53,21 +67,63 @@ def best_points(ledger: Ledger, study: str, by: str | None = None) -> list[BestP
     return best_of(read(ledger, study), by)
 
 
-def best_of(snapshot: Snapshot, by: str | None = None, part: str | None = None) -> list[BestPoint]:
-    """`best_points` of what was read, within one part when it is given."""
+def why_none(ledger: Ledger, study: str) -> str:
+    """One sentence for people on why `best_points` is empty."""
+    conditions = read(ledger, study).conditions
+    if not conditions.is_split:
+        return f"study {study!r} has no complete point yet: let it run on"
+    names = ", ".join(parameter_words(name) for name in conditions.varied)
+    first = conditions.all[0].options
+    block = ", ".join(f"{n}: {value_text(first[n])}" for n in conditions.varied if n in first)
+    return (
+        f"no point of study {study!r} is best over all, because every point changes the task's "
+        f"options ({names}) and points on different data cannot be compared: fix them in the study "
+        f"file, as in task: {{{block}}}"
+    )
+
+
+def best_of(
+    snapshot: Snapshot,
+    by: str | None = None,
+    part: str | None = None,
+    condition: Condition | None = None,
+) -> list[BestPoint]:
+    """`best_points` of what was read, within one part when it is given.
+
+    Args:
+        condition: where the points compete; the study's whole when None.
+    """
     metric = by or snapshot.objectives[0]
     check_selection(metric)
-    sign = -1.0 if higher_is_better(metric) else 1.0
-    complete: dict[str, list[PointRecord]] = {}
-    for point in snapshot.points:
-        if point.key in snapshot.complete and (
-            part is None or part in snapshot.parts_of.get(point.key, ())
-        ):
-            complete.setdefault(point.method, []).append(point)
-    means = snapshot.means(metric)
-    found = [_best_of(snapshot, points, metric, sign, means) for points in complete.values()]
-    kept = [best for best in found if best is not None]
-    return sorted(kept, key=lambda best: (sign * best.mean, best.number))
+    where = condition or snapshot.conditions.whole
+    if where is None:
+        return []
+    points = [
+        point
+        for point in snapshot.conditions.members[where]
+        if part is None or part in snapshot.parts_of.get(point.key, ())
+    ]
+    found = [_best_point(snapshot, point, metric) for point in _winners(snapshot, points, metric)]
+    sign = _sign(metric)
+    return sorted(found, key=lambda best: (sign * best.mean, best.number))
+
+
+def best_keys(snapshot: Snapshot, by: str | None = None) -> dict[Condition, dict[str, str]]:
+    """Per condition, the key of each method's best point there."""
+    metric = by or snapshot.objectives[0]
+    check_selection(metric)
+    return {
+        condition: {point.method: point.key for point in _winners(snapshot, members, metric)}
+        for condition, members in snapshot.conditions.members.items()
+    }
+
+
+def default_metrics(snapshot: Snapshot) -> tuple[str, ...]:
+    """The test metrics that a reader expects, the first objective's first."""
+    wanted = [on_test(objective) for objective in snapshot.objectives] + ["test/error"]
+    if snapshot.record.details.get("classes") == 2:
+        wanted.append("test/auc")
+    return tuple(dict.fromkeys(m for m in wanted if m in snapshot.metrics)) or ("test/error",)
 
 
 def check_selection(metric: str) -> None:
@@ -83,31 +139,41 @@ def check_selection(metric: str) -> None:
         )
 
 
-def _best_of(
-    snapshot: Snapshot,
-    complete: Sequence[PointRecord],
-    metric: str,
-    sign: float,
-    means: Mapping[str, float],
-) -> BestPoint | None:
-    most = max(len(snapshot.replicates_of[point.key]) for point in complete)
-    full = [p for p in complete if len(snapshot.replicates_of[p.key]) == most]
+def _sign(metric: str) -> float:
+    return -1.0 if higher_is_better(metric) else 1.0
+
+
+def _winners(snapshot: Snapshot, points: Sequence[PointRecord], metric: str) -> list[PointRecord]:
+    """The best of each method among points of one condition."""
+    complete: dict[str, list[PointRecord]] = {}
+    for point in points:
+        if point.key in snapshot.complete:
+            complete.setdefault(point.method, []).append(point)
+    found = [_winner(snapshot, rivals, metric) for rivals in complete.values()]
+    return [point for point in found if point is not None]
+
+
+def _winner(snapshot: Snapshot, rivals: Sequence[PointRecord], metric: str) -> PointRecord | None:
+    sign, means = _sign(metric), snapshot.means(metric)
+    most = max(len(snapshot.replicates_of[point.key]) for point in rivals)
+    full = [p for p in rivals if len(snapshot.replicates_of[p.key]) == most]
     ranked = [p for p in full if not math.isnan(means[p.key])]
-    if not ranked:
-        return None
-    best = min(ranked, key=lambda p: (sign * means[p.key], p.number))
-    own = snapshot.estimate(best.key, metric)
+    return min(ranked, key=lambda p: (sign * means[p.key], p.number), default=None)
+
+
+def _best_point(snapshot: Snapshot, point: PointRecord, metric: str) -> BestPoint:
+    own = snapshot.estimate(point.key, metric)
     tests = [name for name in snapshot.metrics if split_of(name) == "test"]
     return BestPoint(
-        method=best.method,
-        point=best.key,
-        number=best.number,
-        params=best.params,
+        method=point.method,
+        point=point.key,
+        number=point.number,
+        params=point.params,
         n=own.n,
         mean=own.mean,
         std=own.std,
         ci_low=own.ci_low,
         ci_high=own.ci_high,
         metric=metric,
-        estimates={name: snapshot.estimate(best.key, name) for name in tests},
+        estimates={name: snapshot.estimate(point.key, name) for name in tests},
     )

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from modmix.analysis.best import best_of
+from modmix.analysis.best import best_of, default_metrics
+from modmix.analysis.conditions import PREFIX, Condition
+from modmix.analysis.contests import contests_of
 from modmix.analysis.frames import Snapshot, histories_of, short
 from modmix.analysis.statistics import Estimate, Floats
-from modmix.analysis.tables import Row, default_metrics, paper_number, result_rows
+from modmix.analysis.tables import Row, paper_number, result_rows
 from modmix.analysis.words import (
     higher_is_better,
     on_test,
@@ -27,7 +29,9 @@ from modmix.analysis.words import (
 )
 from modmix.errors import InputError
 from modmix.ledger import Ledger, PointRecord
+from modmix.tasks.table import TASKS
 
+MOST_CONDITIONS = 40  # that a figure shows: more would not be read
 X = float | str  # a curve's x: a number, or the text of a word, list or null
 
 
@@ -49,7 +53,7 @@ class Line:
     """One line: a method, with all other hyperparameters constant along it.
 
     ``minimum`` and ``chosen`` are places in ``dots``: the best mean of what is drawn, and what
-    validation chooses (None where no dot qualifies).
+    validation chooses (None where no dot qualifies, and where the dots are of different data).
     """
 
     method: str
@@ -65,7 +69,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """A horizontal line: a method's best point in the whole study."""
+    """A horizontal line: a method's best point in the whole study, on the data of the curve."""
 
     method: str
     point: str
@@ -77,7 +81,7 @@ class Curve:
     """One part with an ``x``.
 
     ``connected`` is False for a search: its points form no line. ``logarithmic``: x was sampled or
-    listed by factors.
+    listed by factors. ``conditions``: on how many different data the points are.
     """
 
     part: str
@@ -88,6 +92,8 @@ class Curve:
     references: tuple[Reference, ...]
     connected: bool
     logarithmic: bool
+    conditions: int
+    x_doc: str  # what x is, for an option of the task; else ""
 
     @property
     def labels(self) -> list[str]:
@@ -154,6 +160,7 @@ def curve(snapshot: Snapshot, part: str, metric: str | None = None) -> Curve:
             members.setdefault(point.method, {})[point.key] = point
     methods = {method: list(points.values()) for method, points in members.items()}
     is_search = bool(spec.get("search"))
+    met = {snapshot.conditions.of[key] for points in members.values() for key in points}
     lines = [
         line
         for method in snapshot.methods
@@ -170,10 +177,24 @@ def curve(snapshot: Snapshot, part: str, metric: str | None = None) -> Curve:
         x=x,
         metric=drawn,
         lines=tuple(line for line in lines if line.dots),
-        references=tuple(_references(snapshot, spec.get("references") or (), drawn)),
+        references=tuple(
+            # Beside points on several data sets no single point can be a reference.
+            _references(snapshot, spec.get("references") or (), drawn, next(iter(met), None))
+            if len(met) < 2
+            else ()
+        ),
         connected=not is_search,
         logarithmic=_is_sampled_by_log(spec, x) if is_search else _is_by_factors(lines),
+        conditions=len(met),
+        x_doc=_option_doc(snapshot, x),
     )
+
+
+def _option_doc(snapshot: Snapshot, x: str) -> str:
+    """What an option of the task means: "probability that a modality is weak in an example"."""
+    task = TASKS.get(str(snapshot.record.details.get("task")))
+    options = {f"{PREFIX}{option.name}": option.doc for option in (task.options if task else ())}
+    return options.get(x, "").partition(";")[0]
 
 
 def _is_sampled_by_log(part: Mapping[str, Any], x: str) -> bool:
@@ -243,17 +264,21 @@ def _line(
     validation = [
         snapshot.estimate(d.point, objective).mean if d.complete else math.nan for d in dots
     ]
+    # Along an option of the task the best value would only say which data is easy.
+    is_one = len({snapshot.conditions.of[dot.point] for dot in dots}) == 1
     return Line(
         method=members[0].method,
         variant=variant,
         dots=tuple(dots),
-        minimum=_best_place([dot.value.mean for dot in dots], metric),
-        chosen=_best_place(validation, objective),
+        minimum=_best_place([dot.value.mean for dot in dots], metric) if is_one else None,
+        chosen=_best_place(validation, objective) if is_one else None,
     )
 
 
-def _references(snapshot: Snapshot, methods: Sequence[str], metric: str) -> list[Reference]:
-    best = {found.method: found for found in best_of(snapshot)}
+def _references(
+    snapshot: Snapshot, methods: Sequence[str], metric: str, condition: Condition | None
+) -> list[Reference]:
+    best = {found.method: found for found in best_of(snapshot, condition=condition)}
     references = [
         Reference(
             method=method,
@@ -329,6 +354,55 @@ def results(snapshot: Snapshot, metric: str | None = None) -> Results:
         rows=tuple(rows),
         values=tuple(tuple(snapshot.by_seed(row.best.point, shown).values()) for row in rows),
         papers=tuple(paper_number(snapshot, row, shown) for row in rows),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByCondition:
+    """Each method's best point in each condition, on one test metric.
+
+    ``values`` has a mapping per label: method -> estimate. ``left_out`` conditions are not shown.
+    """
+
+    title: str
+    metric: str
+    labels: tuple[str, ...]
+    methods: tuple[str, ...]
+    values: tuple[Mapping[str, Estimate], ...]
+    left_out: int
+
+    def frame(self) -> pd.DataFrame:
+        """One row per condition and method."""
+        return pd.DataFrame(
+            [
+                {"condition": label, "method": method} | _numbers(value, self.metric)
+                for label, values in zip(self.labels, self.values, strict=True)
+                for method, value in values.items()
+            ]
+        )
+
+
+def by_condition(
+    snapshot: Snapshot, metric: str | None = None, limit: int = MOST_CONDITIONS
+) -> ByCondition:
+    """What the table of conditions holds, for drawing; the first conditions of very many."""
+    shown = metric or default_metrics(snapshot)[0]
+    contests = contests_of(snapshot, shown)
+    values = [
+        {
+            method: one.entrants[method].value
+            for method in snapshot.methods
+            if math.isfinite(one.mean(method))
+        }
+        for one in contests[:limit]
+    ]
+    return ByCondition(
+        title=f"{snapshot.name}: best point of each method in each condition",
+        metric=shown,
+        labels=tuple(one.condition.label for one in contests[:limit] if one.condition),
+        methods=tuple(m for m in snapshot.methods if any(m in found for found in values)),
+        values=tuple(values),
+        left_out=max(0, len(contests) - limit),
     )
 
 

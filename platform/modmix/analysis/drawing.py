@@ -13,7 +13,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from modmix.analysis.curves import Curve, LearningCurves, Line, Reference, Results, X, x_word
+from modmix.analysis.conditions import PREFIX
+from modmix.analysis.curves import (
+    ByCondition,
+    Curve,
+    LearningCurves,
+    Line,
+    Reference,
+    Results,
+    X,
+    x_word,
+)
 from modmix.analysis.searches import Importance, SearchHistory, Trace, TradeOff
 from modmix.analysis.statistics import Estimate
 from modmix.analysis.style import (
@@ -40,6 +50,17 @@ from modmix.errors import InputError
 _MANY = 1000  # marks beyond which a picture inside the SVG is smaller than the marks
 ERROR_BARS = {"ci": "95 % confidence interval", "std": "standard deviation"}
 
+
+def check_errors(errors: str) -> None:
+    """Refuse other error bars.
+
+    Raises:
+        InputError: they are neither "ci" nor "std".
+    """
+    if errors not in ERROR_BARS:
+        raise InputError(f"error bars must be 'ci' or 'std', got {errors!r}")
+
+
 # ---------------------------------------------------------------- curves
 
 
@@ -49,9 +70,9 @@ def draw_curve(ax: Axes, curve: Curve, look: Mapping[str, Look], *, errors: str 
     Args:
         errors: "ci" for 95 % intervals, "std" for standard deviations.
     """
-    if errors not in ERROR_BARS:
-        raise InputError(f"error bars must be 'ci' or 'std', got {errors!r}")
-    ax.set_xlabel(parameter_label(curve.x))
+    check_errors(errors)
+    option = parameter_words(curve.x.removeprefix(PREFIX))
+    ax.set_xlabel(f"{option}: {curve.x_doc}" if curve.x_doc else parameter_label(curve.x))
     ax.set_ylabel(metric_label(curve.metric))
     horizontal_grid(ax)
     if not curve.lines and not curve.references:
@@ -90,7 +111,7 @@ def _draw_line(ax: Axes, curve: Curve, line: Line, look: Look, shift: float, err
             xs[partial], means[partial], marker=marker, markersize=4.5, linestyle="none",
             color=look.colour, markerfacecolor=PAPER, zorder=4,
         )  # fmt: skip
-    if line.minimum is not None and len(line.dots) > 1:
+    if line.minimum is not None and _has_ring(line):
         ax.plot(
             xs[line.minimum], means[line.minimum], marker="o", markersize=10, linestyle="none",
             markerfacecolor="none", markeredgecolor=look.colour, markeredgewidth=1.2, zorder=5,
@@ -164,9 +185,13 @@ def _curve_notes(curve: Curve, errors: str) -> list[str]:
     best = "highest" if higher_is_better(curve.metric) else "lowest"
     return [
         f"mean and {ERROR_BARS[errors]}" if has_bars else "one seed: no error bars",
-        f"ring: {best} mean of a line" if any(len(x.dots) > 1 for x in curve.lines) else "",
+        f"ring: {best} mean of a line" if any(_has_ring(line) for line in curve.lines) else "",
         "hollow: seeds are missing" if any(not dot.complete for dot in dots) else "",
     ]
+
+
+def _has_ring(line: Line) -> bool:
+    return line.minimum is not None and len(line.dots) > 1
 
 
 def _n_text(line: Line) -> str:
@@ -208,6 +233,58 @@ def draw_results(ax: Axes, results: Results, look: Mapping[str, Look]) -> None:
     has_paper = any(paper is not None for paper in results.papers)
     notes = ["mean and 95 % confidence interval", "dots: seeds", "star: paper" if has_paper else ""]
     heading(ax, results.title, notes)
+
+
+def draw_conditions(ax: Axes, found: ByCondition, look: Mapping[str, Look]) -> None:
+    """One line per condition: each method's mean with its 95 % interval, the best one ringed."""
+    ax.set_xlabel(metric_label(found.metric))
+    if not found.methods:
+        heading(ax, found.title)
+        say_empty(ax)
+        return
+    step, middle = 0.6 / len(found.methods), (len(found.methods) - 1) / 2
+    handles = []
+    for place, method in enumerate(found.methods):
+        rows = [i for i, values in enumerate(found.values) if method in values]
+        values = [found.values[i][method] for i in rows]
+        handle = ax.errorbar(
+            [value.mean for value in values], [i + (place - middle) * step for i in rows],
+            xerr=np.nan_to_num(np.array([_bars(value, "ci") for value in values]).T),
+            color=look[method].colour, marker=look[method].marker, markersize=4.5,
+            linestyle="none", elinewidth=1.0, capsize=0, zorder=3, label=method,
+        )  # fmt: skip
+        handles.append(handle)
+    for i, winner in enumerate(_winners(found)):
+        if winner is not None:
+            at = i + (found.methods.index(winner) - middle) * step
+            ax.plot(
+                found.values[i][winner].mean, at, marker="o", markersize=9.5, linestyle="none",
+                markerfacecolor="none", markeredgecolor=look[winner].colour, markeredgewidth=1.2,
+                zorder=4,
+            )  # fmt: skip
+    ax.set_yticks(range(len(found.labels)), found.labels)
+    ax.set_ylim(len(found.labels) - 0.4, -0.6)
+    for edge in range(1, len(found.labels)):
+        ax.axhline(edge - 0.5, color=FAINT, linewidth=0.5, alpha=0.45, zorder=1)
+    ax.grid(axis="x", color=FAINT, linewidth=0.5, alpha=0.45)
+    legend_below(ax, handles)
+    has_bars = any(value.n > 1 for values in found.values for value in values.values())
+    best = "highest" if higher_is_better(found.metric) else "lowest"
+    notes = [
+        "mean and 95 % confidence interval" if has_bars else "one seed: no error bars",
+        f"ring: {best} mean of a condition",
+        f"{found.left_out} more conditions in the table" if found.left_out else "",
+    ]
+    heading(ax, found.title, notes)
+
+
+def _winners(found: ByCondition) -> list[str | None]:
+    """Per condition the method with the best mean, where several met."""
+    sign = -1.0 if higher_is_better(found.metric) else 1.0
+    return [
+        min(values, key=lambda method: sign * values[method].mean) if len(values) > 1 else None
+        for values in found.values
+    ]
 
 
 # ---------------------------------------------------------------- learning
@@ -282,7 +359,7 @@ def draw_search(ax: Axes, history: SearchHistory, look: Mapping[str, Look]) -> N
     outside = _leave_out_the_worst(ax, drawn, history.metric)
     legend_below(ax, handles)
     notes = [
-        "line: best so far",
+        "line: best so far" if any(np.isfinite(t.best).any() for t in drawn) else "",
         "marks: points",
         "×: pruned" if any(trace.pruned.any() for trace in drawn) else "",
         f"{outside} worse outside" if outside else "",
@@ -302,11 +379,12 @@ def _draw_trace(ax: Axes, trace: Trace, style: Look, metric: str) -> Any:
             rasterized=len(places) > _MANY,
         )  # fmt: skip
     count = int(np.isfinite(trace.values).sum())
-    best = metric_text(float(trace.best[-1]), metric)
+    last = float(trace.best[-1])
+    best = "" if math.isnan(last) else f", best {metric_text(last, metric)}"
     steps = ax.step(
         places, trace.best, where="post", color=style.colour, linewidth=1.6, zorder=3,
         marker=style.marker, markevery=[len(places) - 1], markersize=5,
-        label=f"{trace.method}, {count} {'point' if count == 1 else 'points'}, best {best}",
+        label=f"{trace.method}, {count} {'point' if count == 1 else 'points'}{best}",
     )  # fmt: skip
     return steps[0]
 

@@ -30,7 +30,7 @@ from modmix.ledger import Ledger
 __all__ = ["FigureOf", "figure", "figure_names", "figures_of", "to_bytes"]
 
 
-RESERVED = ("results", "points", "ranks", "learning", "importance", "trade_off")
+RESERVED = ("results", "points", "conditions", "ranks", "learning", "importance", "trade_off")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,20 +65,25 @@ def figure(ledger: Ledger, study: str, name: str, *, errors: str = "ci") -> Figu
 
 def figures_of(ledger: Ledger, snapshot: Snapshot, *, errors: str = "ci") -> dict[str, FigureOf]:
     """Every figure of a study by name; nothing is drawn before it is asked for."""
+    drawing.check_errors(errors)
     look = looks(snapshot.methods)
-    found = [_results(snapshot, look)]
+    conditions = snapshot.conditions
+    found = [_results(snapshot, look)] if not conditions.is_split else []
+    if len(conditions.all) > 1:
+        found.append(_conditions(snapshot, look))
     found += [
         _curve(snapshot, part, look, errors)
         for part, spec in snapshot.parts.items()
         if spec.get("x")
     ]
-    found.append(_learning(ledger, snapshot, look))
+    if not conditions.is_split:
+        found.append(_learning(ledger, snapshot, look))
     found += [
         _search(snapshot, part, look) for part, spec in snapshot.parts.items() if spec.get("search")
     ]
     if searches.importance(snapshot):
         found.append(_importance(snapshot, look))
-    if len(snapshot.objectives) == 2:
+    if len(snapshot.objectives) == 2 and not conditions.is_split:
         found.append(_trade_off(snapshot, look))
     return {one.name: one for one in found}
 
@@ -94,11 +99,25 @@ def _results(snapshot: Snapshot, look: Mapping[str, Look]) -> FigureOf:
     )
 
 
+def _conditions(snapshot: Snapshot, look: Mapping[str, Look]) -> FigureOf:
+    """Takes the place of the results where no method wins over all."""
+    found = curves.by_condition(snapshot)
+    height = height_with_legend(found.methods) - 2.1 + 0.36 * max(2, len(found.labels))
+    return FigureOf(
+        name="results" if snapshot.conditions.is_split else "conditions",
+        caption=f"{_sentence(found.metric)} of each method's best point in each condition; only "
+        "points of one condition are of the same data.",
+        draw=lambda: _one(lambda ax: drawing.draw_conditions(ax, found, look), height),
+        numbers=found.frame,
+    )
+
+
 def _curve(snapshot: Snapshot, part: str, look: Mapping[str, Look], errors: str) -> FigureOf:
     found = curves.curve(snapshot, part)
     return FigureOf(
         name=f"curve_{part}" if _is_taken(part) else part,
-        caption=f"{_sentence(found.metric)} over {parameter_words(found.x)}.{_chosen(found)}",
+        caption=f"{_sentence(found.metric)} over {parameter_words(found.x)}."
+        f"{_chosen(found)}{_left_out(snapshot, found)}",
         draw=lambda: _one(
             lambda ax: drawing.draw_curve(ax, found, look, errors=errors),
             height_with_legend([f"{label}, n = 5" for label in found.labels]),
@@ -122,6 +141,13 @@ def _chosen(curve: Curve) -> str:
     ]
     words = parameter_words(curve.x)
     return f" Validation chooses {words} = {', '.join(chosen)}." if chosen else ""
+
+
+def _left_out(snapshot: Snapshot, curve: Curve) -> str:
+    """Why there are no reference lines although the study file asks for some."""
+    if curve.conditions < 2 or not snapshot.parts[curve.part].get("references"):
+        return ""
+    return " Its points are on different data, so no point can be a reference for all of them."
 
 
 def _is_taken(part: str) -> bool:

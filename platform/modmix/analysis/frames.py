@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from modmix.analysis.conditions import PREFIX, Conditions, conditions_of, task_params
 from modmix.analysis.statistics import Estimate, estimate, t_quantile
 from modmix.ledger import Entry, Ledger, PointRecord, ReplicateRecord, StudyRecord
 
@@ -122,6 +123,27 @@ class Snapshot:
         }
 
     @cached_property
+    def conditions(self) -> Conditions:
+        """Which points met the same data; see `conditions`."""
+        given = self.record.details.get("task_options") or {}
+        return conditions_of(self.points, given, self._leaves_task)
+
+    def _leaves_task(self, point: PointRecord) -> bool:
+        """Whether a part asked for a point without setting any of the task's options."""
+        if not task_params(point):
+            return True
+        asked = (self.parts.get(part, {}) for part in self.parts_of.get(point.key, ()))
+        return any(
+            point.method in (part.get("methods") or {})
+            and not any(
+                name.startswith(PREFIX)
+                for block in (part.get("shared"), part["methods"][point.method])
+                for name in block or ()
+            )
+            for part in asked
+        )
+
+    @cached_property
     def methods(self) -> list[str]:
         """Methods in order of first appearance."""
         return list(dict.fromkeys(point.method for point in self.points))
@@ -139,8 +161,17 @@ class Snapshot:
         """As `points_frame`, indexed by the points' full keys."""
         return _points_table(self)
 
-    def means(self, metric: str) -> dict[str, float]:
+    def means(self, metric: str) -> Mapping[str, float]:
         """Mean of a metric by point key; NaN where it has none."""
+        if metric not in self._means:
+            self._means[metric] = self._column_of_means(metric)
+        return self._means[metric]
+
+    @cached_property
+    def _means(self) -> dict[str, dict[str, float]]:
+        return {}
+
+    def _column_of_means(self, metric: str) -> dict[str, float]:
         column = self.points_table.get(f"{metric}/mean")
         if column is None:
             return dict.fromkeys(self.by_key, math.nan)

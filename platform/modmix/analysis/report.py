@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from modmix.analysis import page, sentences
+from modmix.analysis.contests import conditions_table
 from modmix.analysis.figures import FigureOf, figures_of
 from modmix.analysis.formats import Table
 from modmix.analysis.frames import Snapshot, read, short
@@ -38,22 +39,25 @@ class Outputs:
         return (*self.figures, *self.tables, self.report)
 
 
-def write_all(ledger: Ledger, home: Home, study: str) -> Outputs:
+def write_all(ledger: Ledger, home: Home, study: str, *, errors: str = "ci") -> Outputs:
     """Draw every figure, write every table and the report, into the study's folder.
 
     Works at any moment: an unfinished study gets what there is, and its report says so. Each file
     is replaced in one step, so a reader never sees half of one.
 
-    Files: ``figures/<name>.png`` and ``.svg``; ``tables/results``, ``points`` and ``ranks`` as
-    ``.csv``, ``.md`` and ``.tex``; ``tables/<figure>.csv`` with the numbers of each figure;
-    ``report.html``.
+    Files: ``figures/<name>.png`` and ``.svg``; ``tables/results``, ``points`` and, where only some
+    points change the task, ``conditions`` as ``.csv``, ``.md`` and ``.tex``; ``tables/ranks.csv``;
+    ``tables/<figure>.csv`` with the numbers of each figure; ``report.html``.
+
+    Args:
+        errors: the error bars of curves: "ci" (95 % intervals) or "std".
 
     Raises:
-        InputError: there is no such study.
+        InputError: there is no such study, or error bars are neither.
     """
     snapshot = read(ledger, study)
     folder = home.study(study)
-    drawn = figures_of(ledger, snapshot)
+    drawn = figures_of(ledger, snapshot, errors=errors)
     svgs: dict[str, str] = {}
     figures: list[Path] = []
     for name, found in drawn.items():
@@ -63,12 +67,11 @@ def write_all(ledger: Ledger, home: Home, study: str) -> Outputs:
         for form, data in (("png", to_bytes(picture, "png")), ("svg", svg)):
             figures.append(folder / "figures" / f"{name}.{form}")
             write_bytes(figures[-1], data)
-    results, points = results_of(snapshot), points_of(snapshot)
-    ranks = sentences.ranks(snapshot)
-    tables = _write_tables(folder / "tables", drawn, results, points, ranks)
+    tables, ranks = _tables(snapshot), sentences.ranks(snapshot)
+    written = _write_tables(folder / "tables", drawn, tables, ranks)
     path = folder / "report.html"
-    write_text(path, _report(snapshot, results, points, ranks, drawn, svgs))
-    return Outputs(figures=tuple(figures), tables=tuple(tables), report=path)
+    write_text(path, _report(snapshot, tables, ranks, drawn, svgs))
+    return Outputs(figures=tuple(figures), tables=tuple(written), report=path)
 
 
 def report_html(ledger: Ledger, study: str) -> str:
@@ -76,21 +79,31 @@ def report_html(ledger: Ledger, study: str) -> str:
     snapshot = read(ledger, study)
     drawn = figures_of(ledger, snapshot)
     svgs = {name: to_bytes(found.draw(), "svg").decode() for name, found in drawn.items()}
-    ranks = sentences.ranks(snapshot)
-    return _report(snapshot, results_of(snapshot), points_of(snapshot), ranks, drawn, svgs)
+    return _report(snapshot, _tables(snapshot), sentences.ranks(snapshot), drawn, svgs)
+
+
+def _tables(snapshot: Snapshot) -> dict[str, Table]:
+    """The tables by the names of their files: results, points, and conditions where they differ.
+
+    (Where every point changes the task, the results are the conditions.)
+    """
+    tables = {"results": results_of(snapshot), "points": points_of(snapshot)}
+    if len(snapshot.conditions.all) > 1 and not snapshot.conditions.is_split:
+        tables["conditions"] = conditions_table(snapshot)
+    return tables
 
 
 def _write_tables(
-    folder: Path, drawn: Mapping[str, FigureOf], results: Table, points: Table, ranks: Ranks
+    folder: Path, drawn: Mapping[str, FigureOf], tables: Mapping[str, Table], ranks: Ranks
 ) -> list[Path]:
     written: dict[str, str] = {}
-    for name, table in (("results", results), ("points", points)):
+    for name, table in tables.items():
         is_small = len(table.cells) <= _FEW
         for form in ("csv", "md", "tex") if is_small else ("csv",):
             written[f"{name}.{form}"] = table.render(form)
     written["ranks.csv"] = ranks.frame.to_csv(index=False, lineterminator="\n")
     for name, found in drawn.items():
-        if name != "results":
+        if name not in tables:  # those have the same numbers
             written[f"{name}.csv"] = found.numbers().to_csv(index=False, lineterminator="\n")
     for name, text in written.items():
         write_text(folder / name, text)
@@ -102,8 +115,7 @@ def _write_tables(
 
 def _report(
     snapshot: Snapshot,
-    results: Table,
-    points: Table,
+    tables: Mapping[str, Table],
     ranks: Ranks,
     drawn: Mapping[str, FigureOf],
     svgs: Mapping[str, str],
@@ -112,11 +124,11 @@ def _report(
         name: page.figure_html(svgs[name], i, found.caption, found.numbers())
         for i, (name, found) in enumerate(drawn.items())
     }
-    first = pictures.pop("results")
     sections = {
-        "Results": f'<div class="results">{page.table_html(results)}</div>' + first + _ranks(ranks),
+        "Results": _results(snapshot, tables["results"], ranks) + pictures.pop("results"),
+        "Conditions": _conditions(tables.get("conditions")) + pictures.pop("conditions", ""),
         "Figures": "\n".join(pictures.values()),
-        "Points": _points(points),
+        "Points": _points(tables["points"]),
         "Failures": _failures(snapshot),
         "Set-up": page.facts(_setup(snapshot)),
         "How to reproduce": _reproduce(snapshot),
@@ -155,6 +167,20 @@ def _top(snapshot: Snapshot) -> str:
             f"{escape(str(of.get('of')))}, retrained on fresh seeds.</p>"
         )
     return "\n".join(filter(None, parts))
+
+
+def _results(snapshot: Snapshot, results: Table, ranks: Ranks) -> str:
+    if snapshot.conditions.is_split:
+        return _conditions(results)
+    return f'<div class="results">{page.table_html(results)}</div>{_ranks(ranks)}'
+
+
+def _conditions(table: Table | None) -> str:
+    if table is None:
+        return ""
+    more = len(table.cells) - _FEW
+    note = f'<p class="note">… and {more} more in the CSV file.</p>' if more > 0 else ""
+    return page.table_html(table, _FEW) + note
 
 
 def _ranks(ranks: Ranks) -> str:
@@ -221,11 +247,12 @@ def _setup(snapshot: Snapshot) -> list[tuple[str, str]]:
     training = record.spec.get("training") or {}
     return [
         ("task", str(details.get("task") or record.spec.get("task", {}).get("name", ""))),
-        ("task options", _pairs(details.get("task_options") or {})),
+        ("task options", _pairs(_fixed_options(snapshot))),
+        ("conditions", _varied_options(snapshot)),
         ("rows", ", ".join(f"{rows[s]} {s}" for s in ("train", "val", "test") if s in rows)),
         ("classes", str(details.get("classes") or "")),
         ("modalities", ", ".join(f"{name} {_shape(s)}" for name, s in modalities.items())),
-        ("data fingerprint", str(details.get("fingerprint") or "")),
+        ("data fingerprint", _fingerprint(snapshot)),
         ("objective", ", ".join(metric_words(name) for name in snapshot.objectives)),
         ("seeds", ", ".join(map(str, record.spec.get("seeds") or ()))),
         ("training", _pairs(training)),
@@ -241,6 +268,34 @@ def _setup(snapshot: Snapshot) -> list[tuple[str, str]]:
     ]
 
 
+def _fixed_options(snapshot: Snapshot) -> dict[str, Any]:
+    """The task's options that hold for all points; where some leave the task alone, all of them."""
+    options = dict(snapshot.record.details.get("task_options") or {})
+    if snapshot.conditions.is_split:
+        return {n: v for n, v in options.items() if n not in snapshot.conditions.varied}
+    return options
+
+
+def _varied_options(snapshot: Snapshot) -> str:
+    """ "18: weakness = noise, conflict, missing; share = 0, 0.2, …" """
+    found = snapshot.conditions
+    if len(found.all) < 2:
+        return ""
+    texts = []
+    for name in found.varied:
+        values = dict.fromkeys(value_text(c.options[name]) for c in found.all if name in c.options)
+        shown = [*values][:12]
+        texts.append(f"{name} = {', '.join(shown)}{', …' if len(values) > len(shown) else ''}")
+    return f"{len(found.all)}: {'; '.join(texts)}"
+
+
+def _fingerprint(snapshot: Snapshot) -> str:
+    """Of the task as given: empty where no point has met that data."""
+    if snapshot.conditions.is_split:
+        return ""
+    return str(snapshot.record.details.get("fingerprint") or "")
+
+
 def _reproduce(snapshot: Snapshot) -> str:
     record = snapshot.record
     name = Path(record.source).name or f"{record.name}.yaml"
@@ -249,14 +304,11 @@ def _reproduce(snapshot: Snapshot) -> str:
     lines += [
         f"modmix run {name}",
         f"modmix report {record.name}",
-        f"modmix best {record.name}",
     ]
-    fingerprint = record.details.get("fingerprint")
-    data = (
-        f" The data it ran on has the fingerprint {escape(str(fingerprint))}."
-        if fingerprint
-        else ""
-    )
+    if not snapshot.conditions.is_split:
+        lines.append(f"modmix best {record.name}")
+    fingerprint = _fingerprint(snapshot)
+    data = f" The data it ran on has the fingerprint {escape(fingerprint)}." if fingerprint else ""
     return (
         f"<p>Save the study file below as <code>{escape(name)}</code>. The same command starts or "
         f"continues the study and trains nothing twice; the seeds above fix initial weights and "

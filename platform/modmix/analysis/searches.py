@@ -71,7 +71,8 @@ class SearchHistory:
 def search_history(snapshot: Snapshot, part: str) -> SearchHistory:
     """What a search found, in order of asking: means of the first objective over replicates.
 
-    A pruned point shows the value the sampler was told; it never becomes the best so far.
+    A pruned point shows the value the sampler was told; it never becomes the best so far. A search
+    that changes the task's options has no best so far.
 
     Raises:
         InputError: the part is no search.
@@ -99,6 +100,9 @@ def search_history(snapshot: Snapshot, part: str) -> SearchHistory:
             ]
         )
         full = np.where(pruned, np.nan, values)
+        met = {snapshot.conditions.of[e.point] for e in mine if e.point in snapshot.by_key}
+        if len(met) > 1:
+            full[:] = np.nan  # points on different data have no best
         running = np.fmax if higher_is_better(metric) else np.fmin
         traces.append(
             Trace(
@@ -277,13 +281,17 @@ class TradeOff:
 def trade_off(snapshot: Snapshot) -> TradeOff:
     """The points of a study with two objectives, and which form the Pareto front.
 
+    Of a study that changes its task only the points with the task as given.
+
     Raises:
         InputError: the study has one objective.
     """
     if len(snapshot.objectives) != 2:
         raise InputError(f"a trade-off needs two objectives, study {snapshot.name!r} has one")
     first, second = snapshot.objectives
-    keys = [p.key for p in snapshot.points if p.key in snapshot.complete]
+    whole = snapshot.conditions.whole
+    points = snapshot.conditions.members[whole] if whole else ()
+    keys = [p.key for p in points if p.key in snapshot.complete]
     columns = [snapshot.means(first), snapshot.means(second)]
     values = np.array([[column[key] for column in columns] for key in keys]).reshape(-1, 2)
     good = np.isfinite(values).all(axis=1)

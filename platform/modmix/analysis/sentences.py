@@ -7,8 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 from modmix.analysis import statistics
+from modmix.analysis.best import default_metrics
+from modmix.analysis.contests import Contest, common, contests_of, ranks_over
 from modmix.analysis.frames import Snapshot
-from modmix.analysis.tables import Row, behind, default_metrics, result_rows, winner_of
+from modmix.analysis.tables import Row, behind, result_rows, winner_of
 from modmix.analysis.words import (
     higher_is_better,
     interval_text,
@@ -23,9 +25,19 @@ def headline(snapshot: Snapshot, metric: str | None = None) -> str:
     """Which method wins on test, by how much, and whether chance would do.
 
     The winner is the method whose best point (chosen on validation) has the best test mean; it is
-    compared with the next *method*, seed by seed.
+    compared with the next *method*, seed by seed. Where some points change the task's options,
+    this is about the task as given; where all do, about how many of the conditions each wins.
     """
     shown = metric or default_metrics(snapshot)[0]
+    if snapshot.conditions.is_split:
+        return _over_conditions(snapshot, shown)
+    sentence = _of_whole(snapshot, shown)
+    if len(snapshot.conditions.all) > 1:
+        return f"With the task as the study file gives it: {sentence}"
+    return sentence
+
+
+def _of_whole(snapshot: Snapshot, shown: str) -> str:
     rows = result_rows(snapshot, shown)
     winner = winner_of(rows, shown)
     if winner is None and rows:
@@ -46,6 +58,53 @@ def headline(snapshot: Snapshot, metric: str | None = None) -> str:
         return f"{winner.label} reaches {number} {metric_words(shown)} ({interval})."
     first = f"{winner.label} has the {word} {metric_words(shown)}: {number} ({interval})"
     return f"{first}, {_distance(second, shown)} {_validation(rows, winner)}".strip()
+
+
+def _over_conditions(snapshot: Snapshot, metric: str) -> str:
+    """The headline where every point changes the task: wins over conditions and mean ranks."""
+    contests = contests_of(snapshot, metric)
+    found = ranks_over(contests)
+    begin = (
+        "Every point changes the task's options, so methods compete in each of "
+        f"{len(contests)} conditions on their own."
+    )
+    if found.blocks == 0 or len(found.frame) < 2:
+        return f"{begin} No condition has results of several methods yet. {progress(snapshot)}"
+    full = common(contests, list(found.frame["method"]))
+    wins = Counter(dict(zip(found.frame["method"], found.frame["wins"].tolist(), strict=True)))
+    (most, count), *rest = wins.most_common()  # of equals the one with the better rank
+    others = ", ".join(f"{method} in {n}" for method, n in rest if n)
+    which = f" that have results of all {len(wins)} methods" if len(full) < len(contests) else ""
+    word = "highest" if higher_is_better(metric) else "lowest"
+    clear = sum(_is_clear(one, most) for one in full)
+    return (
+        f"{begin} {most} has the {word} {metric_words(metric)} in {count} of the {len(full)}{which}"
+        f"{f' ({others})' if others else ''}, in {clear} of them against every other method by "
+        f"more than chance (paired t tests, Holm-corrected, 5 % level); {_best_rank(found, most)}."
+    )
+
+
+def _is_clear(one: Contest, method: str) -> bool:
+    """Whether a method is the best of a contest and chance would explain no other's distance."""
+    rest = [found for name, found in one.entrants.items() if name != method]
+    return one.entrants[method].paired is None and all(found.p_holm < 0.05 for found in rest)
+
+
+def _best_rank(found: statistics.Ranks, most: str) -> str:
+    methods, means = found.frame["method"].tolist(), found.frame["rank/mean"].tolist()
+    friedman = (
+        ""
+        if math.isnan(found.friedman_p)
+        else f" (Friedman's test that all methods are alike: {p_clause(found.friedman_p)})"
+    )
+    if means[0] == means[1]:
+        level = " and ".join(m for m, mean in zip(methods, means, strict=True) if mean == means[0])
+        return f"{level} share the best mean rank, {means[0]:.2f}{friedman}"
+    who = "it also" if methods[0] == most else methods[0]
+    return (
+        f"{who} has the best mean rank, {means[0]:.2f}, before {methods[1]} with {means[1]:.2f}"
+        f"{friedman}"
+    )
 
 
 def _distance(second: Row, metric: str) -> str:
@@ -107,8 +166,13 @@ def is_finished(snapshot: Snapshot) -> bool:
 
 
 def ranks(snapshot: Snapshot, metric: str | None = None) -> statistics.Ranks:
-    """Mean ranks of the methods' best points over the seeds that all of them share."""
+    """Mean ranks of the methods' best points over the seeds that all of them share.
+
+    Where every point changes the task, they are over the conditions instead.
+    """
     shown = metric or default_metrics(snapshot)[0]
+    if snapshot.conditions.is_split:
+        return ranks_over(contests_of(snapshot, shown))
     rows = [row for row in result_rows(snapshot, shown) if not row.part]
     return statistics.mean_ranks(
         {row.best.method: snapshot.by_seed(row.best.point, shown) for row in rows},

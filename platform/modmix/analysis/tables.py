@@ -12,7 +12,9 @@ import numpy as np
 import pandas as pd
 
 from modmix.analysis import statistics
-from modmix.analysis.best import BestPoint, best_of
+from modmix.analysis.best import BestPoint, best_of, default_metrics
+from modmix.analysis.conditions import Condition
+from modmix.analysis.contests import against_best, conditions_table, marks_of
 from modmix.analysis.formats import Cell, Table
 from modmix.analysis.frames import STATISTICS, Snapshot, read, short
 from modmix.analysis.words import (
@@ -20,7 +22,6 @@ from modmix.analysis.words import (
     interval_text,
     metric_label,
     metric_text,
-    on_test,
     p_text,
     parameter_words,
     plus_minus,
@@ -60,6 +61,9 @@ def results_table(
     paired t test over common seeds compares every row with the best one, Holm-corrected over the
     rows. The paper's number stands beside ours where the study file states it.
 
+    Where some points change the task's options, the rows are about the task as given; where every
+    point does, the table has one row per condition instead (see `conditions`).
+
     Args:
         metrics: test metrics to show; by default the objectives' on test, the error, and for two
             classes the AUC.
@@ -77,8 +81,10 @@ def results_of(
         if metric not in snapshot.metrics or split_of(metric) != "test":
             known = ", ".join(m for m in snapshot.metrics if split_of(m) == "test")
             raise InputError(f"results show test metrics ({known}), got {metric!r}")
+    if snapshot.conditions.is_split:
+        return replace(conditions_table(snapshot, shown, by), title=f"Results of {snapshot.name}")
     rows = result_rows(snapshot, shown[0], by)
-    varied = varied_parameters(snapshot)
+    varied = varied_parameters(snapshot, snapshot.conditions.whole)
     marks = {m: marks_of([row.best.estimates[m].mean for row in rows], m) for m in shown}
     papers = {metric: [paper_number(snapshot, row, metric) for row in rows] for metric in shown}
     header = ["method", "n"]
@@ -111,14 +117,6 @@ def results_of(
     )
 
 
-def default_metrics(snapshot: Snapshot) -> tuple[str, ...]:
-    """The test metrics that a reader expects, the first objective's first."""
-    wanted = [on_test(objective) for objective in snapshot.objectives] + ["test/error"]
-    if snapshot.record.details.get("classes") == 2:
-        wanted.append("test/auc")
-    return tuple(dict.fromkeys(m for m in wanted if m in snapshot.metrics)) or ("test/error",)
-
-
 def result_rows(snapshot: Snapshot, metric: str, by: str | None = None) -> list[Row]:
     """The rows of the results, best validation first, each compared with the best on ``metric``."""
     rows: list[Row] = []
@@ -138,31 +136,20 @@ def result_rows(snapshot: Snapshot, metric: str, by: str | None = None) -> list[
 
 
 def _among(snapshot: Snapshot, method: str, part: str | None = None) -> int:
-    """How many complete points of a method there are, in a part or in all."""
+    """How many complete points of a method competed, in a part or in all."""
+    whole = snapshot.conditions.whole
     return sum(
         point.method == method
         and point.key in snapshot.complete
         and (part is None or part in snapshot.parts_of.get(point.key, ()))
-        for point in snapshot.points
+        for point in (snapshot.conditions.members[whole] if whole else ())
     )
 
 
 def _compared(snapshot: Snapshot, rows: list[Row], metric: str) -> list[Row]:
-    winner = winner_of(rows, metric)
-    if winner is None:
-        return rows
-    reference = snapshot.by_seed(winner.best.point, metric)
-    tests = [
-        None
-        if row is winner
-        else statistics.paired(snapshot.by_seed(row.best.point, metric), reference)
-        for row in rows
-    ]
-    corrected = statistics.holm([math.nan if test is None else test.t_p for test in tests])
-    return [
-        replace(row, paired=test, p_holm=p)
-        for row, test, p in zip(rows, tests, corrected, strict=True)
-    ]
+    values = [row.best.estimates[metric] for row in rows]
+    tests = against_best(snapshot, [row.best.point for row in rows], metric, values)
+    return [replace(row, paired=test, p_holm=p) for row, (test, p) in zip(rows, tests, strict=True)]
 
 
 def winner_of(rows: Sequence[Row], metric: str) -> Row | None:
@@ -179,10 +166,12 @@ def behind(test: statistics.Paired, metric: str) -> tuple[float, float, float]:
     return test.difference, test.ci_low, test.ci_high
 
 
-def varied_parameters(snapshot: Snapshot) -> dict[str, list[str]]:
-    """Per method the hyperparameters that take more than one value in the study."""
+def varied_parameters(
+    snapshot: Snapshot, condition: Condition | None = None
+) -> dict[str, list[str]]:
+    """Per method the parameters that take more than one value, in the study or in a condition."""
     values: dict[str, dict[str, set[str]]] = {}
-    for point in snapshot.points:
+    for point in snapshot.conditions.members[condition] if condition else snapshot.points:
         mine = values.setdefault(point.method, {})
         for name, value in point.params.items():
             mine.setdefault(name, set()).add(json.dumps(value, sort_keys=True))
@@ -211,16 +200,6 @@ def paper_number(snapshot: Snapshot, row: Row, metric: str) -> tuple[float, floa
         return None
     numbers = list(value) if isinstance(value, (list, tuple)) else [value]
     return float(numbers[0]), float(numbers[1]) if len(numbers) > 1 else math.nan
-
-
-def marks_of(means: Sequence[float], metric: str) -> list[str]:
-    """ "best" and "second" among means; equal ones share a mark, a single one gets none."""
-    sign = -1.0 if higher_is_better(metric) else 1.0
-    costs = [sign * mean for mean in means]
-    ladder = sorted({cost for cost in costs if not math.isnan(cost)})
-    is_alone = sum(not math.isnan(cost) for cost in costs) < 2
-    names = {} if is_alone else dict(zip(ladder, ("best", "second"), strict=False))
-    return [names.get(cost, "") for cost in costs]
 
 
 def _mean_cell(row: Row, metric: str, mark: str) -> Cell:
@@ -286,6 +265,10 @@ def _bootstrap(values: Sequence[float], metric: str) -> dict[str, float]:
     return {f"{metric}/bootstrap_low": low, f"{metric}/bootstrap_high": high}
 
 
+def _as_given(whole: Condition) -> str:
+    return whole.label.removesuffix("(as given)").strip()
+
+
 def _tests(rows: Sequence[Row]) -> list[str]:
     return [metric for row in rows for metric in row.best.estimates]
 
@@ -317,6 +300,7 @@ def _record(row: Row, papers: Mapping[str, tuple[float, float] | None]) -> dict[
 def _results_notes(
     snapshot: Snapshot, rows: Sequence[Row], shown: Sequence[str], by: str | None
 ) -> tuple[str, ...]:
+    whole, conditions = snapshot.conditions.whole, snapshot.conditions.all
     if not rows:
         return ("No point has all its replicates done yet.",)
     chooser = metric_label(by or snapshot.objectives[0])
@@ -324,6 +308,11 @@ def _results_notes(
         f"Points are chosen by {chooser}; test is only reported.",
         "Mean ± standard deviation over n seeds.",
     ]
+    if whole is not None and len(conditions) > 1:
+        notes.append(
+            f"Points with the task as the study file gives it ({_as_given(whole)}); the other "
+            f"{len(conditions) - 1} conditions are in the table of conditions."
+        )
     counts = ", ".join(f"{row.label} {row.among}" for row in rows)
     if any(row.among > 1 for row in rows):
         # Who may choose among more points has the better chance of a lucky one.
