@@ -1,0 +1,132 @@
+"""Conditions: on which data a point was trained and tested, where a study varies its task.
+
+A point's parameters may hold options of the task (``task.share``). Points that differ in them met
+other data: which of them errs least says which data is easy, not which method is good. So points
+are compared within a condition only.
+
+    whole      the condition that a study's one winner is about: the task as the study file gives
+               it, if any part takes it so; else the only condition there is
+    is_split   every point changes the task and not all in the same way: there is no one winner,
+               but one per condition
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from modmix.analysis.words import parameter_words, value_text
+from modmix.ledger import PointRecord
+
+PREFIX = "task."
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Condition:
+    """One setting of the task's options, by all of them that any point of the study shows."""
+
+    place: int  # in order of first appearance, from 0
+    label: str  # "weakness = conflict, share = 0.4": what differs between the conditions
+    options: Mapping[str, Any]  # "share" -> 0.4; without those whose value is not known
+    is_given: bool  # the options are those of the study file's task block
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """The conditions of a study in order of first appearance, and which points met in each."""
+
+    all: tuple[Condition, ...]
+    of: Mapping[str, Condition]  # by point key
+    members: Mapping[Condition, Sequence[PointRecord]]
+    whole: Condition | None
+    varied: tuple[str, ...]  # the options in which the conditions differ
+
+    @property
+    def is_split(self) -> bool:
+        return bool(self.all) and self.whole is None
+
+
+def conditions_of(
+    points: Sequence[PointRecord],
+    given: Mapping[str, Any],
+    leaves_task: Callable[[PointRecord], bool],
+) -> Conditions:
+    """Sort points by the data they met.
+
+    All points of a method show what any part varies, so a point may show an option with the very
+    value of the task block: that is the task as given.
+
+    Args:
+        points: in order of asking.
+        given: the task's options as the study file gives them.
+        leaves_task: whether a part asked for the point without setting any of the task's options.
+    """
+    names = list(dict.fromkeys(name for point in points for name in task_params(point)))
+    groups: dict[tuple[str, ...], list[PointRecord]] = {}
+    for point in points:
+        values = {**given, **task_params(point)}
+        key = tuple(_canonical(values[name]) if name in values else "" for name in names)
+        groups.setdefault(key, []).append(point)
+    unchanged = tuple(_canonical(given[name]) if name in given else "" for name in names)
+    varied = [n for i, n in enumerate(names) if len({key[i] for key in groups}) > 1]
+    found = [
+        _condition(place, {**given, **task_params(members[0])}, names, varied, key == unchanged)
+        for place, (key, members) in enumerate(groups.items())
+    ]
+    members = dict(zip(found, groups.values(), strict=True))
+    return Conditions(
+        all=tuple(found),
+        of={point.key: one for one, points in members.items() for point in points},
+        members=members,
+        whole=_whole(members, leaves_task),
+        varied=tuple(varied),
+    )
+
+
+def task_params(point: PointRecord) -> dict[str, Any]:
+    """The task's options that a point shows: "share" -> 0.4."""
+    return {
+        name.removeprefix(PREFIX): value
+        for name, value in point.params.items()
+        if name.startswith(PREFIX)
+    }
+
+
+def _condition(
+    place: int,
+    values: Mapping[str, Any],
+    names: Sequence[str],
+    varied: Sequence[str],
+    is_given: bool,
+) -> Condition:
+    label = ", ".join(
+        f"{parameter_words(name)} = {value_text(values[name]) if name in values else 'as given'}"
+        for name in varied or names
+    )
+    if is_given:
+        label = f"{label} (as given)" if label else "as given"
+    return Condition(
+        place=place,
+        label=label,
+        options={name: values[name] for name in names if name in values},
+        is_given=is_given,
+    )
+
+
+def _whole(
+    members: Mapping[Condition, Sequence[PointRecord]],
+    leaves_task: Callable[[PointRecord], bool],
+) -> Condition | None:
+    if len(members) == 1:
+        return next(iter(members))
+    for condition, points in members.items():
+        if condition.is_given and any(leaves_task(point) for point in points):
+            return condition
+    return None
+
+
+def _canonical(value: Any) -> str:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return json.dumps(float(value) if is_number else value, sort_keys=True)
