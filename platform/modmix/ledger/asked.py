@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import Table
 
 from modmix.ledger.database import (
     ENTRIES,
@@ -17,6 +15,7 @@ from modmix.ledger.database import (
     STUDY_POINTS,
     STUDY_REPLICATES,
     Database,
+    insert_new,
 )
 from modmix.ledger.records import Entry, NewPoint, PointRecord, dump, number
 
@@ -31,20 +30,23 @@ class Asked(Database):
         found with its result.
         """
         with self._transaction() as db:
-            self._insert_new(
-                db, POINTS, "key",
+            insert_new(
+                db,
+                POINTS,
                 [{"key": p.key, "method": p.method, "params": dump(p.params)} for p in points],
-            )  # fmt: skip
-            self._insert_new(
-                db, REPLICATES, "key",
+            )
+            insert_new(
+                db,
+                REPLICATES,
                 [
                     {"key": key, "point": p.key, "seed": seed, "state": "pending"}
                     for p in points
                     for key, seed in p.replicates
                 ],
-            )  # fmt: skip
+            )
             mine = STUDY_POINTS.c.study == study
-            first = db.execute(sa.select(sa.func.count()).where(mine)).scalar_one()
+            last = db.execute(sa.select(sa.func.max(STUDY_POINTS.c.number)).where(mine)).scalar()
+            first = 0 if last is None else last + 1  # not how many there are: some may be gone
             known = set(db.execute(sa.select(STUDY_POINTS.c.point).where(mine)).scalars())
             fresh = list(dict.fromkeys(p.key for p in points if p.key not in known))
             if fresh:
@@ -55,15 +57,15 @@ class Asked(Database):
                         for i, key in enumerate(fresh)
                     ],
                 )
-            self._insert_new(
-                db, STUDY_REPLICATES, "replicate",
+            insert_new(
+                db,
+                STUDY_REPLICATES,
                 [
                     {"study": study, "replicate": key, "point": p.key, "seed": seed, "origin": ""}
                     for p in points
                     for key, seed in p.replicates
                 ],
-                STUDY_REPLICATES.c.study == study,
-            )  # fmt: skip
+            )
             if entries:
                 db.execute(
                     sa.insert(ENTRIES),
@@ -81,24 +83,6 @@ class Asked(Database):
                         for e in entries
                     ],
                 )
-
-    @staticmethod
-    def _insert_new(
-        db: sa.Connection,
-        table: Table,
-        key: str,
-        rows: Iterable[dict[str, Any]],
-        where: sa.ColumnElement[bool] | None = None,
-    ) -> None:
-        unique = {row[key]: row for row in rows}
-        keys = list(unique)
-        present: set[str] = set()
-        for begin in range(0, len(keys), 500):  # databases limit the variables of one statement
-            query = sa.select(table.c[key]).where(table.c[key].in_(keys[begin : begin + 500]))
-            present |= set(db.execute(query if where is None else query.where(where)).scalars())
-        new = [row for name, row in unique.items() if name not in present]
-        if new:
-            db.execute(sa.insert(table), new)
 
     def keep_only_entries(self, study: str, signatures: Mapping[tuple[str, str], str]) -> None:
         """Forget the entries of parts that the study file no longer has, or has changed.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Column, Float, Integer, LargeBinary, String, Table, Text
+from sqlalchemy.dialects import postgresql, sqlite
 
 from modmix.errors import InputError, LedgerError
 
@@ -150,8 +152,12 @@ class Database:
                 METADATA.create_all(self._engine)
                 self._check_version()
                 return
-            except (sa.exc.OperationalError, sa.exc.ProgrammingError, sa.exc.IntegrityError):
-                if attempt == 19:
+            except (
+                sa.exc.OperationalError,
+                sa.exc.ProgrammingError,
+                sa.exc.IntegrityError,
+            ) as error:
+                if attempt == 19 or not _RACE.search(str(error.orig)):
                     raise
                 time.sleep(0.1)
 
@@ -170,7 +176,7 @@ class Database:
     def _options(self) -> dict[str, Any]:
         if self.url.get_backend_name() == "sqlite":
             return {"connect_args": {"timeout": 60, "check_same_thread": False}}
-        return {"pool_pre_ping": True}
+        return {"pool_pre_ping": True, "connect_args": {"connect_timeout": 15}}
 
     def close(self) -> None:
         self._engine.dispose()
@@ -186,6 +192,21 @@ class Database:
                 f"({_first_line(error)}): mend that, then type the same command again; "
                 "what was recorded is kept"
             ) from error
+
+
+def insert_new(db: sa.Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert the rows whose keys are not there yet, whoever else inserts them at this moment."""
+    if not rows:
+        return
+    insert = postgresql.insert if db.dialect.name == "postgresql" else sqlite.insert
+    # In one order everywhere: two transactions that wait for each other's rows would never end.
+    columns = [column.name for column in table.primary_key]
+    ordered = sorted(rows, key=lambda row: [row[name] for name in columns])
+    db.execute(insert(table).on_conflict_do_nothing(), ordered)
+
+
+# What a database says to the slower of two processes that create the same thing.
+_RACE = re.compile("already exists|locked|duplicate key|UNIQUE", re.I)
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:

@@ -121,8 +121,8 @@ class NewPoint:
 
 
 def dump(value: Any) -> str:
-    """JSON with null for NaN, and words for infinities, which JSON has not."""
-    return json.dumps(without_nan(value), sort_keys=True, allow_nan=False)
+    """JSON with null for NaN, and words for infinities, which JSON has not; in the given order."""
+    return json.dumps(without_nan(value), allow_nan=False)
 
 
 def without_nan(value: Any) -> Any:

@@ -119,25 +119,22 @@ class Results(Database):
         """
         free = ("pending", "interrupted")
         with self._transaction() as db:
-            rows = db.execute(
-                sa.select(REPLICATES.c.key).where(
-                    REPLICATES.c.key.in_(keys), REPLICATES.c.state.in_(free)
-                )
-            )
-            wanted = set(rows.scalars())
-            claimed = [key for key in keys if key in wanted]
-            if not claimed:
-                return []
-            db.execute(
+            # One statement: of two drivers that want the same replicate, one gets it.
+            taken = db.execute(
                 sa.update(REPLICATES)
-                .where(REPLICATES.c.key.in_(claimed), REPLICATES.c.state.in_(free))
+                .where(REPLICATES.c.key.in_(keys), REPLICATES.c.state.in_(free))
                 .values(
                     state="running",
                     owner=lease.token,
                     pack=pack,
                     attempts=REPLICATES.c.attempts + 1,
                 )
+                .returning(REPLICATES.c.key)
             )
+            mine = set(taken.scalars())
+            claimed = [key for key in keys if key in mine]
+            if not claimed:
+                return []
             where = (PACKS.c.id == pack) & (PACKS.c.study == lease.study)
             renewed = db.execute(
                 sa.update(PACKS).where(where).values(state="running", started=time.time())
@@ -157,7 +154,7 @@ class Results(Database):
     def finish(self, lease: Lease, results: Sequence[Result]) -> list[str]:
         """Record results; return the keys that were new. A result is recorded once, for ever."""
         new: list[str] = []
-        now = time.time()
+        seconds, now = 0.0, time.time()
         with self._transaction() as db:
             for result in results:
                 done = db.execute(
@@ -180,6 +177,7 @@ class Results(Database):
                 if done.rowcount == 0:
                     continue
                 new.append(result.replicate)
+                seconds += result.seconds
                 blob = zlib.compress(dump(dict(result.history)).encode())
                 db.execute(sa.delete(HISTORIES).where(HISTORIES.c.replicate == result.replicate))
                 db.execute(sa.insert(HISTORIES).values(replicate=result.replicate, columns=blob))
@@ -191,7 +189,6 @@ class Results(Database):
                     )
                     .values(origin="trained")
                 )
-            seconds = sum(r.seconds for r in results if r.replicate in set(new))
             if seconds:
                 db.execute(
                     sa.update(STUDIES)

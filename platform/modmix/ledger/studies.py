@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from modmix.errors import InputError, LeaseError
-from modmix.ledger.database import STUDIES, Database
+from modmix.ledger.database import STUDIES, Database, insert_new
 from modmix.ledger.records import Lease, StudyRecord, dump
 
 HEARTBEAT_SECONDS = 5.0
@@ -43,9 +43,8 @@ class Studies(Database):
             "details": dump(details),
         }
         with self._transaction() as db:
-            found = db.execute(sa.update(STUDIES).where(STUDIES.c.name == name).values(values))
-            if found.rowcount == 0:
-                db.execute(sa.insert(STUDIES).values(name=name, created=now, **values))
+            insert_new(db, STUDIES, [{"name": name, "created": now, **values}])
+            db.execute(sa.update(STUDIES).where(STUDIES.c.name == name).values(values))
 
     def study(self, name: str) -> StudyRecord:
         """One study.
