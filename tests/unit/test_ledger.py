@@ -1,0 +1,598 @@
+"""The ledger, on SQLite and a real PostgreSQL: leases, claims, results recorded once."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from tests import postgres
+
+from modmix.errors import InputError, LeaseError, LedgerError
+from modmix.ledger import Entry, Lease, Ledger, NewPoint, ReplicateRecord, Result
+from modmix.ledger import studies as leases
+from modmix.ledger.database import STUDIES
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with postgres.server() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'ledger.db'}"
+    address: str = request.getfixturevalue("server")
+    postgres.empty(address)
+    return address
+
+
+@pytest.fixture
+def ledger(url: str) -> Iterator[Ledger]:
+    opened = Ledger(url)
+    yield opened
+    opened.close()
+
+
+def start(ledger: Ledger, name: str = "s", **more: Any) -> Lease:
+    what = {"spec": {"study": name}, "text": "", "source": "", "details": {}} | more
+    ledger.start_study(name, **what)
+    return ledger.acquire(name)
+
+
+def point(key: str, seeds: int = 2, **params: Any) -> NewPoint:
+    replicates = [(f"{key}-{seed}", seed) for seed in range(seeds)]
+    return NewPoint(key=key, method="mul", params=params, replicates=replicates)
+
+
+def entry(number: int, key: str, **more: Any) -> Entry:
+    return Entry(part="p", method="mul", number=number, point=key, **more)
+
+
+def record(ledger: Ledger, key: str, study: str = "s") -> ReplicateRecord:
+    (found,) = [r for r in ledger.replicates(study) if r.key == key]
+    return found
+
+
+def in_another_process(code: str, url: str, *arguments: str) -> subprocess.Popen[str]:
+    """Run Python with a ledger open in it; what it prints is for the test."""
+    before = "import sys, time\nfrom modmix.ledger import *\nledger = Ledger(sys.argv[1])\n"
+    return subprocess.Popen(
+        [sys.executable, "-c", before + code, url, *arguments],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- studies
+
+
+def test_a_study_is_kept_as_it_was_written(ledger: Ledger) -> None:
+    spec = {"study": "s", "parts": {"z": {"methods": {"mul": None, "add": {}}}, "a": {}}}
+    details = {"modalities": {"right": [3], "left": [4]}, "ü": "€", "x": math.nan}
+    before = time.time()
+    start(ledger, spec=spec, text="study: s\n", source="x.yaml", details=details)
+    found = ledger.study("s")
+    assert json.dumps(found.spec) == json.dumps(spec)  # in the order of the file
+    assert list(found.details["modalities"]) == ["right", "left"]
+    assert found.details["x"] is None
+    assert (found.text, found.source, found.state) == ("study: s\n", "x.yaml", "running")
+    assert before <= found.created <= found.updated <= time.time()
+    assert (found.wall_seconds, found.device_seconds, found.mlflow_run) == (0, 0, None)
+
+
+def test_starting_again_renews_the_file_and_keeps_the_rest(ledger: Ledger) -> None:
+    start(ledger, text="one")
+    first = ledger.study("s")
+    ledger.add_seconds("s", wall=1.5, device=2.5)
+    ledger.add_seconds("s", wall=1.5)
+    ledger.set_state("s", "stopped")
+    ledger.set_study_run("s", "run")
+    ledger.start_study("s", spec={"study": "s", "seeds": [1]}, text="two", source="y", details={})
+    again = ledger.study("s")
+    assert (again.text, again.source, again.state) == ("two", "y", "running")
+    assert again.spec == {"study": "s", "seeds": [1]}
+    assert (again.wall_seconds, again.device_seconds, again.mlflow_run) == (3.0, 2.5, "run")
+    assert again.created == first.created
+
+
+def test_studies_that_are_not_there(ledger: Ledger) -> None:
+    assert not ledger.has_study("s")
+    assert ledger.holder("s") is None
+    with pytest.raises(
+        InputError, match=r"^no study 's' in the ledger .* \(it is empty\): run its"
+    ):
+        ledger.study("s")
+    start(ledger, "a")
+    start(ledger, "b")
+    assert [record.name for record in ledger.studies()] == ["a", "b"]
+    with pytest.raises(InputError, match=r"\(it knows a, b\)"):
+        ledger.study("s")
+
+
+@pytest.mark.slow
+def test_two_processes_may_meet_a_new_database(url: str) -> None:
+    code = "ledger.start_study('s', spec={}, text='', source='', details={}); print('well')"
+    processes = [in_another_process(code, url) for _ in range(2)]
+    assert [p.communicate()[0] for p in processes] == ["well\n"] * 2
+    ledger = Ledger(url)
+    assert ledger.has_study("s")
+    ledger.close()
+
+
+# ---------------------------------------------------------------- leases
+
+
+def test_one_lease_at_a_time(ledger: Ledger) -> None:
+    lease = start(ledger)
+    assert ledger.holder("s") == (socket.gethostname(), os.getpid())
+    with pytest.raises(
+        LeaseError,
+        match=rf"^study 's' is being run by process {os.getpid()} on .*: wait until it ends, or",
+    ):
+        ledger.acquire("s")
+    assert ledger.heartbeat(lease)
+    ledger.release(lease)
+    assert ledger.holder("s") is None
+    assert not ledger.heartbeat(lease)
+    second = ledger.acquire("s")
+    assert second.token != lease.token
+    ledger.release(lease)  # of one that is over: nothing happens
+    assert ledger.heartbeat(second)
+
+
+def test_a_study_of_another_name_is_free(ledger: Ledger) -> None:
+    start(ledger, "a")
+    start(ledger, "b")
+
+
+@pytest.mark.slow
+def test_of_two_drivers_at_once_one_gets_the_lease(ledger: Ledger, url: str) -> None:
+    ledger.start_study("s", spec={}, text="", source="", details={})
+    code = (
+        "from modmix.errors import LeaseError\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "try: ledger.acquire('s'); print('mine', flush=True)\n"
+        "except LeaseError as error: print('theirs', flush=True)\n"
+        "sys.stdin.readline()"
+    )
+    processes = [in_another_process(code, url) for _ in range(2)]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    heard = [p.stdout.readline() for p in processes if p.stdout is not None]
+    for process in processes:
+        process.communicate("end\n")
+    assert sorted(heard) == ["mine\n", "theirs\n"]
+
+
+def test_between_look_and_write_only_one_gets_the_lease(
+    ledger: Ledger, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both drivers see a free lease; the slower one must not write over the faster one's."""
+    ledger.start_study("s", spec={}, text="", source="", details={})
+    other = Ledger(url)
+    real = leases.is_alive
+
+    def look(row: Any) -> bool:
+        monkeypatch.setattr(leases, "is_alive", real)
+        other.acquire("s")  # just after we looked
+        return real(row)
+
+    monkeypatch.setattr(leases, "is_alive", look)
+    with pytest.raises(LeaseError, match=r"^study 's' was started by another driver this very mom"):
+        ledger.acquire("s")
+    other.close()
+
+
+def test_a_killed_driver_frees_its_study_at_once(ledger: Ledger, url: str) -> None:
+    ledger.start_study("s", spec={}, text="", source="", details={})
+    process = in_another_process("ledger.acquire('s'); print(1, flush=True); time.sleep(60)", url)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "1\n"
+    assert ledger.holder("s") == (socket.gethostname(), process.pid)
+    with pytest.raises(LeaseError, match=f"by process {process.pid} "):
+        ledger.acquire("s")
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert ledger.holder("s") is None
+    ledger.acquire("s")
+
+
+def altered(ledger: Ledger, **values: Any) -> None:
+    """Change a study's lease behind the ledger's back."""
+    with ledger._engine.begin() as db:
+        db.execute(sa.update(STUDIES).values(values))
+
+
+def test_a_recycled_process_number_is_not_the_driver(ledger: Ledger) -> None:
+    start(ledger)
+    altered(ledger, lease_process_start=STUDIES.c.lease_process_start - 100)
+    assert ledger.holder("s") is None
+
+
+def test_elsewhere_the_heartbeat_decides(ledger: Ledger) -> None:
+    lease = start(ledger)
+    altered(ledger, lease_host="far-away", lease_pid=4_000_000)
+    assert ledger.holder("s") == ("far-away", 4_000_000)
+    with pytest.raises(LeaseError, match="by process 4000000 on far-away"):
+        ledger.acquire("s")
+    altered(ledger, lease_heartbeat=time.time() - leases.LEASE_SECONDS - 1)
+    assert ledger.holder("s") is None
+    ledger.acquire("s")
+    assert not ledger.heartbeat(lease)  # the old driver learns that it lost
+
+
+# ---------------------------------------------------------------- points and entries
+
+
+def test_points_are_numbered_by_first_appearance(ledger: Ledger) -> None:
+    start(ledger)
+    ledger.add("s", [point("b", beta=0.1), point("a", beta=1e-300)], [entry(0, "b"), entry(1, "a")])
+    ledger.add("s", [point("a", beta=9.0), point("c")], [entry(2, "a"), entry(3, "c")])
+    found = ledger.points("s")
+    assert [(p.key, p.number, dict(p.params)) for p in found] == [
+        ("b", 0, {"beta": 0.1}),
+        ("a", 1, {"beta": 1e-300}),  # what is there stays as it is
+        ("c", 2, {}),
+    ]
+    assert [(e.number, e.point) for e in ledger.entries("s")] == [
+        (0, "b"), (1, "a"), (2, "a"), (3, "c")
+    ]  # fmt: skip
+
+
+def test_numbers_are_not_given_twice(ledger: Ledger) -> None:
+    start(ledger)
+    ledger.add("s", [point("a"), point("b"), point("c")], [])
+    ledger.keep_only_points("s", ["b", "c"], ["b-0", "c-0"])
+    ledger.add("s", [point("d")], [])
+    assert [(p.key, p.number) for p in ledger.points("s")] == [("b", 1), ("c", 2), ("d", 3)]
+
+
+def test_entries_come_back_as_they_were(ledger: Ledger) -> None:
+    start(ledger)
+    proposal = {"rate": 0.1 + 0.2, "hidden": [64, 32], "merge": None, "deep": True, "n": 3}
+    ledger.add("s", [point("a"), point("b")], [entry(0, "a", batch=7, proposal=proposal)])
+    (found,) = ledger.entries("s")
+    assert found == entry(0, "a", batch=7, proposal=proposal)
+    assert list(found.proposal) == list(proposal)
+    ledger.tell("s", found, state="done", values=[0.25, math.nan, math.inf, -math.inf], told=8)
+    (told,) = ledger.entries("s")
+    assert (told.state, told.told) == ("done", 8)
+    assert told.values is not None
+    assert told.values[0] == 0.25
+    assert math.isnan(told.values[1])
+    assert told.values[2:] == (math.inf, -math.inf)
+    ledger.tell("s", found, state="pruned", values=None, told=9)
+    assert ledger.entries("s")[0].values is None
+
+
+def test_changed_parts_are_asked_anew(ledger: Ledger) -> None:
+    start(ledger)
+    first = {("p", "mul"): "1", ("q", "mul"): "1", ("p", "add"): "1"}
+    ledger.keep_only_entries("s", first)
+    entries = [Entry(part=p, method=m, number=0, point="a") for p, m in first]
+    ledger.add("s", [point("a")], entries)
+    ledger.keep_only_entries("s", first)
+    assert len(ledger.entries("s")) == 3
+    ledger.keep_only_entries("s", {("p", "mul"): "1", ("q", "mul"): "2"})
+    assert [(e.part, e.method) for e in ledger.entries("s")] == [("p", "mul")]
+    start(ledger, "t")
+    assert ledger.entries("t") == []
+
+
+def test_many_points_at_once(ledger: Ledger) -> None:
+    start(ledger)
+    points = [point(f"{i:04d}", seeds=3) for i in range(700)]
+    ledger.add("s", points, [entry(i, p.key) for i, p in enumerate(points)])
+    assert len(ledger.replicates("s")) == 2100
+    keys = [key for p in points for key, _ in p.replicates]
+    lease = Lease(study="s", token="t" * 32)
+    assert ledger.claim(lease, "k", keys) == keys
+    assert len(ledger.histories(keys)) == 0
+    ledger.let_go(lease, keys)
+    assert set(ledger.replicate_states("s").values()) == {"interrupted"}
+
+
+# ---------------------------------------------------------------- replicates
+
+
+def test_claim_and_finish(ledger: Ledger) -> None:
+    lease = start(ledger)
+    ledger.add("s", [point("a")], [entry(0, "a")])
+    assert ledger.claim(lease, "pack", ["a-0", "a-1"]) == ["a-0", "a-1"]
+    running = record(ledger, "a-0")
+    assert (running.state, running.owner, running.pack) == ("running", lease.token, "pack")
+    assert running.attempts == 1
+    assert ledger.claim(lease, "pack", ["a-0"]) == []  # it is taken
+    history = {"epoch": [0.5, 1.0], "val/error": [math.nan, 3.0], "lr": [math.inf, -math.inf]}
+    result = Result(
+        replicate="a-0",
+        state="done",
+        epochs=2,
+        best_epoch=0.5,
+        metrics={"val/error": 3.0, "val/auc": math.nan, "val/nll": math.inf, "x": -math.inf},
+        history=history,
+        seconds=1.5,
+    )
+    assert ledger.finish(lease, [result]) == ["a-0"]
+    done = record(ledger, "a-0")
+    assert (done.state, done.owner, done.epochs, done.best_epoch) == ("done", None, 2, 0.5)
+    assert (done.seed, done.point, done.seconds, done.origin) == (0, "a", 1.5, "trained")
+    assert math.isnan(done.metrics["val/auc"])
+    assert {k: v for k, v in done.metrics.items() if k != "val/auc"} == {
+        "val/error": 3.0, "val/nll": math.inf, "x": -math.inf,
+    }  # fmt: skip
+    kept = ledger.history("a-0")
+    assert list(kept) == list(history)
+    assert repr(kept) == repr(history)
+    assert ledger.study("s").device_seconds == 1.5
+
+
+def test_a_result_is_recorded_once(ledger: Ledger) -> None:
+    lease = start(ledger)
+    ledger.add("s", [point("a")], [entry(0, "a")])
+    ledger.claim(lease, "pack", ["a-0"])
+    first = Result(replicate="a-0", state="done", metrics={"val/error": 1.0}, seconds=1)
+    ledger.finish(lease, [first, first])
+    second = Result(
+        replicate="a-0", state="failed", metrics={"val/error": 2.0}, seconds=8, history={"x": [1]}
+    )
+    assert ledger.finish(lease, [second]) == []
+    found = record(ledger, "a-0")
+    assert (found.state, found.metrics, found.seconds) == ("done", {"val/error": 1.0}, 1)
+    assert ledger.history("a-0") == {}
+    assert ledger.study("s").device_seconds == 1
+    assert ledger.claim(lease, "pack", ["a-0", "a-1"]) == ["a-1"]
+
+
+def test_what_is_let_go_is_free_again(ledger: Ledger) -> None:
+    lease = start(ledger)
+    ledger.add("s", [point("a", 3)], [])
+    ledger.claim(lease, "pack", ["a-0", "a-1", "a-2"])
+    ledger.finish(lease, [Result(replicate="a-2", state="done")])
+    ledger.let_go(Lease(study="s", token="another"), ["a-0"])  # not theirs to give
+    assert record(ledger, "a-0").state == "running"
+    ledger.let_go(lease, ["a-0", "a-1", "a-2"])
+    assert [r.state for r in ledger.replicates("s")] == ["interrupted", "interrupted", "done"]
+    assert ledger.claim(lease, "other", ["a-2", "a-1", "a-0"]) == ["a-1", "a-0"]
+    assert record(ledger, "a-0").attempts == 2
+
+
+def test_a_dead_driver_s_replicates_are_interrupted(ledger: Ledger, url: str) -> None:
+    ledger.start_study("s", spec={}, text="", source="", details={})
+    ledger.add("s", [point("a")], [])
+    code = (
+        "lease = ledger.acquire('s'); ledger.claim(lease, 'pack', ['a-0', 'a-1'])\n"
+        "ledger.finish(lease, [Result(replicate='a-1', state='done')])\n"
+        "print(1, flush=True); time.sleep(60)"
+    )
+    process = in_another_process(code, url)
+    assert process.stdout is not None
+    process.stdout.readline()
+    assert ledger.recover("s") == 0  # it lives
+    assert record(ledger, "a-0").state == "running"
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert ledger.recover("s") == 1
+    assert [(r.state, r.owner) for r in ledger.replicates("s")] == [
+        ("interrupted", None), ("done", None)
+    ]  # fmt: skip
+    (pack,) = ledger.packs("s")
+    assert (pack.id, pack.state, pack.replicates) == ("pack", "interrupted", ("a-0", "a-1"))
+    assert ledger.recover("s") == 0
+
+
+def test_recovering_leaves_other_studies_alone(ledger: Ledger) -> None:
+    lease = start(ledger, "living")
+    ledger.add("living", [point("a"), point("b")], [])
+    ledger.claim(lease, "pack", ["a-0", "b-0"])
+    start(ledger, "s")
+    ledger.add("s", [point("a")], [])  # wants what the other one trains
+    assert ledger.recover("s") == 0
+    ledger.release(lease)
+    assert ledger.recover("s") == 1
+    assert record(ledger, "b-0", "living").state == "running"  # until someone asks for it
+    assert ledger.recover("living") == 1
+
+
+def test_studies_find_each_other_s_results(ledger: Ledger) -> None:
+    lease = start(ledger, "one")
+    ledger.add("one", [point("a", beta=1)], [])
+    ledger.claim(lease, "pack", ["a-0", "a-1"])
+    ledger.finish(lease, [Result(replicate="a-0", state="done", metrics={"val/error": 1.0})])
+    start(ledger, "two")
+    same = NewPoint(key="other", method="mul", params={}, replicates=[("a-0", 0), ("a-1", 1)])
+    ledger.add("two", [same], [])
+    assert ledger.adopt("two") == 1
+    assert ledger.adopt("two") == 0
+    found = record(ledger, "a-0", "two")
+    assert (found.origin, found.point, found.metrics) == ("reused", "other", {"val/error": 1.0})
+    assert record(ledger, "a-0", "one").origin == "trained"
+    assert record(ledger, "a-1", "two").origin == ""
+    assert ledger.study("two").device_seconds == 0
+
+
+def test_failures_can_be_forgotten(ledger: Ledger) -> None:
+    lease = start(ledger)
+    ledger.add("s", [point("a", 3)], [])
+    ledger.finish(
+        lease,
+        [
+            Result(replicate="a-0", state="failed", reason="why", history={"epoch": [1.0]}),
+            Result(replicate="a-1", state="pruned", reason="rung"),
+            Result(replicate="a-2", state="done"),
+        ],
+    )
+    assert ledger.forget_failures("s") == 1
+    found = record(ledger, "a-0")
+    assert (found.state, found.reason, found.origin) == ("pending", "", "")
+    assert ledger.history("a-0") == {}
+    assert ledger.replicate_states("s") == {"a-0": "pending", "a-1": "pruned", "a-2": "done"}
+    assert ledger.forget_failures("s") == 0
+
+
+def test_packs(ledger: Ledger) -> None:
+    lease = start(ledger)
+    ledger.add("s", [point("a"), point("b")], [])
+    ledger.claim(lease, "one", ["a-0"])
+    ledger.claim(lease, "two", ["b-0", "b-1"])
+    ledger.update_pack("s", "two", note={"device": "cpu", "why": "ü"}, failed=True)
+    ledger.update_pack("s", "two", state="done", failed=True)
+    one, two = ledger.packs("s")
+    assert (one.id, one.state, one.note, one.failures) == ("one", "running", {}, 0)
+    assert (two.state, two.note, two.failures) == ("done", {"device": "cpu", "why": "ü"}, 2)
+    ledger.let_go(lease, ["b-0"])
+    ledger.claim(lease, "two", ["b-0", "b-1"])
+    assert [p.state for p in ledger.packs("s") if p.id == "two"] == ["running"]
+    assert len(ledger.packs("s")) == 2
+
+
+# ---------------------------------------------------------------- at the same time
+
+
+def together(work: Callable[[int], Any], workers: int) -> list[Any]:
+    """Run the same work in threads that begin together; raise what any of them raised."""
+    found: list[Any] = [None] * workers
+    ready = threading.Barrier(workers)
+
+    def run(number: int) -> None:
+        try:
+            ready.wait()
+            found[number] = work(number)
+        except BaseException as error:
+            found[number] = error
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for one in found:
+        if isinstance(one, BaseException):
+            raise one
+    return found
+
+
+def test_a_replicate_has_one_owner(ledger: Ledger, url: str) -> None:
+    """Two studies that want the same models, in two ledgers' connections, at the same moment."""
+    drivers = [Ledger(url) for _ in range(2)]
+    held = [start(drivers[i], f"s{i}") for i in range(2)]
+    points = [point(f"{i:02d}", seeds=1) for i in range(30)]
+    keys = [key for p in points for key, _ in p.replicates]
+
+    def work(number: int) -> list[str]:
+        order = points if number else points[::-1]
+        drivers[number].add(f"s{number}", order, [])
+        mine: list[str] = []
+        for key in keys:
+            mine += drivers[number].claim(held[number], f"{number}{key}", [key])
+        return mine
+
+    claimed = together(work, 2)
+    assert sorted(claimed[0] + claimed[1]) == keys
+    for number in range(2):
+        owners = {r.key: r.owner for r in ledger.replicates(f"s{number}")}
+        assert [k for k in keys if owners[k] == held[number].token] == sorted(claimed[number])
+        drivers[number].close()
+
+
+def test_a_result_that_comes_twice_at_once_is_recorded_once(ledger: Ledger, url: str) -> None:
+    drivers = [Ledger(url) for _ in range(2)]
+    lease = start(ledger)
+    ledger.add("s", [point("a", 20)], [])
+    results = [Result(replicate=f"a-{seed}", state="done", seconds=1) for seed in range(20)]
+
+    def work(number: int) -> list[str]:
+        return [key for r in results for key in drivers[number].finish(lease, [r])]
+
+    new = together(work, 2)
+    assert sorted(new[0] + new[1]) == sorted(r.replicate for r in results)
+    assert ledger.study("s").device_seconds == 20
+    for driver in drivers:
+        driver.close()
+
+
+def test_threads_share_a_ledger(ledger: Ledger) -> None:
+    lease = start(ledger)
+    ledger.add("s", [point("a", 20)], [])
+
+    def work(number: int) -> None:
+        for seed in range(number, 20, 4):
+            ledger.claim(lease, f"p{seed}", [f"a-{seed}"])
+            ledger.heartbeat(lease)
+            ledger.finish(lease, [Result(replicate=f"a-{seed}", state="done", seconds=1)])
+
+    together(work, 4)
+    assert set(ledger.replicate_states("s").values()) == {"done"}
+    assert ledger.study("s").device_seconds == 20
+
+
+# ---------------------------------------------------------------- databases that cannot be used
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("sqlite:////no/such/folder/ledger.db", "unable to open database file"),
+        ("nonsense", "Could not parse SQLAlchemy URL"),
+        ("mysql://host/db", "No module named 'MySQLdb'"),
+        ("postgresql+psycopg://me:secret@127.0.0.1:1/db", "connection"),
+    ],
+)
+def test_what_cannot_be_opened(url: str, why: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(InputError, match=r"^the ledger .* cannot be opened \(.*\): check the") as e:
+        Ledger(url)
+    assert why in str(e.value)
+    assert "\n" not in str(e.value)
+    assert "secret" not in str(e.value)
+    assert time.monotonic() - began < 5
+
+
+def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    path.write_bytes(b"not a database at all" * 300)
+    with pytest.raises(InputError, match=r"cannot be opened \(file is not a database\)"):
+        Ledger(f"sqlite:///{path}")
+    assert path.read_bytes() == b"not a database at all" * 300
+
+
+def test_another_version_is_refused(ledger: Ledger, url: str) -> None:
+    with ledger._engine.begin() as db:
+        db.execute(sa.text("UPDATE ledger_version SET version = 99"))
+    with pytest.raises(InputError, match=r"has version 99, this modmix reads version \d+: use the"):
+        Ledger(url)
+
+
+def test_damage_in_the_middle_is_a_ledger_error(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    ledger = Ledger(f"sqlite:///{path}")
+    start(ledger)
+    ledger.close()
+    with sqlite3.connect(path) as database:
+        database.execute("DROP TABLE studies")
+    database.close()
+    with pytest.raises(
+        LedgerError, match=r"could not be used \(no such table: studies\): mend"
+    ) as e:
+        ledger.study("s")
+    assert e.value.exit_code == 3
+    ledger.close()
