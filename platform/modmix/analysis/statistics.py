@@ -15,6 +15,7 @@ Intervals are two-sided at ``level`` (0.95). Standard deviations divide by n - 1
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -165,15 +166,26 @@ def wilcoxon_p(gaps: Sequence[float]) -> float:
     d = d[np.abs(d) > 1e-12]
     if d.size == 0:
         return 1.0
-    # Rounding before ranking: 0.1 + 0.2 and 0.3 are a tie.
-    ranks = pd.Series(np.abs(d)).round(12).rank().to_numpy(dtype=np.float64)
+    ranks = _shared_ranks(np.abs(d).round(12))  # rounded: 0.1 + 0.2 and 0.3 are a tie
     rest = ranks.sum() / 2
     seen = abs(ranks[d > 0].sum() - rest)
     if d.size <= _EXACT:
-        signs = np.array(list(itertools.product((0.0, 1.0), repeat=d.size)))
-        return float((np.abs(signs @ ranks - rest) >= seen - 1e-9).mean())
+        return float((np.abs(_signs(d.size) @ ranks - rest) >= seen - 1e-9).mean())
     z = seen / math.sqrt((ranks**2).sum() / 4)
     return float(2 * special.ndtr(-z))
+
+
+def _shared_ranks(values: Floats) -> Floats:
+    """Ranks from 1, equal values sharing the mean of theirs."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return np.asarray((last - (counts - 1) / 2)[places], dtype=np.float64)
+
+
+@functools.lru_cache(maxsize=_EXACT)
+def _signs(size: int) -> Floats:
+    """All ways to choose signs, (2^size, size)."""
+    return np.array(list(itertools.product((0.0, 1.0), repeat=size)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
