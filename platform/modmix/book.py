@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from modmix.ledger import ENDED, REPLICATE_STATES, Entry
-from modmix.packing import Replicate, TaskRef
+from modmix.packing import Ended, Replicate, TaskRef
 from modmix.plan import Point
 
 
@@ -44,6 +44,7 @@ class Book:
         self.replicates: dict[str, Replicate] = {}
         self.tasks: dict[str, TaskRef] = {}  # by structure
         self.states: dict[str, str] = {}  # by replicate
+        self.monitored: dict[str, float] = {}  # best value of what early stopping watches
         self.best: dict[str, tuple[float, Mapping[str, object]]] = {}  # by method
         self.reasons: list[str] = []  # why replicates failed
 
@@ -62,6 +63,8 @@ class Book:
     def take_result(self, key: str, state: str, metrics: Mapping[str, float], reason: str) -> None:
         """A replicate has ended."""
         self.states[key] = state
+        monitor = self.replicates[key].training["monitor"]
+        self.monitored[key] = metrics.get(monitor, math.nan)
         owner = self.points[self.replicates[key].point]
         owner.waiting.discard(key)
         if state == "done":
@@ -108,6 +111,16 @@ class Book:
         for state in self.states.values():
             counts[state] += 1
         return counts
+
+    def ended_of(self, members: Sequence[Replicate]) -> dict[str, Ended]:
+        """How those members of a pack ended that have a result."""
+        found = {}
+        for r in members:
+            if self.states[r.key] in ENDED:
+                best = self.monitored[r.key]
+                value = None if math.isnan(best) else best
+                found[r.key] = Ended(state=self.states[r.key], best=value)
+        return found
 
     def left(self) -> int:
         """Replicates without a result."""

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 # Raised whenever the same settings would give other numbers than before (another initialisation,
@@ -52,6 +53,17 @@ class Replicate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How a member of a pack ended in an earlier start.
+
+    ``best`` is of the monitored metric; None when it has no value.
+    """
+
+    state: str
+    best: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pack:
     """Replicates of one structure, trained as one stacked model in one process."""
 
@@ -61,6 +73,9 @@ class Pack:
     replicates: tuple[Replicate, ...]
     checkpoint: str | None = None  # folder for this pack's checkpoint; None: none is kept
     keep_weights: bool = False  # send each model's best weights back with its result
+    # Members (by key) with a result in the ledger. A pack is resumed with all its members, so that
+    # its checkpoint fits; these are not trained again.
+    ended: Mapping[str, Ended] = field(default_factory=dict)
 
     @property
     def method(self) -> str:
@@ -74,6 +89,7 @@ class Pack:
         raw = json.loads(text)
         raw["task"] = TaskRef(**raw["task"])
         raw["replicates"] = tuple(Replicate(**r) for r in raw["replicates"])
+        raw["ended"] = {key: Ended(**ended) for key, ended in raw["ended"].items()}
         return Pack(**raw)
 
 
@@ -145,5 +161,5 @@ def group(
     for members in structures.values():
         parts = max(math.ceil(len(members) / max_models), min(shares, len(members)))
         bounds = [round(i * len(members) / parts) for i in range(parts + 1)]
-        packs += [tuple(members[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+        packs += [tuple(members[a:b]) for a, b in pairwise(bounds)]
     return packs

@@ -249,7 +249,7 @@ class StudyRun:
         """Claim a pack's members; what another driver has taken meanwhile is left to it."""
         replicates = [self._book.replicates[key] for key in members]
         # A pack formed again after an interruption keeps its name although some of its members
-        # have ended: its checkpoint is for all of them, and it sends the ended ones' results again.
+        # have ended, because its checkpoint is for all of them.
         name = pack_id(replicates)
         free = [key for key in members if self._book.states[key] not in ENDED]
         claimed = self._ledger.claim(self._lease, name, members)
@@ -269,6 +269,7 @@ class StudyRun:
             replicates=tuple(replicates),
             checkpoint=str(self._home.checkpoints / name),
             keep_weights=self.plan.spec.final is not None,
+            ended=self._book.ended_of(replicates),
         )
         for key in claimed:
             self._book.states[key] = "running"

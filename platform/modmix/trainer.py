@@ -83,10 +83,12 @@ class _Run:
 
     def events(self) -> Iterator[Event]:
         resumed = self._resume()
+        self._leave_out_known()
         if not resumed:
-            everyone = list(range(len(self.records)))
-            self._build([everyone] if self.stacked else [[i] for i in everyone])
-            self._start_stage()
+            these = [i for i, record in enumerate(self.records) if record.training]
+            if these:
+                self._build([these] if self.stacked else [[i] for i in these])
+                self._start_stage()
         yield PackStarted(
             pack=self.pack.id,
             models=len(self.records),
@@ -95,9 +97,17 @@ class _Run:
             why=self.why,
             resumed_epoch=self._epochs_done() if resumed else 0,
         )
-        yield from [self._event(i) for i, record in enumerate(self.records) if record.finished]
-        while self.groups:
-            yield from self._next_evaluation()
+        yield from [
+            self._event(i)
+            for i, record in enumerate(self.records)
+            if record.finished and not record.known
+        ]
+        try:
+            while self.groups:
+                yield from self._next_evaluation()
+        except GeneratorExit:  # asked to stop: the next call goes on from right here
+            self._save()
+            raise
         if self.pack.checkpoint is not None:
             checkpoint.remove(Path(self.pack.checkpoint))
 
@@ -367,10 +377,24 @@ class _Run:
 
     # ------------------------------------------------------------ checkpoints
 
+    def _leave_out_known(self) -> None:
+        """Set aside the members whose results the driver has: they are not trained again."""
+        for record, replicate in zip(self.records, self.pack.replicates, strict=True):
+            ended = self.pack.ended.get(replicate.key)
+            if ended is not None:
+                record.training, record.known = False, True
+                record.best = math.nan if ended.best is None else ended.best
+                record.finished = {"state": ended.state}
+        if self.groups:
+            self._make_smaller()
+
     def _save_if_due(self) -> None:
         seconds = float(os.environ.get("MODMIX_CHECKPOINT_SECONDS", "30"))
-        due = time.monotonic() - self.saved_at >= seconds
-        if self.pack.checkpoint is None or not self.groups or not due:
+        if time.monotonic() - self.saved_at >= seconds:
+            self._save()
+
+    def _save(self) -> None:
+        if self.pack.checkpoint is None or not self.groups:
             return
         tensors = {
             f"{g}/{name}": value

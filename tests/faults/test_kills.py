@@ -61,6 +61,8 @@ def test_driver_killed_at_random_moments(
     kills = 0
     while kills < 10:
         before = place.finished() if (place.home.path / "ledger.db").exists() else {}
+        # With a checkpoint after every evaluation, or practically none.
+        place.environment["MODMIX_CHECKPOINT_SECONDS"] = chance.choice(["0", "30"])
         process = place.start("run", str(place.file), "--local")
         # Some kills hit the start, some the middle of a pack, some a moment after a result.
         if chance.random() < 0.3:

@@ -17,7 +17,7 @@ import torch
 from modmix import trainer
 from modmix.methods.model import derive_seed, unpack_weights
 from modmix.metrics import METRICS
-from modmix.packing import Finished, Pack, PackStarted, Progress, Replicate
+from modmix.packing import Ended, Finished, Pack, PackStarted, Progress, Replicate
 from modmix.settings import TRAINING
 from modmix.stacked import Stack
 from modmix.tasks.data import Data, Split
@@ -324,6 +324,37 @@ def test_stopped_after_every_evaluation(tmp_path: Path, monkeypatch: pytest.Monk
     same(finished(events), expected)
 
 
+@pytest.mark.parametrize("with_checkpoint", [False, True])
+def test_members_with_a_result_are_not_trained_again(
+    with_checkpoint: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODMIX_CHECKPOINT_SECONDS", "0")
+    replicates = make_replicates(
+        "mul", [{"beta": b} for b in (0.0, 0.5, 1.0)], data=DATA, epochs=8, patience=2
+    )
+    expected = train(replicates, DATA)
+    folder = str(tmp_path / "c")
+    if with_checkpoint:  # an older one, in which all of them were still in training
+        list(stop_after(make_pack(replicates, checkpoint=folder), 2))
+    known = {r.key for r in replicates[1:4]}
+    ended = {key: Ended(state="done", best=expected[key].metrics["val/error"]) for key in known}
+    pack = make_pack(replicates, ended=ended, checkpoint=folder if with_checkpoint else None)
+    events = list(train_pack(pack, DATA))
+    assert progress(events)[0].metrics.keys() == expected.keys() - known
+    again = finished(events)
+    assert again.keys() == expected.keys() - known
+    for key, end in again.items():
+        assert end.metrics == pytest.approx(expected[key].metrics, rel=1e-5)
+        assert end.history["val/nll"] == pytest.approx(expected[key].history["val/nll"], rel=1e-5)
+
+
+def test_a_pack_whose_members_all_have_results_trains_nothing() -> None:
+    replicates = busy()
+    ended = {r.key: Ended(state="failed", best=None) for r in replicates}
+    pack = Pack.from_json(make_pack(replicates, ended=ended).to_json())
+    assert [type(event) for event in train_pack(pack, DATA)] == [PackStarted]
+
+
 @pytest.fixture
 def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pack:
     """A pack with a checkpoint of three evaluations."""
@@ -389,8 +420,13 @@ def test_a_checkpoint_is_replaced_whole(interrupted: Pack, monkeypatch: pytest.M
 def test_checkpoints_are_as_rare_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MODMIX_CHECKPOINT_SECONDS", raising=False)
     pack = make_pack(busy(), checkpoint=str(tmp_path / "c"))
-    list(stop_after(pack, 3))
+    events = train_pack(pack, DATA)
+    seen = 0
+    while seen < 3:
+        seen += isinstance(next(events), Progress)
     assert not (tmp_path / "c").exists()
+    events.close()  # whoever is asked to stop leaves one behind
+    assert (tmp_path / "c").exists()
 
 
 def test_a_checkpoint_holds_no_pickle(interrupted: Pack) -> None:

@@ -22,6 +22,7 @@ class Record:
     seconds: float = 0.0
     history: dict[str, list[float]] = field(default_factory=dict)
     finished: dict[str, Any] | None = None  # fields of `Finished`
+    known: bool = False  # the driver has its result from an earlier start of the pack
 
     @property
     def state(self) -> str:
