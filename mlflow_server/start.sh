@@ -97,8 +97,7 @@ PY
 
 options=(--host "$host" --port "$port" --workers "${MLFLOW_WORKERS:-2}")
 if [[ $auth = basic ]]; then
-    # Only the database's address goes into the file; the password stays in the environment.
-    umask 077
+    # This file can be read by this user alone (mktemp); secrets for people stay in the environment.
     config=$(mktemp "${TMPDIR:-/tmp}/mlflow-auth.XXXXXX")
     database=${MLFLOW_AUTH_DATABASE_URI:-sqlite:///${home:-$PWD}/mlflow_auth.db}
     {

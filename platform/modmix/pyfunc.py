@@ -33,6 +33,7 @@ ROWS = 4096  # examples at a time
 
 Array = npt.NDArray[np.float32]
 
+
 class MultimodalModel(mlflow.pyfunc.PythonModel):
     """A model that combines modalities, read from safetensors."""
 

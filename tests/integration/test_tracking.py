@@ -22,10 +22,14 @@ from mlflow_bench import STUDY, Bench, Server, copy_database, free_port
 from modmix import tracking
 from modmix.errors import InputError, TrackingError
 from modmix.ledger import Ledger
+from modmix.packing import Progress
 from modmix.tracking import mirror as mirror_module
 from modmix.tracking import sync
+from modmix.tracking import writer as writer_module
 from modmix.tracking.store import RefusedError, Store
 from modmix.tracking.writer import PARTIAL_SECONDS
+
+LIVE = "live/val/error"
 
 # ---------------------------------------------------------------- what is shown
 
@@ -89,7 +93,7 @@ def test_a_run_says_what_it_is(bench: Bench) -> None:
         np.mean([r.metrics["val/error"] for r in results if r.replicate.startswith(p)])
         for p in ("point-000",)
     )
-    assert parent.data.metrics["best/mul/val/error"] == pytest.approx(best)
+    assert parent.data.metrics["study/mul_val_error"] == pytest.approx(best)
     assert "mul beta=0" in parent.data.tags["mlflow.note.content"]
 
 
@@ -253,6 +257,74 @@ def test_a_driver_that_was_killed_leaves_runs_that_are_ended_later(bench: Bench)
     sync(bench.ledger, STUDY, bench.uri, bench.home)
     assert bench.children()["point-000"].info.status == "KILLED"
     assert bench.study_run().info.status == "KILLED"
+
+
+@pytest.mark.slow
+def test_long_trainings_are_shown_as_they_go(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(point: str) -> Any:
+        return bench.children()[point]
+
+    monkeypatch.setattr(writer_module, "LIVE_SECONDS", 0.0)
+    bench.start(points=2, seeds=2)
+    keys = [key for point in bench.points for key, _ in point.replicates]
+    bench.ledger.claim(bench.lease, "pack", keys)
+    mirror = bench.mirror()
+    mirror.start()
+    for epoch in (1, 2):
+        metrics = {key: {"val/error": 10.0 * i, "train/loss": 1.0} for i, key in enumerate(keys)}
+        mirror.observe(Progress(pack="pack", epoch=epoch, epochs=9, active=4, metrics=metrics))
+        eventually(lambda epoch=epoch: bench.rows(run("point-001"), LIVE)[-1][0] == epoch)
+    assert bench.rows(run("point-000"), LIVE)[-1] == (2, 5.0)
+    assert bench.rows(run("point-001"), LIVE)[-1] == (2, 25.0)
+    assert run("point-001").info.status == "RUNNING"
+    bench.finish(keys[:2])
+    bench.ledger.let_go(bench.lease, keys[2:])
+    assert mirror.close("stopped"), mirror.trouble
+    ended = bench.children()
+    assert (ended["point-000"].info.status, ended["point-001"].info.status) == (
+        "FINISHED",
+        "KILLED",
+    )
+    bench.finish()
+    bench.writer().update("finished")
+    bench.check_whole()
+    assert {p: r.info.run_id for p, r in bench.children().items()} == {
+        p: r.info.run_id for p, r in ended.items()
+    }
+
+
+def eventually(holds: Callable[..., bool]) -> None:
+    for _ in range(100):
+        with suppress(IndexError, KeyError, AssertionError):
+            if holds():
+                return
+        time.sleep(0.1)
+    raise AssertionError("it never did")
+
+
+@pytest.mark.slow
+def test_dropped_points_and_failures_that_were_mended(bench: Bench) -> None:
+    bench.start(points=3, seeds=1)
+    bench.finish(["point-000-0", "point-001-0"])
+    bench.finish(["point-002-0"], state="failed", reason="diverged: epoch 1")
+    bench.writer().update("finished")
+    assert bench.children()["point-002"].info.status == "FAILED"
+    # The study file was edited: it no longer asks for point 1, and failures are tried again.
+    bench.ledger.forget_failures(STUDY)
+    with sqlite3.connect(bench.home.path / "ledger.db") as database:
+        for table in ("study_points", "study_replicates", "entries"):
+            database.execute(f"DELETE FROM {table} WHERE point = 'point-001'")
+    database.close()
+    record = bench.ledger.study(STUDY)
+    bench.ledger.start_study(
+        STUDY, spec=record.spec, text="study: curves # edited", source="x.yaml",
+        details=record.details,
+    )  # fmt: skip
+    bench.finish(["point-002-0"])
+    bench.writer().update("finished")
+    bench.points = [point for point in bench.points if point.key != "point-001"]
+    bench.check_whole()
+    assert "modmix.reason" not in bench.children()["point-002"].data.tags
 
 
 @pytest.mark.slow

@@ -4,9 +4,10 @@ One run for the study, and below it one run per point. Nothing is written here.
 
     run of a point   params    the method and every hyperparameter of the point
                      metrics   val/*, test/*: means over the replicates, *_std, *_ci (objective),
-                               epoch/*: the learning curves' mean and standard deviation
+                               epoch/*: the learning curves' mean and standard deviation,
+                               live/*: the same while it trains, every half minute
                      artifact  replicates.json: every replicate's values and whole history
-    run of a study   metrics   best/METHOD/*: the best point of each method so far
+    run of a study   metrics   study/*: what has ended, and each method's best point so far
                      artifacts study.yaml, and what the analysis wrote
 
 Times are milliseconds since 1970, as MLflow has them. They come from the ledger, so that writing
@@ -70,9 +71,9 @@ def point_digest(
 ) -> str:
     """Names what a point's run is to hold; it is written again when this changes.
 
-    A result is recorded once, for ever, so the keys of the ended replicates stand for their values.
+    A replicate's key and end stand for its values: a result is recorded once.
     """
-    ended = [r.key for r in replicates if r.state in ENDED]
+    ended = [[r.key, r.state, r.finished] for r in replicates if r.state in ENDED]
     status = point_status(replicates, state)
     return digest([LAYOUT, point.key, status, ended, len(replicates), list(parts)])
 
@@ -180,8 +181,7 @@ def _curves(
 
     The step is the evaluation's number (the epoch, with one evaluation an epoch).
     """
-    objectives = [name for name in study.spec.get("objective", ()) if name.startswith("val/")]
-    names = list(dict.fromkeys([*objectives, "train/loss", "train/error"]))
+    names = _columns(study)
     length = max((len(c) for h in histories for c in h.values()), default=0)
     found: list[Value] = []
     for index in _thinned(length):
@@ -196,6 +196,12 @@ def _curves(
                 row.append((f"epoch/{name}_std", statistics.stdev(values)))
             found += [Value(key=k, value=v, time=time, step=index + 1) for k, v in row]
     return found
+
+
+def _columns(study: StudyRecord) -> list[str]:
+    """The columns of a history that are shown as curves; the artifact has the others."""
+    objectives = [name for name in study.spec.get("objective", ()) if name.startswith("val/")]
+    return list(dict.fromkeys([*objectives, "train/loss", "train/error"]))
 
 
 def _thinned(length: int) -> list[int]:
@@ -255,7 +261,7 @@ def dataset(study: StudyRecord) -> Dataset:
     details = study.details
     return Dataset(
         name=str(details.get("task", "data")),
-        digest=str(details.get("fingerprint", ""))[:36],
+        digest=str(details.get("fingerprint", ""))[:12],
         source=json.dumps(details.get("task_options", {})),
         profile=json.dumps({"rows": details.get("rows"), "modalities": details.get("modalities")}),
     )
@@ -297,6 +303,33 @@ def _artifact(
     }
 
 
+def live_content(
+    study: StudyRecord,
+    point: PointRecord,
+    replicates: Sequence[ReplicateRecord],
+    parts: Sequence[str],
+    progress: Sequence[tuple[int, Mapping[str, float]]],
+    now: float,
+) -> Content:
+    """What is to be added while a point trains. ``progress``: epoch and metrics by replicate."""
+    columns = {
+        name: _finite(metrics.get(name, math.nan) for _, metrics in progress)
+        for name in _columns(study)[:-1]
+    }
+    rows = [(f"live/{name}", statistics.fmean(v)) for name, v in columns.items() if v]
+    epoch = max(epoch for epoch, _ in progress)
+    time = _milliseconds(now)
+    return Content(
+        name=point_name(study.spec, point, parts),
+        status="RUNNING",
+        started=time,
+        ended=None,
+        tags=_point_tags(study, point, replicates, parts),
+        params=_params(point),
+        metrics=[Value(key=key, value=value, time=time, step=epoch) for key, value in rows],
+    )
+
+
 # ---------------------------------------------------------------- the study
 
 
@@ -314,15 +347,15 @@ def study_content(
     now = now or _milliseconds(study.updated)
     best = best_points(study.spec, points, replicates)
     rows = {
-        "points": float(len(points)),
-        "replicates/wanted": float(len(everything)),
-        "replicates/ended": float(len(ended)),
-        "replicates/failed": float(sum(r.state == "failed" for r in ended)),
-        "replicates/reused": float(sum(r.origin == "reused" for r in ended)),
+        "study/points": float(len(points)),
+        "study/replicates": float(len(everything)),
+        "study/replicates_ended": float(len(ended)),
+        "study/replicates_failed": float(sum(r.state == "failed" for r in ended)),
+        "study/replicates_reused": float(sum(r.origin == "reused" for r in ended)),
     }
     lines = []
     for method, (point, means) in best.items():
-        rows |= {f"best/{method}/{name}": value for name, value in means.items()}
+        rows |= {f"study/{method}_{name.replace('/', '_')}": v for name, v in means.items()}
         shown = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
         lines.append(f"- **{point_name(study.spec, point, parts.get(point.key, ()))}**: {shown}")
     status = STATUS[state]
@@ -334,6 +367,7 @@ def study_content(
         tags={
             **_shared_tags(study),
             "modmix.kind": "study",
+            "modmix.text": digest(study.text),
             "mlflow.note.content": _cut(_note(study, lines), _NOTE_LENGTH),
         },
         metrics=[

@@ -16,9 +16,10 @@ from pathlib import Path
 from modmix.errors import InputError, LedgerError, TrackingError
 from modmix.home import Home
 from modmix.ledger import Ledger
+from modmix.packing import Progress
 from modmix.tracking.content import STATUS
 from modmix.tracking.store import check, shown
-from modmix.tracking.writer import PARTIAL_SECONDS, Writer
+from modmix.tracking.writer import PARTIAL_SECONDS, Live, Writer
 
 _log = logging.getLogger(__name__)
 
@@ -49,8 +50,9 @@ class Mirror:
         self._ledger_url, self._study, self._uri, self._home = ledger_url, study, uri, home
         self._changed = threading.Event()
         self._closing = threading.Event()
-        self._lock = threading.Lock()  # over the outputs
+        self._lock = threading.Lock()  # over the next two
         self._outputs: list[Path] = []
+        self._live: dict[str, Live] = {}
         self._state = "running"
         self._deadline = float("inf")
         self._done = False
@@ -66,6 +68,15 @@ class Mirror:
 
     def wake(self) -> None:
         """Say that the ledger has something new. Costs nothing."""
+        self._changed.set()
+
+    def observe(self, progress: Progress) -> None:
+        """Note an evaluation of replicates in training; long trainings are shown as they go."""
+        now = time.monotonic()
+        with self._lock:
+            for key, metrics in progress.metrics.items():
+                since = self._live[key].since if key in self._live else now
+                self._live[key] = Live(since=since, epoch=progress.epoch, metrics=metrics)
         self._changed.set()
 
     def log_outputs(self, paths: Sequence[Path]) -> None:
@@ -128,12 +139,18 @@ class Mirror:
         self._changed.clear()
         with self._lock:
             outputs, self._outputs = self._outputs, []
+            live = dict(self._live)
         try:
-            return writer.update(self._state, outputs)
+            settled = writer.update(self._state, outputs, live)
         except BaseException:
             with self._lock:
                 self._outputs = [*outputs, *self._outputs]
             raise
+        with self._lock:
+            self._live = {
+                k: v for k, v in self._live.items() if k in writer.training or k not in live
+            }
+        return settled
 
     def _note(self, error: Exception) -> None:
         if isinstance(error, (TrackingError, LedgerError, InputError)):

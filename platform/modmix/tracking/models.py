@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -100,6 +101,8 @@ def add_version(
             description=description,
             model_id=made.model_id,
         )
+        versions = json.dumps([{"name": name, "version": str(version.version)}])
+        store.api.set_logged_model_tags(made.model_id, {"mlflow.modelVersions": versions})
     return str(version.version)
 
 

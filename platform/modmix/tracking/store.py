@@ -195,14 +195,20 @@ def told(uri: str) -> Iterator[None]:
 
 
 def _refusal(uri: str, code: str, error: BaseException) -> str:
-    credentials = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to yours"
-    advice = {
-        "UNAUTHENTICATED": credentials,
-        "CUSTOMER_UNAUTHORIZED": credentials,
-        "PERMISSION_DENIED": "ask for the right to write there, and whether the server's "
-        "--allowed-hosts has this address",
-    }.get(code, "check MLFLOW_TRACKING_URI and the server's log")
-    return f"MLflow at {shown(uri)} refuses ({_first_line(error)}): {advice}"
+    if code in ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"):
+        return (
+            f"MLflow at {shown(uri)} does not know you: set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD to a user of that server"
+        )
+    if code == "PERMISSION_DENIED":
+        return (
+            f"MLflow at {shown(uri)} refuses ({_first_line(error)}): ask its administrator for the "
+            "right to write there, and whether MLFLOW_SERVER_ALLOWED_HOSTS names this address"
+        )
+    return (
+        f"MLflow at {shown(uri)} refuses ({_first_line(error)}): check MLFLOW_TRACKING_URI and the "
+        "server's log"
+    )
 
 
 def _absence(uri: str, error: BaseException) -> str:
@@ -217,8 +223,11 @@ def _first_line(error: BaseException) -> str:
     while error.__cause__ is not None and "API request to" in str(error):
         error = error.__cause__
     lines = shown(str(error)).strip().splitlines() or [type(error).__name__]
-    reason = re.search(r"(Connection refused|Name or service not known|timed? ?out)", str(error))
-    return reason.group(0).lower() if reason else lines[0][:400]
+    known = re.search(r"Connection refused|Name or service not known|timed? ?out", str(error))
+    if known:
+        return known.group(0).lower()
+    body = re.search(r"Response body: '(.+)'", lines[0])
+    return (body.group(1) if body else lines[0])[:400]
 
 
 # ---------------------------------------------------------------- the store

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from modmix.tracking.content import (
     Content,
     dataset,
     higher,
+    live_content,
     parts_of,
     point_content,
     point_digest,
@@ -31,7 +33,10 @@ from modmix.tracking.store import Dataset, Experiment, RefusedError, Run, Store,
 
 PARTIAL_SECONDS = 10.0  # how long the other replicates of a point are waited for
 STUDY_SECONDS = 10.0  # between two updates of the study's own run
+LIVE_SECONDS = 30.0  # training for longer than this is shown while it goes on, so often
+LIVE_POINTS = 100  # so many at most
 _CHUNK = 50  # points whose histories are read at once
+_THREADS = 4  # points written at a time to a server: it waits more than it works
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +45,15 @@ class _Known:
 
     run: str
     digest: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Live:
+    """A replicate in training: since when it is seen (monotonic), and its last evaluation."""
+
+    since: float
+    epoch: int
+    metrics: Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +81,11 @@ class Writer:
         self._known: dict[str, _Known] = {}  # by point
         self._parent_digest = ""
         self._parent_time = 0.0
+        self._live_time = 0.0
         self._dataset: Dataset | None = None
         self.experiment_name = ""
         self.written = 0  # runs of points
+        self.training: set[str] = set()  # replicates, when last looked at
 
     @property
     def _store(self) -> Store:
@@ -81,12 +97,20 @@ class Writer:
         """Something went wrong: look again at what is there before the next write."""
         self._experiment = ""
 
-    def update(self, state: str, outputs: Sequence[Path] = (), *, rebuild: bool = False) -> bool:
+    def update(
+        self,
+        state: str,
+        outputs: Sequence[Path] = (),
+        live: Mapping[str, Live] | None = None,
+        *,
+        rebuild: bool = False,
+    ) -> bool:
         """Write what has changed; return whether no point waits for its other replicates.
 
         Args:
             state: of the study: running, finished, stopped or failed.
             outputs: files and folders for the study's run.
+            live: replicates in training, by key.
             rebuild: trust nothing the ledger says about MLflow.
 
         Raises:
@@ -97,6 +121,8 @@ class Writer:
         replicates: dict[str, list[ReplicateRecord]] = {}
         for replicate in self._ledger.replicates(self._study):
             replicates.setdefault(replicate.point, []).append(replicate)
+        everything = [r for rs in replicates.values() for r in rs]
+        self.training = {r.key for r in everything if r.state == "running"}
         if rebuild or not self._experiment:
             self._look(record, points, rebuild=rebuild)
         parts = parts_of(self._ledger.entries(self._study))
@@ -104,6 +130,8 @@ class Writer:
         refused: TrackingError | None = None
         for begin in range(0, len(jobs), _CHUNK):
             refused = self._write_points(record, jobs[begin : begin + _CHUNK], state) or refused
+        if state == "running" and live:
+            self._write_live(record, points, replicates, parts, live)
         content = study_content(record, points, replicates, parts, state)
         self._write_study(content, outputs)
         if refused is not None:
@@ -123,11 +151,11 @@ class Writer:
         for point in points:
             mine = replicates.get(point.key, ())
             ended = [r.finished or 0.0 for r in mine if r.state in ENDED]
-            if not ended:
+            known = self._known.get(point.key)
+            if not ended and (known is None or state == "running"):
                 continue
             asked = parts.get(point.key, ())
             wanted = point_digest(point, mine, asked, state)
-            known = self._known.get(point.key)
             if known is not None and known.digest == wanted:
                 continue
             if point_status(mine, state) == "RUNNING" and now - max(ended) < PARTIAL_SECONDS:
@@ -139,16 +167,32 @@ class Writer:
     def _write_points(
         self, record: StudyRecord, jobs: Sequence[_Job], state: str
     ) -> TrackingError | None:
+        """Write some runs; return the first refusal, which concerns its own point only."""
         keys = [r.key for job in jobs for r in job.replicates if r.state in ENDED]
         histories = self._ledger.histories(keys)
-        refused = None
-        for job in jobs:
-            content = point_content(record, job.point, job.replicates, job.parts, histories, state)
+
+        def write(job: _Job) -> TrackingError | None:
             try:
-                self._write_point(job, content)
-            except RefusedError as error:  # this point only; the others are still written
-                refused = error
-        return refused
+                if not any(r.state in ENDED for r in job.replicates):
+                    self._end_idle(job)
+                    return None
+                self._write_point(
+                    job,
+                    point_content(record, job.point, job.replicates, job.parts, histories, state),
+                )
+            except RefusedError as error:
+                return error
+            return None
+
+        if not self._store.places_artifacts:  # a database takes one writer at a time
+            refusals = [write(job) for job in jobs]
+        else:
+            refusals = []
+            for begin in range(0, len(jobs), 2 * _THREADS):  # few wait when the server goes away
+                with ThreadPoolExecutor(_THREADS, "modmix-mirror") as pool:
+                    refusals += pool.map(write, jobs[begin : begin + 2 * _THREADS])
+        self.written += refusals.count(None)
+        return next((error for error in refusals if error is not None), None)
 
     def _write_point(self, job: _Job, content: Content) -> None:
         key, store = job.point.key, self._store
@@ -172,7 +216,54 @@ class Writer:
             store.end_run(run, content.status, content.ended)
         self._ledger.set_point_run(self._study, key, run=run, mirrored=job.digest)
         self._known[key] = _Known(run=run, digest=job.digest)
-        self.written += 1
+
+    def _end_idle(self, job: _Job) -> None:
+        """End the run of a point that was shown in training and has no result."""
+        known = self._known[job.point.key]
+        if self._store.run(known.run) is not None:
+            self._store.end_run(known.run, "KILLED", None)
+        self._ledger.set_point_run(self._study, job.point.key, run=known.run, mirrored=job.digest)
+        self._known[job.point.key] = _Known(run=known.run, digest=job.digest)
+
+    def _write_live(
+        self,
+        record: StudyRecord,
+        points: Sequence[PointRecord],
+        replicates: Mapping[str, Sequence[ReplicateRecord]],
+        parts: Mapping[str, Sequence[str]],
+        live: Mapping[str, Live],
+    ) -> None:
+        """Show the last evaluations of what has been in training for long."""
+        now = time.monotonic()
+        if now - self._live_time < LIVE_SECONDS:
+            return
+        written = 0
+        for point in points:
+            mine = replicates.get(point.key, ())
+            seen = [live[r.key] for r in mine if r.state == "running" and r.key in live]
+            long = [(x.epoch, x.metrics) for x in seen if now - x.since > LIVE_SECONDS]
+            if not long or written == LIVE_POINTS:
+                continue
+            asked = parts.get(point.key, ())
+            content = live_content(record, point, mine, asked, long, time.time())
+            try:
+                self._add(point, content)
+            except RefusedError:  # somebody deleted the run: the next time makes another
+                self._known.pop(point.key, None)
+            written += 1
+        self._live_time = now
+
+    def _add(self, point: PointRecord, content: Content) -> None:
+        """Add to a point's run, which is made when it is missing."""
+        tags = {**content.tags, "mlflow.parentRunId": self._parent}
+        known = self._known.get(point.key)
+        if known is None:
+            run = self._store.create_run(
+                self._experiment, content.name, started=content.started, tags=tags
+            )
+            known = self._known[point.key] = _Known(run=run)
+            self._ledger.set_point_run(self._study, point.key, run=run, mirrored=None)
+        self._store.log(known.run, params=content.params, metrics=content.metrics, tags=tags)
 
     def _take_over(self, run: str, content: Content) -> str | None:
         """The run itself if it can be added to; else it is deleted.
@@ -185,7 +276,8 @@ class Writer:
             return None
         curves = found.tags.get("modmix.curves", "")
         differs = any(found.params.get(k, v) != v for k, v in content.params.items())
-        if differs or (curves and curves != content.curves):
+        failed_before = "modmix.reason" in found.tags and "modmix.reason" not in content.tags
+        if differs or failed_before or (curves and curves != content.curves):
             self._store.delete_run(run)
             return None
         if content.status == "RUNNING" and found.status != "RUNNING":
@@ -222,8 +314,10 @@ class Writer:
         if parent is not None and parent.experiment != experiment.id:
             parent = None
         # A ledger whose study run is in place speaks of this MLflow. Then only a run that is
-        # running can be unknown to it, for it is noted before it ends.
-        trusted = parent is not None and not rebuild and not restored
+        # running can be unknown to it, for it is noted before it ends. An edited study file,
+        # however, may have dropped points, whose runs must be found to be deleted.
+        same_file = parent is not None and parent.tags.get("modmix.text") == digest(record.text)
+        trusted = same_file and not rebuild and not restored
         runs = list(self._store.runs(experiment.id, running=trusted))
         self._parent = self._find_parent(record, experiment.id, runs, parent)
         self._known = {}
@@ -281,7 +375,11 @@ class Writer:
         found = [parent] if parent else []
         found += [run for run in runs if run.tags.get("modmix.kind") == "study"]
         if not found:
-            tags = {"modmix.kind": "study", "modmix.study": record.name}
+            tags = {
+                "modmix.kind": "study",
+                "modmix.study": record.name,
+                "modmix.text": digest(record.text),
+            }
             started = int(record.created * 1000)
             return self._store.create_run(experiment, record.name, started=started, tags=tags)
         for other in found[1:]:
@@ -292,20 +390,22 @@ class Writer:
         return found[0].id
 
     def _adopt(self, points: Sequence[PointRecord], runs: Sequence[Run]) -> None:
-        """Take over the runs of our points; delete all but one of each point's."""
-        noted = {p.key: p.mlflow_run for p in points}
+        """Take over the runs of our points; delete all but one of each, and of dropped points."""
+        noted = {p.key: _Known(run=p.mlflow_run or "", digest=p.mirrored) for p in points}
         found: dict[str, list[Run]] = {}
         for run in runs:
-            if (key := run.tags.get("modmix.point", "")) in noted:
+            if (key := run.tags.get("modmix.point")) in noted:
                 found.setdefault(key, []).append(run)
+            elif key is not None:
+                self._store.delete_run(run.id)
         for key, same in found.items():
             if key not in self._known:
                 # The one that the ledger names, else one that holds something.
-                best = max(same, key=lambda r: (r.id == noted[key], self._held(r) is not None))
-                self._known[key] = _Known(run=best.id, digest=self._held(best))
-                if best.id != noted[key]:
+                best = max(same, key=lambda r: (r.id == noted[key].run, self._held(r) is not None))
+                known = self._known[key] = _Known(run=best.id, digest=self._held(best))
+                if known != noted[key]:
                     self._ledger.set_point_run(
-                        self._study, key, run=best.id, mirrored=self._held(best)
+                        self._study, key, run=known.run, mirrored=known.digest
                     )
             for run in same:
                 if run.id != self._known[key].run:
