@@ -251,6 +251,11 @@ def test_validation_chooses_within_each_condition(fresh):
     mine = frame[frame["method"] == "mul"].set_index("task.share")
     assert mine.loc[0.2, "point"] == short(better)
     assert list(mine["mean"]) == pytest.approx([1.0, 3.5, 8.0, 16.0])
+    assert list(mine["chosen_among"]) == [1, 2, 1, 1]
+    assert (
+        "Methods chose among unequal numbers of points in share = 0.2 (mul 2, add 1, late 1)."
+        in results_table(fresh, "demo").notes
+    )
 
 
 def test_ranks_leave_out_who_took_part_in_few_conditions(fresh):
@@ -290,17 +295,24 @@ def test_conditions_are_drawn_in_place_of_the_results(fresh):
     snapshot = read(fresh, "demo")
     found = by_condition(snapshot)
     assert found.labels == ("share = 0", "share = 0.2", "share = 0.4", "share = 0.6")
-    assert [values["add"].mean for values in found.values] == pytest.approx([2, 3, 7, 15])
+    assert [values["add"].behind for values in found.distances] == pytest.approx([1, 0, 0, 0])
+    # add minus mul, seed by seed, where mul is the best: 1.2, 0.9, 0.9
+    add = found.distances[0]["add"]
+    half = 4.302652730 * math.sqrt(0.03 / 3)
+    assert (add.mean, add.low, add.high) == pytest.approx((2.0, 1 - half, 1 + half))
     picture = figure(fresh, "demo", "results")
     (ax,) = picture.axes
     assert [text.get_text() for text in ax.get_yticklabels()] == list(found.labels)
-    rings = [line.get_xdata()[0] for line in ax.lines if line.get_markersize() == 9.5]
-    assert rings == pytest.approx([1, 3, 7, 15])
+    best = [text.get_text() for text in ax.texts][:4]
+    assert best == ["mul 1.00", "add 3.00", "add 7.00", "add 15.00"]
+    drawn = {c.get_label(): list(c.lines[0].get_xdata()) for c in ax.containers}
+    assert drawn["late"] == pytest.approx([8, 7, 13, 15])
+    assert ax.get_xlabel() == "test error behind the best method of the condition (points)"
     assert to_bytes(picture, "svg")
     assert results(snapshot).rows == ()
     assert learning_curves(fresh, snapshot).lines == ()
     few = by_condition(snapshot, limit=3)
-    assert (len(few.values), few.left_out) == (3, 1)
+    assert (len(few.distances), few.left_out) == (3, 1)
 
 
 def test_a_curve_over_the_task_has_no_best_place(fresh):

@@ -147,7 +147,7 @@ def test_higher_is_better_turns_the_minimum_round(fresh):
 
 @pytest.mark.parametrize("part", ["table", "nope"])
 def test_a_part_without_x_has_no_curve(ledger, part):
-    with pytest.raises(InputError, match=r"a curve needs a part .*\(depth, beta_curve\)"):
+    with pytest.raises(InputError, match=r"a curve needs a part .*\(beta_curve, depth\)"):
         curve(read(ledger, "demo"), part)
 
 

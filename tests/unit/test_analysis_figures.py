@@ -42,7 +42,7 @@ def ax():
 
 def test_a_study_has_a_figure_for_everything_it_asked(ledger):
     assert figure_names(ledger, "demo") == [
-        "results", "depth", "beta_curve", "learning", "search_search", "importance",
+        "results", "beta_curve", "depth", "learning", "search_search", "importance",
     ]  # fmt: skip
 
 
@@ -148,7 +148,7 @@ def test_analysis_needs_no_heavy_imports():
 
 
 def test_unknown_figures_and_formats_are_refused(ledger):
-    with pytest.raises(InputError, match=r"has the figures results, depth, .*; got 'loss'"):
+    with pytest.raises(InputError, match=r"has the figures results, beta_curve, .*; got 'loss'"):
         figure(ledger, "demo", "loss")
     with pytest.raises(InputError, match="format must be png or svg, got 'pdf'"):
         to_bytes(Figure(), "pdf")

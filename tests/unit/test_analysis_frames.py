@@ -48,7 +48,7 @@ def test_columns_of_points_in_their_order(ledger):
     frame = points_frame(ledger, "demo")
     statistics = [f"{m}/{s}" for m in ("val/error", "test/error") for s in STATISTICS]
     assert list(frame.columns) == [
-        "method", "beta", "margin", "depth", "hidden", "merge", "n", *statistics,
+        "method", "beta", "margin", "depth", "merge", "hidden", "n", *statistics,
         "state", "parts", "point",
     ]  # fmt: skip
     assert list(frame["method"]) == ["mul", "add"]
@@ -57,7 +57,7 @@ def test_columns_of_points_in_their_order(ledger):
     assert list(frame["point"]) == [short(p.key) for p in read(ledger, "demo").points]
     csv = frame.to_csv(index=False)
     # Whole numbers stay whole, lists are JSON, what a method does not have is empty.
-    assert csv.splitlines()[2].startswith('add,,,2,"[64, 32]",sum,0,,,,')
+    assert csv.splitlines()[2].startswith('add,,,2,sum,"[64, 32]",0,,,,')
     assert pd.read_csv(io.StringIO(csv))["val/error/mean"][0] == pytest.approx(10.5)
 
 
@@ -185,11 +185,12 @@ def test_histories_are_means_over_the_replicates_still_training(ledger):
     assert list(only["method"]) == ["add"]
 
 
-def test_parts_come_in_the_order_in_which_they_asked(ledger):
-    study = Written(ledger, parts={"alpha": {}, "zeta": {}, "never": {}})
-    study.point("zeta", "mul", {"beta": 0.0})
-    study.point("alpha", "mul", {"beta": 1.0})
-    assert list(read(ledger, "demo").parts) == ["zeta", "alpha", "never"]
+def test_parts_come_in_the_order_of_the_file(ledger):
+    study = Written(ledger, parts={"zeta": {}, "never": {}, "alpha": {}})
+    key = study.point("alpha", "mul", {"beta": 1.0})
+    study.point("zeta", "mul", {"beta": 1.0})
+    assert list(read(ledger, "demo").parts) == ["zeta", "never", "alpha"]
+    assert read(ledger, "demo").parts_of[key] == ["zeta", "alpha"]
 
 
 def test_an_unknown_study_is_named(ledger):

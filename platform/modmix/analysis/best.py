@@ -98,12 +98,8 @@ def best_of(
     where = condition or snapshot.conditions.whole
     if where is None:
         return []
-    points = [
-        point
-        for point in snapshot.conditions.members[where]
-        if part is None or part in snapshot.parts_of.get(point.key, ())
-    ]
-    found = [_best_point(snapshot, point, metric) for point in _winners(snapshot, points, metric)]
+    rivals = _rivals(snapshot, where, part)
+    found = [_best_point(snapshot, point, metric) for point in _winners(snapshot, rivals, metric)]
     sign = _sign(metric)
     return sorted(found, key=lambda best: (sign * best.mean, best.number))
 
@@ -113,9 +109,17 @@ def best_keys(snapshot: Snapshot, by: str | None = None) -> dict[Condition, dict
     metric = by or snapshot.objectives[0]
     check_selection(metric)
     return {
-        condition: {point.method: point.key for point in _winners(snapshot, members, metric)}
-        for condition, members in snapshot.conditions.members.items()
+        condition: {
+            point.method: point.key
+            for point in _winners(snapshot, _rivals(snapshot, condition), metric)
+        }
+        for condition in snapshot.conditions.all
     }
+
+
+def candidates(snapshot: Snapshot, condition: Condition, part: str | None = None) -> dict[str, int]:
+    """How many points each method's best one was chosen from."""
+    return {m: len(points) for m, points in _rivals(snapshot, condition, part).items()}
 
 
 def default_metrics(snapshot: Snapshot) -> tuple[str, ...]:
@@ -143,13 +147,23 @@ def _sign(metric: str) -> float:
     return -1.0 if higher_is_better(metric) else 1.0
 
 
-def _winners(snapshot: Snapshot, points: Sequence[PointRecord], metric: str) -> list[PointRecord]:
-    """The best of each method among points of one condition."""
+def _rivals(
+    snapshot: Snapshot, condition: Condition, part: str | None = None
+) -> dict[str, list[PointRecord]]:
+    """Per method the complete points of one condition, of one part when it is given."""
     complete: dict[str, list[PointRecord]] = {}
-    for point in points:
-        if point.key in snapshot.complete:
+    for point in snapshot.conditions.members[condition]:
+        if point.key in snapshot.complete and (
+            part is None or part in snapshot.parts_of.get(point.key, ())
+        ):
             complete.setdefault(point.method, []).append(point)
-    found = [_winner(snapshot, rivals, metric) for rivals in complete.values()]
+    return complete
+
+
+def _winners(
+    snapshot: Snapshot, rivals: Mapping[str, Sequence[PointRecord]], metric: str
+) -> list[PointRecord]:
+    found = [_winner(snapshot, points, metric) for points in rivals.values()]
     return [point for point in found if point is not None]
 
 

@@ -38,7 +38,7 @@ def compare_table(ledger: Ledger, studies: Sequence[str], metric: str | None = N
     snapshots = [read(ledger, study) for study in dict.fromkeys(studies)]
     contests = [one for snapshot in snapshots for one in _contests(snapshot, metric)]
     split = {snapshot.name for snapshot in snapshots if snapshot.conditions.is_split}
-    columns = ["study", "condition", "metric", "method", "n", *STATISTICS]
+    columns = ["study", "condition", "metric", "method", "n", "chosen_among", *STATISTICS]
     columns += ["difference", "p_paired_t", "p_holm", "point"]
     return table_of(
         contests,
@@ -58,7 +58,9 @@ def _contests(snapshot: Snapshot, metric: str | None) -> list[Contest]:
     if snapshot.conditions.is_split:
         return contests_of(snapshot, shown)
     whole = snapshot.conditions.whole
-    return [contest(snapshot, whole, best_keys(snapshot)[whole] if whole else {}, shown)]
+    if whole is None:
+        return [Contest(study=snapshot.name, condition=None, metric=shown, entrants={})]
+    return [contest(snapshot, whole, best_keys(snapshot)[whole], shown)]
 
 
 def _name(one: Contest, is_split: bool) -> str:

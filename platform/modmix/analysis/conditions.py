@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from modmix.analysis.words import parameter_words, value_text
@@ -75,12 +75,15 @@ def conditions_of(
         _condition(place, {**given, **task_params(members[0])}, names, varied, key == unchanged)
         for place, (key, members) in enumerate(groups.items())
     ]
+    whole = _whole(dict(zip(found, groups.values(), strict=True)), leaves_task)
+    if whole is not None and len(found) > 1:
+        found[whole.place] = whole = replace(whole, label=f"{whole.label} (as given)")
     members = dict(zip(found, groups.values(), strict=True))
     return Conditions(
         all=tuple(found),
         of={point.key: one for one, points in members.items() for point in points},
         members=members,
-        whole=_whole(members, leaves_task),
+        whole=whole,
         varied=tuple(varied),
     )
 
@@ -105,8 +108,6 @@ def _condition(
         f"{parameter_words(name)} = {value_text(values[name]) if name in values else 'as given'}"
         for name in varied or names
     )
-    if is_given:
-        label = f"{label} (as given)" if label else "as given"
     return Condition(
         place=place,
         label=label,

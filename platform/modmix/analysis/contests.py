@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from modmix.analysis import statistics
-from modmix.analysis.best import best_keys, default_metrics
+from modmix.analysis.best import best_keys, candidates, default_metrics
 from modmix.analysis.conditions import PREFIX, Condition
 from modmix.analysis.formats import Cell, Table
 from modmix.analysis.frames import STATISTICS, Snapshot, short
@@ -27,6 +27,7 @@ class Entrant:
     """A method's best point in a contest, with its value on the contest's metric."""
 
     point: str  # full key
+    among: int  # complete points it was chosen from
     value: Estimate
     paired: Paired | None  # this minus the best of the contest; None for the best
     p_holm: float
@@ -62,9 +63,10 @@ def contests_of(
 
 
 def contest(
-    snapshot: Snapshot, condition: Condition | None, points: Mapping[str, str], metric: str
+    snapshot: Snapshot, condition: Condition, points: Mapping[str, str], metric: str
 ) -> Contest:
-    """The contest of some points, one per method."""
+    """The contest of some points of a condition, one per method."""
+    among = candidates(snapshot, condition)
     values = [snapshot.estimate(point, metric) for point in points.values()]
     tests = against_best(snapshot, list(points.values()), metric, values)
     return Contest(
@@ -72,7 +74,7 @@ def contest(
         condition=condition,
         metric=metric,
         entrants={
-            method: Entrant(point=point, value=value, paired=test, p_holm=p)
+            method: Entrant(point=point, among=among[method], value=value, paired=test, p_holm=p)
             for (method, point), value, (test, p) in zip(points.items(), values, tests, strict=True)
         },
     )
@@ -223,6 +225,7 @@ def records_of(one: Contest) -> list[dict[str, Any]]:
         {"study": one.study, "condition": condition.label if condition else ""}
         | {f"{PREFIX}{name}": value for name, value in options.items()}
         | {"metric": one.metric, "method": method, "n": found.value.n}
+        | {"chosen_among": found.among}
         | {name: getattr(found.value, name) for name in STATISTICS}
         | {
             "difference": found.paired.difference if found.paired else 0.0,
@@ -261,12 +264,27 @@ def conditions_table(
         rows="conditions",
         methods=snapshot.methods,
         frame=_conditions_frame(snapshot, [one for every in contests.values() for one in every]),
-        notes=[note],
+        notes=[note, *_choice_notes(first)],
     )
+
+
+def _choice_notes(contests: Sequence[Contest]) -> list[str]:
+    """Where methods had unequal choice: who may choose among more has better luck, too."""
+    texts = []
+    for one in contests:
+        counts = {method: found.among for method, found in one.entrants.items()}
+        if len(set(counts.values())) > 1 and one.condition:
+            words = ", ".join(f"{method} {count}" for method, count in counts.items())
+            texts.append(f"{one.condition.label} ({words})")
+    if not texts:
+        return []
+    more = f" and {len(texts) - 3} more" if len(texts) > 3 else ""
+    return [f"Methods chose among unequal numbers of points in {'; '.join(texts[:3])}{more}."]
 
 
 def _conditions_frame(snapshot: Snapshot, contests: Sequence[Contest]) -> pd.DataFrame:
     options = list(dict.fromkeys(n for c in snapshot.conditions.all for n in c.options))
     columns = ["condition", *(f"{PREFIX}{name}" for name in options), "metric", "method", "n"]
+    columns.append("chosen_among")
     columns += [*STATISTICS, "difference", "p_paired_t", "p_holm", "point"]
     return pd.DataFrame([record for one in contests for record in records_of(one)], columns=columns)

@@ -17,10 +17,10 @@ import pandas as pd
 
 from modmix.analysis.best import best_of, default_metrics
 from modmix.analysis.conditions import PREFIX, Condition
-from modmix.analysis.contests import contests_of
+from modmix.analysis.contests import Contest, contests_of
 from modmix.analysis.frames import Snapshot, histories_of, short
 from modmix.analysis.statistics import Estimate, Floats
-from modmix.analysis.tables import Row, paper_number, result_rows
+from modmix.analysis.tables import Row, behind, paper_number, result_rows
 from modmix.analysis.words import (
     higher_is_better,
     on_test,
@@ -358,26 +358,40 @@ def results(snapshot: Snapshot, metric: str | None = None) -> Results:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ByCondition:
-    """Each method's best point in each condition, on one test metric.
+class Distance:
+    """How far a method is behind the best of its condition, seed by seed; 0 for the best.
 
-    ``values`` has a mapping per label: method -> estimate. ``left_out`` conditions are not shown.
+    The interval is of the paired difference: seeds that are hard for all methods do not widen it.
+    """
+
+    mean: float
+    behind: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByCondition:
+    """How far each method's best point is behind the condition's best one, on one test metric.
+
+    ``left_out`` conditions are not shown.
     """
 
     title: str
     metric: str
     labels: tuple[str, ...]
     methods: tuple[str, ...]
-    values: tuple[Mapping[str, Estimate], ...]
+    distances: tuple[Mapping[str, Distance], ...]  # per label, by method
     left_out: int
 
     def frame(self) -> pd.DataFrame:
         """One row per condition and method."""
         return pd.DataFrame(
             [
-                {"condition": label, "method": method} | _numbers(value, self.metric)
-                for label, values in zip(self.labels, self.values, strict=True)
-                for method, value in values.items()
+                {"condition": label, "method": method, f"{self.metric}/mean": found.mean}
+                | {"behind": found.behind, "behind_low": found.low, "behind_high": found.high}
+                for label, distances in zip(self.labels, self.distances, strict=True)
+                for method, found in distances.items()
             ]
         )
 
@@ -388,22 +402,27 @@ def by_condition(
     """What the table of conditions holds, for drawing; the first conditions of very many."""
     shown = metric or default_metrics(snapshot)[0]
     contests = contests_of(snapshot, shown)
-    values = [
-        {
-            method: one.entrants[method].value
-            for method in snapshot.methods
-            if math.isfinite(one.mean(method))
-        }
-        for one in contests[:limit]
-    ]
+    distances = [_distances(one, snapshot.methods) for one in contests[:limit]]
     return ByCondition(
-        title=f"{snapshot.name}: best point of each method in each condition",
+        title=f"{snapshot.name}: who is how far behind, condition by condition",
         metric=shown,
         labels=tuple(one.condition.label for one in contests[:limit] if one.condition),
-        methods=tuple(m for m in snapshot.methods if any(m in found for found in values)),
-        values=tuple(values),
+        methods=tuple(m for m in snapshot.methods if any(m in found for found in distances)),
+        distances=tuple(distances),
         left_out=max(0, len(contests) - limit),
     )
+
+
+def _distances(one: Contest, methods: Sequence[str]) -> dict[str, Distance]:
+    found = {}
+    for method in methods:
+        mean = one.mean(method)
+        if not math.isfinite(mean):
+            continue
+        test = one.entrants[method].paired
+        gap, low, high = behind(test, one.metric) if test else (0.0, math.nan, math.nan)
+        found[method] = Distance(mean=mean, behind=gap, low=low, high=high)
+    return found
 
 
 # ---------------------------------------------------------------- learning curves

@@ -37,13 +37,16 @@ from modmix.analysis.style import (
     horizontal_grid,
     legend_below,
     say_empty,
+    wide_heading,
 )
 from modmix.analysis.words import (
     higher_is_better,
     metric_label,
     metric_text,
+    metric_words,
     parameter_label,
     parameter_words,
+    unit,
 )
 from modmix.errors import InputError
 
@@ -236,55 +239,55 @@ def draw_results(ax: Axes, results: Results, look: Mapping[str, Look]) -> None:
 
 
 def draw_conditions(ax: Axes, found: ByCondition, look: Mapping[str, Look]) -> None:
-    """One line per condition: each method's mean with its 95 % interval, the best one ringed."""
-    ax.set_xlabel(metric_label(found.metric))
+    """One line per condition: how far each method is behind the best one, whose mean is written."""
     if not found.methods:
         heading(ax, found.title)
         say_empty(ax)
         return
-    step, middle = 0.6 / len(found.methods), (len(found.methods) - 1) / 2
+    shown = unit(found.metric)
+    ax.set_xlabel(
+        f"{metric_words(found.metric)} behind the best method of the condition"
+        f"{' (points)' if shown == '%' else f' ({shown})' if shown else ''}"
+    )
+    step, middle = 0.64 / len(found.methods), (len(found.methods) - 1) / 2
     handles = []
     for place, method in enumerate(found.methods):
-        rows = [i for i, values in enumerate(found.values) if method in values]
-        values = [found.values[i][method] for i in rows]
+        rows = [i for i, values in enumerate(found.distances) if method in values]
+        values = [found.distances[i][method] for i in rows]
+        bars = np.array([(v.behind - v.low, v.high - v.behind) for v in values]).T
         handle = ax.errorbar(
-            [value.mean for value in values], [i + (place - middle) * step for i in rows],
-            xerr=np.nan_to_num(np.array([_bars(value, "ci") for value in values]).T),
-            color=look[method].colour, marker=look[method].marker, markersize=4.5,
-            linestyle="none", elinewidth=1.0, capsize=0, zorder=3, label=method,
+            [value.behind for value in values], [i + (place - middle) * step for i in rows],
+            xerr=np.nan_to_num(bars), color=look[method].colour, marker=look[method].marker,
+            markersize=4, linestyle="none", elinewidth=1.0, capsize=0, zorder=3, label=method,
         )  # fmt: skip
         handles.append(handle)
-    for i, winner in enumerate(_winners(found)):
-        if winner is not None:
-            at = i + (found.methods.index(winner) - middle) * step
-            ax.plot(
-                found.values[i][winner].mean, at, marker="o", markersize=9.5, linestyle="none",
-                markerfacecolor="none", markeredgecolor=look[winner].colour, markeredgewidth=1.2,
-                zorder=4,
-            )  # fmt: skip
-    ax.set_yticks(range(len(found.labels)), found.labels)
+    _write_best(ax, found)
+    ax.set_yticks(range(len(found.labels)), found.labels, fontsize=7)
     ax.set_ylim(len(found.labels) - 0.4, -0.6)
     for edge in range(1, len(found.labels)):
         ax.axhline(edge - 0.5, color=FAINT, linewidth=0.5, alpha=0.45, zorder=1)
     ax.grid(axis="x", color=FAINT, linewidth=0.5, alpha=0.45)
-    legend_below(ax, handles)
-    has_bars = any(value.n > 1 for values in found.values for value in values.values())
-    best = "highest" if higher_is_better(found.metric) else "lowest"
+    ax.axvline(0, color=FAINT, linewidth=0.8, zorder=1)
+    legend_below(ax, handles, is_wide=True)
+    has_bars = any(math.isfinite(v.low) for values in found.distances for v in values.values())
     notes = [
-        "mean and 95 % confidence interval" if has_bars else "one seed: no error bars",
-        f"ring: {best} mean of a condition",
+        "bars: paired 95 % confidence interval" if has_bars else "one seed: no error bars",
+        "right: the best mean",
         f"{found.left_out} more conditions in the table" if found.left_out else "",
     ]
-    heading(ax, found.title, notes)
+    wide_heading(ax, found.title, notes)
 
 
-def _winners(found: ByCondition) -> list[str | None]:
-    """Per condition the method with the best mean, where several met."""
-    sign = -1.0 if higher_is_better(found.metric) else 1.0
-    return [
-        min(values, key=lambda method: sign * values[method].mean) if len(values) > 1 else None
-        for values in found.values
-    ]
+def _write_best(ax: Axes, found: ByCondition) -> None:
+    """At the right edge, the best method of each condition and its mean."""
+    for i, values in enumerate(found.distances):
+        best = [method for method, value in values.items() if value.behind == 0]
+        if best:
+            words = f"{best[0]} {metric_text(values[best[0]].mean, found.metric)}"
+            ax.annotate(
+                words, (1.0, i), xytext=(4, 0), xycoords=("axes fraction", "data"),
+                textcoords="offset points", va="center", fontsize=7, annotation_clip=False,
+            )  # fmt: skip
 
 
 # ---------------------------------------------------------------- learning

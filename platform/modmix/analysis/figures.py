@@ -105,8 +105,8 @@ def _conditions(snapshot: Snapshot, look: Mapping[str, Look]) -> FigureOf:
     height = height_with_legend(found.methods) - 2.1 + 0.36 * max(2, len(found.labels))
     return FigureOf(
         name="results" if snapshot.conditions.is_split else "conditions",
-        caption=f"{_sentence(found.metric)} of each method's best point in each condition; only "
-        "points of one condition are of the same data.",
+        caption=f"{_sentence(found.metric)} of each method's best point in each condition, beside "
+        "the best of that condition: only points of one condition are of the same data.",
         draw=lambda: _one(lambda ax: drawing.draw_conditions(ax, found, look), height),
         numbers=found.frame,
     )

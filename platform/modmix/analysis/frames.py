@@ -82,20 +82,10 @@ class Snapshot:
     def objectives(self) -> tuple[str, ...]:
         return tuple(self.record.spec.get("objective") or ("val/error",))
 
-    @cached_property
+    @property
     def parts(self) -> Mapping[str, Mapping[str, Any]]:
-        """The study file's parts, in the order in which they first asked for a point.
-
-        (The ledger keeps the file's values, not the order of its keys.)
-        """
-        parts: Mapping[str, Mapping[str, Any]] = self.record.spec.get("parts") or {}
-        first: dict[str, int] = {}
-        for entry in self.entries:
-            if entry.point in self.by_key:
-                number = self.by_key[entry.point].number
-                first[entry.part] = min(number, first.get(entry.part, number))
-        last = len(self.points)
-        return {n: parts[n] for n in sorted(parts, key=lambda n: (first.get(n, last), n))}
+        """The study file's parts, in the file's order."""
+        return self.record.spec.get("parts") or {}
 
     @cached_property
     def by_key(self) -> dict[str, PointRecord]:

@@ -13,7 +13,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.transforms import ScaledTranslation
+from matplotlib.transforms import ScaledTranslation, blended_transform_factory
 
 from modmix.errors import InputError
 
@@ -93,11 +93,28 @@ def heading(ax: Axes, title: str, notes: Sequence[str] = ()) -> None:
         )  # fmt: skip
 
 
-def legend_below(ax: Axes, handles: Sequence[Any], drop: float = 36.0) -> None:
+def wide_heading(ax: Axes, title: str, notes: Sequence[str] = ()) -> None:
+    """As `heading`, from the figure's left edge: for axes that long labels push to the right."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    ax.set_title(" ", pad=26)  # room for both lines
+    for text, lift, size in ((title, 20, 9.5), ("; ".join(note for note in notes if note), 6, 7)):
+        line = ax.annotate(
+            text, (0.012, 1.0), xytext=(0, lift), xycoords=("figure fraction", "axes fraction"),
+            textcoords="offset points", ha="left", va="bottom", fontsize=size, color=INK,
+            alpha=1.0 if lift == 20 else 0.8,
+        )  # fmt: skip
+        line.set_in_layout(False)
+
+
+def legend_below(
+    ax: Axes, handles: Sequence[Any], drop: float = 36.0, *, is_wide: bool = False
+) -> None:
     """A legend under the axes, where it covers no value.
 
     Args:
         drop: how far below, in points: the height of the axis' numbers and label.
+        is_wide: whether it begins at the figure's left edge and not at the axis'.
     """
     if not handles:
         return
@@ -105,10 +122,11 @@ def legend_below(ax: Axes, handles: Sequence[Any], drop: float = 36.0) -> None:
     figure = ax.get_figure(root=True)
     assert figure is not None
     below = ScaledTranslation(0, -drop / 72, figure.dpi_scale_trans)
+    across = figure.transFigure if is_wide else ax.transAxes
     ax.legend(
-        handles, labels, loc="upper left", bbox_to_anchor=(-0.02, 0.0),
-        bbox_transform=ax.transAxes + below, ncols=legend_columns(labels), handlelength=2.4,
-        columnspacing=1.4, borderaxespad=0.0,
+        handles, labels, loc="upper left", bbox_to_anchor=(0.0 if is_wide else -0.02, 0.0),
+        bbox_transform=blended_transform_factory(across, ax.transAxes) + below,
+        ncols=legend_columns(labels), handlelength=2.4, columnspacing=1.4, borderaxespad=0.0,
     )  # fmt: skip
 
 

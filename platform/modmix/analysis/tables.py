@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from modmix.analysis import statistics
-from modmix.analysis.best import BestPoint, best_of, default_metrics
+from modmix.analysis.best import BestPoint, best_of, candidates, default_metrics
 from modmix.analysis.conditions import Condition
 from modmix.analysis.contests import against_best, conditions_table, marks_of
 from modmix.analysis.formats import Cell, Table
@@ -119,31 +119,23 @@ def results_of(
 
 def result_rows(snapshot: Snapshot, metric: str, by: str | None = None) -> list[Row]:
     """The rows of the results, best validation first, each compared with the best on ``metric``."""
+    whole = snapshot.conditions.whole
+    if whole is None:
+        return []
     rows: list[Row] = []
     by_part = {part: best_of(snapshot, by, part) for part in snapshot.parts}
+    among = {part: candidates(snapshot, whole, part) for part in (None, *snapshot.parts)}
     for best in best_of(snapshot, by):
-        among = _among(snapshot, best.method)
-        rows.append(Row(label=best.method, part="", best=best, among=among))
+        method = best.method
+        rows.append(Row(label=method, part="", best=best, among=among[None][method]))
         seen = {best.point}
         for part, others in by_part.items():
             for other in others:
-                if other.method == best.method and other.point not in seen:
+                if other.method == method and other.point not in seen:
                     seen.add(other.point)
-                    label = f"{best.method} ({part})"
-                    among = _among(snapshot, best.method, part)
-                    rows.append(Row(label=label, part=part, best=other, among=among))
+                    label, count = f"{method} ({part})", among[part][method]
+                    rows.append(Row(label=label, part=part, best=other, among=count))
     return _compared(snapshot, rows, metric)
-
-
-def _among(snapshot: Snapshot, method: str, part: str | None = None) -> int:
-    """How many complete points of a method competed, in a part or in all."""
-    whole = snapshot.conditions.whole
-    return sum(
-        point.method == method
-        and point.key in snapshot.complete
-        and (part is None or part in snapshot.parts_of.get(point.key, ()))
-        for point in (snapshot.conditions.members[whole] if whole else ())
-    )
 
 
 def _compared(snapshot: Snapshot, rows: list[Row], metric: str) -> list[Row]:
