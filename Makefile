@@ -13,6 +13,7 @@ export OMP_NUM_THREADS ?= 1
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
+	@echo "installing into $(VENV): some 7 GB (torch with its GPU libraries), a few minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off \
 		--constraint constraints.txt --editable '.[dev]'
