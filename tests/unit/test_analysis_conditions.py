@@ -173,6 +173,53 @@ def test_a_part_that_sets_the_very_values_of_the_task_is_one_condition_among_oth
     assert found.whole is found.all[1]
 
 
+def test_an_option_that_makes_no_difference_is_not_named(fresh):
+    # Where nothing is weak, the kind of weakness is idle: both parts ask for the same point.
+    parts = {
+        weakness: {
+            "shared": {"task.weakness": weakness, "task.share": {"grid": [0.0, 0.4]}},
+            "methods": {"mul": None},
+        }
+        for weakness in ("noise", "missing")
+    }
+    study = Written(fresh, parts=parts)
+    for weakness in parts:
+        params = {"task.weakness": "noise", "task.share": 0.0}
+        study.point(weakness, "mul", params, seeds=[0])
+        study.point(weakness, "mul", {"task.weakness": weakness, "task.share": 0.4}, seeds=[0])
+    found = read(fresh, "demo").conditions
+    assert [one.label for one in found.all] == [
+        "share = 0 (any weakness)", "weakness = noise, share = 0.4",
+        "weakness = missing, share = 0.4",
+    ]  # fmt: skip
+    assert found.all[0].options == {"share": 0.0}
+    assert "as in task: {weakness: noise, share: 0.4}" in why_none(fresh, "demo")
+
+
+def test_a_point_that_a_part_asks_for_without_touching_the_task_is_as_given(fresh):
+    # The task has share 0, so a part that varies the weakness meets the task as given, too.
+    parts = {
+        "main": {"methods": {"mul": None, "base": None}},
+        "noise": {"shared": {"task.weakness": "noise"}, "methods": {"mul": None}},
+        "missing": {
+            "shared": {"task.weakness": "missing", "task.share": {"grid": [0.0, 0.4]}},
+            "methods": {"mul": None},
+        },
+    }
+    study = Written(fresh, parts=parts)
+    details(study, task_options={"weakness": "noise", "share": 0.0})
+    for part in parts:  # the ledger keeps what the last part showed
+        study.point(part, "mul", {"task.weakness": "missing", "task.share": 0.0}, seeds=[0])
+    study.point("missing", "mul", {"task.weakness": "missing", "task.share": 0.4}, seeds=[0])
+    study.point("main", "base", {"depth": 0}, seeds=[0])
+    found = read(fresh, "demo").conditions
+    assert [one.label for one in found.all] == [
+        "weakness = noise, share = 0 (as given)", "weakness = missing, share = 0.4",
+    ]  # fmt: skip
+    assert found.whole is found.all[0]
+    assert [p.method for p in found.members[found.whole]] == ["mul", "base"]
+
+
 def test_a_study_without_points_has_no_conditions(fresh):
     Written(fresh, parts={"a": {}})
     found = read(fresh, "demo").conditions
@@ -216,7 +263,10 @@ def test_the_results_are_one_row_per_condition(fresh):
     assert marks(table) == [
         ["", "best", "second", ""], *[["", "second", "best", ""]] * 4,
     ]  # fmt: skip
-    assert "Friedman's test that all methods are alike: p = 0.039." in table.notes
+    assert table.notes[1] == (
+        "Ranks (1 is best) are averaged over the conditions; Friedman's test that all methods are "
+        "alike: p = 0.039."
+    )
     for form in ("text", "md", "tex", "csv", "json"):
         assert table.render(form)
     rows = json.loads(table.render("json"))["rows"]
@@ -267,9 +317,9 @@ def test_ranks_leave_out_who_took_part_in_few_conditions(fresh):
     assert alone == ["share = 0.8", "2.00 ± 0.10", "–", "–", "–"]
     assert marks(table)[-2] == [""] * 5
     assert last == ["mean rank over 4 conditions", "1.75", "1.25", "3.00", "–"]
-    assert (
+    assert table.notes[1].startswith(
         "Ranks (1 is best) are over the 4 of 5 conditions in which all of add, late, mul have a "
-        "result." in table.notes
+        "result; Friedman's"
     )
     found = headline(read(fresh, "demo"))
     assert "each of 5 conditions" in found

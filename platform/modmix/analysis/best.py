@@ -73,8 +73,8 @@ def why_none(ledger: Ledger, study: str) -> str:
     if not conditions.is_split:
         return f"study {study!r} has no complete point yet: let it run on"
     names = ", ".join(parameter_words(name) for name in conditions.varied)
-    first = conditions.all[0].options
-    block = ", ".join(f"{n}: {value_text(first[n])}" for n in conditions.varied if n in first)
+    one = max((condition.options for condition in conditions.all), key=len)
+    block = ", ".join(f"{n}: {value_text(one[n])}" for n in conditions.varied if n in one)
     return (
         f"no point of study {study!r} is best over all, because every point changes the task's "
         f"options ({names}) and points on different data cannot be compared: fix them in the study "

@@ -13,7 +13,7 @@ are compared within a condition only.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,7 +29,7 @@ class Condition:
 
     place: int  # in order of first appearance, from 0
     label: str  # "weakness = conflict, share = 0.4": what differs between the conditions
-    options: Mapping[str, Any]  # "share" -> 0.4; without those whose value is not known
+    options: Mapping[str, Any]  # "share" -> 0.4; without those unknown or without effect
     is_given: bool  # the options are those of the study file's task block
 
 
@@ -52,6 +52,7 @@ def conditions_of(
     points: Sequence[PointRecord],
     given: Mapping[str, Any],
     leaves_task: Callable[[PointRecord], bool],
+    idle: Callable[[PointRecord], Collection[str]] = lambda _: (),
 ) -> Conditions:
     """Sort points by the data they met.
 
@@ -62,21 +63,28 @@ def conditions_of(
         points: in order of asking.
         given: the task's options as the study file gives them.
         leaves_task: whether a part asked for the point without setting any of the task's options.
+        idle: the options that make no difference to a point's data.
     """
     names = list(dict.fromkeys(name for point in points for name in task_params(point)))
+    unchanged = _key({name: given[name] for name in names if name in given}, names)
     groups: dict[tuple[str, ...], list[PointRecord]] = {}
+    met: dict[tuple[str, ...], Mapping[str, Any]] = {}
     for point in points:
-        values = {**given, **task_params(point)}
-        key = tuple(_canonical(values[name]) if name in values else "" for name in names)
+        values = {name: given[name] for name in names if name in given}
+        if not leaves_task(point):
+            without = idle(point)
+            values |= task_params(point)
+            values = {name: value for name, value in values.items() if name not in without}
+        key = _key(values, names)
         groups.setdefault(key, []).append(point)
-    unchanged = tuple(_canonical(given[name]) if name in given else "" for name in names)
+        met[key] = values
     varied = [n for i, n in enumerate(names) if len({key[i] for key in groups}) > 1]
     found = [
-        _condition(place, {**given, **task_params(members[0])}, names, varied, key == unchanged)
-        for place, (key, members) in enumerate(groups.items())
+        _condition(place, met[key], varied or names, key == unchanged)
+        for place, key in enumerate(groups)
     ]
     whole = _whole(dict(zip(found, groups.values(), strict=True)), leaves_task)
-    if whole is not None and len(found) > 1:
+    if whole is not None and len(found) > 1 and "as given" not in whole.label:
         found[whole.place] = whole = replace(whole, label=f"{whole.label} (as given)")
     members = dict(zip(found, groups.values(), strict=True))
     return Conditions(
@@ -97,23 +105,21 @@ def task_params(point: PointRecord) -> dict[str, Any]:
     }
 
 
+def _key(values: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(_canonical(values[name]) if name in values else "" for name in names)
+
+
 def _condition(
-    place: int,
-    values: Mapping[str, Any],
-    names: Sequence[str],
-    varied: Sequence[str],
-    is_given: bool,
+    place: int, values: Mapping[str, Any], named: Sequence[str], is_given: bool
 ) -> Condition:
     label = ", ".join(
-        f"{parameter_words(name)} = {value_text(values[name]) if name in values else 'as given'}"
-        for name in varied or names
+        f"{parameter_words(name)} = {value_text(values[name])}" for name in named if name in values
     )
-    return Condition(
-        place=place,
-        label=label,
-        options={name: values[name] for name in names if name in values},
-        is_given=is_given,
-    )
+    missing = ", ".join(parameter_words(name) for name in named if name not in values)
+    if missing:
+        rest = f"{missing} as given" if is_given else f"any {missing}"
+        label = f"{label} ({rest})" if label else rest
+    return Condition(place=place, label=label, options=values, is_given=is_given)
 
 
 def _whole(

@@ -172,18 +172,17 @@ def rank_notes(ranks: Ranks, contests: int, rows: str) -> list[str]:
     """What stands under mean ranks: over which rows they are, and Friedman's test."""
     if ranks.blocks < 2:
         return []
-    notes = []
     if ranks.blocks < contests:
         ranked = ", ".join(sorted(ranks.frame["method"]))
-        notes.append(
+        note = (
             f"Ranks (1 is best) are over the {ranks.blocks} of {contests} {rows} in which all of "
-            f"{ranked} have a result."
+            f"{ranked} have a result"
         )
     else:
-        notes.append(f"Ranks (1 is best) are averaged over the {rows}.")
-    if not math.isnan(ranks.friedman_p):
-        notes.append(f"Friedman's test that all methods are alike: {p_clause(ranks.friedman_p)}.")
-    return notes
+        note = f"Ranks (1 is best) are averaged over the {rows}"
+    if math.isnan(ranks.friedman_p):
+        return [f"{note}."]
+    return [f"{note}; Friedman's test that all methods are alike: {p_clause(ranks.friedman_p)}."]
 
 
 def _value_cells(one: Contest, methods: Sequence[str]) -> list[Cell]:

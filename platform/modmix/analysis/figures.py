@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from modmix.analysis import curves, drawing, searches
+from modmix.analysis.conditions import PREFIX
 from modmix.analysis.curves import Curve, x_word
 from modmix.analysis.frames import Snapshot, read
 from modmix.analysis.style import (
@@ -116,7 +117,7 @@ def _curve(snapshot: Snapshot, part: str, look: Mapping[str, Look], errors: str)
     found = curves.curve(snapshot, part)
     return FigureOf(
         name=f"curve_{part}" if _is_taken(part) else part,
-        caption=f"{_sentence(found.metric)} over {parameter_words(found.x)}."
+        caption=f"{_sentence(found.metric)} over {_name_of(found.x)}."
         f"{_chosen(found)}{_left_out(snapshot, found)}",
         draw=lambda: _one(
             lambda ax: drawing.draw_curve(ax, found, look, errors=errors),
@@ -141,6 +142,11 @@ def _chosen(curve: Curve) -> str:
     ]
     words = parameter_words(curve.x)
     return f" Validation chooses {words} = {', '.join(chosen)}." if chosen else ""
+
+
+def _name_of(x: str) -> str:
+    words = parameter_words(x.removeprefix(PREFIX))
+    return f"the task's {words}" if x.startswith(PREFIX) else words
 
 
 def _left_out(snapshot: Snapshot, curve: Curve) -> str:

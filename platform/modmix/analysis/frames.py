@@ -116,22 +116,34 @@ class Snapshot:
     def conditions(self) -> Conditions:
         """Which points met the same data; see `conditions`."""
         given = self.record.details.get("task_options") or {}
-        return conditions_of(self.points, given, self._leaves_task)
+        return conditions_of(self.points, given, self._leaves_task, self._idle_options)
 
     def _leaves_task(self, point: PointRecord) -> bool:
         """Whether a part asked for a point without setting any of the task's options."""
-        if not task_params(point):
-            return True
-        asked = (self.parts.get(part, {}) for part in self.parts_of.get(point.key, ()))
-        return any(
-            point.method in (part.get("methods") or {})
-            and not any(
-                name.startswith(PREFIX)
-                for block in (part.get("shared"), part["methods"][point.method])
-                for name in block or ()
-            )
-            for part in asked
+        return not task_params(point) or any(
+            not any(name.startswith(PREFIX) for name in block) for block in self._blocks(point)
         )
+
+    def _idle_options(self, point: PointRecord) -> set[str]:
+        """The task's options to which several parts give different values, and ask for one point.
+
+        A point is one because its data is the same: those options make no difference to it.
+        """
+        seen: dict[str, set[str]] = {}
+        for block in self._blocks(point) if len(self.parts_of.get(point.key, ())) > 1 else ():
+            for name, value in block.items():
+                if name.startswith(PREFIX) and not isinstance(value, Mapping):
+                    seen.setdefault(name.removeprefix(PREFIX), set()).add(json.dumps(value))
+        return {name for name, values in seen.items() if len(values) > 1}
+
+    def _blocks(self, point: PointRecord) -> list[dict[str, Any]]:
+        """What the study file gives in each part that asked for a point, for its method."""
+        asked = [self.parts.get(part) or {} for part in self.parts_of.get(point.key, ())]
+        return [
+            {**(part.get("shared") or {}), **(part["methods"][point.method] or {})}
+            for part in asked
+            if point.method in (part.get("methods") or {})
+        ]
 
     @cached_property
     def methods(self) -> list[str]:
