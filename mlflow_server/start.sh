@@ -25,12 +25,14 @@ if [[ -z $python ]]; then
     [[ -x $here/.venv/bin/python ]] && python=$here/.venv/bin/python
 fi
 
-"$python" -c 'import mlflow.version' 2>/dev/null ||
+"$python" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("mlflow") is None)' 2>/dev/null ||
     refuse "$python has no MLflow: install modmix into it, or set PYTHON to one that has"
 
 # ---- where things are kept
 
-secret MLFLOW_BACKEND_STORE_URI
+for name in MLFLOW_BACKEND_STORE_URI PGPASSWORD AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY; do
+    secret "$name"
+done
 if [[ -z ${MLFLOW_BACKEND_STORE_URI:-} || -z ${MLFLOW_ARTIFACTS_DESTINATION:-} ]]; then
     home=${MODMIX_HOME:-$PWD/modmix_runs}
     mkdir -p "$home" || refuse "$home cannot be made: set MODMIX_HOME to a folder you may write"
@@ -63,7 +65,7 @@ case $auth in
         (( ${#key} >= 32 )) ||
             refuse "MLFLOW_AUTH=basic needs MLFLOW_FLASK_SERVER_SECRET_KEY (or …_FILE) of 32" \
                 "characters or more, the same at every start: openssl rand -hex 32"
-        "$python" -c 'import flask_wtf' 2>/dev/null ||
+        "$python" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("flask_wtf") is None)' ||
             refuse "MLFLOW_AUTH=basic needs one more package: pip install 'mlflow[auth]'" ;;
     off|'')
         [[ $loopback = yes || $auth = off ]] ||

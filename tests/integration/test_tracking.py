@@ -179,9 +179,9 @@ WRITES = ("create_experiment", "create_run", "delete_run", "log", "log_file", "e
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize(("after", "rebuild"), [(False, False), (True, False), (True, True)])
 def test_a_kill_at_any_call_leaves_no_duplicate_and_nothing_running(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, after: bool
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, after: bool, rebuild: bool
 ) -> None:
     for calls in range(100):
         bench.start(points=2, seeds=1, study=f"killed-{calls}")
@@ -197,7 +197,7 @@ def test_a_kill_at_any_call_leaves_no_duplicate_and_nothing_running(
                 patch.setattr(Ledger, name, fuse.around(getattr(Ledger, name)))
             with suppress(Killed):
                 bench.writer().update("finished")
-        bench.writer().update("finished")
+        bench.writer().update("finished", rebuild=rebuild)
         bench.check_whole()
         if not fuse.blown:
             assert calls > 10
