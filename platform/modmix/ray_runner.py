@@ -18,6 +18,7 @@ import contextlib
 import logging
 import os
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -75,6 +76,10 @@ class RayRunner:
         if ray.is_initialized():
             return
         logging.getLogger("ray").setLevel(logging.WARNING)
+        if self._address is None:
+            self._check_machine()
+        else:
+            _check_address(self._address)
         try:
             if self._address is None:
                 self._start_here()
@@ -101,6 +106,13 @@ class RayRunner:
                 _node_ip_address="127.0.0.1",  # nothing listens beyond this machine
                 # Packs hand over small events; the default takes a third of the memory.
                 object_store_memory=256 * 1024**2,
+            )
+
+    def _check_machine(self) -> None:
+        if self._cpus > self._workers:
+            raise InputError(
+                f"resources: a pack asks for {self._cpus:g} CPUs, and this machine may use "
+                f"{self._workers}: ask for less, or name a larger cluster by --address"
             )
 
     def _check_resources(self) -> None:
@@ -340,6 +352,25 @@ class _StopAll(tune.Stopper):
 
     def stop_all(self) -> bool:
         return self._bridge.overdue
+
+
+def _check_address(address: str) -> None:
+    """See within seconds whether anything answers; Ray itself would try for ten minutes."""
+    if address in ("auto", "local"):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise InputError(
+            f"the address of a Ray cluster must be host:port or auto, got {address!r}: give what "
+            "`ray start --head` printed"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError as error:
+        raise InputError(
+            f"no Ray cluster answers at {address} ({error.strerror or error}): check the address, "
+            "and that `ray start --head` ran there"
+        ) from error
 
 
 @contextlib.contextmanager

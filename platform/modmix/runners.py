@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Protocol
 
-from modmix.errors import ModmixError, RunnerError
+from modmix.errors import InputError, ModmixError, RunnerError
 from modmix.packing import Event, Finished, Pack
 
 IDLE_SECONDS = 0.2
@@ -81,7 +81,7 @@ class LocalRunner:
         return 1
 
     def start(self) -> None:
-        pass
+        _device(self._gpus)
 
     def close(self) -> None:
         pass
@@ -136,7 +136,7 @@ def _device(gpus: float) -> str:
     import torch
 
     if not torch.cuda.is_available():
-        raise RunnerError(
+        raise InputError(
             "the study asks for a GPU and this machine shows none: check the driver, or set "
             "resources.gpus to 0"
         )
