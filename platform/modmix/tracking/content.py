@@ -184,7 +184,7 @@ def _curves(
     names = _columns(study)
     length = max((len(c) for h in histories for c in h.values()), default=0)
     found: list[Value] = []
-    for index in _thinned(length):
+    for index in thinned(length):
         time = started + (ended - started) * (index + 1) // length
         for name in names:
             columns = [h[name] for h in histories if name in h]
@@ -204,7 +204,7 @@ def _columns(study: StudyRecord) -> list[str]:
     return list(dict.fromkeys([*objectives, "train/loss", "train/error"]))
 
 
-def _thinned(length: int) -> list[int]:
+def thinned(length: int) -> list[int]:
     """At most `MAX_STEPS` indices of 0..length-1, evenly spread, with the last."""
     if length <= MAX_STEPS:
         return list(range(length))
