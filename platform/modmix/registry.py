@@ -25,6 +25,7 @@ from modmix.packing import digest
 
 if TYPE_CHECKING:
     from modmix.analysis.best import BestPoint
+    from modmix.tracking.models import NewModel
 
 FRESH_SEEDS = 1000  # final runs use seeds from here on that the study has not used
 FEWEST_SEEDS = 5
@@ -196,13 +197,14 @@ def register(ledger: Ledger, home: Home, study: str, uri: str) -> Registered:
         with tempfile.TemporaryDirectory(prefix="modmix-") as folder:
             experiment = store.run(run)
             assert experiment is not None
+            model = _model(record, point, weights, Path(folder))
             found = add_version(
                 store,
-                _model(record, point, weights, Path(folder)),
+                model,
                 name=name,
                 run=run,
                 experiment=experiment.experiment,
-                description=_description(record, point, replicates, chosen),
+                description=_description(record, point, replicates, chosen, model),
                 tags=_tags(record, point, replicates, chosen),
                 folder=Path(folder),
             )
@@ -277,10 +279,12 @@ def _description(
     point: PointRecord,
     replicates: Sequence[ReplicateRecord],
     chosen: ReplicateRecord,
+    model: NewModel,
 ) -> str:
     params = ", ".join(f"{k}={json.dumps(v)}" for k, v in point.params.items() if v is not None)
     shapes = ", ".join(
-        f"{name} {tuple(shape)}" for name, shape in record.details.get("modalities", {}).items()
+        f"{name} ({' × '.join(map(str, shape))})"
+        for name, shape in model.settings["modalities"].items()
     )
     rows = "\n".join(f"| {name} | {value} |" for name, value in _summary(replicates).items())
     return f"""\
@@ -289,7 +293,7 @@ The method **{point.method}** on the task {record.details.get("task")}: the repl
 
 Hyperparameters: {params}
 
-Inputs, one row an example: {shapes}
+Inputs, raw values, one row an example: {shapes}
 
 | over all seeds | mean ± std |
 |---|---|
@@ -300,18 +304,19 @@ Inputs, one row an example: {shapes}
 # ---------------------------------------------------------------- what the model is made of
 
 
-def _model(record: StudyRecord, point: PointRecord, weights: Path, folder: Path) -> Any:
+def _model(record: StudyRecord, point: PointRecord, weights: Path, folder: Path) -> NewModel:
     """The files, columns and example of the model (``folder`` takes those that must be made)."""
     import modmix
     from modmix.methods.model import unpack_weights
     from modmix.tracking.models import NewModel
 
-    model, description = unpack_weights(weights.read_bytes())
+    blob = weights.read_bytes()
+    model, description = unpack_weights(blob)
     shapes = {name: tuple(description["modalities"][name]) for name in model.modalities}
-    prepared = _prepared(record, point)
-    scaling = {name: value for name, value in prepared.scaling.items() if name in shapes}
+    known = _scaling(record, point)
+    scaling = {name: known[name] for name in shapes if name in known}
     (folder / "scaling.json").write_text(json.dumps(scaling), encoding="utf-8")
-    (folder / "model.safetensors").write_bytes(weights.read_bytes())
+    (folder / "model.safetensors").write_bytes(blob)
     labels = [str(name) for name in description["class_names"]]
     package = Path(modmix.__file__).parent
     return NewModel(
@@ -325,7 +330,7 @@ def _model(record: StudyRecord, point: PointRecord, weights: Path, folder: Path)
             "label": "string",
             **{f"probability.{label}": "double" for label in labels},
         },
-        example=prepared.example(shapes),
+        example=_example(shapes, scaling),
         settings={
             "modmix": modmix.__version__,
             "modalities": {name: list(shape) for name, shape in shapes.items()},
@@ -335,48 +340,38 @@ def _model(record: StudyRecord, point: PointRecord, weights: Path, folder: Path)
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Prepared:
-    """What a task's prepared data say: how values were scaled, and where test examples lie."""
-
-    scaling: Mapping[str, Mapping[str, Any]]  # modality -> mean and scale, see `tasks.writer`
-    data: Any | None
-
-    def example(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-        """Two examples as a user has them: as before scaling."""
-        import numpy as np
-
-        found = {}
-        for name, shape in shapes.items():
-            values = np.zeros((2, *shape), dtype=np.float64)
-            if self.data is not None:
-                values = np.asarray(self.data.test.inputs[name][:2], dtype=np.float64)
-            if name in self.scaling:
-                scaling = self.scaling[name]
-                values = values * np.asarray(scaling["scale"]) + np.asarray(scaling["mean"])
-            found[name] = values.astype(np.float32)
-        return found
-
-
-def _prepared(record: StudyRecord, point: PointRecord) -> _Prepared:
-    """The data the study was trained on, as far as they are still at hand."""
+def _scaling(record: StudyRecord, point: PointRecord) -> Mapping[str, Mapping[str, Any]]:
+    """Modality -> mean and scale, by which the task prepared its values (see `tasks.writer`)."""
     from modmix.errors import DataError
-    from modmix.tasks.base import load_task, prepare_task
+    from modmix.tasks.base import prepare_task
 
-    name = record.details["task"]
     options = dict(record.details.get("task_options", {}))
-    options |= {
-        k.removeprefix("task."): v for k, v in point.params.items() if k.startswith("task.")
-    }
+    for name, value in point.params.items():
+        if name.startswith("task."):
+            options[name.removeprefix("task.")] = value
     try:
-        folder = prepare_task(name, options)
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        return _Prepared(scaling=meta.get("scaling") or {}, data=load_task(name, options))
+        folder = prepare_task(record.details["task"], options)
     except DataError as error:
         raise InputError(
             f"the data of study {record.name!r} are needed to register its model (how its values "
             f"were scaled is part of it), but: {error}"
         ) from error
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    found: Mapping[str, Mapping[str, Any]] = meta.get("scaling") or {}
+    return found
+
+
+def _example(
+    shapes: Mapping[str, tuple[int, ...]], scaling: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Two average examples. None of the data: who may use a model may not see them all."""
+    import numpy as np
+
+    means = {name: scaling[name]["mean"] if name in scaling else 0.0 for name in shapes}
+    return {
+        name: np.broadcast_to(np.asarray(means[name]), (2, *shape)).astype(np.float32)
+        for name, shape in shapes.items()
+    }
 
 
 def _requirements() -> tuple[str, ...]:
