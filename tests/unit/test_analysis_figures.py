@@ -211,3 +211,15 @@ def test_many_lines_leave_room_for_the_axes(fresh):
     assert legend.y0 >= 0
     assert legend.y1 <= label.y0 + 0.02  # under the axis' label
     assert legend.x1 <= picture.get_figwidth()
+
+
+def test_only_as_many_lines_as_can_be_read_are_drawn(fresh):
+    study = Written(fresh, parts={"a": {"x": "beta"}})
+    for variant in range(45):
+        point = study.point("a", "mul", {"beta": 0.0, "m": variant}, seeds=[0])
+        study.end(point, 0, {"val/error": 9.0, "test/error": 9.0})
+    found = figures_of(fresh, read(fresh, "demo"))["a"]
+    (ax,) = found.draw().axes
+    assert len(ax.get_legend().get_texts()) == 40
+    assert "5 more lines in the table" in " ".join(text.get_text() for text in ax.texts)
+    assert len(found.numbers()) == 45

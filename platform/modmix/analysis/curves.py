@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from modmix.ledger import Ledger, PointRecord
 from modmix.tasks.table import TASKS
 
 MOST_CONDITIONS = 40  # that a figure shows: more would not be read
+MOST_LINES = 40
 X = float | str  # a curve's x: a number, or the text of a word, list or null
 
 
@@ -94,6 +95,12 @@ class Curve:
     logarithmic: bool
     conditions: int
     x_doc: str  # what x is, for an option of the task; else ""
+    left_out: int = 0  # lines that are not here
+
+    def first(self, limit: int = MOST_LINES) -> Curve:
+        """As many lines as can be read."""
+        left_out = max(0, len(self.lines) - limit)
+        return replace(self, lines=self.lines[:limit], left_out=left_out)
 
     @property
     def labels(self) -> list[str]:

@@ -190,6 +190,7 @@ def _curve_notes(curve: Curve, errors: str) -> list[str]:
         f"mean and {ERROR_BARS[errors]}" if has_bars else "one seed: no error bars",
         f"ring: {best} mean of a line" if any(_has_ring(line) for line in curve.lines) else "",
         "hollow: seeds are missing" if any(not dot.complete for dot in dots) else "",
+        f"{curve.left_out} more lines in the table" if curve.left_out else "",
     ]
 
 

@@ -115,13 +115,14 @@ def _conditions(snapshot: Snapshot, look: Mapping[str, Look]) -> FigureOf:
 
 def _curve(snapshot: Snapshot, part: str, look: Mapping[str, Look], errors: str) -> FigureOf:
     found = curves.curve(snapshot, part)
+    shown = found.first()
     return FigureOf(
         name=f"curve_{part}" if _is_taken(part) else part,
         caption=f"{_sentence(found.metric)} over {_name_of(found.x)}."
-        f"{_chosen(found)}{_left_out(snapshot, found)}",
+        f"{_chosen(shown)}{_left_out(snapshot, found)}",
         draw=lambda: _one(
-            lambda ax: drawing.draw_curve(ax, found, look, errors=errors),
-            height_with_legend([f"{label}, n = 5" for label in found.labels]),
+            lambda ax: drawing.draw_curve(ax, shown, look, errors=errors),
+            height_with_legend([f"{label}, n = 5" for label in shown.labels]),
         ),
         numbers=found.frame,
     )
