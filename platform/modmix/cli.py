@@ -60,6 +60,15 @@ def main() -> None:
         # The reader (head, say) has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        # A disk that is full or went away in the middle; what was recorded until then is whole.
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"modmix: {where}{error.strerror or error}: mend that, then type the same command "
+            "again; what was recorded is kept",
+            file=sys.stderr,
+        )
+        sys.exit(3)
     except KeyboardInterrupt:
         print("modmix: stopped", file=sys.stderr)
         sys.exit(3)
@@ -434,8 +443,7 @@ Options = Annotated[
 
 
 def _task(task: str, options: list[str] | None) -> tuple[str, dict[str, Any]]:
-    import yaml
-
+    from modmix.domains import variable_problem
     from modmix.tasks.table import resolve_options
 
     given: dict[str, Any] = {}
@@ -445,13 +453,29 @@ def _task(task: str, options: list[str] | None) -> tuple[str, dict[str, Any]]:
 
         source = spec.read(Path(task))
         block = source.raw.get("task")
-        block = {"name": block} if isinstance(block, str) else dict(block or {})
-        task, folder = str(block.pop("name", "")), source.folder
-        given = {k: os.path.expandvars(v) if isinstance(v, str) else v for k, v in block.items()}
-    for option in options or ():
-        name, _, value = option.partition("=")
-        given[name] = yaml.safe_load(value)
+        block = {"name": block} if isinstance(block, str) else block
+        if not isinstance(block, dict) or not isinstance(block.get("name"), str):
+            raise InputError(f"{task}: must name a task: task: {{name: digits}}")
+        given, folder = dict(block), source.folder
+        task = given.pop("name")
+    given |= dict(map(_option, options or ()))
+    for name, value in given.items():
+        if (problem := variable_problem(value)) is not None:
+            raise InputError(f"option {name}: {problem}")
+        given[name] = os.path.expandvars(value) if isinstance(value, str) else value
     return task, resolve_options(task, given, folder)
+
+
+def _option(text: str) -> tuple[str, Any]:
+    import yaml
+
+    name, equals, value = text.partition("=")
+    try:
+        if name and equals:
+            return name, yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError):
+        pass
+    raise InputError(f"--option must be name=value with a value as in a study file, got {text!r}")
 
 
 @data_app.command("get")

@@ -21,6 +21,7 @@ from modmix.errors import InputError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 NAME_RULE = "letters, digits, '_', '-' and '.', at most 100, beginning with a letter or digit"
+_ROOM = 8 << 20  # bytes that must be free to begin: the databases and figures of a small study
 _OURS = ("artifacts", "checkpoints", "weights", "ledger.db", "mlflow.db")
 
 
@@ -54,7 +55,7 @@ class Home:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path) as probe:
-                probe.write(b"\0" * 65536)
+                probe.write(bytes(_ROOM))
                 probe.flush()
         except OSError as error:
             raise InputError(
