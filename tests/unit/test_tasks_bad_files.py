@@ -628,6 +628,7 @@ def test_bad_csv(
         (b"plain text", "is damaged or truncated (Not a gzipped file"),
         (gzip.compress(b"l\xe4bel,a\n1,2\n"), "must be UTF-8 text ("),
     ],
+    ids=["cut", "no gzip", "plain", "latin-1"],
 )
 def test_damaged_csv(tmp_path: Path, home: Path, content: bytes, message: str) -> None:
     path = tmp_path / "x.csv.gz"
