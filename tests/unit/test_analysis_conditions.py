@@ -16,9 +16,10 @@ from analysis_ledger import DETAILS, Written, open_ledger
 from modmix.analysis.best import best_points, why_none
 from modmix.analysis.compare import compare_table
 from modmix.analysis.contests import conditions_table
-from modmix.analysis.curves import by_condition, curve, learning_curves, results
+from modmix.analysis.curves import curve
 from modmix.analysis.figures import figure, figure_names, to_bytes
 from modmix.analysis.frames import Snapshot, read, short
+from modmix.analysis.outcomes import by_condition, learning_curves, results
 from modmix.analysis.report import report_html, write_all
 from modmix.analysis.searches import search_history, trade_off
 from modmix.analysis.sentences import headline, ranks

@@ -9,8 +9,9 @@ import pytest
 
 from analysis_ledger import Written, beta_study, mul_params, open_ledger, tell
 from modmix.analysis.best import best_points
-from modmix.analysis.curves import curve, learning_curves, results
+from modmix.analysis.curves import curve
 from modmix.analysis.frames import points_frame, read, short
+from modmix.analysis.outcomes import learning_curves, results
 from modmix.analysis.searches import importance, search_history, trade_off
 from modmix.errors import InputError
 

@@ -11,7 +11,8 @@ In reading order:
     contests    who met on the same data, and ranks over several such contests
     tables      the table of results and the table of points
     compare     several studies in one table
-    curves      the numbers behind curves, results and learning curves
+    curves      the numbers behind curves over a hyperparameter
+    outcomes    the numbers behind results, conditions and learning curves
     searches    the numbers behind searches: progress, importance, trade-offs
     style       how figures look
     drawing     those numbers drawn on an axis

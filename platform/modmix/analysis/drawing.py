@@ -14,16 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from modmix.analysis.conditions import PREFIX
-from modmix.analysis.curves import (
-    ByCondition,
-    Curve,
-    LearningCurves,
-    Line,
-    Reference,
-    Results,
-    X,
-    x_word,
-)
+from modmix.analysis.curves import Curve, Line, Reference, X, x_word
+from modmix.analysis.outcomes import ByCondition, LearningCurves, Results
 from modmix.analysis.searches import Importance, SearchHistory, Trace, TradeOff
 from modmix.analysis.statistics import Estimate
 from modmix.analysis.style import (

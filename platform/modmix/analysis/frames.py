@@ -403,3 +403,9 @@ def _statistics(snapshot: Snapshot, counts: np.ndarray[Any, Any]) -> dict[str, A
             for name, piece in zip(STATISTICS, pieces, strict=True):
                 columns[f"{metric}/{name}"] = piece
     return columns
+
+
+def estimate_columns(value: Estimate, metric: str) -> dict[str, Any]:
+    """An estimate under the names that `points_frame` gives its pieces."""
+    pieces = {f"{metric}/{name}": getattr(value, name) for name in STATISTICS}
+    return {"n": value.n, **pieces}
