@@ -1,28 +1,38 @@
 """modmix: studies of how to combine modalities, from one file to figures with error bars.
 
-The spine, in reading order; each module imports only what stands above it:
+The modules, in reading order; each imports only what stands above it:
 
     errors      what can go wrong, as a tree, with the exit codes
     home        where everything a person's studies produce lies
-    ledger      studies, points, replicates, histories: the truth, in a database
+    ledger/     studies, points, replicates, histories: the truth, in a database
     space       hyperparameters, constants, grids, ranges, choices, conditions
-    spec        the study file, checked; all its errors at once
+    settings    the training settings a study file may give, with their defaults
+    spec        the study file as read: its outline, checked, with lines
     metrics     error, AUC, NLL, ECE, macro-F1
     packing     which replicates share a pack, and what travels to a worker and back
-    tasks/      shelf: data                encoders/  shelf: networks for one modality
+    tasks/      shelf: data
+    encoders/   shelf: networks for one modality
     methods/    shelf: combinations
-    plan        spec + shelves -> points of a grid, space of a search, seeds, replicates
+    domains     what a study file says about one hyperparameter
+    checker     a study file held against the shelves: every problem at once
+    plan        a checked file with its data: points, search spaces, seeds, replicates
     search      ask and tell: Optuna behind one small class
     halving     which points of a pack go on after a rung
     optim       SGD, Adam, AdamW, schedules and clipping with a leading model axis
     stacked     K models of one structure as one
+    training/   parts of the trainer: batches, groups of models, records, checkpoints
     trainer     train one pack: epochs, evaluation, checkpoints, records
     runners     what a runner is, and the one in this process
     ray_runner  packs as Ray Tune trials
-    tracking    ledger -> MLflow
+    book        what a running study knows of its points and replicates
+    searches    what the searches of a running study ask for and are told
     study       run a study: ask, pack, run, record, tell; continue; extend
-    analysis/   frames, statistics, tables, curves, figures, report
+    tracking/   ledger -> MLflow
+    analysis/   shelf: frames, statistics, tables, curves, figures, report
+    pyfunc      what a registered model runs
     registry    best points, final runs, registered models
+    api         the whole of a run in one call
+    display     what a person sees while a study runs
     cli         what people type
 
 For users: `run` starts or continues a study file and returns its `Study`; `open_study` opens a

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="modmix",
     help="Studies of how to combine modalities: one file in, figures with error bars out.",
+    epilog="Results lie in MODMIX_HOME (./modmix_runs when unset), data in MODMIX_DATA "
+    "(~/.cache/modmix). Exit codes: 0 finished; 2 the input is wrong, nothing was started; "
+    "3 stopped, the same command continues; 1 anything else.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -39,7 +42,9 @@ Address = Annotated[
     str | None,
     typer.Option(help="Address of a Ray cluster; default: RAY_ADDRESS, else this machine."),
 ]
-Workers = Annotated[int | None, typer.Option(min=1, help="Processors to use on this machine.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Processors to use on this machine; default: all.")
+]
 Data = Annotated[
     Path | None, typer.Option("--data", help="Where the task's file is: replaces its path.")
 ]
@@ -72,6 +77,26 @@ def main() -> None:
     except KeyboardInterrupt:
         print("modmix: stopped", file=sys.stderr)
         sys.exit(3)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from modmix._version import VERSION
+
+        print(f"modmix {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 def _console(*, error: bool = False) -> Console:
@@ -380,7 +405,7 @@ def sync(study: Name) -> None:
 
 @app.command()
 def ui(
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where to listen.")] = 5000,
 ) -> None:
     """Open MLflow on the results, on this machine's loopback address, until Ctrl-C."""
     from modmix.home import Home

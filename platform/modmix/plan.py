@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modmix import spec as spec_module
+from modmix._version import VERSION
 from modmix.checker import Checker, PartPlan, is_key_of, task_options
 from modmix.domains import EVERY_MODALITY
 from modmix.encoders.table import ENCODERS
@@ -157,8 +158,6 @@ class Plan:
 
     def details(self) -> dict[str, Any]:
         """What a reader of the ledger wants to know of data and code, as JSON."""
-        from modmix import __version__
-
         data = self.data
         return {
             "task": self.spec.task["name"],
@@ -168,7 +167,7 @@ class Plan:
             "class_names": list(data.class_names),
             "modalities": {name: list(shape) for name, shape in data.shapes.items()},
             "rows": {name: split.rows for name, split in data.splits.items()},
-            "modmix": __version__,
+            "modmix": VERSION,
             "numerics": NUMERICS_VERSION,
             **_versions(),
         }

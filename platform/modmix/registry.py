@@ -306,7 +306,7 @@ Inputs, raw values, one row an example: {shapes}
 
 def _model(record: StudyRecord, point: PointRecord, weights: Path, folder: Path) -> NewModel:
     """The files, columns and example of the model (``folder`` takes those that must be made)."""
-    import modmix
+    from modmix._version import VERSION
     from modmix.methods.model import unpack_weights
     from modmix.tracking.models import NewModel
 
@@ -318,7 +318,7 @@ def _model(record: StudyRecord, point: PointRecord, weights: Path, folder: Path)
     (folder / "scaling.json").write_text(json.dumps(scaling), encoding="utf-8")
     (folder / "model.safetensors").write_bytes(blob)
     labels = [str(name) for name in description["class_names"]]
-    package = Path(modmix.__file__).parent
+    package = Path(__file__).parent
     return NewModel(
         script=package / "pyfunc.py",
         files={"weights": folder / "model.safetensors", "scaling": folder / "scaling.json"},
@@ -332,7 +332,7 @@ def _model(record: StudyRecord, point: PointRecord, weights: Path, folder: Path)
         },
         example=_example(shapes, scaling),
         settings={
-            "modmix": modmix.__version__,
+            "modmix": VERSION,
             "modalities": {name: list(shape) for name, shape in shapes.items()},
             "scaled": sorted(scaling),
             "labels": labels,

@@ -1,0 +1,341 @@
+"""Decisions that the code must keep to, each guarded by a test."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from modmix.encoders.table import ENCODERS
+from modmix.methods.table import METHODS
+from modmix.settings import TRAINING, WITHOUT_EFFECT
+from modmix.tasks.table import TASKS
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "platform" / "modmix"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def name_of(file: Path) -> str:
+    parts = file.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(file): file for file in FILES}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import statement, wherever it stands, of one module."""
+
+    file: Path
+    line: int
+    module: str  # of ours without "modmix."
+
+    def __str__(self) -> str:
+        return f"{self.file.relative_to(ROOT)}:{self.line} imports {self.module}"
+
+
+def imports(file: Path) -> Iterator[Import]:
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(file, node.lineno, alias.name)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: a relative import"
+            assert node.module is not None
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                ours = whole.removeprefix("modmix.") in MODULES and whole.startswith("modmix.")
+                yield Import(file, node.lineno, whole if ours else node.module)
+
+
+IMPORTS = [one for file in FILES for one in imports(file)]
+
+
+def ours(one: Import) -> str | None:
+    """The module of ours that is imported, or None."""
+    if one.module == "modmix":
+        return ""
+    return one.module.removeprefix("modmix.") if one.module.startswith("modmix.") else None
+
+
+# ---------------------------------------------------------------- layout
+
+
+@pytest.mark.parametrize("folder", ["platform", "docker", "mlflow_server"])
+def test_folders_that_must_not_become_packages(folder: str) -> None:
+    """`platform/__init__.py` would shadow the standard library's module, `docker/` the client."""
+    assert not (ROOT / folder / "__init__.py").exists()
+
+
+def listed() -> list[str]:
+    """The modules of the package's docstring, in its order."""
+    docstring = ast.get_docstring(ast.parse((PACKAGE / "__init__.py").read_text())) or ""
+    return re.findall(r"^ {4}(\w+)/? {2,}\S", docstring, re.M)
+
+
+def unit(module: str) -> str:
+    """The line of the docstring that a module belongs to: itself, or its folder."""
+    return module.partition(".")[0]
+
+
+def test_the_package_lists_every_module_once() -> None:
+    found = {unit(name) for name in MODULES} - {"", "__main__", "_version"}
+    assert sorted(listed()) == sorted(found)
+
+
+def test_modules_import_only_what_stands_above_them() -> None:
+    """Imports in functions count, too: a cycle that waits for its call is still a cycle."""
+    order = ["_version", *listed(), "__main__"]
+    wrong = [
+        str(one)
+        for one in IMPORTS
+        if (module := ours(one)) is not None
+        and (here := unit(name_of(one.file))) not in ("", unit(module))
+        and (not module or order.index(unit(module)) > order.index(here))
+    ]
+    assert wrong == []
+
+
+def test_no_folder_has_a_cycle() -> None:
+    needs: dict[str, set[str]] = {name: set() for name in MODULES}
+    for one in IMPORTS:
+        module = ours(one)
+        if module and unit(module) == unit(name_of(one.file)):
+            needs[name_of(one.file)].add(module)
+    while ready := [name for name, others in needs.items() if not others & set(needs)]:
+        for name in ready:
+            del needs[name]
+    assert needs == {}
+
+
+# ---------------------------------------------------------------- dependencies
+
+PLACES = {
+    "ray": ("ray_runner",),
+    "optuna": ("search",),
+    "sqlalchemy": ("ledger",),
+    "mlflow": ("tracking", "pyfunc"),
+    "torch.func": ("stacked",),
+    "matplotlib": ("analysis",),
+    "pandas": ("analysis", "pyfunc", "api"),
+    "scipy": ("analysis", "tracking"),
+    "sklearn": ("tasks",),
+    "pyarrow": ("tasks",),
+    "filelock": ("tasks",),
+    "pydantic": ("spec",),
+    "yaml": ("spec", "registry", "cli"),
+    "typer": ("cli",),
+    "rich": ("cli", "display"),
+    "psutil": ("ledger",),
+    "safetensors": ("training", "methods"),
+    "pickle": (),
+    "joblib": (),
+}
+
+
+@pytest.mark.parametrize("dependency", PLACES)
+def test_a_dependency_stays_where_it_is(dependency: str) -> None:
+    wrong = [
+        str(one)
+        for one in IMPORTS
+        if f"{one.module}.".startswith(f"{dependency}.")
+        and unit(name_of(one.file)) not in PLACES[dependency]
+    ]
+    assert wrong == []
+
+
+def modules_after(code: str) -> set[str]:
+    """What a new process has imported after this code."""
+    code += "\nimport sys; print('\\n'.join(sys.modules), file=sys.stderr)"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd="/"
+    )
+    assert run.returncode == 0, run.stderr
+    return set(run.stderr.split())
+
+
+HEAVY = ("torch", "ray", "mlflow", "pandas", "numpy", "optuna", "sqlalchemy", "matplotlib")
+
+
+def test_importing_and_asking_for_help_are_light() -> None:
+    light = "import modmix; modmix.__version__"
+    help_ = (
+        "import sys; sys.argv = ['modmix', '--help']\n"
+        "from modmix.cli import main\n"
+        "try: main()\nexcept SystemExit as end: assert not end.code"
+    )
+    tables = "import modmix.methods.table, modmix.encoders.table, modmix.tasks.table"
+    checks = "import modmix.checker, modmix.plan"
+    for code in (light, help_, tables, checks):
+        assert not modules_after(code) & set(HEAVY), code
+
+
+CORE = ("metrics", "packing", "halving", "optim", "stacked", "trainer", "errors", "space")
+
+
+@pytest.mark.slow
+def test_the_training_core_needs_torch_and_numpy_alone() -> None:
+    """A worker without the rest can import it all; what else is needed is needed in a call."""
+    shelves = [m for m in MODULES if unit(m) in ("tasks", "encoders", "methods", "training")]
+    names = ", ".join(f"modmix.{name}" for name in (*CORE, *shelves))
+    blocked = sorted({*PLACES, "torchvision"} - {"torch.func", "pickle"})
+    code = (
+        "import sys\n"
+        f"for name in {blocked!r}: sys.modules[name] = None\n"  # importing it fails
+        f"import {names}"
+    )
+    assert {"torch", "numpy"} <= modules_after(code)
+
+
+def test_tasks_do_not_import_torch() -> None:
+    wrong = [
+        str(one)
+        for one in IMPORTS
+        if unit(name_of(one.file)) == "tasks" and one.module.partition(".")[0].startswith("torch")
+    ]
+    assert wrong == []
+
+
+MODULE_OF = {"pyyaml": "yaml", "scikit-learn": "sklearn"}
+INDIRECT = {"cmaes", "torchvision"}  # through Optuna; for tasks and encoders of images
+
+
+def test_dependencies_say_which_file_needs_them() -> None:
+    """Each line of pyproject.toml ends with files that are there, one of which imports it."""
+    text = (ROOT / "pyproject.toml").read_text()
+    block = text[text.index("dependencies = [") : text.index("[project.optional-dependencies]")]
+    lines = re.findall(r'^ +"([\w-]+)[^"]*", +# (.+)$', block, re.M)
+    assert len(lines) == block.count('",')
+    for package, comment in lines:
+        files = [PACKAGE / word for word in re.findall(r"[\w/]+(?:\.py|/)", comment)]
+        assert all(file.exists() for file in files), package
+        module = MODULE_OF.get(package, package)
+        users = [one.file for one in IMPORTS if one.module.partition(".")[0] == module]
+        named = [u for u in users if any(u == file or file in u.parents for file in files)]
+        assert named or package in INDIRECT, f"{package} is used by {users}"
+
+
+# ---------------------------------------------------------------- texts
+
+
+def tracked() -> list[Path]:
+    listing = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if listing.returncode != 0:
+        pytest.skip("not a git checkout")
+    return [path for name in listing.stdout.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+def test_no_address_of_a_package_index_is_written_down() -> None:
+    """Where packages come from is the machine's own setting."""
+    words = (
+        "pypi" + ".org",
+        "pythonhosted" + ".org",
+        "download.pytorch" + ".org",
+        "index" + "-url",
+    )
+    wrong = []
+    for path in tracked():
+        content = path.read_bytes()
+        wrong += [f"{path.relative_to(ROOT)}: {w}" for w in words if w.encode() in content]
+    assert wrong == []
+
+
+def test_python_3_10_can_read_it() -> None:
+    newer = {"tomllib", "StrEnum", "Self", "ExceptionGroup", "assert_never", "override", "batched"}
+    for file in FILES:
+        tree = ast.parse(file.read_text(encoding="utf-8"), feature_version=(3, 10))
+        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        names |= {one.module for one in IMPORTS if one.file == file}
+        names |= {
+            alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("modmix")
+            for alias in node.names
+        }
+        assert not names & newer, file
+        assert "datetime.UTC" not in file.read_text(encoding="utf-8")
+
+
+# ---------------------------------------------------------------- tables
+
+
+def classes(file: Path) -> set[str]:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+@pytest.mark.parametrize(
+    ("shelf", "paths"),
+    [
+        ("methods", [entry.path for entry in METHODS.values()]),
+        ("encoders", [entry.path for entry in ENCODERS.values()]),
+        ("tasks", [entry.path for entry in TASKS.values()]),
+    ],
+)
+def test_tables_name_classes_that_are_there(shelf: str, paths: list[str]) -> None:
+    for path in paths:
+        module, _, name = path.partition(":")
+        assert module.startswith(f"modmix.{shelf}.")
+        assert name in classes(MODULES[module.removeprefix("modmix.")])
+
+
+def subclasses(shelf: str, *bases: str) -> set[str]:
+    """Public classes of a shelf that derive from one of these, directly or through each other."""
+    trees = [ast.parse(f.read_text(encoding="utf-8")) for f in (PACKAGE / shelf).glob("*.py")]
+    defined = {
+        node.name: {ast.unparse(base).rpartition(".")[2] for base in node.bases}
+        for tree in trees
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+    }
+    found, before = set(bases), set[str]()
+    while found != before:
+        before = set(found)
+        found |= {name for name, parents in defined.items() if parents & found}
+    return {name for name in found - set(bases) if not name.startswith("_")}
+
+
+def test_every_method_and_task_is_in_its_table() -> None:
+    bases = {"Multiplicative"}  # of mul and mulmix
+    assert subclasses("methods", "Method") - bases == {
+        entry.path.partition(":")[2] for entry in METHODS.values()
+    }
+    assert subclasses("tasks", "Task") == {e.path.partition(":")[2] for e in TASKS.values()}
+
+
+def test_names_in_a_method_s_block_mean_one_thing() -> None:
+    """A block holds the method's own names and the training settings side by side."""
+    for method, entry in METHODS.items():
+        names = [h.name for h in entry.hyperparameters]
+        assert len(set(names)) == len(names), method
+        assert not set(names) & set(TRAINING), method
+        assert not [name for name in names if "." in name], method
+    for encoder in ENCODERS.values():
+        assert "name" not in {h.name for h in encoder.hyperparameters}
+    for task in TASKS.values():
+        assert "name" not in {option.name for option in task.options}
+    assert set(TRAINING) >= WITHOUT_EFFECT
+
+
+def test_defaults_pass_their_own_checks() -> None:
+    of_methods = [h for entry in METHODS.values() for h in entry.hyperparameters]
+    of_encoders = [h for entry in ENCODERS.values() for h in entry.hyperparameters]
+    for hyperparameter in (*of_methods, *of_encoders, *TRAINING.values()):
+        problem = hyperparameter.problem(hyperparameter.default)
+        assert problem is None, f"{hyperparameter.name}: {problem}"
+        assert not hyperparameter.doc.endswith("."), hyperparameter.name
+    for task in TASKS.values():
+        for option in task.options:
+            assert option.required or option.problem(option.default) is None, option.name
+        for name, value in task.training.items():
+            assert TRAINING[name].problem(value) is None, name
