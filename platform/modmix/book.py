@@ -35,9 +35,13 @@ class Book:
     Args:
         objectives: names of the metrics that select, as "val/error".
         higher_is_better: of the first objective.
+        fingerprint: of the task's data as the study file gives it.
     """
 
-    def __init__(self, objectives: Sequence[str], *, higher_is_better: bool) -> None:
+    def __init__(
+        self, objectives: Sequence[str], *, higher_is_better: bool, fingerprint: str
+    ) -> None:
+        self._fingerprint = fingerprint
         self._objectives = tuple(objectives)
         self._sign = -1 if higher_is_better else 1
         self.points: dict[str, PointProgress] = {}
@@ -78,8 +82,8 @@ class Book:
 
     def _compare(self, owner: PointProgress) -> None:
         means = owner.means(len(self._objectives))
-        if means is None:
-            return
+        if means is None or owner.point.task.fingerprint != self._fingerprint:
+            return  # what was trained on other data is no better or worse
         known = self.best.get(owner.point.method)
         if known is None or self._sign * means[0] < self._sign * known[0]:
             self.best[owner.point.method] = (means[0], owner.point.params)

@@ -243,6 +243,8 @@ class Checker:
                 self.add(path, "give it under training, once for the study")
             elif searched and isinstance(domain, Grid):
                 self.add(path, "a search takes ranges and choices: write choices for grid")
+            elif searched and name.startswith("task.") and not isinstance(domain, Constant):
+                self.add(path, "a search over data would only find the easiest: use a grid")
             elif not searched and isinstance(domain, (Range, Choices)):
                 self.add(path, "ranges and choices need a search: add search: {points: 20}")
             else:

@@ -92,7 +92,9 @@ class StudyRun:
         self._slots = slots
         self._changed = changed
         higher = plan.directions[0]
-        self._book = Book(plan.spec.objective, higher_is_better=higher)
+        self._book = Book(
+            plan.spec.objective, higher_is_better=higher, fingerprint=plan.data.fingerprint
+        )
         self._searches = Searches(plan, ledger, self._book, slots=slots)
         self._queue: deque[tuple[str, ...]] = deque()  # members of packs that wait
         self._out: dict[str, Pack] = {}

@@ -28,6 +28,18 @@ class StudyRecord:
     details: Mapping[str, Any]
     mlflow_run: str | None
 
+    def is_as_given(self, params: Mapping[str, Any]) -> bool:
+        """Whether a point was trained on the task as the study file's task block gives it.
+
+        Points that set other options of the task saw other data: no winner is among both.
+        """
+        given = self.details.get("task_options") or {}
+        return all(
+            value == given.get(name.removeprefix("task."))
+            for name, value in params.items()
+            if name.startswith("task.")
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class PointRecord:

@@ -345,7 +345,8 @@ def study_content(
     ended = [r for r in everything if r.state in ENDED]
     now = max((_milliseconds(r.finished) for r in ended if r.finished), default=None)
     now = now or _milliseconds(study.updated)
-    best = best_points(study.spec, points, replicates)
+    as_given = [point for point in points if study.is_as_given(point.params)]
+    best = best_points(study.spec, as_given, replicates)
     rows = {
         "study/points": float(len(points)),
         "study/replicates": float(len(everything)),
