@@ -78,6 +78,10 @@ class Checker:
             self._value(("training", name), TRAINING.get(name), name, value, list(TRAINING))
         self._objective(raw.get("objective", "val/error"))
         self._paper(raw.get("paper"))
+        final = raw.get("final")
+        retrained = final.get("method") if isinstance(final, Mapping) else None
+        if isinstance(retrained, str) and retrained not in METHODS:
+            self.add(("final", "method"), unknown(retrained, METHODS, "method"))
         parts = raw.get("parts")
         return [
             plan

@@ -53,6 +53,9 @@ NoMlflow = Annotated[bool, typer.Option("--no-mlflow", help="Do not mirror the s
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")]
 
 
+_INTERRUPTED = 130  # what typer makes of a Ctrl-C that no command has handled
+
+
 def main() -> None:
     """Run the command line; every error of ours becomes one sentence and its exit code."""
     try:
@@ -74,8 +77,10 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(3)
-    except KeyboardInterrupt:
-        print("modmix: stopped", file=sys.stderr)
+    except SystemExit as end:
+        if end.code != _INTERRUPTED:
+            raise
+        print("modmix: stopped; type the same command again to go on", file=sys.stderr)
         sys.exit(3)
 
 

@@ -324,6 +324,11 @@ FILES = {
         lines=line(7, "encoders.m3: unknown modality 'm3': did you mean 'm2'."),
         prepared=True,
     ),
+    "final of a method that is none": Case(
+        study=of("final: {of: small, method: nul, point: abc}\n"),
+        command=("final", "x.yaml", "--local"),
+        lines=line(7, "final.method: unknown method 'nul': did you mean 'mul'."),
+    ),
     "several at once": Case(
         study=of("sead: 1\nobjective: val/err\n", study="a b", seeds="0"),
         lines=(
@@ -634,6 +639,20 @@ def test_an_address_where_no_cluster_answers(shell: Shell) -> None:
     assert list((shell.folder / "runs").iterdir()) == []
 
 
+def test_ctrl_c_while_the_data_is_prepared(shell: Shell) -> None:
+    """Code 3, as anywhere: the same command continues."""
+    (shell.folder / "x.yaml").write_text(STUDY)
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    shell.monkeypatch.setattr("modmix.tasks.weak.Weak.write", interrupted)
+    code, printed = shell.type(*LOCAL)
+    check(printed, ("stopped; type the same command again to go on",))
+    assert code == 3
+    assert shell.prepared() == []
+
+
 # ---------------------------------------------------------------- disks
 
 
@@ -727,7 +746,7 @@ def test_a_disk_that_fills_in_the_middle(shell: Shell, disk: Callable[..., Path]
     assert ended.returncode == 3
     (runs / "filler").unlink()
     shell.monkeypatch.setattr(sys, "argv", ["modmix", *LOCAL, "--quiet"])
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         cli.main()
     assert "study small is finished: 1 points, 1 models" in shell.capture.readouterr().out
     ledger = Ledger(Home(runs).ledger_url)

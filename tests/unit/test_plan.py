@@ -243,6 +243,13 @@ def test_seeds_only_add_replicates() -> None:
     assert len(set(keys.values())) == 3
 
 
+def test_without_reuse_a_study_keeps_to_itself() -> None:
+    shared, own = one(BASE), one(BASE, "reuse: false")
+    assert own.key == shared.key
+    assert own.replicates[0].structure == shared.replicates[0].structure
+    assert not {r.key for r in own.replicates} & {r.key for r in shared.replicates}
+
+
 def test_raw_methods_do_not_know_encoders() -> None:
     plain = one("", method="early")
     encoded = one("", "encoders: {default: {name: mlp, hidden: [9]}}", method="early")
