@@ -1,0 +1,98 @@
+"""Studies that share a ledger: the same model written differently, and two drivers at once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests import postgres
+
+import modmix
+from modmix.ledger import Ledger
+
+pytestmark = pytest.mark.slow
+
+STUDY = """\
+study: NAME
+task: {name: weak, modalities: 2, train_rows: 120, val_rows: 40, test_rows: 40, dim: 4}
+seeds: 3
+training: {epochs: 3, batch_size: 32, learning_rate: 0.003}
+parts:
+  curve: {x: beta, methods: {mul: {beta: {grid: [0, 0.5, 1]}}}}
+  same: {methods: {mul: {beta: 0.5, learning_rate: 3e-3, encoder.hidden: [64]}}}
+  search:
+    search: {points: 4, batch: 2}
+    methods:
+      mul: {beta: {choices: [0, 0.5]}, learning_rate: {choices: [0.003, 0.01]}}
+"""
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def environment(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    monkeypatch.setenv("MODMIX_HOME", str(tmp_path / "runs"))
+    monkeypatch.setenv("MODMIX_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("MODMIX_LEDGER", raising=False)
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.yaml").write_text(STUDY.replace("NAME", name))
+    if request.param == "sqlite":
+        yield
+        return
+    with postgres.server() as url:
+        monkeypatch.setenv("MODMIX_LEDGER", url)
+        yield
+
+
+def ledger(folder: Path) -> Ledger:
+    return Ledger(os.environ.get("MODMIX_LEDGER") or f"sqlite:///{folder / 'runs' / 'ledger.db'}")
+
+
+@pytest.mark.usefixtures("environment")
+def test_parts_that_mean_the_same_model_all_get_its_results(tmp_path: Path) -> None:
+    """A search meets points of other parts, spelled otherwise: none waits, none is missing."""
+    study = modmix.run(tmp_path / "one.yaml", runner="local", mlflow=False)
+    status = study.status()
+    # β in 0, 0.5, 1 at the usual rate; the search adds at most β in 0, 0.5 at the other one.
+    assert 3 <= status["points"]["done"] == status["points"]["total"] <= 5
+    assert status["trained"] == 3 * status["points"]["total"]
+    opened = ledger(tmp_path)
+    points = {p.key: p for p in opened.points("one")}
+    entries = opened.entries("one")
+    assert {e.part: sum(f.part == e.part for f in entries) for e in entries} == {
+        "curve": 3, "same": 1, "search": 4,
+    }  # fmt: skip
+    assert {e.state for e in entries if e.part == "search"} == {"done"}
+    (same,) = [e.point for e in entries if e.part == "same"]
+    assert same in [e.point for e in entries if e.part == "curve"]
+    with_results = {r.point for r in opened.replicates("one") if r.metrics}
+    assert {e.point for e in entries} == with_results == set(points)
+    assert all(p.params["learning_rate"] in (0.003, 0.01) for p in points.values())
+    opened.close()
+
+
+@pytest.mark.usefixtures("environment")
+def test_two_drivers_at_once_train_nothing_twice(tmp_path: Path) -> None:
+    """Two studies that want the same models start in the same ledger at the same moment."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "modmix", "run", f"{name}.yaml", "--local", "--no-mlflow"],
+            cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for name in ("one", "two")
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=200)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    opened = ledger(tmp_path)
+    found = {name: opened.replicates(name) for name in ("one", "two")}
+    assert {r.state for records in found.values() for r in records} == {"done"}
+    assert {r.attempts for records in found.values() for r in records} == {1}
+    assert {r.key for r in found["one"]} == {r.key for r in found["two"]}
+    trained = [r.key for records in found.values() for r in records if r.origin == "trained"]
+    assert sorted(trained) == sorted({r.key for r in found["one"]})
+    opened.close()
