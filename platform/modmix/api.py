@@ -271,7 +271,16 @@ def _run(
     from modmix.study import Heartbeat, StudyRun
 
     begun = time.monotonic()
-    work = StudyRun(plan, ledger, lease, home, slots=runner.slots, changed=_both(changed, mirror))
+    observed = mirror.observe if mirror is not None else lambda _: None
+    work = StudyRun(
+        plan,
+        ledger,
+        lease,
+        home,
+        slots=runner.slots,
+        changed=_both(changed, mirror),
+        observed=observed,
+    )
     state, mirrored = "failed", None
     with Heartbeat(work.beat), _signals(work, say):
         try:

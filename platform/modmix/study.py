@@ -73,6 +73,7 @@ class StudyRun:
         home: for checkpoints and weights.
         slots: how many packs the runner trains at a time.
         changed: called (in the driver's thread) after something was recorded.
+        observed: called with every evaluation of a pack in training.
     """
 
     def __init__(
@@ -84,7 +85,9 @@ class StudyRun:
         *,
         slots: int,
         changed: Callable[[StudyRun], None] = lambda _: None,
+        observed: Callable[[Progress], None] = lambda _: None,
     ) -> None:
+        self._observed = observed
         self.plan = plan
         self._ledger = ledger
         self._lease = lease
@@ -295,6 +298,7 @@ class StudyRun:
                     self._ledger.update_pack(self.plan.name, pack, note=note)
                 case Progress(pack=pack):
                     self._progress[pack] = event
+                    self._observed(event)
                 case Finished():
                     pass
         if finished:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from modmix.encoders.mlp import MLP
 from modmix.encoders.table import ENCODERS
 from modmix.methods.table import METHODS
