@@ -297,18 +297,23 @@ def _run(
             if work.reused > found:  # a search meets known points only when it proposes them
                 say(f"{work.reused} replicates were found in the ledger and are reused")
             work.let_go()
-            state = "stopped" if work.stopping else "finished"
-            if state == "finished":
-                state = "stopped"
-                work.check_complete()
+            state = "stopped"
+            work.check_complete()
+            if work.finished:
                 state = "finished"
         except KeyboardInterrupt:
             work.stop()
             work.let_go()
             state = "stopped"
         finally:
-            _end(plan, ledger, home, mirrored, state, time.monotonic() - begun, say)
-    if work.stopping:
+            if not work.taken_over:
+                _end(plan, ledger, home, mirrored, state, time.monotonic() - begun, say)
+    if work.taken_over:
+        raise LeaseError(
+            f"study {plan.name!r} was taken over by another driver after this one gave no sign of "
+            "life for a minute: let that one finish"
+        )
+    if state == "stopped":
         left = sum(s not in ENDED for s in ledger.replicate_states(plan.name).values())
         raise Interrupted(
             f"study {plan.name} was stopped with {left} replicates to go: what is finished is "

@@ -161,5 +161,14 @@ def group(
     for members in structures.values():
         parts = max(math.ceil(len(members) / max_models), min(shares, len(members)))
         bounds = [round(i * len(members) / parts) for i in range(parts + 1)]
+        if members[0].training.get("halving"):
+            bounds = sorted({_point_border(members, bound) for bound in bounds})
         packs += [tuple(members[a:b]) for a, b in pairwise(bounds)]
     return packs
+
+
+def _point_border(members: Sequence[Replicate], bound: int) -> int:
+    """The last border between two points at or before ``bound``; halving compares whole points."""
+    while 0 < bound < len(members) and members[bound - 1].point == members[bound].point:
+        bound -= 1
+    return bound

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -169,6 +170,7 @@ class Plan:
             "rows": {name: split.rows for name, split in data.splits.items()},
             "modmix": VERSION,
             "numerics": NUMERICS_VERSION,
+            "git": _commit(),
             **_versions(),
         }
 
@@ -335,6 +337,24 @@ def _versions() -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------- checking against the data
+
+
+def _commit() -> str | None:
+    """The commit of the code, marked where it has changes; None outside a checkout."""
+    folder = Path(__file__).parent
+    if not any((parent / ".git").exists() for parent in folder.parents):
+        return None
+    try:
+        told = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--abbrev=12", "--dirty=+changes"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return told.stdout.strip() or None
 
 
 def _merge(first: Sequence[Problem], second: Sequence[Problem]) -> list[Problem]:

@@ -24,7 +24,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from modmix.errors import InputError, RunnerError
+from modmix.errors import Incomplete, InputError, RunnerError
 from modmix.packing import Event, Pack
 from modmix.runners import IDLE_SECONDS, Work, cpu_count, describe, is_of_machine, together, train
 
@@ -45,6 +45,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 # How long a worker may take to reach its next evaluation after it was told to stop.
 STOP_SECONDS = 20.0
+# A machine that cannot train (no data, no driver) would otherwise take, and fail, pack after pack.
+FAILED_PAUSE_SECONDS = 5.0
+LOOPBACK = "127.0.0.1"
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
@@ -96,14 +99,14 @@ class RayRunner:
 
     def _start_here(self) -> None:
         gpus = None if self._gpus else 0
-        with _quiet():
+        with _quiet(), _on_loopback():
             ray.init(
                 num_cpus=self._workers,
                 num_gpus=gpus,
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.WARNING,
-                _node_ip_address="127.0.0.1",  # nothing listens beyond this machine
+                _node_ip_address=LOOPBACK,
                 # Packs hand over small events; the default takes a third of the memory.
                 object_store_memory=256 * 1024**2,
             )
@@ -168,9 +171,17 @@ class RayRunner:
             with _quiet():
                 tuner.fit()
             bridge.drain()
+        except ray.exceptions.RayError as error:
+            bridge.error = bridge.error or error
         finally:
-            ray.kill(mailbox)
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.kill(mailbox)
             shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(bridge.error, ray.exceptions.RayError):
+            raise Incomplete(
+                f"the Ray cluster was lost ({_first_line(bridge.error)}): what is finished is "
+                "kept, the same command continues"
+            ) from bridge.error
         if bridge.error is not None:
             raise bridge.error
         if not work.finished and not work.stopping:
@@ -218,6 +229,8 @@ def _train_pack(config: Mapping[str, Any], *, mailbox: Any, gpus: float, threads
                 break
     except Exception as error:
         failure, of_machine = describe(error), is_of_machine(error)
+        if of_machine:
+            time.sleep(FAILED_PAUSE_SECONDS)
     ray.get(mailbox.put.remote(pack.id, _End(failure, of_machine)))
     tune.report({"ended": True})
 
@@ -358,7 +371,12 @@ def _check_address(address: str) -> None:
     """See within seconds whether anything answers; Ray itself would try for ten minutes."""
     if address in ("auto", "local"):
         return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if "://" in address:
+        raise InputError(
+            f"the address of a Ray cluster must be host:port, got {address!r}: the Ray Client's "
+            "protocol cannot carry a study; type the command on a machine of the cluster"
+        )
+    host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
         raise InputError(
             f"the address of a Ray cluster must be host:port or auto, got {address!r}: give what "
@@ -371,6 +389,23 @@ def _check_address(address: str) -> None:
             f"no Ray cluster answers at {address} ({error.strerror or error}): check the address, "
             "and that `ray start --head` ran there"
         ) from error
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Any:
+    """Nothing of a cluster started here listens beyond this machine.
+
+    Ray replaces a loopback address by the machine's own, because other nodes could not reach it;
+    a cluster of one has no other nodes.
+    """
+    services = ray._private.services
+    before = services.resolve_ip_for_localhost, services.get_node_ip_address
+    services.resolve_ip_for_localhost = lambda host: host
+    services.get_node_ip_address = lambda *_, **__: LOOPBACK
+    try:
+        yield
+    finally:
+        services.resolve_ip_for_localhost, services.get_node_ip_address = before
 
 
 @contextlib.contextmanager

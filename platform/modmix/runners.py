@@ -7,16 +7,21 @@ pack is tried again is the study's business.
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import time
 import traceback
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from typing import Protocol
 
-from modmix.errors import InputError, ModmixError, RunnerError
-from modmix.packing import Event, Finished, Pack
+from modmix.errors import DataError, InputError, ModmixError, RunnerError
+from modmix.packing import Event, Finished, Pack, Progress
 
 IDLE_SECONDS = 0.2
+
+_DEVICE = re.compile(r"CUDA|cuDNN|cuBLAS|NCCL|HIP error|device-side|out of memory")
 
 
 class Work(Protocol):
@@ -112,7 +117,9 @@ class LocalRunner:
         work.ended(pack.id)
 
 
-def train(pack: Pack, *, gpus: float = 0, threads: int | None = None) -> Iterator[Event]:
+def train(
+    pack: Pack, *, gpus: float = 0, threads: int | None = None
+) -> Generator[Event, None, None]:
     """Load a pack's data and train it here; what every runner does on the machine it chose.
 
     Raises:
@@ -127,7 +134,28 @@ def train(pack: Pack, *, gpus: float = 0, threads: int | None = None) -> Iterato
             f"task {pack.task.name}: the data on this machine has fingerprint {data.fingerprint}, "
             f"the study was planned with {pack.task.fingerprint}: put the same file on every node"
         )
-    return train_pack(pack, data, device=_device(gpus), threads=threads)
+    return _traced(train_pack(pack, data, device=_device(gpus), threads=threads))
+
+
+def _traced(events: Generator[Event, None, None]) -> Generator[Event, None, None]:
+    """With MODMIX_TRACE, note every evaluation in that file: who trained what, and when.
+
+    One line of JSON each, appended by all processes; it answers what no result can: whether
+    anything was trained that did not need to be.
+    """
+    path = os.environ.get("MODMIX_TRACE")
+    with closing(events):
+        for event in events:
+            if path and isinstance(event, Progress):
+                line = {
+                    "time": time.time(),
+                    "process": os.getpid(),
+                    "epoch": event.epoch,
+                    "replicates": sorted(event.metrics),
+                }
+                with open(path, "a") as file:
+                    file.write(json.dumps(line) + "\n")
+            yield event
 
 
 def _device(gpus: float) -> str:
@@ -143,27 +171,42 @@ def _device(gpus: float) -> str:
     return "cuda"
 
 
-def together(events: Iterable[Event]) -> Generator[list[Event], None, None]:
-    """Join replicates that finish at the same moment, so that they are recorded as one."""
+def together(events: Generator[Event, None, None]) -> Generator[list[Event], None, None]:
+    """Join replicates that finish at the same moment, so that they are recorded as one.
+
+    Closing this closes ``events``, which lets a pack write its checkpoint.
+    """
     finished: list[Event] = []
-    for event in events:
-        if isinstance(event, Finished):
-            finished.append(event)
-            if len(finished) >= 256:
+    with closing(events):
+        for event in events:
+            if isinstance(event, Finished):
+                finished.append(event)
+                if len(finished) >= 256:
+                    yield finished
+                    finished = []
+                continue
+            if finished:
                 yield finished
                 finished = []
-            continue
-        if finished:
-            yield finished
-            finished = []
-        yield [event]
+            yield [event]
     if finished:
         yield finished
 
 
 def is_of_machine(error: BaseException) -> bool:
-    """Whether a failure says something about the machine rather than about the point."""
-    return isinstance(error, (ModmixError, OSError, MemoryError))
+    """Whether a failure says something about the machine rather than about the point.
+
+    A device's faults come as plain RuntimeErrors; values that do not fit together come as
+    InputErrors and would fail anywhere.
+    """
+    if isinstance(error, InputError) and not isinstance(error, DataError):
+        return False
+    if isinstance(error, (ModmixError, OSError, MemoryError)):
+        return True
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"AcceleratorError", "OutOfMemoryError"}) or (
+        isinstance(error, RuntimeError) and _DEVICE.search(str(error)) is not None
+    )
 
 
 def describe(error: BaseException) -> str:

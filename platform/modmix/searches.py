@@ -42,6 +42,8 @@ class Searches:
         self._ledger = ledger
         self._book = book
         self._slots = slots
+        # Over all starts of the study, so that a finished one asks for nothing when run again.
+        self._spent_before = ledger.study(plan.name).wall_seconds
         self._began = time.monotonic()
         self._all: list[Search] = []
 
@@ -88,7 +90,7 @@ class Searches:
     def _spent(self, search: Search) -> bool:
         """Whether the budget is used up, or this search has reached its target."""
         budget = self._plan.spec.budget
-        minutes = (time.monotonic() - self._began) / 60
+        minutes = (self._spent_before + time.monotonic() - self._began) / 60
         if budget.wall_minutes is not None and minutes >= budget.wall_minutes:
             return True
         if budget.device_hours is not None:

@@ -15,6 +15,7 @@ same members so that its checkpoint fits.
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections import deque
@@ -22,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from modmix.book import Book
-from modmix.errors import Incomplete, LeaseError, LedgerError
+from modmix.errors import Incomplete, LedgerError
 from modmix.home import Home, write_bytes
 from modmix.ledger import (
     ENDED,
@@ -196,6 +197,7 @@ class StudyRun:
         rest = {key for key in self._book.replicates if self._is_open(key)}
         for pack in self._ledger.packs(self.plan.name):
             if pack.state != "interrupted":
+                self._remove_checkpoint(pack.id)  # a kill may have come between both
                 continue
             members = tuple(key for key in pack.replicates if key in self._book.replicates)
             if members == pack.replicates and rest & set(members):
@@ -224,7 +226,12 @@ class StudyRun:
 
     @property
     def stopping(self) -> bool:
-        return self._stop.is_set() or self._lost_lease.is_set()
+        return self._stop.is_set() or self.taken_over
+
+    @property
+    def taken_over(self) -> bool:
+        """Another driver has this study: nothing more may be written for it."""
+        return self._lost_lease.is_set()
 
     def stop(self) -> None:
         """Ask to stop; safe from a signal handler."""
@@ -235,11 +242,6 @@ class StudyRun:
         return not (self._queue or self._out or self._elsewhere or self._searches.wants_more())
 
     def next_pack(self) -> Pack | None:
-        if self._lost_lease.is_set():
-            raise LeaseError(
-                f"study {self.plan.name!r} was taken over by another driver after this one gave no "
-                "sign of life for a minute: let that one finish"
-            )
         while not self.stopping:
             if not self._queue:
                 self._ask()
@@ -337,12 +339,12 @@ class StudyRun:
 
     def ended(self, pack: str, failure: str = "", *, of_machine: bool = True) -> None:
         gone = self._out.pop(pack, None)
-        self._progress.pop(pack, None)
         if gone is None:
             return
         left = [r.key for r in gone.replicates if self._book.states[r.key] not in ENDED]
         if not left:
             self._ledger.update_pack(self.plan.name, pack, state="done")
+            self._remove_checkpoint(pack)
         elif failure and not of_machine:
             self._finish(
                 [Finished(pack=pack, replicate=k, state="failed", reason=failure) for k in left]
@@ -350,6 +352,7 @@ class StudyRun:
             self._ledger.update_pack(self.plan.name, pack, state="done", failed=True)
         else:
             self._interrupt(gone, left, failure)
+        self._progress.pop(pack, None)
         self._changed(self)
 
     def _interrupt(self, pack: Pack, left: Sequence[str], failure: str) -> None:
@@ -359,17 +362,22 @@ class StudyRun:
             self._book.states[key] = "interrupted"
         if self.stopping:
             return
-        self._failures[pack.id] = self._failures.get(pack.id, 0) + 1
+        advanced = self._progress.get(pack.id) is not None  # a machine that dies now and then
+        self._failures[pack.id] = 1 if advanced else self._failures.get(pack.id, 0) + 1
         if self._failures[pack.id] > MAX_FAILURES:
             self._given_up[pack.id] = failure
         else:
             self._queue.append(tuple(r.key for r in pack.replicates))
 
+    def _remove_checkpoint(self, pack: str) -> None:
+        """Only now: the checkpoint protects the pack's results until the ledger has them all."""
+        shutil.rmtree(self._home.checkpoints / pack, ignore_errors=True)
+
     def tick(self) -> None:
         """Look, now and then, at what other drivers have finished or dropped."""
         if self._elsewhere and time.monotonic() - self._looked > 2.0:
             self._looked = time.monotonic()
-            self._ledger.recover(self.plan.name)
+            self._ledger.recover(self.plan.name, packs=False)
             self.reused += self._ledger.adopt(self.plan.name)
             freed = []
             for record in self._ledger.replicates(self.plan.name):

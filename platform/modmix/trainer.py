@@ -108,8 +108,6 @@ class _Run:
         except GeneratorExit:  # asked to stop: the next call goes on from right here
             self._save()
             raise
-        if self.pack.checkpoint is not None:
-            checkpoint.remove(Path(self.pack.checkpoint))
 
     def _next_evaluation(self) -> list[Event]:
         """Train up to the next evaluation, decide who goes on, and be ready for what follows."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import signal
 import socket
@@ -65,6 +67,7 @@ class Place:
             **inherited,
             "MODMIX_HOME": str(self.home.path),
             "MODMIX_CHECKPOINT_SECONDS": "0",
+            "MODMIX_TRACE": str(self.folder / "trace"),
             "OMP_NUM_THREADS": "1",
             **self.environment,
         }
@@ -97,6 +100,19 @@ class Place:
     def finished(self) -> dict[str, float]:
         """When each finished replicate was recorded, by key."""
         return {r.key: r.finished for r in self.replicates() if r.finished is not None}
+
+    def trained_after_its_end(self) -> list[tuple[str, float]]:
+        """Evaluations of replicates that had a result by then: there must be none."""
+        finished = self.finished()
+        wrong = []
+        for line in (self.folder / "trace").read_text().splitlines():
+            noted = json.loads(line)
+            wrong += [
+                (key, noted["epoch"])
+                for key in noted["replicates"]
+                if noted["time"] > finished.get(key, math.inf)
+            ]
+        return wrong
 
     def results(self) -> dict[tuple[str, int], tuple[float, ...]]:
         """Everything measured, by point and seed, and the histories."""

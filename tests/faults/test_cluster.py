@@ -131,4 +131,5 @@ def test_a_node_dies_and_the_study_finishes(
     after = place.finished()
     assert before.items() <= after.items()
     assert len(after) == MODELS
+    assert {r.state for r in place.replicates()} == {"done"}
     same_as(place)

@@ -552,7 +552,6 @@ def test_threads_share_a_ledger(ledger: Ledger) -> None:
     ("url", "why"),
     [
         ("sqlite:////no/such/folder/ledger.db", "unable to open database file"),
-        ("nonsense", "Could not parse SQLAlchemy URL"),
         ("mysql://host/db", "No module named 'MySQLdb'"),
         ("postgresql+psycopg://me:secret@127.0.0.1:1/db", "connection"),
     ],
@@ -596,3 +595,17 @@ def test_damage_in_the_middle_is_a_ledger_error(tmp_path: Path) -> None:
         ledger.study("s")
     assert e.value.exit_code == 3
     ledger.close()
+
+
+@pytest.mark.parametrize("url", ["nonsense", "postgresql+psycopg://me:hunter2@db:port/x"])
+def test_what_is_no_url_is_not_repeated(url: str) -> None:
+    with pytest.raises(InputError, match=r"^MODMIX_LEDGER is not a database URL: write ") as e:
+        Ledger(url)
+    assert "hunter2" not in str(e.value)
+
+
+def test_a_password_in_the_query_is_not_shown() -> None:
+    with pytest.raises(InputError) as e:
+        Ledger("postgresql+psycopg://me@127.0.0.1:1/db?password=hunter2")
+    assert "hunter2" not in str(e.value)
+    assert "127.0.0.1:1/db" in str(e.value)

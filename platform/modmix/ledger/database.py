@@ -133,16 +133,27 @@ class Database:
     def __init__(self, url: str) -> None:
         try:
             self.url = sa.make_url(url)
+        except (sa.exc.SQLAlchemyError, ValueError):
+            # Nothing of the text is repeated: what cannot be parsed may hold a password anywhere.
+            raise InputError(
+                "MODMIX_LEDGER is not a database URL: write postgresql+psycopg://user@host/name "
+                "(a password's special characters as %XX), or unset it"
+            ) from None
+        try:
             self._engine = sa.create_engine(self.url, **self._options())
             if self.url.get_backend_name() == "sqlite":
                 sa.event.listen(self._engine, "connect", _configure_sqlite)
             self._create_tables()
         except (sa.exc.SQLAlchemyError, ModuleNotFoundError) as error:
-            shown = self.url.render_as_string(hide_password=True) if hasattr(self, "url") else ""
             raise InputError(
-                f"the ledger {shown or 'named by MODMIX_LEDGER'} cannot be opened "
+                f"the ledger {self.shown} cannot be opened "
                 f"({_first_line(error)}): check the path or the database, or unset MODMIX_LEDGER"
             ) from error
+
+    @property
+    def shown(self) -> str:
+        """The URL for messages: without a password, wherever the URL holds it."""
+        return self.url.set(query={}).render_as_string(hide_password=True)
 
     def _create_tables(self) -> None:
         # Two processes that meet a new database both find a table missing, and the slower one is
@@ -168,7 +179,7 @@ class Database:
                 db.execute(sa.insert(VERSION).values(version=SCHEMA_VERSION))
             elif set(found) != {SCHEMA_VERSION}:
                 raise InputError(
-                    f"the ledger {self.url.render_as_string(hide_password=True)} has version "
+                    f"the ledger {self.shown} has version "
                     f"{found[0]}, this modmix reads version {SCHEMA_VERSION}: use the modmix that "
                     "wrote it, or set MODMIX_HOME to a new folder"
                 )
@@ -188,7 +199,7 @@ class Database:
                 yield connection
         except sa.exc.SQLAlchemyError as error:
             raise LedgerError(
-                f"the ledger {self.url.render_as_string(hide_password=True)} could not be used "
+                f"the ledger {self.shown} could not be used "
                 f"({_first_line(error)}): mend that, then type the same command again; "
                 "what was recorded is kept"
             ) from error

@@ -57,8 +57,11 @@ class Results(Database):
         with self._transaction() as db:
             return {row.key: row.state for row in db.execute(query)}
 
-    def recover(self, study: str) -> int:
-        """Mark as interrupted what is running without a living owner; return how many."""
+    def recover(self, study: str, *, packs: bool = True) -> int:
+        """Mark as interrupted what is running without a living owner; return how many.
+
+        ``packs``: the study's running packs as well, which is right before any is handed out.
+        """
         with self._transaction() as db:
             living = [row.lease_token for row in db.execute(sa.select(STUDIES)) if is_alive(row)]
             orphaned = (REPLICATES.c.state == "running") & (
@@ -70,11 +73,12 @@ class Results(Database):
                 .where(orphaned, REPLICATES.c.key.in_(mine))
                 .values(state="interrupted", owner=None)
             )
-            db.execute(
-                sa.update(PACKS)
-                .where(PACKS.c.study == study, PACKS.c.state == "running")
-                .values(state="interrupted")
-            )
+            if packs:
+                db.execute(
+                    sa.update(PACKS)
+                    .where(PACKS.c.study == study, PACKS.c.state == "running")
+                    .values(state="interrupted")
+                )
         return int(found.rowcount)
 
     def adopt(self, study: str) -> int:

@@ -58,7 +58,7 @@ class Studies(Database):
             known = [record.name for record in self.studies()]
             listing = f"it knows {', '.join(known[:10])}" if known else "it is empty"
             raise InputError(
-                f"no study {name!r} in the ledger {self.url.render_as_string(hide_password=True)} "
+                f"no study {name!r} in the ledger {self.shown} "
                 f"({listing}): run its file first, or set MODMIX_HOME to the folder it ran in"
             )
         return _study_record(row)

@@ -1,6 +1,8 @@
 """Late fusion, eq. 2: p = F(h_1(v_1), …, h_M(v_M)).
 
-The classifiers share no parameter and no loss, so one program trains them as if each were alone.
+The classifiers share no parameter and no loss, so one program trains them as if each were alone;
+what is counted per model is shared, though: a clip norm acts on all gradients together, and the
+best epoch and patience are those of the combination.
 """
 
 from __future__ import annotations
