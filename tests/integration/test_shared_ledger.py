@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,43 @@ def test_two_drivers_at_once_train_nothing_twice(tmp_path: Path) -> None:
     trained = [r.key for records in found.values() for r in records if r.origin == "trained"]
     assert sorted(trained) == sorted({r.key for r in found["one"]})
     opened.close()
+
+
+EDITS: dict[str, Callable[[str], str]] = {
+    "as it was": lambda text: text,
+    "another seed": lambda text: text.replace("seeds: 3", "seeds: 4"),
+    "more points": lambda text: text.replace("points: 4", "points: 6"),
+    "a part less, which showed more": lambda text: re.sub(r"\n  same: .*", "", text),
+    "a part of another name": lambda text: text.replace("  search:\n", "  tuned:\n"),
+    "a constant spelled out": lambda text: text.replace(
+        "beta: {grid", "momentum: 0.9, beta: {grid"
+    ),
+    "other training": lambda text: text.replace("epochs: 3", "epochs: 2"),
+    "another space": lambda text: text.replace("[0.003, 0.01]", "[0.003, 0.01, 0.02]"),
+    "back again": lambda text: text,
+}
+
+
+@pytest.mark.parametrize("environment", ["sqlite"], indirect=True)
+@pytest.mark.usefixtures("environment")
+def test_a_study_file_may_be_edited_at_any_time(tmp_path: Path) -> None:
+    """Whatever has changed, all that the file asks for gets a result, and nothing else is left."""
+    text = STUDY.replace("NAME", "one")
+    path = tmp_path / "one.yaml"
+    trained_before: set[str] = set()
+    for what, edit in EDITS.items():
+        path.write_text(edit(text))
+        study = modmix.run(path, runner="local", mlflow=False)
+        status = study.status()
+        assert status["state"] == "finished", what
+        assert status["points"]["done"] == status["points"]["total"] > 0, what
+        opened = ledger(tmp_path)
+        records = opened.replicates("one")
+        assert {e.point for e in opened.entries("one")} == {r.point for r in records}, what
+        assert {p.key for p in opened.points("one")} == {r.point for r in records}, what
+        assert {r.attempts for r in records} == {1}, what
+        now = {r.key for r in records}
+        if what in ("a constant spelled out", "back again"):
+            assert now <= trained_before, what
+        trained_before |= now
+        opened.close()

@@ -266,6 +266,20 @@ def test_numbers_are_not_given_twice(ledger: Ledger) -> None:
     assert [(p.key, p.number) for p in ledger.points("s")] == [("b", 1), ("c", 2), ("d", 3)]
 
 
+def test_a_point_may_take_over_another_s_replicates(ledger: Ledger) -> None:
+    """A changed study file shows more of the same models: new points, old results."""
+    lease = start(ledger)
+    ledger.add("s", [point("a")], [])
+    ledger.finish(lease, [Result(replicate="a-0", state="done")])
+    wider = NewPoint(key="wider", method="mul", params={}, replicates=[("a-0", 0), ("a-1", 1)])
+    ledger.add("s", [wider], [])
+    ledger.keep_only_points("s", ["wider"], ["a-0", "a-1"])
+    assert [(r.key, r.point, r.state, r.origin) for r in ledger.replicates("s")] == [
+        ("a-0", "wider", "done", "trained"),
+        ("a-1", "wider", "pending", ""),
+    ]
+
+
 def test_entries_come_back_as_they_were(ledger: Ledger) -> None:
     start(ledger)
     proposal = {"rate": 0.1 + 0.2, "hidden": [64, 32], "merge": None, "deep": True, "n": 3}

@@ -65,6 +65,8 @@ class Asked(Database):
                     for p in points
                     for key, seed in p.replicates
                 ],
+                # A changed study file may show more or less of the same model: another point.
+                renew=["point"],
             )
             if entries:
                 db.execute(

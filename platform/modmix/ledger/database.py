@@ -205,15 +205,30 @@ class Database:
             ) from error
 
 
-def insert_new(db: sa.Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert the rows whose keys are not there yet, whoever else inserts them at this moment."""
+def insert_new(
+    db: sa.Connection,
+    table: Table,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    renew: Sequence[str] = (),
+) -> None:
+    """Insert the rows whose keys are not there yet, whoever else inserts them at this moment.
+
+    Of rows that are there, the columns ``renew`` are written anew.
+    """
     if not rows:
         return
     insert = postgresql.insert if db.dialect.name == "postgresql" else sqlite.insert
     # In one order everywhere: two transactions that wait for each other's rows would never end.
     columns = [column.name for column in table.primary_key]
     ordered = sorted(rows, key=lambda row: [row[name] for name in columns])
-    db.execute(insert(table).on_conflict_do_nothing(), ordered)
+    statement = insert(table)
+    if renew:
+        values = {name: statement.excluded[name] for name in renew}
+        statement = statement.on_conflict_do_update(index_elements=columns, set_=values)
+    else:
+        statement = statement.on_conflict_do_nothing()
+    db.execute(statement, ordered)
 
 
 # What a database says to the slower of two processes that create the same thing.
