@@ -386,7 +386,7 @@ PLACES = {
     "a ledger's address that is none": Case(
         command=("list",),
         environment={"MODMIX_LEDGER": "somewhere"},
-        lines=(r"the ledger named by MODMIX_LEDGER cannot be opened \(Could not parse .*",),
+        lines=(r"MODMIX_LEDGER is not a database URL: write .*",),
     ),
     "a ledger on no server": Case(
         command=("list",),
