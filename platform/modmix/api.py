@@ -313,11 +313,24 @@ def _run(
             f"study {plan.name!r} was taken over by another driver after this one gave no sign of "
             "life for a minute: let that one finish"
         )
+    if state == "finished":
+        _refuse_only_failures(work)
     if state == "stopped":
         left = sum(s not in ENDED for s in ledger.replicate_states(plan.name).values())
         raise Interrupted(
             f"study {plan.name} was stopped with {left} replicates to go: what is finished is "
             f"kept, 'modmix run {plan.source.name}' continues"
+        )
+
+
+def _refuse_only_failures(work: StudyRun) -> None:
+    """A study of which nothing came out is no success, although there is nothing left to do."""
+    status = work.status()
+    if status.points["failed"] and not status.points["done"]:
+        why = (status.failed or ["no reason recorded"])[0].strip().splitlines()[-1]
+        raise ModmixError(
+            f"every point of study {work.plan.name} failed ({why}): mend that, then add "
+            "--retry-failed to the same command"
         )
 
 

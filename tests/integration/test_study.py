@@ -223,6 +223,23 @@ parts:
     assert "diverged" in reasons.pop()
 
 
+def test_a_study_of_failures_is_no_success(tmp_path: Path) -> None:
+    path = tmp_path / "wild.yaml"
+    path.write_text(
+        """
+study: wild
+task: {name: digits, train_rows: 120}
+seeds: 1
+training: {epochs: 2, optimizer: sgd, learning_rate: 1.0e+30}
+parts: {all: {methods: {add: }}}
+"""
+    )
+    ran = cli(tmp_path / "runs", "run", str(path), "--local", "--no-mlflow")
+    assert ran.returncode == 1
+    assert "every point of study wild failed (diverged" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
 def test_every_study_file_has_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     from modmix import plan, spec
 
