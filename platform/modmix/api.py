@@ -285,6 +285,12 @@ def _run(
     with Heartbeat(work.beat), _signals(work, say):
         try:
             work.prepare()
+            if work.dropped:
+                say(
+                    f"{work.dropped} models that this study had before are no longer part of it: "
+                    "its file asks for other data, settings or points now (their results stay in "
+                    "the ledger; another name for the study keeps both)"
+                )
             found = work.reused
             if found:
                 say(f"{found} replicates were found in the ledger and are reused")
@@ -295,7 +301,7 @@ def _run(
                 runner.start()
                 runner.run(work)
             if work.reused > found:  # a search meets known points only when it proposes them
-                say(f"{work.reused} replicates were found in the ledger and are reused")
+                say(f"{work.reused} replicates found in the ledger are reused in all")
             work.let_go()
             state = "stopped"
             work.check_complete()
@@ -316,7 +322,8 @@ def _run(
     if state == "finished":
         _refuse_only_failures(work)
     if state == "stopped":
-        left = sum(s not in ENDED for s in ledger.replicate_states(plan.name).values())
+        counts = work.status().replicates  # with what the searches have not asked for yet
+        left = counts["total"] - sum(counts[state] for state in ENDED)
         raise Interrupted(
             f"study {plan.name} was stopped with {left} replicates to go: what is finished is "
             f"kept, 'modmix run {plan.source.name}' continues"
@@ -364,10 +371,7 @@ def _end(
     if mirror is not None:
         mirror.log_outputs(paths)
         if not mirror.close(state, timeout=120.0 if state == "finished" else 15.0):
-            say(
-                f"MLflow does not hold everything yet ({mirror.trouble}): "
-                f"'modmix sync {plan.name}' writes the rest"
-            )
+            say(f"MLflow does not hold everything yet: {mirror.trouble}")
 
 
 @contextmanager

@@ -112,6 +112,7 @@ class StudyRun:
         self._looked = time.monotonic()
         self.trained = 0
         self.reused = 0
+        self.dropped = 0  # models of the file as it was before
 
     # ------------------------------------------------------------ preparing
 
@@ -141,7 +142,7 @@ class StudyRun:
                 point = self.plan.point(entry.method, entry.proposal)
                 points[point.key] = point
         self._add(list(points.values()), entries)
-        ledger.keep_only_points(name, self._book.points, self._book.replicates)
+        self.dropped = ledger.keep_only_points(name, self._book.points, self._book.replicates)
         self.reused += ledger.adopt(name)
         self._read_results()
         self._searches.rebuild(known)

@@ -64,14 +64,14 @@ def test_driver_killed_at_random_moments(
         # With a checkpoint after every evaluation, or practically none.
         place.environment["MODMIX_CHECKPOINT_SECONDS"] = chance.choice(["0", "30"])
         process = place.start("run", str(place.file), "--local")
-        # Some kills hit the start, some the middle of a pack, some a moment after a result.
-        if chance.random() < 0.3:
-            time.sleep(chance.uniform(0.5, 4.0))
+        # Every second kill hits the start, wherever it is by then; the others come with a new
+        # result or a moment after it.
+        if kills % 2:
+            time.sleep(chance.uniform(0.5, 3.0))
         else:
-            more = len(before) + chance.choice([1, 1, 3, 6])
-            if not place.wait_for(min(more, MODELS - 1), process):
+            if not place.wait_for(min(len(before) + 1, MODELS - 1), process):
                 break
-            time.sleep(chance.uniform(0.0, 0.3))
+            time.sleep(chance.uniform(0.0, 0.2))
         if process.poll() is not None:
             break
         kill(process)

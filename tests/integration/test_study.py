@@ -107,7 +107,7 @@ def test_again_extended_and_shared(tmp_path: Path) -> None:
     other = local(write(tmp_path, "other", points=4, grid=[0, 1], seeds=2), home, say=said.append)
     assert other.status()["reused"] == 4 + 8  # both β, and the four points of the same search
     assert other.status()["trained"] == 0
-    assert any("12 replicates were found in the ledger and are reused" in text for text in said)
+    assert any("12 replicates found in the ledger are reused in all" in text for text in said)
 
 
 def test_reuse_can_be_turned_off(tmp_path: Path) -> None:

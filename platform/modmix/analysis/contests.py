@@ -19,7 +19,7 @@ from modmix.analysis.conditions import PREFIX, Condition
 from modmix.analysis.formats import Cell, Table
 from modmix.analysis.frames import STATISTICS, Snapshot, short
 from modmix.analysis.statistics import NOTHING, Estimate, Paired, Ranks
-from modmix.analysis.words import higher_is_better, metric_label, p_clause, plus_minus
+from modmix.analysis.words import TIE_DIGITS, higher_is_better, metric_label, p_clause, plus_minus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +206,7 @@ def _rank_cells(ranks: Ranks, methods: Sequence[str]) -> list[Cell]:
 def marks_of(means: Sequence[float], metric: str) -> list[str]:
     """ "best" and "second" among means; equal ones share a mark, a single one gets none."""
     sign = -1.0 if higher_is_better(metric) else 1.0
-    return _marks([sign * mean for mean in means])
+    return _marks([round(sign * mean, TIE_DIGITS) for mean in means])
 
 
 def _marks(costs: Sequence[float]) -> list[str]:

@@ -12,6 +12,7 @@ from modmix.analysis.contests import Contest, common, contests_of, ranks_over
 from modmix.analysis.frames import Snapshot
 from modmix.analysis.tables import Row, behind, result_rows, winner_of
 from modmix.analysis.words import (
+    TIE_DIGITS,
     higher_is_better,
     interval_text,
     metric_text,
@@ -118,7 +119,7 @@ def _distance(second: Row, metric: str) -> str:
             "they cannot be compared seed by seed."
         )
     gap, low, high = behind(test, metric)
-    if gap == 0:
+    if round(gap, TIE_DIGITS) == 0:
         return f"level with {second.label}."
     measure = " points" if unit(metric) == "%" else ""
     ahead = f"{metric_text(gap, metric)}{measure} ahead of {second.label}, the next method"

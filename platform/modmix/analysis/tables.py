@@ -18,6 +18,7 @@ from modmix.analysis.contests import against_best, conditions_table, marks_of
 from modmix.analysis.formats import Cell, Table
 from modmix.analysis.frames import STATISTICS, Snapshot, read, short
 from modmix.analysis.words import (
+    TIE_DIGITS,
     higher_is_better,
     interval_text,
     metric_label,
@@ -148,7 +149,11 @@ def winner_of(rows: Sequence[Row], metric: str) -> Row | None:
     """The row with the best mean on ``metric``; None when no row has one."""
     sign = -1.0 if higher_is_better(metric) else 1.0
     ranked = [row for row in rows if not math.isnan(row.best.estimates[metric].mean)]
-    return min(ranked, key=lambda row: sign * row.best.estimates[metric].mean, default=None)
+    return min(
+        ranked,
+        key=lambda row: round(sign * row.best.estimates[metric].mean, TIE_DIGITS),
+        default=None,
+    )
 
 
 def behind(test: statistics.Paired, metric: str) -> tuple[float, float, float]:

@@ -113,21 +113,25 @@ class Asked(Database):
                 sa.update(STUDIES).where(STUDIES.c.name == study).values(signatures=dump(now))
             )
 
-    def keep_only_points(
-        self, study: str, points: Iterable[str], replicates: Iterable[str]
-    ) -> None:
+    def keep_only_points(self, study: str, points: Iterable[str], replicates: Iterable[str]) -> int:
         """Drop from a study the points and replicates that its file no longer asks for.
 
         Their results stay in the ledger for whichever study asks for them.
+
+        Returns:
+            How many replicates were dropped.
         """
+        dropped: set[str] = set()
         with self._transaction() as db:
             for table, column, kept in (
                 (STUDY_POINTS, STUDY_POINTS.c.point, set(points)),
                 (STUDY_REPLICATES, STUDY_REPLICATES.c.replicate, set(replicates)),
             ):
                 mine = sa.select(column).where(table.c.study == study)
-                for key in set(db.execute(mine).scalars()) - kept:
+                dropped = set(db.execute(mine).scalars()) - kept
+                for key in dropped:
                     db.execute(sa.delete(table).where(table.c.study == study, column == key))
+        return len(dropped)
 
     def entries(self, study: str) -> list[Entry]:
         """All entries of a study, by part, method and number."""

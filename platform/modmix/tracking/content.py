@@ -368,13 +368,19 @@ def study_content(
         tags={
             **_shared_tags(study),
             "modmix.kind": "study",
-            "modmix.text": digest(study.text),
+            "modmix.text": asked_digest(study),
             "mlflow.note.content": _cut(_note(study, lines), _NOTE_LENGTH),
         },
         metrics=[
             Value(key=key, value=value, time=now, step=len(ended)) for key, value in rows.items()
         ],
     )
+
+
+def asked_digest(study: StudyRecord) -> str:
+    """Names what a study asks for: its file, and the data and numerics that it now means."""
+    details = study.details
+    return digest([study.text, study.spec, details.get("fingerprint"), details.get("numerics")])
 
 
 def best_points(

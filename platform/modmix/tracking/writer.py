@@ -19,6 +19,7 @@ from modmix.ledger import ENDED, Ledger, PointRecord, ReplicateRecord, StudyReco
 from modmix.packing import digest
 from modmix.tracking.content import (
     Content,
+    asked_digest,
     dataset,
     higher,
     live_content,
@@ -316,7 +317,7 @@ class Writer:
         # A ledger whose study run is in place speaks of this MLflow. Then only a run that is
         # running can be unknown to it, for it is noted before it ends. An edited study file,
         # however, may have dropped points, whose runs must be found to be deleted.
-        same_file = parent is not None and parent.tags.get("modmix.text") == digest(record.text)
+        same_file = parent is not None and parent.tags.get("modmix.text") == asked_digest(record)
         trusted = same_file and not rebuild and not restored
         runs = list(self._store.runs(experiment.id, running=trusted))
         self._parent = self._find_parent(record, experiment.id, runs, parent)
@@ -378,7 +379,7 @@ class Writer:
             tags = {
                 "modmix.kind": "study",
                 "modmix.study": record.name,
-                "modmix.text": digest(record.text),
+                "modmix.text": asked_digest(record),
             }
             started = int(record.created * 1000)
             return self._store.create_run(experiment, record.name, started=started, tags=tags)
