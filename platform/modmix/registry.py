@@ -80,6 +80,8 @@ def _study_file(record: StudyRecord, best: BestPoint, name: str, used: set[int])
         else None,
         "final": {"of": record.name, "method": best.method, "point": best.point},
         "resources": spec.get("resources") or None,
+        # A final run trains its own models: a result found elsewhere comes without its weights.
+        "reuse": False,
     }
     return {key: value for key, value in content.items() if value is not None}
 
