@@ -33,6 +33,7 @@ The modules, in reading order; each imports only what stands above it:
     registry    best points, final runs, registered models
     api         the whole of a run in one call
     display     what a person sees while a study runs
+    cli_data    the commands about a task's data
     cli         what people type
 
 For users: `run` starts or continues a study file and returns its `Study`; `open_study` opens a
