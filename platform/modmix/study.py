@@ -105,6 +105,7 @@ class StudyRun:
         self._progress: dict[str, Progress | None] = {}
         self._elsewhere: set[str] = set()  # replicates that another driver trains
         self._failures: dict[str, int] = {}
+        self._reached: dict[str, float] = {}  # pack -> epoch it had come to when its worker died
         self._given_up: dict[str, str] = {}  # pack -> last failure
         self._stop = threading.Event()
         self._lost_lease = threading.Event()
@@ -351,6 +352,7 @@ class StudyRun:
                 [Finished(pack=pack, replicate=k, state="failed", reason=failure) for k in left]
             )
             self._ledger.update_pack(self.plan.name, pack, state="done", failed=True)
+            self._remove_checkpoint(pack)
         else:
             self._interrupt(gone, left, failure)
         self._progress.pop(pack, None)
@@ -363,7 +365,12 @@ class StudyRun:
             self._book.states[key] = "interrupted"
         if self.stopping:
             return
-        advanced = self._progress.get(pack.id) is not None  # a machine that dies now and then
+        # Machines that die now and then are no reason to give up a pack that gets further each
+        # time; a pack that ends its worker at the same place every time would never end.
+        progress = self._progress.get(pack.id)
+        epoch = 0.0 if progress is None else progress.epoch
+        advanced = epoch > self._reached.get(pack.id, 0.0)
+        self._reached[pack.id] = max(epoch, self._reached.get(pack.id, 0.0))
         self._failures[pack.id] = 1 if advanced else self._failures.get(pack.id, 0) + 1
         if self._failures[pack.id] > MAX_FAILURES:
             self._given_up[pack.id] = failure

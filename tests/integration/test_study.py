@@ -223,6 +223,45 @@ parts:
     assert "diverged" in reasons.pop()
 
 
+@pytest.mark.parametrize("epochs", [[0] * 9, [2] * 9, [1, 2, 3, 4, 5, 6, 7, 8, 9]])
+def test_machines_that_fail_again_and_again(tmp_path: Path, epochs: list[int]) -> None:
+    """A pack that never gets further is given up; one that does is handed out every time."""
+    from modmix import api
+    from modmix.errors import Incomplete
+    from modmix.home import Home
+    from modmix.packing import Progress
+    from modmix.study import MAX_FAILURES, StudyRun
+
+    plan = api.make_plan(write(tmp_path, points=1, grid=[0.5], seeds=1))
+    home = Home(tmp_path / "runs")
+    home.make()
+    ledger = Ledger(home.ledger_url)
+    spec = plan.spec.model_dump(mode="json")
+    ledger.start_study("small", spec=spec, text="", source="", details={})
+    run = StudyRun(plan, ledger, ledger.acquire("small"), home, slots=1)
+    run.prepare()
+    first = run.next_pack()
+    assert first is not None
+    times = 0
+    for epoch in epochs:
+        times += 1  # noqa: SIM113  (read after the loop)
+        if epoch:
+            run.record([Progress(pack=first.id, epoch=epoch, epochs=9, active=1, metrics={})])
+        run.ended(first.id, "the worker process or its node died")
+        while (pack := run.next_pack()) is not None and pack.id != first.id:
+            pass  # the other packs are somewhere else
+        if pack is None:
+            break
+    given_up = times < len(epochs)
+    assert given_up == (epochs[0] == epochs[-1])
+    if given_up:
+        assert times == MAX_FAILURES + 1
+        with pytest.raises(Incomplete, match=r"failed 6 times \(the worker"):
+            run.check_complete()
+    else:
+        run.check_complete()
+
+
 def test_a_study_of_failures_is_no_success(tmp_path: Path) -> None:
     path = tmp_path / "wild.yaml"
     path.write_text(
