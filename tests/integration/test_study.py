@@ -244,7 +244,7 @@ def test_machines_that_fail_again_and_again(tmp_path: Path, epochs: list[int]) -
     assert first is not None
     times = 0
     for epoch in epochs:
-        times += 1  # noqa: SIM113  (read after the loop)
+        times += 1
         if epoch:
             run.record([Progress(pack=first.id, epoch=epoch, epochs=9, active=1, metrics={})])
         run.ended(first.id, "the worker process or its node died")
