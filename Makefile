@@ -1,5 +1,5 @@
 # Everything from a bare clone: each target installs what it needs into .venv first.
-# make demo | test | check | ui | install | clean
+# make demo | test | check | bench | ui | install | clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # One arithmetic thread a process: packs run side by side, one processor each.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo test check format ui clean
+.PHONY: install demo test check bench format ui clean
 
 install: $(STAMP)
 
@@ -35,6 +35,13 @@ check: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff format platform tests
 	$(BIN)/ruff check --fix platform tests
+
+# make bench ONLY=curve,driver: tests/benchmarks/README.md says which there are.
+bench: $(STAMP)
+	@if [ -z "$${MODMIX_TEST_DATA:-}" ] && [ -d ../shared/data ]; then \
+		MODMIX_TEST_DATA="$$(cd ../shared/data && pwd)"; export MODMIX_TEST_DATA; \
+	fi; \
+	$(BIN)/python -m tests.benchmarks --only "$(ONLY)"
 
 ui: $(STAMP)
 	$(BIN)/modmix ui

@@ -1,0 +1,145 @@
+"""One model trained by ordinary PyTorch, as fast as that goes.
+
+Batches are gathered once an epoch, nothing is read back inside one, evaluation runs in inference
+mode, the optimizer is fused. Of modmix only what makes the models the same is used: how a model is
+built and initialised, the order of the batches, and the data.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modmix.methods.model import Model, build_model
+from modmix.tasks.base import load_task
+from modmix.tasks.data import Data
+from modmix.training.batches import Order
+
+IMPLEMENTATIONS: Mapping[str, dict[str, bool]] = {
+    "fused": {"fused": True},
+    "foreach": {"foreach": True},
+    "one by one": {"foreach": False},
+}
+
+
+@dataclass
+class Part:
+    """One split as tensors."""
+
+    inputs: dict[str, Tensor]
+    labels: Tensor
+
+
+class Examples:
+    """A task's splits as tensors."""
+
+    def __init__(self, data: Data) -> None:
+        self.shapes, self.classes = data.shapes, data.classes
+        self.train, self.val, self.test = (
+            Part({n: torch.tensor(x) for n, x in s.inputs.items()}, torch.tensor(s.labels))
+            for s in (data.train, data.val, data.test)
+        )
+
+
+def read(path: Path) -> tuple[list[dict[str, Any]], Examples]:
+    """The models to train, and their data."""
+    given = json.loads(path.read_text())
+    models: list[dict[str, Any]] = given["models"]
+    return models, Examples(load_task(given["task"]["name"], given["task"]["options"]))
+
+
+def train(
+    spec: Mapping[str, Any],
+    examples: Examples,
+    *,
+    implementation: str = "fused",
+    report: Callable[[int, dict[str, float]], None] | None = None,
+) -> dict[str, Any]:
+    """Train one model; validation error after every epoch, test error once with the best weights.
+
+    ``report`` is called with the epoch (from 1) and its numbers. Returns the last training loss,
+    the best validation error and the test error (%).
+    """
+    t = spec["training"]
+    shapes, classes = examples.shapes, examples.classes
+    model = build_model(
+        spec["method"], spec["params"], spec["encoders"], shapes, classes, spec["seed"]
+    )
+    parameters = list(model.parameters())
+    optimizer = make_optimizer(model, t, implementation)
+    data = examples.train
+    order = Order(len(data.labels), t["batch_size"], torch.device("cpu"))
+    best, best_state = math.inf, {}
+    numbers: dict[str, float] = {}
+    for epoch in range(t["epochs"]):
+        for group in optimizer.param_groups:
+            group["lr"] = rate_at(t, epoch)
+        rows = order.epoch([spec["seed"]], epoch)[0][: order.steps * order.batch]
+        batches = [
+            torch.split(data.inputs[name].index_select(0, rows), order.batch)
+            for name in model.modalities
+        ]
+        targets = torch.split(data.labels.index_select(0, rows), order.batch)
+        total = torch.zeros(())
+        for step, target in enumerate(targets):
+            inputs = dict(zip(model.modalities, (batch[step] for batch in batches)))
+            optimizer.zero_grad(set_to_none=True)
+            loss = model.loss(model(inputs), target).mean()
+            loss.backward()  # type: ignore[no-untyped-call]
+            if t["clip_norm"] is not None:
+                nn.utils.clip_grad_norm_(parameters, t["clip_norm"], foreach=True)
+            optimizer.step()
+            total += loss.detach()
+        error = error_of(model, examples.val)
+        numbers = {"train/loss": total.item() / order.steps, "val/error": error}
+        if error < best:
+            best = error
+            best_state = {name: value.clone() for name, value in model.state_dict().items()}
+        if report is not None:
+            report(epoch + 1, numbers)
+    model.load_state_dict(best_state)
+    test = error_of(model, examples.test)
+    return {"train/loss": numbers["train/loss"], "val/error": best, "test/error": test}
+
+
+def error_of(model: Model, part: Part) -> float:
+    """Percentage of wrong predictions."""
+    model.eval()
+    with torch.inference_mode():
+        predicted = model.scores(model(part.inputs)).argmax(-1)
+        wrong = (predicted != part.labels).sum().item()
+    model.train()
+    return 100 * wrong / len(part.labels)
+
+
+def make_optimizer(model: Model, t: Mapping[str, Any], implementation: str) -> Any:
+    """The optimizer of torch.optim that the settings name."""
+    groups: list[dict[str, Any]] = [{"params": list(model.parameters()), "weight_decay": 0.0}]
+    if t["weight_decay"]:
+        everything = t["decay"] == "all"
+        decayed = [p for p in model.parameters() if everything or p.dim() >= 2]
+        others = [p for p in model.parameters() if not (everything or p.dim() >= 2)]
+        groups = [
+            {"params": decayed, "weight_decay": t["weight_decay"]},
+            {"params": others, "weight_decay": 0.0},
+        ]
+    how: dict[str, Any] = {"lr": t["learning_rate"], **IMPLEMENTATIONS[implementation]}
+    if t["optimizer"] == "sgd":
+        return torch.optim.SGD(groups, momentum=t["momentum"], nesterov=t["nesterov"], **how)
+    kind = torch.optim.Adam if t["optimizer"] == "adam" else torch.optim.AdamW
+    return kind(groups, betas=tuple(t["betas"]), eps=t["eps"], **how)
+
+
+def rate_at(t: Mapping[str, Any], epoch: int) -> float:
+    """The learning rate of an epoch (from 0)."""
+    if t["schedule"] == "exponential":
+        return float(t["learning_rate"] * t["decay_rate"] ** epoch)
+    assert t["schedule"] == "constant", t["schedule"]
+    return float(t["learning_rate"])

@@ -1,0 +1,211 @@
+"""Numbers in modmix_runs/bench.json, and BENCHMARKS.md made of them.
+
+bench.json has the key figures at the top, and under "details" a section per benchmark with its
+tables and the date and machine of its last run. A benchmark that did not run keeps what is there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from modmix.home import write_text
+from tests.benchmarks.harness import ROOT
+
+JSON_FILE = ROOT / "modmix_runs" / "bench.json"
+MARKDOWN_FILE = ROOT / "BENCHMARKS.md"
+
+KEYS = (
+    "curve_vs_ray",
+    "curve_vs_loop",
+    "search_vs_ray",
+    "higgs_vs_loop",
+    "higgs_step_over_floor",
+    "driver_ms_per_point_1000",
+    "driver_growth_10000",
+    "halving_epoch_share",
+    "prepare_vs_pyarrow",
+)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured number beside its target. ``key`` is its name in bench.json, "" for none."""
+
+    what: str
+    value: float
+    target: float
+    at_least: bool  # else: at most
+    unit: str = ""
+    key: str = ""
+    spread: str = ""
+
+    @property
+    def met(self) -> bool:
+        return self.value >= self.target if self.at_least else self.value <= self.target
+
+
+@dataclass(frozen=True)
+class Table:
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass
+class Section:
+    """What one benchmark has to say."""
+
+    name: str
+    title: str
+    text: str = ""  # what was measured, and how
+    figures: list[Figure] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def number(value: float, unit: str = "") -> str:
+    """Three digits that matter, with the unit."""
+    if not math.isfinite(value):
+        return "no number"
+    size = abs(value)
+    if size >= 1000:
+        text = f"{value:,.0f}"
+    elif size >= 100:
+        text = f"{value:.0f}"
+    elif size >= 10:
+        text = f"{value:.1f}"
+    else:
+        text = f"{value:.2f}" if size >= 1 or size == 0 else f"{value:.3g}"
+    return f"{text} {unit}" if unit and unit not in ("x", "%") else f"{text}{unit}"
+
+
+def between(values: Sequence[float], unit: str = "") -> str:
+    """The range of repeated values."""
+    if len(values) < 2:
+        return "1 run"
+    return f"{number(min(values))} to {number(max(values), unit)} ({len(values)} runs)"
+
+
+# ---------------------------------------------------------------- the numbers
+
+
+def read(path: Path = JSON_FILE) -> dict[str, Any]:
+    """What earlier runs have measured; empty when there is none."""
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {"details": {}}
+    return {**found, "details": dict(found.get("details") or {})}
+
+
+def save(
+    section: Section, machine: Mapping[str, str], seconds: float, path: Path = JSON_FILE
+) -> None:
+    """Put one benchmark's numbers in place of its former ones."""
+    found = read(path)
+    for figure in section.figures:
+        if figure.key:
+            assert figure.key in KEYS, figure.key
+            found[figure.key] = round(figure.value, 4)
+    found["details"][section.name] = {
+        **asdict(section),
+        "machine": dict(machine),
+        "seconds": round(seconds, 1),
+    }
+    ordered = {key: found[key] for key in KEYS if key in found}
+    write_text(path, json.dumps({**ordered, "details": found["details"]}, indent=1) + "\n")
+
+
+# ---------------------------------------------------------------- the page
+
+
+def render(found: Mapping[str, Any], order: Sequence[str]) -> str:
+    """BENCHMARKS.md from what bench.json holds."""
+    details = {name: found["details"][name] for name in order if name in found["details"]}
+    lines = [
+        "# Benchmarks",
+        "",
+        "Written by `make bench`; how each number is measured stands in",
+        "[tests/benchmarks/README.md](tests/benchmarks/README.md). Numbers are medians; the peers of",
+        "a comparison took turns with modmix in the same run. A ratio above 1 means that modmix is",
+        "faster.",
+        "",
+        "| measured | value | target | |",
+        "|---|---:|---:|---|",
+    ]
+    lines += [
+        _figure_row(figure, link=f"[{figure['what']}](#{name})")
+        for name, section in details.items()
+        for figure in section["figures"]
+    ]
+    for name, section in details.items():
+        lines += ["", f'<a id="{name}"></a>', "", *_section(section)]
+    return "\n".join(lines) + "\n"
+
+
+def _figure_row(figure: Mapping[str, Any], link: str) -> str:
+    value, target = (
+        number(figure["value"], figure["unit"]),
+        number(figure["target"], figure["unit"]),
+    )
+    bound = "≥" if figure["at_least"] else "≤"
+    met = Figure(**figure).met
+    return f"| {link} | {value} | {bound} {target} | {'met' if met else '**missed**'} |"
+
+
+def _section(section: Mapping[str, Any]) -> list[str]:
+    lines = [f"## {section['title']}"]
+    if section["text"]:
+        lines += ["", section["text"]]
+    if section["figures"]:
+        lines += ["", "| measured | value | target | | range |", "|---|---:|---:|---|---|"]
+        lines += [
+            f"{_figure_row(figure, figure['what'])} {figure['spread']} |"
+            for figure in section["figures"]
+        ]
+    for table in section["tables"]:
+        lines += ["", *_table(table)]
+    if section["notes"]:
+        lines += ["", *(f"- {note}" for note in section["notes"])]
+    machine = section["machine"]
+    measured = (
+        f"Measured {machine['date']} in {section['seconds']:.0f} s on {machine['cpu']}, "
+        f"{machine['cores']} cores, {machine['memory']}, GPU: {machine['gpu']}; "
+        f"{machine['versions']} ({machine['commit']}); load before: {machine['load']}."
+    )
+    return [*lines, "", measured]
+
+
+def _table(table: Mapping[str, Any]) -> list[str]:
+    lines = [f"{table['caption']}:", ""] if table["caption"] else []
+    lines.append("| " + " | ".join(table["columns"]) + " |")
+    lines.append("|---" + "|---:" * (len(table["columns"]) - 1) + "|")
+    return lines + ["| " + " | ".join(row) + " |" for row in table["rows"]]
+
+
+def shown(section: Section) -> str:
+    """A section for the terminal."""
+    lines = [f"== {section.title}"]
+    for figure in section.figures:
+        bound = "at least" if figure.at_least else "at most"
+        lines.append(
+            f"   {figure.what}: {number(figure.value, figure.unit)} "
+            f"[{'met' if figure.met else 'MISSED'}: {bound} {number(figure.target, figure.unit)}]"
+            + (f"  ({figure.spread})" if figure.spread else "")
+        )
+    for table in section.tables:
+        cells = [list(table.columns), *(list(row) for row in table.rows)]
+        widths = [max(len(row[i]) for row in cells) for i in range(len(table.columns))]
+        if table.caption:
+            lines.append(f"   {table.caption}:")
+        for row in cells:
+            padded = [row[0].ljust(widths[0])]
+            padded += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:])]
+            lines.append("     " + "  ".join(padded))
+    lines += [f"   - {note}" for note in section.notes]
+    return "\n".join(lines)

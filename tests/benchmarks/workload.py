@@ -1,0 +1,178 @@
+"""Studies, the same models for the peers, and whether both learned the same."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from tests.benchmarks.harness import MODMIX, PYTHON, BenchmarkError, Run, command, environment
+
+COMPARED = ("train/loss", "val/error", "test/error")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a model has learned: its last training loss, and errors with its best weights (%)."""
+
+    loss: float
+    val: float
+    test: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two contestants are from each other over the models both have trained.
+
+    Losses relative to ours, errors in points of percent; ``val`` and ``test`` are differences of
+    the means over models.
+    """
+
+    models: int
+    loss_median: float
+    loss_largest: float
+    val: float
+    test: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.models} models compared: last training loss differs by "
+            f"{100 * self.loss_median:.2g} % (median; largest {100 * self.loss_largest:.2g} %), "
+            f"mean validation error by {self.val:+.2f}, test error by {self.test:+.2f} points"
+        )
+
+
+# The same sums in another order drift apart over hundreds of steps; other weights, batches or
+# settings would be far outside of these.
+LOSS_MEDIAN, LOSS_LARGEST, ERROR_POINTS = 0.01, 0.25, 0.25
+
+
+def modmix_run(
+    study: Path, home: Path, *, data: Path, tracking: str | None, trace: Path | None = None
+) -> Run:
+    """The real command from start to exit, in a results folder of its own."""
+    env = environment(
+        MODMIX_HOME=home,
+        MODMIX_DATA=data,
+        MODMIX_LEDGER=None,
+        MLFLOW_TRACKING_URI=tracking,
+        MODMIX_TRACE=trace,
+        RAY_ADDRESS=None,
+        OMP_NUM_THREADS="1",
+    )
+    return command([MODMIX, "run", study], env=env, cwd=study.parent)
+
+
+def our_results(home: Path, study: str) -> dict[str, Result]:
+    """What the ledger holds, by replicate."""
+    from modmix.home import Home
+    from modmix.ledger import Ledger
+
+    ledger = Ledger(f"sqlite:///{Home(home).path / 'ledger.db'}")
+    try:
+        records = [r for r in ledger.replicates(study) if r.state == "done"]
+        histories = ledger.histories([r.key for r in records])
+    finally:
+        ledger.close()
+    return {
+        r.key: Result(
+            histories[r.key]["train/loss"][-1], r.metrics["val/error"], r.metrics["test/error"]
+        )
+        for r in records
+    }
+
+
+def write_models(study: Path, target: Path, *, data: Path) -> int:
+    """Write every model of a study's grids for the peers; return how many there are."""
+    words = [PYTHON, "-m", "tests.benchmarks.workload", str(study), str(target)]
+    run = command(words, env=environment(MODMIX_DATA=data))
+    return int(run.output.split()[-1])
+
+
+def compare(ours: Mapping[str, Result], theirs: Mapping[str, Result], who: str) -> Difference:
+    """Hold what a peer has learned against ours, model by model.
+
+    Raises:
+        BenchmarkError: they have nothing in common, or differ by more than sums in another order.
+    """
+    both = sorted(ours.keys() & theirs.keys())
+    if not both or len(both) < len(theirs):
+        raise BenchmarkError(f"{who} trained {len(theirs)} models, of which ours has {len(both)}")
+    losses = [abs(theirs[k].loss - ours[k].loss) / max(abs(ours[k].loss), 1e-3) for k in both]
+    found = Difference(
+        len(both),
+        median(losses),
+        max(losses),
+        fmean(theirs[k].val - ours[k].val for k in both),
+        fmean(theirs[k].test - ours[k].test for k in both),
+    )
+    # The fewer models, the more one prediction more or less moves their mean.
+    allowed = ERROR_POINTS * max(1.0, math.sqrt(20 / len(both)))
+    if not (
+        found.loss_median <= LOSS_MEDIAN
+        and found.loss_largest <= LOSS_LARGEST
+        and abs(found.val) <= allowed
+        and abs(found.test) <= 2 * allowed
+    ):
+        raise BenchmarkError(f"{who} did not learn what ours did: {found}")
+    return found
+
+
+def read_results(lines: Iterable[str]) -> dict[str, Result]:
+    """A peer's results: one line of JSON per model, {"key": …, "train/loss": …, …}."""
+    found = {}
+    for line in lines:
+        if line.startswith('{"key"'):
+            one = json.loads(line)
+            found[one["key"]] = Result(*(float(one[name]) for name in COMPARED))
+    return found
+
+
+def spread_over(count: int, total: int) -> list[int]:
+    """``count`` positions, evenly over ``total``."""
+    count = min(count, total)
+    return [round((i + 0.5) * total / count - 0.5) for i in range(count)]
+
+
+# ---------------------------------------------------------------- in a process of its own
+
+
+def _models_of(study: Path) -> dict[str, Any]:
+    from modmix.api import make_plan
+
+    plan = make_plan(study)
+    models: dict[str, Any] = {}
+    for part in plan.parts:
+        for method in part.domains:
+            if part.search is not None:
+                continue
+            for assignment in part.assignments(method):
+                for replicate in plan.point(method, assignment).replicates:
+                    models.setdefault(replicate.key, _plain(asdict(replicate)))
+    task = {"name": plan.task.name, "options": dict(plan.task.options)}
+    return {"task": task, "models": list(models.values())}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return value
+
+
+def _main(arguments: Sequence[str]) -> None:
+    study, target = map(Path, arguments)
+    found = _models_of(study)
+    target.write_text(json.dumps(found))
+    print(len(found["models"]))
+
+
+if __name__ == "__main__":
+    import sys
+
+    _main(sys.argv[1:])
