@@ -12,8 +12,9 @@ import os
 import re
 import time
 import traceback
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from modmix.errors import DataError, InputError, ModmixError, RunnerError
@@ -22,6 +23,22 @@ from modmix.packing import Event, Finished, Pack, Progress
 IDLE_SECONDS = 0.2
 
 _DEVICE = re.compile(r"CUDA|cuDNN|cuBLAS|NCCL|HIP error|device-side|out of memory")
+
+
+# Models that are to train no further, by replicate key, each with the reason.
+Verdict = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the driver has to say to a worker; it stands until another one takes its place.
+
+    ``stop``: end the pack in order, keeping its checkpoint. ``drop``: the pack's models that end
+    as pruned before the next part of an epoch.
+    """
+
+    stop: bool = False
+    drop: Verdict = field(default_factory=dict)
 
 
 class Work(Protocol):
@@ -39,6 +56,19 @@ class Work(Protocol):
 
     def next_pack(self) -> Pack | None:
         """A claimed pack, or None when there is nothing to start right now."""
+        ...
+
+    @property
+    def waiting(self) -> int:
+        """How many packs could be claimed right now; searches are asked first."""
+        ...
+
+    @property
+    def verdicts(self) -> Mapping[str, Verdict]:
+        """By pack that is out: which of its models are to train no further.
+
+        A verdict stands until its pack ends: a worker may ask late, or start again.
+        """
         ...
 
     def record(self, events: Sequence[Event]) -> None:
@@ -101,7 +131,10 @@ class LocalRunner:
             self._train(pack, work)
 
     def _train(self, pack: Pack, work: Work) -> None:
-        events = together(train(pack, gpus=self._gpus))
+        def dropped() -> Verdict:
+            return work.verdicts.get(pack.id, {})
+
+        events = together(train(pack, gpus=self._gpus, dropped=dropped))
         while True:
             try:
                 batch = next(events, None)
@@ -118,9 +151,15 @@ class LocalRunner:
 
 
 def train(
-    pack: Pack, *, gpus: float = 0, threads: int | None = None
+    pack: Pack,
+    *,
+    gpus: float = 0,
+    threads: int | None = None,
+    dropped: Callable[[], Verdict] = dict,
 ) -> Generator[Event, None, None]:
     """Load a pack's data and train it here; what every runner does on the machine it chose.
+
+    ``dropped`` is asked before every part of an epoch, and answers from memory.
 
     Raises:
         RunnerError: this machine's data is not the data the study was planned with.
@@ -134,7 +173,8 @@ def train(
             f"task {pack.task.name}: the data on this machine has fingerprint {data.fingerprint}, "
             f"the study was planned with {pack.task.fingerprint}: put the same file on every node"
         )
-    return _traced(train_pack(pack, data, device=_device(gpus), threads=threads))
+    device = _device(gpus)
+    return _traced(train_pack(pack, data, device=device, threads=threads, dropped=dropped))
 
 
 def _traced(events: Generator[Event, None, None]) -> Generator[Event, None, None]:

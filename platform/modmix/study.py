@@ -45,6 +45,7 @@ from modmix.packing import (
     pack_id,
 )
 from modmix.plan import Plan, Point
+from modmix.runners import Verdict
 from modmix.searches import Searches
 
 MAX_FAILURES = 5  # of the machine, per pack and start of the driver, before it is left interrupted
@@ -242,6 +243,18 @@ class StudyRun:
     @property
     def finished(self) -> bool:
         return not (self._queue or self._out or self._elsewhere or self._searches.wants_more())
+
+    @property
+    def waiting(self) -> int:
+        """How many packs could be claimed right now; searches are asked first."""
+        if not self._queue and not self.stopping:
+            self._ask()
+        return len(self._queue)
+
+    @property
+    def verdicts(self) -> Mapping[str, Verdict]:
+        """By pack that is out: which of its models are to train no further, and why."""
+        return {}
 
     def next_pack(self) -> Pack | None:
         while not self.stopping:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,14 +37,20 @@ _COMPACT_BELOW = 0.5
 
 
 def train_pack(
-    pack: Pack, data: Data, *, device: str = "cpu", threads: int | None = None
+    pack: Pack,
+    data: Data,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    dropped: Callable[[], Mapping[str, str]] = dict,
 ) -> Generator[Event, None, None]:
     """Train a pack's models and yield what happens.
 
     `PackStarted` first, `Progress` after every evaluation, `Finished` once per replicate as soon
     as it ends. Closing the generator stops training; with ``pack.checkpoint`` the next call goes
     on from the last checkpoint, and its results are those of an undisturbed run. ``threads`` is
-    how many this process may use (None: torch's choice).
+    how many this process may use (None: torch's choice). ``dropped`` is asked before every part of
+    an epoch which models end as pruned: replicate key -> reason.
 
     Raises:
         InputError: hyperparameters that do not fit together.
@@ -54,14 +60,21 @@ def train_pack(
         torch.set_num_threads(threads)
     if device == "cpu":
         keep_freed_memory()
-    yield from _Run(pack, data, torch.device(device)).events()
+    yield from _Run(pack, data, torch.device(device), dropped).events()
 
 
 class _Run:
     """The state of one pack's training, and what is done to it."""
 
-    def __init__(self, pack: Pack, data: Data, device: torch.device) -> None:
+    def __init__(
+        self,
+        pack: Pack,
+        data: Data,
+        device: torch.device,
+        dropped: Callable[[], Mapping[str, str]] = dict,
+    ) -> None:
         self.pack, self.data, self.device = pack, data, device
+        self.dropped = dropped
         first = pack.replicates[0]
         assert all(r.structure == first.structure for r in pack.replicates), pack.id
         self.settings = first.training
@@ -104,7 +117,9 @@ class _Run:
         ]
         try:
             while self.groups:
-                yield from self._next_evaluation()
+                yield from self._drop()
+                if self.groups:
+                    yield from self._next_evaluation()
         except GeneratorExit:  # asked to stop: the next call goes on from right here
             self._save()
             raise
@@ -290,6 +305,19 @@ class _Run:
             for i, record in enumerate(self.records)
             if record.training and i not in ending and points[i] not in kept
         }
+
+    def _drop(self) -> list[Event]:
+        """End the models of which someone who sees other packs, too, has seen enough."""
+        told = self.dropped()
+        ending = {
+            i: ("pruned", told[replicate.key])
+            for i, replicate in enumerate(self.pack.replicates)
+            if replicate.key in told and self.records[i].training and self.records[i].history
+        }
+        if ending:
+            self._end(ending)
+            self._make_smaller()
+        return [self._event(i) for i in sorted(ending)]
 
     def _end(self, ending: Endings) -> None:
         """Close the records of models that end; those that are done see the test split, once."""

@@ -40,9 +40,10 @@ class Group:
         self.stack = stack
         self.best = stack.weights().clone()
         self.optimizer: Optimizer  # from start_stage on
-        self._order_SN: Tensor  # from start_epoch on
         self.reset_sums()
         self._read_seeds()
+        # From start_epoch on; a resumed group may be made smaller before that.
+        self._order_SN = torch.empty(len(self.seeds), 0, dtype=torch.int32)
 
     def _read_seeds(self) -> None:
         seeds = [member.seed for member in self.members]
