@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from modmix.ledger import ENDED, REPLICATE_STATES, Entry
-from modmix.packing import Ended, Replicate, TaskRef
+from modmix.ledger import ENDED, REPLICATE_STATES, Entry, ReplicateRecord
+from modmix.packing import Ended, Finished, Replicate, TaskRef
 from modmix.plan import Point
 
 
@@ -18,12 +18,14 @@ class PointProgress:
 
     point: Point
     waiting: set[str]  # replicate keys without a result
-    values: dict[str, tuple[float, ...]] = field(default_factory=dict)  # objectives by replicate
-    lost: bool = False  # a replicate failed, diverged or was pruned
+    # The objectives by replicate: of a finished one its result, of a pruned one the last values.
+    values: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    failed: bool = False  # a replicate did, or diverged
+    pruned: int | None = None  # the epoch at which halving dropped it
 
     def means(self, objectives: int) -> tuple[float, ...] | None:
         """The objectives' means over replicates, or None when they cannot be told."""
-        if self.lost or not self.values:
+        if self.failed or not self.values:
             return None
         means = tuple(fmean(v[i] for v in self.values.values()) for i in range(objectives))
         return means if all(math.isfinite(m) for m in means) else None
@@ -64,33 +66,44 @@ class Book:
                 self.states.setdefault(replicate.key, "pending")
                 self.tasks[replicate.structure] = point.task
 
-    def take_result(self, key: str, state: str, metrics: Mapping[str, float], reason: str) -> None:
+    def take_result(self, key: str, end: Finished | ReplicateRecord) -> None:
         """A replicate has ended."""
+        state, metrics = end.state, end.metrics
         self.states[key] = state
         monitor = self.replicates[key].training["monitor"]
         self.monitored[key] = metrics.get(monitor, math.nan)
         owner = self.points[self.replicates[key].point]
         owner.waiting.discard(key)
-        if state == "done":
-            owner.values[key] = tuple(metrics.get(name, math.nan) for name in self._objectives)
+        if state == "failed":
+            owner.failed = True
+            self.reasons.append(end.reason)
         else:
-            owner.lost = True
-            if state == "failed":
-                self.reasons.append(reason)
+            owner.values[key] = tuple(metrics.get(name, math.nan) for name in self._objectives)
+        if state == "pruned":
+            owner.pruned = max(end.epochs, owner.pruned or 0)
         if not owner.waiting:
             self._compare(owner)
 
     def _compare(self, owner: PointProgress) -> None:
         means = owner.means(len(self._objectives))
-        if means is None or owner.point.task.fingerprint != self._fingerprint:
+        if means is None or owner.pruned is not None:
+            return
+        if owner.point.task.fingerprint != self._fingerprint:
             return  # what was trained on other data is no better or worse
         known = self.best.get(owner.point.method)
         if known is None or self._sign * means[0] < self._sign * known[0]:
             self.best[owner.point.method] = (means[0], owner.point.params)
 
     def means(self, point: str) -> tuple[float, ...] | None:
-        """The objectives' means of a point, or None when they cannot be told."""
+        """The objectives' means of a point, or None when they cannot be told.
+
+        Of a pruned point those of its last evaluation.
+        """
         return self.points[point].means(len(self._objectives))
+
+    def pruned_at(self, point: str) -> int | None:
+        """The epoch at which halving dropped a point, or None."""
+        return self.points[point].pruned
 
     def is_waiting(self, point: str) -> bool:
         """Whether a point still lacks a result."""

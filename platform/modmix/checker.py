@@ -194,10 +194,13 @@ class Checker:
             used |= set(shared) & set(known)
             before = len(self.problems)
             searched = raw.get("search") is not None
-            domains[method] = self._block(method, {**common, **own}, known, searched)
+            block = {**common, **own}
+            domains[method] = self._block(method, block, known, searched)
             if len(self.problems) == before:  # what follows from a mistake is not another one
                 self._x(path, raw.get("x"), method, domains[method])
                 self._size(here, domains[method], search)
+                where = block["halving"][0] if "halving" in block else ("training", "halving")
+                self._halving(where, (*path, "search", "batch"), domains[method], search)
         for key in shared:
             if key not in used:
                 known_names = {n for m in methods if m in METHODS for n in self._known(m)}
@@ -288,6 +291,67 @@ class Checker:
         size = math.prod(len(d.values) for d in domains.values() if isinstance(d, Grid))
         if size > MAX_GRID_POINTS:
             self.add(path, f"its grid has {size} points, more than {MAX_GRID_POINTS}: use a search")
+
+    def _halving(
+        self,
+        path: Sequence[str | int],
+        batch_path: Sequence[str | int],
+        domains: Mapping[str, Domain],
+        search: SearchSpec | None,
+    ) -> None:
+        """What a rung needs: an epoch to come, one value to compare by, points to choose from."""
+        objective = self.source.raw.get("objective")
+        epochs = max(self._settings("epochs", domains), default=None)
+        for halving in self._settings("halving", domains):
+            if halving is None:
+                continue
+            eta, first = int(halving["eta"]), int(halving["min_epochs"])
+            if isinstance(objective, list) and len(objective) > 1:
+                message = "compares points by one value, the study has two objectives: leave it out"
+                self.add(path, message)
+            if epochs is not None and first >= epochs:
+                message = f"min_epochs must be below epochs ({epochs}), got {first}: lower it"
+                self.add(path, message)
+            if search is not None and 1 < search.batch < eta:
+                message = (
+                    f"must be at least halving's eta ({eta}), got {search.batch}: the best "
+                    f"1/{eta} of {search.batch} points is none (with batch: 1 packs of one point "
+                    "are compared with each other)"
+                )
+                self.add(batch_path, message)
+            if self._seeds and isinstance(most := self._given("resources", "max_models"), int):
+                points = most // self._seeds
+                if 1 < points < eta and (search is None or search.batch > 1):
+                    message = (
+                        f"a pack of {most} holds {points} points of {self._seeds} seeds, fewer "
+                        f"than halving's eta ({eta}): make it at least {eta * self._seeds}"
+                    )
+                    self.add(("resources", "max_models"), message)
+
+    @property
+    def _seeds(self) -> int:
+        """How many seeds a point has; 0 where the file is wrong."""
+        raw = self.source.raw.get("seeds", 5)
+        if isinstance(raw, list):
+            return len(raw)
+        return raw if isinstance(raw, int) and raw > 0 else 0
+
+    def _given(self, *path: str) -> Any:
+        """What the file says at a path of mappings, or None."""
+        found: Any = self.source.raw
+        for name in path:
+            found = found.get(name) if isinstance(found, Mapping) else None
+        return found
+
+    def _settings(self, name: str, domains: Mapping[str, Domain]) -> tuple[Any, ...]:
+        """Every value that a training setting takes in a block; none where the file is wrong."""
+        if (domain := domains.get(name)) is not None:
+            return every_value(domain) or ()
+        training = self.source.raw.get("training")
+        recipe = TASKS[self.task].training if self.task else {}
+        given = {**recipe, **(training if isinstance(training, Mapping) else {})}
+        value = given.get(name, TRAINING[name].default)
+        return (value,) if value_problem(TRAINING[name], value) is None else ()
 
 
 def _search(raw: Any) -> SearchSpec | None:

@@ -331,7 +331,7 @@ def report(study: Name) -> None:
 def best(study: Name, as_json: Json = False) -> None:
     """Print the best point of each method and write a file for `modmix final`."""
     from modmix import registry
-    from modmix.analysis.best import best_points, why_none
+    from modmix.analysis.best import best_points, left_out, why_none
     from modmix.home import Home
 
     ledger, name = _ledger(), _study(study)
@@ -362,6 +362,8 @@ def best(study: Name, as_json: Json = False) -> None:
         values = ", ".join(f"{k}={v}" for k, v in point.params.items() if v is not None)
         print(f"{point.method}: {point.metric} {point.mean:.3f} ± {point.std:.3f} (n={point.n})")
         print(f"  {values}\n  modmix final {path}")
+    for sentence in left_out(ledger, name):
+        print(sentence)
 
 
 @app.command()

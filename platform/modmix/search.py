@@ -10,6 +10,13 @@ theirs), and the result is the same as if the driver had never been away:
 * samplers with a memory of their own (cmaes, qmc, nsga2) are replayed: asked and told again in the
   recorded order, which brings them into the same state;
 * the exhaustive one (grid) is a list in seeded random order, and needs no Optuna.
+
+A point that halving has pruned is told with its last value and the epoch it came to. What samplers
+make of it: tpe ranks it below every finished point, a later epoch before an earlier one and then by
+value (Optuna's own rule); cmaes and nsga2, which rank points, take it at its last value; gp, a
+regression of the values themselves, takes it at its last value but at no worse one than the worst
+finished point's, so that numbers of the first epochs do not drown the differences between good
+points; the others learn nothing from any point. With two objectives there is no pruning.
 """
 
 from __future__ import annotations
@@ -18,7 +25,7 @@ import random
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -62,11 +69,12 @@ class Asked:
 
 @dataclass
 class _Point:
-    """A point that was asked: pending, done with values, or lost without."""
+    """A point that was asked: pending, done with values, pruned with a value, or lost without."""
 
     proposal: Mapping[str, Any]
     state: TrialState = TrialState.RUNNING
     values: Sequence[float] | None = None
+    step: int | None = None  # of a pruned one: the epoch of its value
 
 
 class Proposer:
@@ -126,7 +134,10 @@ class Proposer:
                     )
                 case "cmaes":
                     return optuna.samplers.CmaEsSampler(
-                        seed=seed, n_startup_trials=1, warn_independent_sampling=False
+                        seed=seed,
+                        n_startup_trials=1,
+                        warn_independent_sampling=False,
+                        consider_pruned_trials=True,
                     )
                 case "qmc":
                     return optuna.samplers.QMCSampler(
@@ -177,9 +188,29 @@ class Proposer:
     def _from_points(self, event: int) -> optuna.Study:
         """A study that knows the points so far, and a sampler that begins with it."""
         study = self._make_study(event)
-        for point in self._points:
+        points = self._points if self._sampler != "gp" else self._as_finished()
+        for point in points:
             study.add_trial(self._frozen(point))
         return study
+
+    def _as_finished(self) -> list[_Point]:
+        """The points as gp sees them: it leaves out what is not finished, and would come back."""
+        done = [p.values[0] for p in self._points if p.state is TrialState.COMPLETE and p.values]
+        if len(self._directions) > 1 or not done:
+            return self._points
+        higher = self._directions[0] is StudyDirection.MAXIMIZE
+        worst = min(done) if higher else max(done)
+        better = max if higher else min
+        return [
+            replace(
+                point,
+                state=TrialState.COMPLETE,
+                values=[better(worst, point.values[0]) if point.values else worst],
+            )
+            if point.state is TrialState.PRUNED
+            else point
+            for point in self._points
+        ]
 
     def _frozen(self, point: _Point) -> FrozenTrial:
         distributions = {
@@ -192,36 +223,51 @@ class Proposer:
             params={n: _encode(self._domains[n], point.proposal[n]) for n in distributions},
             distributions=distributions,
             values=point.values,
+            intermediate_values=_intermediate(point),
         )
 
     # ------------------------------------------------------------ tell
 
-    def tell(self, number: int, values: Sequence[float] | None) -> int:
-        """Tell the means of the objectives; None for a point that was pruned or diverged.
+    def tell(self, number: int, values: Sequence[float] | None, *, step: int | None = None) -> int:
+        """Tell the means of the objectives; None for a point that diverged.
+
+        Args:
+            step: of a point that was pruned, the epoch of these values; None: it is finished.
 
         Returns:
             When it was told, in the sequence of asks and tells: what the ledger keeps.
         """
         event = self._events
         self._events += 1
-        self._told(number, values)
+        self._told(number, values, step)
         if (trial := self._trials.pop(number, None)) is not None:
-            point = self._points[number]
-            if point.values is None:
-                self._study.tell(trial, state=point.state)
-            else:
-                self._study.tell(trial, list(point.values))
+            self._tell_study(trial, self._points[number])
         return event
 
-    def _told(self, number: int, values: Sequence[float] | None) -> None:
+    def _told(self, number: int, values: Sequence[float] | None, step: int | None) -> None:
         point = self._points[number]
         assert point.state is TrialState.RUNNING, f"point {number} was told before"
-        point.values = None if values is None else list(values)
-        # Pruned without a value ranks below every finished point, which is what a diverged
-        # configuration deserves; failed would be ignored and come back. With two objectives
-        # there is no pruning.
-        lost = TrialState.PRUNED if len(self._directions) == 1 else TrialState.FAIL
-        point.state = lost if values is None else TrialState.COMPLETE
+        if values is not None and step is None:
+            point.state, point.values = TrialState.COMPLETE, list(values)
+        elif len(self._directions) > 1:
+            point.state = TrialState.FAIL
+        else:
+            # Pruned without a value ranks below every other point, which is what a diverged
+            # configuration deserves; failed would be ignored and come back.
+            point.state = TrialState.PRUNED
+            point.values = None if values is None else list(values)
+            point.step = step
+
+    def _tell_study(self, trial: optuna.Trial, point: _Point) -> None:
+        """Tell the study of a sampler with memory."""
+        if point.state is TrialState.PRUNED and point.values is not None:
+            if self._sampler == "nsga2":  # takes no pruned point into a generation
+                self._study.tell(trial, point.values)
+                return
+            assert point.step is not None
+            trial.report(point.values[0], point.step)
+        values = point.values if point.state is TrialState.COMPLETE else None
+        self._study.tell(trial, None if values is None else list(values), state=point.state)
 
     # ------------------------------------------------------------ rebuilding
 
@@ -236,7 +282,7 @@ class Proposer:
             for entry in ordered:
                 self._points.append(_Point(proposal=entry.proposal))
                 if entry.state != "pending":
-                    self._told(entry.number, entry.values)
+                    self._told(entry.number, entry.values, entry.step)
         events = [e.batch for e in ordered] + [e.told for e in ordered if e.told is not None]
         self._events = max(events, default=-1) + 1
 
@@ -249,7 +295,7 @@ class Proposer:
         for event in sorted(events):
             for kind, entry in events[event]:
                 if kind == "tell":
-                    self.tell(entry.number, entry.values)
+                    self.tell(entry.number, entry.values, step=entry.step)
                     continue
                 self._ask_one(self._study)
                 if self._points[entry.number].proposal != entry.proposal:
@@ -274,6 +320,13 @@ def _shuffled(domains: Mapping[str, Domain], seed: int) -> list[dict[str, Any]]:
     points = grid_points(listed)
     random.Random(seed).shuffle(points)
     return points
+
+
+def _intermediate(point: _Point) -> dict[int, float]:
+    """What a pruned point reported."""
+    if point.state is not TrialState.PRUNED or point.values is None or point.step is None:
+        return {}
+    return {point.step: point.values[0]}
 
 
 def _distribution(domain: Domain) -> BaseDistribution | None:

@@ -63,8 +63,7 @@ class Searches:
                 proposer.rebuild(mine)
                 search = Search(part, method, proposer, {e.number: e for e in mine})
                 for entry in mine:
-                    if entry.values is not None:
-                        self._improve(search, entry.values[0])
+                    self._improve(search, entry)
                 self._all.append(search)
 
     def batches_out(self) -> list[list[Entry]]:
@@ -157,13 +156,17 @@ class Searches:
     def _tell(self, search: Search, entry: Entry) -> None:
         values = self._book.means(entry.point)
         state = self._book.state_of(entry.point)
-        told = search.proposer.tell(entry.number, values)
-        self._ledger.tell(self._plan.name, entry, state=state, values=values, told=told)
-        search.entries[entry.number] = replace(entry, state=state, values=values, told=told)
-        if values is not None:
-            self._improve(search, values[0])
+        step = self._book.pruned_at(entry.point)
+        told = search.proposer.tell(entry.number, values, step=step)
+        self._ledger.tell(self._plan.name, entry, state=state, values=values, step=step, told=told)
+        known = replace(entry, state=state, values=values, step=step, told=told)
+        search.entries[entry.number] = known
+        self._improve(search, known)
 
-    def _improve(self, search: Search, value: float) -> None:
-        sign = -1 if self._plan.directions[0] else 1
+    def _improve(self, search: Search, entry: Entry) -> None:
+        """Take over a finished point's value where it is the best so far."""
+        if entry.values is None or entry.step is not None:
+            return
+        sign, value = -1 if self._plan.directions[0] else 1, entry.values[0]
         if search.best is None or sign * value < sign * search.best:
             search.best = value

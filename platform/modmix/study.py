@@ -188,7 +188,7 @@ class StudyRun:
                 continue
             self._book.states[record.key] = record.state
             if record.state in ENDED:
-                self._book.take_result(record.key, record.state, record.metrics, record.reason)
+                self._book.take_result(record.key, record)
             elif record.state == "running" and not self._is_out(record.key):
                 self._elsewhere.add(record.key)
 
@@ -349,7 +349,7 @@ class StudyRun:
             if event.replicate in new:
                 self.trained += 1
                 self._book.states[event.replicate] = event.state
-                self._book.take_result(event.replicate, event.state, event.metrics, event.reason)
+                self._book.take_result(event.replicate, event)
         self._searches.tell_finished()
 
     def ended(self, pack: str, failure: str = "", *, of_machine: bool = True) -> None:
@@ -406,9 +406,7 @@ class StudyRun:
                     self._elsewhere.discard(record.key)
                     self._book.states[record.key] = record.state
                     if record.state in ENDED:
-                        self._book.take_result(
-                            record.key, record.state, record.metrics, record.reason
-                        )
+                        self._book.take_result(record.key, record)
                     else:
                         freed.append(record.key)
             self._queue_packs(freed)

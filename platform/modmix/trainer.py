@@ -131,12 +131,13 @@ class _Run:
         present = [i for i, record in enumerate(self.records) if record.training]
         ending = self._train_and_evaluate()
         ending.update(self._out_of_patience(ending))
-        ending.update(self._losers(ending))
+        losers = self._losers(ending)
+        ending.update(losers)
         epoch, stage = self._epochs_done() + 1, self.position.stage
         if not self._advance():
             ending.update({i: ("done", "") for i in present if i not in ending})
         self._end(ending)
-        self._make_smaller()
+        self._make_smaller(at_once=bool(losers))
         if self.groups and self.position.stage != stage:
             self._start_stage()
         self._save_if_due()
@@ -316,7 +317,7 @@ class _Run:
         }
         if ending:
             self._end(ending)
-            self._make_smaller()
+            self._make_smaller(at_once=True)
         return [self._event(i) for i in sorted(ending)]
 
     def _end(self, ending: Endings) -> None:
@@ -364,12 +365,16 @@ class _Run:
         }
         return pack_weights(group.best_state(row), description)
 
-    def _make_smaller(self) -> None:
-        """Let go of groups that ended, and of rows where most of a group did."""
+    def _make_smaller(self, *, at_once: bool = False) -> None:
+        """Let go of groups that ended, and of rows where most of a group did.
+
+        ``at_once``: of every row that ended; the losers of a rung shall cost nothing more.
+        """
+        below = 1.0 if at_once else _COMPACT_BELOW
         groups, self.groups = self.groups, []
         for group in groups:
             rows = [r for r, m in enumerate(group.members) if self.records[m.index].training]
-            if 0 < len(rows) < _COMPACT_BELOW * len(group.members):
+            if 0 < len(rows) < below * len(group.members):
                 group.select(rows)
             if rows:
                 self.groups.append(group)

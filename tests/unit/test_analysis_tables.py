@@ -131,6 +131,30 @@ def test_metrics_can_be_chosen_but_only_of_test(ledger):
         results_table(ledger, "demo", metrics=["val/error"])
 
 
+def test_points_that_are_not_ranked_are_named(fresh):
+    """Pruned points, and those with fewer seeds than the best ones; a failed one is neither."""
+    study = Written(fresh, parts={"a": {}})
+    for i, (seeds, state) in enumerate([
+        ([0, 1, 2], "done"), ([0, 1], "done"), ([0, 1], "pruned"), ([0, 1], "pruned"),
+        ([0, 1, 2], "failed"),
+    ]):  # fmt: skip
+        point = study.point("a", "mul", {"beta": float(i)}, seeds=seeds)
+        for seed in seeds:
+            # The best value is of the one with two seeds.
+            study.end(point, seed, {"val/error": 9.0 - i, "test/error": 9.0 - i}, state=state)
+    table = results_table(fresh, "demo")
+    assert [cell.text for cell in column(table, "n")] == ["3"]
+    assert [cell.text for cell in column(table, "test error (%)")] == ["9.00 ± 0.00"]
+    said = (
+        "2 points (mul 2) were pruned by halving, without a result: not ranked.",
+        "1 point (mul 1) was trained with fewer seeds than the best ones: not ranked.",
+    )
+    for shown in (table, points_table(fresh, "demo")):
+        assert shown.notes[-2:] == said
+    states = [cell.text for cell in column(points_table(fresh, "demo"), "state")]
+    assert states == ["done", "done", "pruned", "pruned", "failed"]
+
+
 def test_nothing_finished_is_said(fresh):
     study = Written(fresh, parts={"a": {}})
     study.point("a", "mul", {"beta": 0.0})

@@ -294,8 +294,38 @@ def test_entries_come_back_as_they_were(ledger: Ledger) -> None:
     assert told.values[0] == 0.25
     assert math.isnan(told.values[1])
     assert told.values[2:] == (math.inf, -math.inf)
-    ledger.tell("s", found, state="pruned", values=None, told=9)
+    assert told.step is None
+    ledger.tell("s", found, state="pruned", values=[0.5], step=6, told=9)
+    (pruned,) = ledger.entries("s")
+    assert (pruned.state, pruned.values, pruned.step) == ("pruned", (0.5,), 6)
+    ledger.tell("s", found, state="failed", values=None, told=9)
     assert ledger.entries("s")[0].values is None
+
+
+def test_a_ledger_of_an_earlier_version_is_brought_up_to_date(url: str) -> None:
+    """Its entries lack the step; a kill may have come after the column and before the version."""
+    for interrupted in (False, True):
+        opened = Ledger(url)
+        with opened._transaction() as db:
+            if not interrupted:
+                db.execute(sa.text("ALTER TABLE entries DROP COLUMN step"))
+            db.execute(sa.text("UPDATE ledger_version SET version = 1"))
+        if not interrupted:
+            opened.close()
+            opened = Ledger(url)
+            start(opened)
+            opened.add("s", [point("a")], [entry(0, "a")])
+        opened.close()
+        opened = Ledger(url)
+        (found,) = opened.entries("s")
+        assert found == entry(0, "a")
+        opened.tell("s", found, state="pruned", values=[1.0], step=3, told=1)
+        assert opened.entries("s")[0].step == 3
+        opened.tell("s", found, state="pending", values=None, told=1)
+        with opened._transaction() as db:
+            db.execute(sa.text("UPDATE entries SET told = NULL"))
+            assert list(db.execute(sa.text("SELECT version FROM ledger_version"))) == [(2,)]
+        opened.close()
 
 
 def test_changed_parts_are_asked_anew(ledger: Ledger) -> None:

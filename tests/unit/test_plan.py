@@ -507,6 +507,37 @@ def test_domains_that_are_none(value: str, message: str) -> None:
         ),
         (
             "  p: {methods: {mul: }}",
+            "training: {epochs: 8, halving: {eta: 2, min_epochs: 8}}",
+            "training.halving: min_epochs must be below epochs (8), got 8: lower it",
+        ),
+        (
+            "  p: {methods: {mul: {epochs: {grid: [4, 6]}, halving: {eta: 2, min_epochs: 6}}}}",
+            "",
+            "p.methods.mul.halving: min_epochs must be below epochs (6), got 6: lower it",
+        ),
+        (
+            (
+                "  p: {search: {points: 9, batch: 2}, shared: {halving: {eta: 3, min_epochs: 1}},"
+                " methods: {mul: {beta: {low: 0, high: 1}}, add: {depth: {low: 0, high: 4}}}}"
+            ),
+            "",
+            "p.search.batch: must be at least halving's eta (3), got 2: the best 1/3 of 2 points",
+        ),
+        (
+            "  p: {search: {points: 9}, methods: {mul: {beta: {low: 0, high: 1}}}}",
+            "training: {halving: {eta: 3, min_epochs: 1}}\nresources: {max_models: 12}",
+            (
+                "resources.max_models: a pack of 12 holds 2 points of 5 seeds, fewer than halving's"
+                " eta (3): make it at least 15"
+            ),
+        ),
+        (
+            "  p: {methods: {mul: {beta: {grid: [0, 1]}}}}",
+            "training: {halving: {eta: 2, min_epochs: 1}}\nobjective: [val/error, val/auc]",
+            "training.halving: compares points by one value, the study has two objectives: leave",
+        ),
+        (
+            "  p: {methods: {mul: }}",
             "objective: [val/error, val/error]",
             "objective: names 'val/error' twice: give it once",
         ),
@@ -527,6 +558,24 @@ def test_problems_of_the_shelves(parts: str, more: str, expected: str) -> None:
     path = expected if not expected.startswith("p.") else f"parts.{expected}"
     assert any(re.sub(r"^line \d+: ", "", problem).startswith(path) for problem in found), found
     assert len(found) == 1 or "references" in expected
+
+
+@pytest.mark.parametrize(
+    ("search", "more"),
+    [
+        ("points: 9, batch: 3", ""),
+        ("points: 9, batch: 1", ""),  # packs of one point are compared with each other
+        ("points: 9, batch: 1", "resources: {max_models: 12}"),
+        ("points: 9", "resources: {max_models: 9}"),  # a point a pack
+        ("points: 9", "resources: {max_models: 15}"),
+    ],
+)
+def test_halving_that_has_enough_to_choose_from(search: str, more: str) -> None:
+    block = "beta: {low: 0, high: 1}, halving: {eta: 3, min_epochs: 1}"
+    plan = make(f"  p: {{search: {{{search}}}, methods: {{mul: {{{block}}}}}}}", more)
+    assert plan.parts[0].domains["mul"]["halving"] == Constant(
+        value={"eta": 3.0, "min_epochs": 1.0}
+    )
 
 
 @pytest.mark.parametrize(

@@ -86,14 +86,15 @@ class Driver:
             )
         return asked
 
-    def tell(self, number: int, *, lost: bool = False) -> None:
+    def tell(self, number: int, *, lost: bool = False, step: int | None = None) -> None:
         entry = self.entries[number]
         values = [value(entry.proposal), number / 7][: 1 + self.two]
-        told = self.sampler.tell(number, None if lost else values)
+        told = self.sampler.tell(number, None if lost else values, step=step)
         self.entries[number] = Entry(**{
             **asdict(entry),
-            "state": "failed" if lost else "done",
+            "state": "failed" if lost else "done" if step is None else "pruned",
             "values": None if lost else tuple(values),
+            "step": step,
             "told": told,
         })  # fmt: skip
 
@@ -194,6 +195,64 @@ def test_a_point_is_told_once() -> None:
         made.tell(0, [1.0])
 
 
+# ---------------------------------------------------------------- pruned
+
+
+def learn(sampler: str, tell: Any) -> list[float]:
+    """Sixty proposals of x from 0 to 1, five at a time; ``tell`` says what each is worth."""
+    made = proposer({"x": Range(low=0, high=1), "y": Range(low=0, high=1)}, sampler)
+    found = []
+    for _ in range(12):
+        asked = made.ask(5)
+        for a in asked:
+            value, step = tell(a.values["x"])
+            made.tell(a.number, value, step=step)
+        found += [a.values["x"] for a in asked]
+    return found
+
+
+@pytest.mark.parametrize("sampler", ["cmaes", "nsga2"])
+def test_samplers_that_rank_learn_from_pruned_points(sampler: str) -> None:
+    """What is finished is all alike: one that left pruned points out would learn nothing."""
+    late = learn(sampler, lambda x: ([1.0], None) if x > 0.7 else ([x], 1))[-20:]
+    assert sum(late) / 20 < 0.35
+
+
+def test_tpe_learns_from_pruned_points() -> None:
+    late = learn("tpe", lambda x: ([x], 1))[-20:]
+    assert sum(late) / 20 < 0.35
+
+
+def test_tpe_prefers_a_later_rung_to_an_earlier_one() -> None:
+    """Nothing is ever finished; high points come further, and low ones have the better values."""
+    late = learn("tpe", lambda x: ([x], 9 if x > 0.8 else 1))[-20:]
+    assert sum(late) / 20 > 0.6
+
+
+@pytest.mark.parametrize("higher", [False, True])
+def test_gp_sees_pruned_points_no_worse_than_the_worst_finished_one(higher: bool) -> None:
+    sign = -1 if higher else 1
+    made = Proposer(SMOOTH, sampler="gp", seed=0, label="", directions=(higher,))
+    made.ask(6)
+    made.tell(0, [sign * 1.0])
+    made.tell(1, [sign * 3.0])
+    made.tell(2, [sign * 50.0], step=1)  # worse than the worst: counts as that
+    made.tell(3, [sign * 2.0], step=4)
+    made.tell(4, None)  # diverged
+    states = [(trial.state.name, trial.values) for trial in made._from_points(9).trials]
+    assert states[:5] == [("COMPLETE", [sign * v]) for v in (1.0, 3.0, 3.0, 2.0, 3.0)]
+    assert states[5] == ("RUNNING", None)
+
+
+def test_with_two_objectives_there_is_no_pruning() -> None:
+    for sampler in ("tpe", "nsga2", "gp"):
+        driver = Driver(proposer(SMOOTH, sampler, two=True), two=True)
+        driver.ask(3)
+        for number in range(3):
+            driver.tell(number, step=2)
+        driver.ask(1)
+
+
 # ---------------------------------------------------------------- rebuilt
 
 
@@ -201,7 +260,7 @@ def test_a_point_is_told_once() -> None:
 def test_a_rebuilt_sampler_goes_on_as_the_old_one(
     sampler: str, domains: Mapping[str, Domain], two: bool
 ) -> None:
-    """At every ask of a long study, with batches out, told late, out of order and lost."""
+    """At every ask of a long study: batches out, told late, out of order, lost and pruned."""
     driver = Driver(proposer(domains, sampler, two=two), two=two)
     chance = random.Random(1)
     out: list[list[int]] = []
@@ -213,7 +272,8 @@ def test_a_rebuilt_sampler_goes_on_as_the_old_one(
         out.append([a.number for a in asked])
         while len(out) > turn % 3:
             for number in out.pop(chance.randrange(len(out))):
-                driver.tell(number, lost=chance.random() < 0.2)
+                lost, step = chance.random() < 0.2, chance.choice((None, None, 2, 6))
+                driver.tell(number, lost=lost, step=None if lost else step)
 
 
 @pytest.mark.slow
@@ -224,7 +284,7 @@ def test_a_rebuilt_gp_goes_on_as_the_old_one(domains: Mapping[str, Domain], two:
     """As above, after the random proposals that it begins with."""
     driver = Driver(proposer(domains, "gp", two=two), two=two)
     for number in [a.number for a in driver.ask(13)][:-1]:  # the last one is out
-        driver.tell(number, lost=number == 3)
+        driver.tell(number, lost=number == 3, step=2 if number in (4, 5) else None)
     again = proposer(domains, "gp", two=two)
     again.rebuild(driver.recorded())
     assert again.ask(1) == driver.ask(1)

@@ -476,6 +476,23 @@ def test_losers_of_a_rung_are_pruned() -> None:
             assert not any(name.startswith("test/") for name in end.metrics)
 
 
+def test_losers_of_a_rung_cost_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 5 points of 2 seeds, after each rung: the best 3, 2 and 1 in every step that follows."""
+    sizes: list[int] = []
+    original = Stack.loss_and_gradient
+
+    def spy(self: Stack, *arguments: Any) -> Any:
+        sizes.append(self.models)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Stack, "loss_and_gradient", spy)
+    points = [{"training": {"learning_rate": r}} for r in (1e-5, 0.01, 1e-6, 0.02, 0.005)]
+    halving = {"eta": 2.0, "min_epochs": 1.0}
+    train(make_replicates("add", points, halving=halving, data=DATA, epochs=5, batch_size=32), DATA)
+    steps = 96 // 32
+    assert sizes == [10] * steps + [6] * steps + [4] * 2 * steps + [2] * steps
+
+
 @pytest.mark.parametrize("when", ["training", "evaluation"])
 def test_too_little_memory_halves_the_group(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
     replicates = busy()

@@ -7,7 +7,8 @@ about the task as the study file gives it, and where every point changes it ther
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -122,6 +123,50 @@ def candidates(snapshot: Snapshot, condition: Condition, part: str | None = None
     return {m: len(points) for m, points in _rivals(snapshot, condition, part).items()}
 
 
+def left_out(ledger: Ledger, study: str) -> list[str]:
+    """`not_ranked` of a study."""
+    return not_ranked(read(ledger, study))
+
+
+def not_ranked(snapshot: Snapshot) -> list[str]:
+    """Sentences on points that have ended and do not compete: pruned ones, and those of few seeds.
+
+    A pruned point's values are of an early epoch; a mean over two seeds is lucky more often than
+    one over five.
+    """
+    most = _most_seeds(snapshot, snapshot.points)
+    pruned, fewer = Counter[str](), Counter[str]()
+    for point in snapshot.points:
+        states = [replicate.state for replicate in snapshot.replicates_of[point.key]]
+        if "pruned" in states and set(states) <= {"done", "pruned"}:
+            pruned[point.method] += 1
+        elif point.key in snapshot.complete and len(states) < most[point.method]:
+            fewer[point.method] += 1
+    found = []
+    if pruned:
+        found.append(f"{_points(pruned)} pruned by halving, without a result: not ranked.")
+    if fewer:
+        found.append(f"{_points(fewer)} trained with fewer seeds than the best ones: not ranked.")
+    return found
+
+
+def _points(counts: Mapping[str, int]) -> str:
+    """ "12 points (mul 8, mulmix 4) were"."""
+    total = sum(counts.values())
+    each = ", ".join(f"{method} {count}" for method, count in counts.items())
+    return f"{total} point{'s' if total > 1 else ''} ({each}) {'were' if total > 1 else 'was'}"
+
+
+def _most_seeds(snapshot: Snapshot, points: Iterable[PointRecord]) -> dict[str, int]:
+    """Per method, how many replicates its complete points have at most."""
+    most: dict[str, int] = {}
+    for point in points:
+        if point.key in snapshot.complete:
+            count = len(snapshot.replicates_of[point.key])
+            most[point.method] = max(count, most.get(point.method, 0))
+    return most
+
+
 def default_metrics(snapshot: Snapshot) -> tuple[str, ...]:
     """The test metrics that a reader expects, the first objective's first."""
     wanted = [on_test(objective) for objective in snapshot.objectives] + ["test/error"]
@@ -169,7 +214,7 @@ def _winners(
 
 def _winner(snapshot: Snapshot, rivals: Sequence[PointRecord], metric: str) -> PointRecord | None:
     sign, means = _sign(metric), snapshot.means(metric)
-    most = max(len(snapshot.replicates_of[point.key]) for point in rivals)
+    most = max(_most_seeds(snapshot, rivals).values())
     full = [p for p in rivals if len(snapshot.replicates_of[p.key]) == most]
     ranked = [p for p in full if not math.isnan(means[p.key])]
     return min(ranked, key=lambda p: (sign * means[p.key], p.number), default=None)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from modmix.analysis import statistics
-from modmix.analysis.best import BestPoint, best_of, candidates, default_metrics
+from modmix.analysis.best import BestPoint, best_of, candidates, default_metrics, not_ranked
 from modmix.analysis.conditions import Condition
 from modmix.analysis.contests import against_best, conditions_table, marks_of
 from modmix.analysis.formats import Cell, Table
@@ -319,7 +319,7 @@ def _results_notes(
             f"95 % CI, distance and p value are for {metric_label(shown[0])}: paired t test "
             "against the best row over common seeds, Holm-corrected."
         )
-    return tuple(notes)
+    return (*notes, *not_ranked(snapshot))
 
 
 # ---------------------------------------------------------------- the table of points
@@ -350,7 +350,10 @@ def points_of(snapshot: Snapshot) -> Table:
         cells=tuple(zip(*columns, strict=True)),
         numeric=tuple(numeric),
         frame=frame,
-        notes=("Mean ± standard deviation over the n finished replicates.",),
+        notes=(
+            "Mean ± standard deviation over the n finished replicates.",
+            *not_ranked(snapshot),
+        ),
     )
 
 

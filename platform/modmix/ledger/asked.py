@@ -152,6 +152,7 @@ class Asked(Database):
                 proposal=json.loads(row.proposal),
                 state=row.state,
                 values=tuple(map(number, json.loads(row.values))) if row.values else None,
+                step=row.step,
                 told=row.told,
             )
             for row in rows
@@ -165,6 +166,7 @@ class Asked(Database):
         state: str,
         values: Sequence[float] | None,
         told: int,
+        step: int | None = None,
     ) -> None:
         """Record what a sampler is told of an entry (before it is told)."""
         with self._transaction() as db:
@@ -179,6 +181,7 @@ class Asked(Database):
                 .values(
                     state=state,
                     values=None if values is None else dump(list(values)),
+                    step=step,
                     told=told,
                 )
             )

@@ -14,8 +14,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from modmix.errors import InputError, LedgerError
 
-# Of the tables below; a database that says otherwise is refused rather than misread.
-SCHEMA_VERSION = 1
+# Of the tables below; a database that says otherwise is refused rather than misread. One of an
+# earlier version is brought up to it: the columns that it lacks may be null.
+SCHEMA_VERSION = 2
 
 METADATA = sa.MetaData()
 VERSION = Table(
@@ -104,6 +105,7 @@ ENTRIES = Table(
     Column("proposal", Text, nullable=False, default="{}"),  # what the sampler proposed
     Column("state", String(12), nullable=False, default="pending"),  # then done, pruned, failed
     Column("values", Text),  # the objectives' means that the sampler was told
+    Column("step", Integer),  # of a pruned point: the epoch of its values
     Column("told", Integer),  # when it was told, in the same sequence as "batch"
 )
 PACKS = Table(
@@ -177,6 +179,9 @@ class Database:
             found = db.execute(sa.select(VERSION.c.version)).scalars().all()
             if not found:
                 db.execute(sa.insert(VERSION).values(version=SCHEMA_VERSION))
+            elif max(found) < SCHEMA_VERSION:
+                _add_columns(db)
+                db.execute(sa.update(VERSION).values(version=SCHEMA_VERSION))
             elif set(found) != {SCHEMA_VERSION}:
                 raise InputError(
                     f"the ledger {self.shown} has version "
@@ -231,8 +236,18 @@ def insert_new(
     db.execute(statement, ordered)
 
 
+def _add_columns(db: sa.Connection) -> None:
+    """Give the tables of an earlier version their new columns; a kill in between leaves some."""
+    for table in METADATA.sorted_tables:
+        present = {column["name"] for column in sa.inspect(db).get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in present:
+                kind = column.type.compile(db.dialect)
+                db.execute(sa.text(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}"))
+
+
 # What a database says to the slower of two processes that create the same thing.
-_RACE = re.compile("already exists|locked|duplicate key|UNIQUE", re.I)
+_RACE = re.compile("already exists|locked|duplicate (key|column)|UNIQUE", re.I)
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:

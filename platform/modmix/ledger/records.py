@@ -84,7 +84,8 @@ class Entry:
     batch: int = 0  # when it was asked: asks and tells of a sampler count as one sequence
     proposal: Mapping[str, Any] = field(default_factory=dict)
     state: str = "pending"
-    values: tuple[float, ...] | None = None
+    values: tuple[float, ...] | None = None  # what the sampler was told
+    step: int | None = None  # of a pruned point: the epoch of its values
     told: int | None = None
 
 

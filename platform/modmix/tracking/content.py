@@ -228,8 +228,9 @@ def _point_tags(
     }
     if failed:
         tags["modmix.reason"] = failed[0].reason
-    if any(r.state == "pruned" for r in replicates):
-        tags["modmix.pruned"] = str(sum(r.state == "pruned" for r in replicates))
+    if pruned := [r for r in replicates if r.state == "pruned"]:
+        tags["modmix.pruned"] = str(len(pruned))
+        tags.setdefault("modmix.reason", pruned[0].reason)
     return {key: _cut(value, _TAG_LENGTH) for key, value in tags.items()}
 
 
