@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from modmix.home import write_text
-from tests.benchmarks.harness import ROOT
+from tests.benchmarks.harness import ROOT, Options
 
-JSON_FILE = ROOT / "modmix_runs" / "bench.json"
-MARKDOWN_FILE = ROOT / "BENCHMARKS.md"
+# Small runs, for working on the benchmarks, must not replace real numbers.
+QUICK = Options.from_environment().quick
+JSON_FILE = ROOT / "modmix_runs" / ("bench-quick.json" if QUICK else "bench.json")
+MARKDOWN_FILE = ROOT / "modmix_runs" / "bench-quick.md" if QUICK else ROOT / "BENCHMARKS.md"
 
 KEYS = (
     "curve_vs_ray",
@@ -34,19 +36,33 @@ KEYS = (
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured number beside its target. ``key`` is its name in bench.json, "" for none."""
+    """One measured number, beside its target where it has one (None: for information).
+
+    ``key`` is its name in bench.json, "" for none.
+    """
 
     what: str
     value: float
-    target: float
-    at_least: bool  # else: at most
+    target: float | None = None
+    at_least: bool = True  # else: at most
     unit: str = ""
     key: str = ""
     spread: str = ""
 
     @property
-    def met(self) -> bool:
-        return self.value >= self.target if self.at_least else self.value <= self.target
+    def bound(self) -> str:
+        """The target in words, "" without one."""
+        if self.target is None:
+            return ""
+        return f"{'≥' if self.at_least else '≤'} {number(self.target, self.unit)}"
+
+    @property
+    def verdict(self) -> str:
+        """met or missed, "" without a target."""
+        if self.target is None:
+            return ""
+        good = self.value >= self.target if self.at_least else self.value <= self.target
+        return "met" if good else "missed"
 
 
 @dataclass(frozen=True)
@@ -131,31 +147,31 @@ def render(found: Mapping[str, Any], order: Sequence[str]) -> str:
         "# Benchmarks",
         "",
         "Written by `make bench`; how each number is measured stands in",
-        "[tests/benchmarks/README.md](tests/benchmarks/README.md). Numbers are medians; the peers of",
-        "a comparison took turns with modmix in the same run. A ratio above 1 means that modmix is",
-        "faster.",
+        "[tests/benchmarks/README.md](tests/benchmarks/README.md). Numbers are medians; the peers",
+        "of a comparison took turns with modmix in the same run. A ratio above 1 means that modmix",
+        "is faster.",
         "",
         "| measured | value | target | |",
         "|---|---:|---:|---|",
     ]
     lines += [
-        _figure_row(figure, link=f"[{figure['what']}](#{name})")
+        _figure_row(figure, link=f"[{figure.what}](#{name})")
         for name, section in details.items()
-        for figure in section["figures"]
+        for figure in _figures(section)
+        if figure.target is not None
     ]
     for name, section in details.items():
         lines += ["", f'<a id="{name}"></a>', "", *_section(section)]
     return "\n".join(lines) + "\n"
 
 
-def _figure_row(figure: Mapping[str, Any], link: str) -> str:
-    value, target = (
-        number(figure["value"], figure["unit"]),
-        number(figure["target"], figure["unit"]),
-    )
-    bound = "≥" if figure["at_least"] else "≤"
-    met = Figure(**figure).met
-    return f"| {link} | {value} | {bound} {target} | {'met' if met else '**missed**'} |"
+def _figures(section: Mapping[str, Any]) -> list[Figure]:
+    return [Figure(**figure) for figure in section["figures"]]
+
+
+def _figure_row(figure: Figure, link: str) -> str:
+    verdict = "**missed**" if figure.verdict == "missed" else figure.verdict
+    return f"| {link} | {number(figure.value, figure.unit)} | {figure.bound} | {verdict} |"
 
 
 def _section(section: Mapping[str, Any]) -> list[str]:
@@ -165,8 +181,7 @@ def _section(section: Mapping[str, Any]) -> list[str]:
     if section["figures"]:
         lines += ["", "| measured | value | target | | range |", "|---|---:|---:|---|---|"]
         lines += [
-            f"{_figure_row(figure, figure['what'])} {figure['spread']} |"
-            for figure in section["figures"]
+            f"{_figure_row(figure, figure.what)} {figure.spread} |" for figure in _figures(section)
         ]
     for table in section["tables"]:
         lines += ["", *_table(table)]
@@ -192,12 +207,10 @@ def shown(section: Section) -> str:
     """A section for the terminal."""
     lines = [f"== {section.title}"]
     for figure in section.figures:
-        bound = "at least" if figure.at_least else "at most"
-        lines.append(
-            f"   {figure.what}: {number(figure.value, figure.unit)} "
-            f"[{'met' if figure.met else 'MISSED'}: {bound} {number(figure.target, figure.unit)}]"
-            + (f"  ({figure.spread})" if figure.spread else "")
-        )
+        words = [figure.spread, f"{figure.bound}: {figure.verdict.upper()}" if figure.bound else ""]
+        beside = "; ".join(word for word in words if word)
+        line = f"   {figure.what}: {number(figure.value, figure.unit)}"
+        lines.append(f"{line} ({beside})" if beside else line)
     for table in section.tables:
         cells = [list(table.columns), *(list(row) for row in table.rows)]
         widths = [max(len(row[i]) for row in cells) for i in range(len(table.columns))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ class Result:
     loss: float
     val: float
     test: float
+    losses: tuple[float, ...] = ()  # after every epoch, where they are known
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,10 @@ def our_results(home: Path, study: str) -> dict[str, Result]:
         ledger.close()
     return {
         r.key: Result(
-            histories[r.key]["train/loss"][-1], r.metrics["val/error"], r.metrics["test/error"]
+            histories[r.key]["train/loss"][-1],
+            r.metrics["val/error"],
+            r.metrics["test/error"],
+            tuple(histories[r.key]["train/loss"]),
         )
         for r in records
     }
@@ -122,6 +127,27 @@ def compare(ours: Mapping[str, Result], theirs: Mapping[str, Result], who: str) 
     return found
 
 
+def compare_partial(ours: Mapping[str, Result], lines: Iterable[str], who: str) -> str:
+    """As `compare`, for models that a peer had no time to finish: the loss after its last epoch.
+
+    Raises:
+        BenchmarkError: it has none, or its losses are others.
+    """
+    found = [json.loads(line) for line in lines if line.startswith('{"partial"')]
+    gaps = []
+    for one in found:
+        mine = ours[one["partial"]].losses[one["epoch"] - 1]
+        gaps.append(abs(one["train/loss"] - mine) / max(abs(mine), 1e-3))
+    if not gaps:
+        raise BenchmarkError(f"{who} reported nothing")
+    if max(gaps) > LOSS_LARGEST:
+        raise BenchmarkError(f"{who} did not learn what ours did: losses differ by {max(gaps):.2g}")
+    return (
+        f"{len(gaps)} models compared when its time was over: training loss differs by at most "
+        f"{100 * max(gaps):.2g} %"
+    )
+
+
 def read_results(lines: Iterable[str]) -> dict[str, Result]:
     """A peer's results: one line of JSON per model, {"key": …, "train/loss": …, …}."""
     found = {}
@@ -132,42 +158,34 @@ def read_results(lines: Iterable[str]) -> dict[str, Result]:
     return found
 
 
-def spread_over(count: int, total: int) -> list[int]:
-    """``count`` positions, evenly over ``total``."""
-    count = min(count, total)
-    return [round((i + 0.5) * total / count - 0.5) for i in range(count)]
-
-
 # ---------------------------------------------------------------- in a process of its own
 
 
 def _models_of(study: Path) -> dict[str, Any]:
+    """Every model of the grids; or the space of a search, and a point of it without its values."""
     from modmix.api import make_plan
 
     plan = make_plan(study)
     models: dict[str, Any] = {}
+    found: dict[str, Any] = {
+        "task": {"name": plan.task.name, "options": dict(plan.task.options)},
+    }
     for part in plan.parts:
-        for method in part.domains:
+        for method, domains in part.domains.items():
             if part.search is not None:
-                continue
-            for assignment in part.assignments(method):
+                found["space"] = {n: [d.low, d.high, d.log] for n, d in domains.items()}  # type: ignore[union-attr]
+            assignments = [{}] if part.search is not None else part.assignments(method)
+            for assignment in assignments:
                 for replicate in plan.point(method, assignment).replicates:
-                    models.setdefault(replicate.key, _plain(asdict(replicate)))
-    task = {"name": plan.task.name, "options": dict(plan.task.options)}
-    return {"task": task, "models": list(models.values())}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
-    return value
+                    models.setdefault(replicate.key, asdict(replicate))
+    return {**found, "models": list(models.values())}
 
 
 def _main(arguments: Sequence[str]) -> None:
     study, target = map(Path, arguments)
     found = _models_of(study)
+    # Any first part of them is a fair sample.
+    random.Random(0).shuffle(found["models"])
     target.write_text(json.dumps(found))
     print(len(found["models"]))
 

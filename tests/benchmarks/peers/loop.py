@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--optimizer", default="fused", choices=list(IMPLEMENTATIONS))
     parser.add_argument("--choose", action="store_true")
     given = parser.parse_args()
-    models, _examples = read(given.models)
+    models, _examples, _ = read(given.models)
     if given.choose:
         print(choose(models))
         return

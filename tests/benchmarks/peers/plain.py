@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -48,11 +49,41 @@ class Examples:
         )
 
 
-def read(path: Path) -> tuple[list[dict[str, Any]], Examples]:
-    """The models to train, and their data."""
+Space = dict[str, tuple[float, float, bool]]  # hyperparameter -> low, high, logarithmic
+
+
+def read(path: Path) -> tuple[list[dict[str, Any]], Examples, Space | None]:
+    """The models to train, their data, and what a search varies (None: a fixed grid).
+
+    The models of a search are one point, a model per seed.
+    """
     given = json.loads(path.read_text())
     models: list[dict[str, Any]] = given["models"]
-    return models, Examples(load_task(given["task"]["name"], given["task"]["options"]))
+    examples = Examples(load_task(given["task"]["name"], given["task"]["options"]))
+    space = given.get("space")
+    return models, examples, None if space is None else {n: tuple(v) for n, v in space.items()}
+
+
+def point_of(models: list[dict[str, Any]], values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The models of a proposed point, one per seed."""
+    point = []
+    for model in models:
+        training = {n: v for n, v in values.items() if n in model["training"]}
+        params = {n: v for n, v in values.items() if n in model["params"]}
+        assert len(training) + len(params) == len(values), values
+        point.append(
+            {
+                **model,
+                "training": {**model["training"], **training},
+                "params": {**model["params"], **params},
+            }
+        )
+    return point
+
+
+def mean_of(results: list[dict[str, Any]]) -> dict[str, float]:
+    """The mean over a point's seeds so far."""
+    return {name: fmean(float(one[name]) for one in results) for name in results[0]}
 
 
 def train(

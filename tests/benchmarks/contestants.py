@@ -1,0 +1,85 @@
+"""The peers as commands: what each trains, how long, and how fast it was."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.benchmarks.harness import (
+    PYTHON,
+    BenchmarkError,
+    Run,
+    command,
+    cpu_count,
+    environment,
+)
+
+LOOP = "bare PyTorch loop"
+RAY = "Ray Tune, MLflowLoggerCallback"
+RAY_REUSE = "Ray Tune, MLflowLoggerCallback, reuse_actors"
+RAY_SETUP = "Ray Tune, setup_mlflow in the trial, reuse_actors"
+OPTUNA = "Optuna, two processes"
+
+_RAY_OPTIONS = {
+    RAY: [],
+    RAY_REUSE: ["--reuse-actors"],
+    RAY_SETUP: ["--reuse-actors", "--logging", "setup"],
+}
+WITH_CALLBACK = (RAY, RAY_REUSE)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A slow peer at work for a stated time: what it finished per second, its start left out."""
+
+    done: int  # results of Ray Tune, trials of Optuna
+    seconds: float
+    run: Run
+
+    @property
+    def per_minute(self) -> float:
+        return 60 * self.done / self.seconds
+
+
+class Peers:
+    """All of them on the same models, data and MLflow server."""
+
+    def __init__(self, models: Path, data: Path, tracking: str) -> None:
+        self._models, self._tracking = models, tracking
+        self._env = environment(
+            MODMIX_DATA=data,
+            OMP_NUM_THREADS="1",
+            MLFLOW_DISABLE_TELEMETRY="true",
+            RAY_ADDRESS=None,
+        )
+        self.optimizer = self._choose()
+
+    def _choose(self) -> str:
+        """The implementation of torch.optim that is fastest here."""
+        run = self._python("loop", "--choose")
+        return run.output.strip().splitlines()[-1]
+
+    def _python(self, script: str, *words: str) -> Run:
+        module = f"tests.benchmarks.peers.{script}"
+        return command([PYTHON, "-m", module, str(self._models), *words], env=self._env)
+
+    def loop(self) -> Run:
+        words = ["--processes", str(cpu_count()), "--optimizer", self.optimizer]
+        return self._python("loop", *words)
+
+    def slice(self, name: str, seconds: float, *words: str) -> Slice:
+        """Let Ray Tune or Optuna work so long."""
+        given = ["--tracking", self._tracking, "--seconds", str(seconds), *words]
+        given += ["--optimizer", self.optimizer]
+        if name == OPTUNA:
+            run = self._python("optuna_two", *given)
+        else:
+            run = self._python("ray_tune", *given, *_RAY_OPTIONS[name])
+        lines = [line for line in run.output.splitlines() if line.startswith('{"rate"')]
+        if not lines:
+            raise BenchmarkError(f"{name} gave no rate:\n{run.output[-2000:]}")
+        told = json.loads(lines[-1])
+        if told.get("errors"):
+            raise BenchmarkError(f"{name} failed: {told['errors'][0]}")
+        return Slice(told["rate"], told["seconds"], run)
