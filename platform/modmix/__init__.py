@@ -19,12 +19,17 @@ The modules, in reading order; each imports only what stands above it:
     search      ask and tell: Optuna behind one small class
     halving     which points of a pack go on after a rung
     optim       SGD, Adam, AdamW, schedules and clipping with a leading model axis
+    linear      fully connected layers of K models on a processor
     stacked     K models of one structure as one
     training/   parts of the trainer: batches, groups of models, records, checkpoints
     trainer     train one pack: epochs, evaluation, checkpoints, records
     runners     what a runner is, and the one in this process
-    ray_runner  packs as Ray Tune trials
+    mailbox     packs to workers, events to the driver
+    seat        what a worker does: pack after pack
+    bridge      the driver's half: who gets which pack, who died
+    ray_runner  seats as Ray Tune trials
     book        what a running study knows of its points and replicates
+    rungs       values at rungs of halving over all packs
     searches    what the searches of a running study ask for and are told
     study       run a study: ask, pack, run, record, tell; continue; extend
     tracking/   ledger -> MLflow

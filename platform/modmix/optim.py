@@ -3,18 +3,37 @@
 All parameters of all models are one (K, P) tensor, a row per model, and so are gradients and
 moments: a step is a handful of operations, however many layers there are. Every row is what
 ``torch.optim`` and ``clip_grad_norm_`` compute for that model alone. A row of NaN stays its own.
+
+On a processor the update goes once over the memory: torch's fused kernels take one learning rate
+for a list of tensors, so neighbouring rows of equal settings (the seeds of a point, all points of a
+curve over β) are handed over as one. On other devices an operation over all rows is one launch,
+and what each row needs is broadcast to it.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 Training = Mapping[str, Any]  # one model's training settings
+
+
+class _Piece(NamedTuple):
+    """Memory that one call of a fused kernel updates: the same settings hold for all of it."""
+
+    rate: float
+    momentum: float
+    decay: float
+    tensors: Mapping[str, list[Tensor]]  # "parameters", "gradient" and the names of the state
+
+
+# Columns of every row: first, behind the last, and whether weight decay acts on them.
+_Segment = tuple[int, int, bool]
 
 
 class Optimizer:
@@ -41,6 +60,10 @@ class Optimizer:
         self.trained_P = trained_P
         self.steps = 0
         self.state = {name: torch.zeros_like(parameters_KP) for name in self._state_names()}
+        self._fused = parameters_KP.device.type == "cpu" and parameters_KP.dtype == torch.float32
+        self._segments = _segments(decays_P, trained_P) if self._fused else []
+        self._pieces: list[_Piece] = []
+        self._of: tuple[int, int] | None = None  # the memory that the pieces belong to
         self._read_rows(parameters_KP.device)
         self.start_epoch(0)
 
@@ -65,6 +88,7 @@ class Optimizer:
     def start_epoch(self, epoch: int) -> None:
         """Set every model's learning rate for this epoch (from 0)."""
         device = self.momentum_K1.device
+        self._of = None
         self.rates = [
             float(t["learning_rate"]) * schedule(t, epoch, self.epochs) for t in self.training
         ]
@@ -82,6 +106,76 @@ class Optimizer:
         if self.clips:
             norm_K1 = torch.linalg.vector_norm(gradient_KP, dim=1, keepdim=True)
             gradient_KP.mul_((self.clip_K1 / (norm_K1 + 1e-6)).clamp_(max=1.0))
+        if self._fused:
+            self._step_fused(parameters_KP, gradient_KP)
+        else:
+            self._step_broadcast(parameters_KP, gradient_KP)
+
+    # ------------------------------------------------------------ one pass over memory
+
+    def _step_fused(self, parameters_KP: Tensor, gradient_KP: Tensor) -> None:
+        memory = parameters_KP.data_ptr(), gradient_KP.data_ptr()
+        if self._of != memory:
+            self._pieces, self._of = list(self._cut(parameters_KP, gradient_KP)), memory
+        count = torch.tensor(float(self.steps))
+        for rate, momentum, decay, tensors in self._pieces:
+            parameters, gradient = tensors["parameters"], tensors["gradient"]
+            if self.kind == "sgd":
+                torch._fused_sgd_(
+                    parameters,
+                    gradient,
+                    tensors["momentum"] if momentum else [],
+                    weight_decay=decay,
+                    momentum=momentum,
+                    lr=rate,
+                    dampening=0.0,
+                    nesterov=bool(momentum) and self.settings["nesterov"],
+                    maximize=False,
+                    is_first_step=False,  # the first momentum is 0 · 0 + gradient
+                )
+                continue
+            update = torch._fused_adam_ if self.kind == "adam" else torch._fused_adamw_
+            update(
+                parameters,
+                gradient,
+                tensors["first"],
+                tensors["second"],
+                [],
+                [count] * len(parameters),
+                lr=rate,
+                beta1=self.settings["betas"][0],
+                beta2=self.settings["betas"][1],
+                weight_decay=decay,
+                eps=self.settings["eps"],
+                amsgrad=False,
+                maximize=False,
+            )
+
+    def _cut(self, parameters_KP: Tensor, gradient_KP: Tensor) -> Iterator[_Piece]:
+        """Neighbouring rows of equal settings, by columns that decay or do not."""
+        whole = {"parameters": parameters_KP.detach(), "gradient": gradient_KP, **self.state}
+        columns = parameters_KP.shape[1]
+        settings = [
+            (rate, float(t["momentum"] or 0.0), float(t["weight_decay"] or 0.0))
+            for rate, t in zip(self.rates, self.training, strict=True)
+        ]
+        for setting, run in itertools.groupby(range(len(settings)), lambda row: settings[row]):
+            rows = list(run)
+            rate, momentum, decay = setting
+            for start, stop, decays in self._segments if decay else _joined(self._segments):
+                if (start, stop) == (0, columns):
+                    cuts = [(rows[0], rows[-1] + 1, 0, columns)]
+                else:
+                    cuts = [(row, row + 1, start, stop) for row in rows]
+                tensors = {
+                    name: [value[a:b, c:d].flatten() for a, b, c, d in cuts]
+                    for name, value in whole.items()
+                }
+                yield _Piece(rate, momentum, decay if decays else 0.0, tensors)
+
+    # ------------------------------------------------------------ one operation over all rows
+
+    def _step_broadcast(self, parameters_KP: Tensor, gradient_KP: Tensor) -> None:
         if self._shrink_KP is not None:
             parameters_KP.mul_(self._shrink_KP)
         elif self.decay_KP is not None and self.kind != "adamw":
@@ -125,6 +219,28 @@ class Optimizer:
             value = getattr(self, name)
             setattr(self, name, None if value is None else value.index_select(0, index))
         self.rates = [self.rates[row] for row in rows]
+        self._of = None
+
+
+def _segments(decays_P: Tensor, trained_P: Tensor | None) -> list[_Segment]:
+    """Runs of columns that are trained and that decay acts on, or does not."""
+    kind_P = (decays_P > 0).long()
+    if trained_P is not None:
+        kind_P = torch.where(trained_P > 0, kind_P, -1)
+    kinds, lengths = torch.unique_consecutive(kind_P, return_counts=True)
+    stops = lengths.cumsum(0).tolist()
+    found = zip([0, *stops], stops, kinds.tolist())
+    return [(start, stop, bool(kind)) for start, stop, kind in found if kind >= 0]
+
+
+def _joined(segments: Sequence[_Segment]) -> list[_Segment]:
+    """The same columns where decay makes no difference."""
+    joined: list[_Segment] = []
+    for start, stop, _ in segments:
+        if joined and joined[-1][1] == start:
+            start = joined.pop()[0]
+        joined.append((start, stop, False))
+    return joined
 
 
 def schedule(training: Training, epoch: int, epochs: int) -> float:

@@ -2,8 +2,10 @@
 
 Parameters of all models are one (K, P) tensor. The module sees views of it; `torch.func.vmap` adds
 the model axis to its forward pass, and one ordinary backward pass gives all gradients, for a
-model's loss depends on its own row alone. Buffers (hyperparameters, statistics of batch norm) are
-stacked name by name, and written in place by modules that update them.
+model's loss depends on its own row alone. On a processor fully connected layers are those of
+`modmix.linear`, and gradients are collected where the optimizer reads them. Buffers
+(hyperparameters, statistics of batch norm) are stacked name by name, and written in place by
+modules that update them.
 
 Shapes: K models, B batch, C classes, P parameters of a model.
 """
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_map
 
+from modmix.linear import Layers, Sink
 from modmix.methods.model import Model
 
 Inputs = Mapping[str, Tensor]
@@ -83,14 +86,15 @@ class Stack:
         *,
         stacked: bool = True,
         low_precision: bool = False,
+        own_layers: bool = True,
     ) -> None:
-        named = dict(models[0].named_parameters())
+        # Matrices first: what weight decay acts on is then one piece of every row.
+        named = dict(sorted(models[0].named_parameters(), key=lambda item: item[1].dim() < 2))
         self.names = list(named)
-        # Matrices lie transposed: the gradient of x Wᵀ comes in that order.
         self._shapes = [_turn(p).shape for p in named.values()]
-        self._turned = [p.dim() == 2 for p in named.values()]
+        self._turned = [_turn(p) is not p for p in named.values()]
         self._sizes = [p.numel() for p in named.values()]
-        rows = [torch.cat([_turn(p.detach()).flatten() for p in m.parameters()]) for m in models]
+        rows = [_flat(dict(m.named_parameters()), self.names) for m in models]
         self.parameters_KP = torch.stack(rows).to(device).requires_grad_()
         per_model = [dict(m.named_buffers()) for m in models]
         self.buffers = {
@@ -100,6 +104,9 @@ class Stack:
         self._caller = _Caller(models[0])
         self.stacked = stacked
         self._low_precision = low_precision
+        self._own_layers = own_layers and device.type == "cpu" and not low_precision
+        self._sink: Sink | None = None  # made when first needed, for these parameters
+        self._leaves: dict[str, Tensor] = {}
         self.freeze(())
 
     @property
@@ -119,6 +126,7 @@ class Stack:
         self._frozen = [bool(prefixes) and name.startswith(prefixes) for name in self.names]
         modules = self.template.named_modules()
         self._resting = [m for name, m in modules if prefixes and f"{name}.".startswith(prefixes)]
+        self._sink = None
 
     def columns(self, test: Callable[[str, torch.Size], bool]) -> Tensor:
         """A mask (P,), 1.0 in the columns of parameters whose name and shape pass the test."""
@@ -135,9 +143,26 @@ class Stack:
         self.template.train()
         for module in self._resting:
             module.eval()
+        if self._own_layers:
+            return self._loss_and_collected(dict(inputs), target_KB)
         loss_K, wrong_K = self._map(self._loss, dict(inputs), target_KB)
         (gradient_KP,) = torch.autograd.grad(loss_K.sum(), self.parameters_KP)
         return Step(loss_K.detach(), wrong_K, gradient_KP)
+
+    def _loss_and_collected(self, inputs: Inputs, target_KB: Tensor) -> Step:
+        """The same, with gradients in memory that every step uses again."""
+        if self._sink is None:
+            # Leaves of their own, not parts of one tensor: nothing is joined afterwards.
+            self._leaves = {name: view.detach() for name, view in self._views().items()}
+            self._sink = Sink(self.parameters_KP, self._leaves.values())
+            for leaf, frozen in zip(self._leaves.values(), self._frozen, strict=True):
+                leaf.requires_grad_(not frozen)
+        sink = self._sink
+        sink.begin()
+        loss_K, wrong_K = self._map(self._loss, inputs, target_KB, views=self._leaves, sink=sink)
+        trained = [leaf for leaf in self._leaves.values() if leaf.requires_grad]
+        sink.finish(trained, torch.autograd.grad(loss_K.sum(), trained, allow_unused=True))
+        return Step(loss_K.detach(), wrong_K, sink.gradient_KP)
 
     @torch.no_grad()
     def scores(self, inputs: Inputs) -> Tensor:
@@ -160,18 +185,28 @@ class Stack:
         for name, value in new.items():
             self.buffers[f"method.{name}"].copy_(value)
 
-    def _map(self, function: Callable[..., Any], *mapped: Any, shared: tuple[Any, ...] = ()) -> Any:
+    def _map(
+        self,
+        function: Callable[..., Any],
+        *mapped: Any,
+        shared: tuple[Any, ...] = (),
+        views: Mapping[str, Tensor] | None = None,
+        sink: Sink | None = None,
+    ) -> Any:
         """Call ``function(model, *mapped, *shared)`` for every row; results get a model axis."""
-        state = {f"model.{name}": value for name, value in self._views().items()}
+        views = self._views() if views is None else views
+        state = {f"model.{name}": value for name, value in views.items()}
         state.update({f"model.{name}": value for name, value in self.buffers.items()})
 
         def one(state: dict[str, Tensor], *mapped: Any) -> Any:
             return functional_call(self._caller, state, (function, *mapped, *shared))
 
-        if self.stacked:
-            return vmap(one, randomness="different")(state, *mapped)
-        row = tree_map(lambda value: value[0], (state, *mapped))
-        return tree_map(lambda value: value.unsqueeze(0), one(*row))
+        layers = Layers(sink, stacked=self.stacked) if self._own_layers else nullcontext()
+        with layers:
+            if self.stacked:
+                return vmap(one, randomness="different")(state, *mapped)
+            row = tree_map(lambda value: value[0], (state, *mapped))
+            return tree_map(lambda value: value.unsqueeze(0), one(*row))
 
     def _views(self) -> dict[str, Tensor]:
         """Every parameter (K, *shape) as a view of the one tensor."""
@@ -216,6 +251,7 @@ class Stack:
         """A stack of the same structure with other weights; any number of rows."""
         other = copy.copy(self)
         other.parameters_KP = weights.parameters_KP.detach().requires_grad_()
+        other._sink = None
         other.buffers = dict(weights.buffers)
         return other
 
@@ -227,4 +263,11 @@ class Stack:
 
 
 def _turn(parameter: Tensor) -> Tensor:
-    return parameter.mT if parameter.dim() == 2 else parameter
+    """As it lies in memory: a matrix with its longer side last, for products are faster so."""
+    turns = parameter.dim() == 2 and parameter.shape[0] >= parameter.shape[1]
+    return parameter.mT if turns else parameter
+
+
+def _flat(parameters: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
+    """One model's parameters as a row (P,)."""
+    return torch.cat([_turn(parameters[name].detach()).flatten() for name in names])

@@ -18,6 +18,8 @@ from torch import Tensor
 from modmix.packing import NUMERICS_VERSION
 
 _FILE = "checkpoint.safetensors"
+# Raised whenever the same tensors lie in another order: one of before starts over.
+_LAYOUT = 2
 
 
 class CheckpointWarning(UserWarning):
@@ -33,7 +35,7 @@ def save(folder: Path, pack: str, tensors: Mapping[str, Tensor], state: Mapping[
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    header = json.dumps({"pack": pack, "numerics": NUMERICS_VERSION, "state": state})
+    header = json.dumps({"pack": pack, "numerics": NUMERICS_VERSION, "layout": _LAYOUT, "state": state})
     temporary = folder / f"{_FILE}.{os.getpid()}.tmp"
     try:
         on_host = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
@@ -60,8 +62,9 @@ def load(
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
             header = json.loads(file.metadata()["modmix"])
-            if (header["pack"], header["numerics"]) != (pack, NUMERICS_VERSION):
-                raise ValueError("it belongs to another pack or another version of the numerics")
+            found = header["pack"], header["numerics"], header["layout"]
+            if found != (pack, NUMERICS_VERSION, _LAYOUT):
+                raise ValueError("it belongs to another pack or another version of modmix")
             names = file.keys()
             return {name: file.get_tensor(name) for name in names}, header["state"]
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:

@@ -1,0 +1,141 @@
+"""Layers of K models at once against a loop over the models in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn import functional as F
+
+from modmix import linear
+from modmix.linear import Layers, Sink
+
+# (batch, inputs, outputs): small ones, a narrow one, and ones that go to oneDNN
+SHAPES = [(5, 3, 4), (32, 64, 10), (7, 10, 2), (128, 300, 300), (96, 256, 130)]
+
+
+def leaves_of(parameters_KP: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:
+    """Views (K, *shape), matrices transposed where that puts the longer side last."""
+    found, start = [], 0
+    for shape in shapes:
+        size = torch.Size(shape).numel()
+        part = parameters_KP[:, start : start + size].detach()
+        turned = len(shape) == 2 and shape[0] > shape[1]
+        view = part.view(-1, *reversed(shape)).mT if turned else part.view(-1, *shape)
+        found.append(view.requires_grad_())
+        start += size
+    return found
+
+
+def through_layers(
+    parameters_KP: Tensor, shapes: list[tuple[int, ...]], x: Tensor, *, stacked: bool
+) -> tuple[Tensor, Tensor]:
+    """Outputs and gradients (K, P) of Σ tanh(layer(x))."""
+    leaves = leaves_of(parameters_KP, shapes)
+    sink = Sink(parameters_KP, leaves)
+    sink.begin()
+    with Layers(sink, stacked=stacked):
+        if stacked:
+            y = vmap(F.linear)(x, *leaves)
+        else:
+            y = F.linear(x[0], *(leaf[0] for leaf in leaves)).unsqueeze(0)
+    gradients = torch.autograd.grad(y.tanh().sum(), leaves, allow_unused=True)
+    sink.finish(leaves, gradients)
+    return y.detach(), sink.gradient_KP
+
+
+@pytest.mark.parametrize(("batch", "inputs", "outputs"), SHAPES)
+@pytest.mark.parametrize("models", [1, 3])
+@pytest.mark.parametrize("bias", [True, False])
+def test_outputs_and_gradients_are_those_of_a_loop(
+    batch: int, inputs: int, outputs: int, models: int, bias: bool
+) -> None:
+    torch.manual_seed(1)
+    shapes: list[tuple[int, ...]] = [(outputs, inputs)] + [(outputs,)] * bias
+    size = sum(torch.Size(shape).numel() for shape in shapes)
+    parameters_KP = torch.randn(models, size) / inputs**0.5
+    x = torch.randn(models, batch, inputs)
+    y, gradient_KP = through_layers(parameters_KP, shapes, x, stacked=models > 1)
+    for k in range(models):
+        own = [leaf.double() for leaf in leaves_of(parameters_KP[k : k + 1], shapes)]
+        weight = own[0][0].detach().requires_grad_()
+        offset = own[1][0].detach().requires_grad_() if bias else None
+        expected = x[k].double() @ weight.T + (0 if offset is None else offset)
+        wanted = [weight] if offset is None else [weight, offset]
+        gradients = torch.autograd.grad(expected.tanh().sum(), wanted)
+        torch.testing.assert_close(y[k].double(), expected.detach(), rtol=1e-5, atol=1e-5)
+        found = leaves_of(gradient_KP[k : k + 1], shapes)
+        for mine, theirs in zip(found, gradients, strict=True):
+            scale = theirs.abs().max()
+            assert (mine[0].double() - theirs).abs().max() <= 3e-6 * scale
+
+
+class _Shared(nn.Module):
+    """One weight used twice, a part of one used, one not used at all, one outside of layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice = nn.Linear(6, 6)
+        self.part = nn.Linear(6, 4)
+        self.unused = nn.Linear(6, 6)
+        self.scale = nn.Parameter(torch.randn(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.twice(torch.tanh(self.twice(x))) * self.scale
+        return F.linear(z[:, :3], self.part.weight[:, :3], self.part.bias)
+
+
+def test_weights_used_twice_in_part_or_not_at_all_get_their_gradients() -> None:
+    torch.manual_seed(2)
+    modules = [_Shared() for _ in range(3)]
+    names = [name for name, _ in modules[0].named_parameters()]
+    shapes = [tuple(p.shape) for p in modules[0].parameters()]
+    rows = []
+    for module in modules:
+        flat = [p.detach().T if s[:1] > s[1:2] != () else p.detach() for p, s in _with(module)]
+        rows.append(torch.cat([value.flatten() for value in flat]))
+    parameters_KP = torch.stack(rows)
+    leaves = leaves_of(parameters_KP, shapes)
+    sink = Sink(parameters_KP, leaves)
+    x = torch.randn(3, 9, 6)
+
+    def one(state: dict[str, Tensor], row: Tensor) -> Tensor:
+        return functional_call(modules[0], state, (row,)).square().sum()
+
+    sink.gradient_KP.fill_(7.0)  # what a step before left there
+    sink.begin()
+    with Layers(sink, stacked=True):
+        loss = vmap(one)(dict(zip(names, leaves, strict=True)), x).sum()
+    sink.finish(leaves, torch.autograd.grad(loss, leaves, allow_unused=True))
+    found = dict(zip(names, leaves_of(sink.gradient_KP, shapes), strict=True))
+    for k, module in enumerate(modules):
+        module(x[k]).square().sum().backward()
+        for name, parameter in module.named_parameters():
+            expected = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+            torch.testing.assert_close(found[name][k].detach(), expected, rtol=1e-4, atol=1e-5)
+
+
+def _with(module: nn.Module) -> list[tuple[Tensor, tuple[int, ...]]]:
+    return [(p, tuple(p.shape)) for p in module.parameters()]
+
+
+def test_large_products_go_to_onednn_and_small_ones_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if linear._onednn is None:
+        pytest.skip("this build of torch has no oneDNN")
+    seen = []
+    real = linear._onednn
+
+    def noted(*arguments: object) -> Tensor:
+        seen.append(1)
+        return real(*arguments)
+
+    monkeypatch.setattr(linear, "_onednn", noted)
+    linear._product(torch.randn(2, 32, 64), torch.randn(2, 64, 64))
+    assert not seen
+    linear._product(torch.randn(2, 128, 300), torch.randn(2, 300, 300))
+    assert len(seen) == 2
+    linear._product(torch.randn(2, 128, 300).double(), torch.randn(2, 300, 300).double())
+    assert len(seen) == 2
