@@ -268,7 +268,8 @@ def _run(
     changed: Callable[[StudyRun], None],
     say: Callable[[str], None],
 ) -> None:
-    from modmix.study import Heartbeat, StudyRun
+    from modmix.ledger import Heartbeat
+    from modmix.study import StudyRun
 
     begun = time.monotonic()
     observed = mirror.observe if mirror is not None else lambda _: None

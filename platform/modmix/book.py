@@ -105,6 +105,15 @@ class Book:
         """The epoch at which halving dropped a point, or None."""
         return self.points[point].pruned
 
+    def replicates_of(self, point: str) -> Sequence[Replicate]:
+        return self.points[point].point.replicates
+
+    def has_results(self, point: str, beside: Sequence[Replicate]) -> bool:
+        """Whether replicates of a point are done that are none of these."""
+        these = {replicate.key for replicate in beside}
+        mine = [r.key for r in self.replicates_of(point) if r.key not in these]
+        return any(self.states[key] == "done" for key in mine)
+
     def is_waiting(self, point: str) -> bool:
         """Whether a point still lacks a result."""
         return bool(self.points[point].waiting)

@@ -1,4 +1,10 @@
-"""Successive halving inside a pack: which points go on after a rung. Pure."""
+"""Successive halving: which points go on after a rung. Pure.
+
+Inside a pack all points reach a rung together, and the best part of them goes on (`survivors`). A
+pack of one point has nobody to compare with: its value is held against those of the points that
+were at the rung before it, in whatever packs (`goes_on`): asynchronous successive halving, ASHA,
+in the variant that stops points instead of pausing them (Li et al. 2020).
+"""
 
 from __future__ import annotations
 
@@ -23,19 +29,34 @@ def rungs(min_epochs: int, eta: int, epochs: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-def survivors(
-    values: Mapping[str, Sequence[float]], eta: int, *, higher_is_better: bool
-) -> list[str]:
-    """The best ⌈n/η⌉ points by the mean of their replicates' values, best first.
+def survivors(values: Mapping[str, float], eta: int, *, higher_is_better: bool) -> list[str]:
+    """The best ⌈n/η⌉ points, best first.
 
-    A point with a NaN (a replicate that diverged) comes after all others; equals keep their
+    A point whose value is NaN (a replicate diverged) comes after all others; equals keep their
     order.
     """
-    sign = -1.0 if higher_is_better else 1.0
-
-    def rank(point: str) -> float:
-        mean = sign * math.fsum(values[point]) / len(values[point])
-        return math.inf if math.isnan(mean) else mean
-
-    ordered = sorted(values, key=rank)
+    costs = {point: _cost(value, higher_is_better) for point, value in values.items()}
+    ordered = sorted(costs, key=costs.__getitem__)
     return ordered[: math.ceil(len(ordered) / eta)]
+
+
+def goes_on(value: float, others: Sequence[float], eta: int, *, higher_is_better: bool) -> bool:
+    """Whether a value is among the best ⌊n/η⌋ of itself and the others at a rung so far.
+
+    The first η − 1 to arrive go on, and so do equals of one that does. NaN is the worst value.
+    """
+    own = _cost(value, higher_is_better)
+    n = len(others) + 1
+    better = sum(_cost(other, higher_is_better) < own for other in others)
+    return n < eta or better < n // eta
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean over a point's replicates; NaN when one of them is."""
+    return math.fsum(values) / len(values)
+
+
+def _cost(value: float, higher_is_better: bool) -> float:
+    if math.isnan(value):
+        return math.inf
+    return -value if higher_is_better else value

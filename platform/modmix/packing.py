@@ -73,6 +73,9 @@ class Pack:
     replicates: tuple[Replicate, ...]
     checkpoint: str | None = None  # folder for this pack's checkpoint; None: none is kept
     keep_weights: bool = False  # send each model's best weights back with its result
+    # Whether its training settings' halving acts. Not in a pack that brings further seeds to
+    # points which have results: those are judged already.
+    halving: bool = True
     # Members (by key) with a result in the ledger. A pack is resumed with all its members, so that
     # its checkpoint fits; these are not trained again.
     ended: Mapping[str, Ended] = field(default_factory=dict)
@@ -117,6 +120,10 @@ class Progress:
     epochs: int
     active: int
     metrics: Mapping[str, Mapping[str, float]]  # replicate key -> metric -> value
+    # At a rung of halving: its epoch within the last stage (else 0), and by point the mean over
+    # replicates of the monitored metric's best value so far.
+    rung: int = 0
+    at_rung: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

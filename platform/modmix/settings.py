@@ -142,7 +142,8 @@ _SETTINGS = (
         kind="mapping",
         default=None,
         optional=True,
-        doc="{eta, min_epochs}: after each rung a pack keeps the best 1/eta of its points",
+        doc="{eta, min_epochs}: after min_epochs, and eta times as many each time, the best 1/eta of "
+        "a pack's points go on; packs of one point are held against each other",
     ),
 )
 

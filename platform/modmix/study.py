@@ -27,7 +27,6 @@ from modmix.errors import Incomplete, LedgerError
 from modmix.home import Home, write_bytes
 from modmix.ledger import (
     ENDED,
-    HEARTBEAT_SECONDS,
     Entry,
     Lease,
     Ledger,
@@ -45,6 +44,7 @@ from modmix.packing import (
     pack_id,
 )
 from modmix.plan import Plan, Point
+from modmix.rungs import Rungs
 from modmix.runners import Verdict
 from modmix.searches import Searches
 
@@ -101,6 +101,8 @@ class StudyRun:
             plan.spec.objective, higher_is_better=higher, fingerprint=plan.data.fingerprint
         )
         self._searches = Searches(plan, ledger, self._book, slots=slots)
+        self._rungs = Rungs(self._book, ledger.histories)
+        self._verdicts: dict[str, Verdict] = {}  # by pack, until it ends for good
         self._queue: deque[tuple[str, ...]] = deque()  # members of packs that wait
         self._out: dict[str, Pack] = {}
         self._progress: dict[str, Progress | None] = {}
@@ -144,6 +146,7 @@ class StudyRun:
                 point = self.plan.point(entry.method, entry.proposal)
                 points[point.key] = point
         self._add(list(points.values()), entries)
+        self._rungs.enter([*known, *entries])
         self.dropped = ledger.keep_only_points(name, self._book.points, self._book.replicates)
         self.reused += ledger.adopt(name)
         self._read_results()
@@ -254,7 +257,7 @@ class StudyRun:
     @property
     def verdicts(self) -> Mapping[str, Verdict]:
         """By pack that is out: which of its models are to train no further, and why."""
-        return {}
+        return self._verdicts
 
     def next_pack(self) -> Pack | None:
         while not self.stopping:
@@ -291,6 +294,7 @@ class StudyRun:
             replicates=tuple(replicates),
             checkpoint=str(self._home.checkpoints / name),
             keep_weights=self.plan.spec.final is not None,
+            halving=not any(self._book.has_results(r.point, replicates) for r in replicates),
             ended=self._book.ended_of(replicates),
         )
         for key in claimed:
@@ -315,12 +319,20 @@ class StudyRun:
                     self._ledger.update_pack(self.plan.name, pack, note=note)
                 case Progress(pack=pack):
                     self._progress[pack] = event
+                    self._judge(event)
                     self._observed(event)
                 case Finished():
                     pass
         if finished:
             self._finish(finished)
         self._changed(self)
+
+    def _judge(self, event: Progress) -> None:
+        """At a rung, let the models of a point go that is behind those of other packs."""
+        pack = self._out.get(event.pack)
+        why = None if pack is None else self._rungs.judge(pack, event)
+        if pack is not None and why is not None:
+            self._verdicts[pack.id] = {r.key: why for r in pack.replicates}
 
     def _finish(self, finished: Sequence[Finished]) -> None:
         for event in finished:
@@ -358,18 +370,21 @@ class StudyRun:
             return
         left = [r.key for r in gone.replicates if self._book.states[r.key] not in ENDED]
         if not left:
-            self._ledger.update_pack(self.plan.name, pack, state="done")
-            self._remove_checkpoint(pack)
+            self._close(pack)
         elif failure and not of_machine:
             self._finish(
                 [Finished(pack=pack, replicate=k, state="failed", reason=failure) for k in left]
             )
-            self._ledger.update_pack(self.plan.name, pack, state="done", failed=True)
-            self._remove_checkpoint(pack)
+            self._close(pack, failed=True)
         else:
             self._interrupt(gone, left, failure)
         self._progress.pop(pack, None)
         self._changed(self)
+
+    def _close(self, pack: str, *, failed: bool = False) -> None:
+        self._ledger.update_pack(self.plan.name, pack, state="done", failed=failed)
+        self._remove_checkpoint(pack)
+        self._verdicts.pop(pack, None)
 
     def _interrupt(self, pack: Pack, left: Sequence[str], failure: str) -> None:
         self._ledger.let_go(self._lease, left)
@@ -418,6 +433,7 @@ class StudyRun:
         for points, entries in self._searches.ask():
             fresh = [point for point in points if point.key not in self._book.points]
             self._add(fresh, entries)
+            self._rungs.enter(entries)
             if fresh:
                 self._adopt({r.key for point in fresh for r in point.replicates})
             queued = {key for members in self._queue for key in members}
@@ -477,24 +493,3 @@ class StudyRun:
             failed=list(self._book.reasons),
             seconds=time.monotonic() - self._began,
         )
-
-
-class Heartbeat:
-    """Keeps a lease alive while a study runs."""
-
-    def __init__(self, beat: Callable[[], None]) -> None:
-        self._beat = beat
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="modmix-heartbeat", daemon=True)
-
-    def _run(self) -> None:
-        while not self._end.wait(HEARTBEAT_SECONDS):
-            self._beat()
-
-    def __enter__(self) -> Heartbeat:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        self._thread.join()

@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,9 @@ class _Run:
         present = [i for i, record in enumerate(self.records) if record.training]
         ending = self._train_and_evaluate()
         ending.update(self._out_of_patience(ending))
-        losers = self._losers(ending)
+        rung = self._rung()
+        at_rung = values_by_point(self.pack, self.records, failing=ending) if rung else {}
+        losers = self._losers(at_rung, rung, ending)
         ending.update(losers)
         epoch, stage = self._epochs_done() + 1, self.position.stage
         if not self._advance():
@@ -141,7 +143,8 @@ class _Run:
         if self.groups and self.position.stage != stage:
             self._start_stage()
         self._save_if_due()
-        return [self._progress(present, epoch), *(self._event(i) for i in sorted(ending))]
+        progress = replace(self._progress(present, epoch), rung=rung, at_rung=at_rung)
+        return [progress, *(self._event(i) for i in sorted(ending))]
 
     # ------------------------------------------------------------ where training stands
 
@@ -287,24 +290,27 @@ class _Run:
             if record.training and i not in ending and record.waited >= patience
         }
 
-    def _losers(self, ending: Endings) -> Endings:
-        """After a rung, the models of the points that are not among the best 1/η."""
-        halving = self.settings["halving"]
+    def _rung(self) -> int:
+        """The rung of halving that this evaluation is, in epochs of the last stage; else 0."""
+        halving = self.settings["halving"] if self.pack.halving else None
         last_part = self.position.part == len(self.bounds) - 2
         if not halving or not last_part or not self._in_last_stage():
-            return {}
+            return 0
         eta, first = int(halving["eta"]), int(halving["min_epochs"])
         epoch = self.position.epoch + 1
-        if epoch not in rungs(first, eta, self._stage_epochs(self.position.stage)):
+        return epoch if epoch in rungs(first, eta, self._stage_epochs(self.position.stage)) else 0
+
+    def _losers(self, at_rung: Mapping[str, float], rung: int, ending: Endings) -> Endings:
+        """At a rung, the models of the points that are not among the best 1/η."""
+        if not rung:
             return {}
-        points = [replicate.point for replicate in self.pack.replicates]
-        values = values_by_point(points, self.records, failing=ending)
-        kept = survivors(values, eta, higher_is_better=self.higher)
-        reason = f"not among the best {len(kept)} of {len(values)} points after epoch {epoch}"
+        eta = int(self.settings["halving"]["eta"])
+        kept = survivors(at_rung, eta, higher_is_better=self.higher)
+        reason = f"not among the best {len(kept)} of {len(at_rung)} points after epoch {rung}"
         return {
             i: ("pruned", reason)
             for i, record in enumerate(self.records)
-            if record.training and i not in ending and points[i] not in kept
+            if record.training and i not in ending and self.pack.replicates[i].point not in kept
         }
 
     def _drop(self) -> list[Event]:

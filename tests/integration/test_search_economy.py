@@ -89,3 +89,41 @@ def test_a_search_with_pruned_points_goes_on_as_if_never_stopped(tmp_path: Path)
     assert [(e.state, e.values, e.step) for e in extended] == [
         (e.state, e.values, e.step) for e in whole
     ]
+
+
+def test_packs_of_one_point_race_with_each_other(tmp_path: Path) -> None:
+    """Whoever is not among the best half of what was at a rung before stops there."""
+    study = run(tmp_path, "points: 10, batch: 1, parallel: 1")
+    entries, replicates = known(study)
+    keys = [r.key for mine in replicates.values() for r in mine]
+    histories = Ledger(study.home.ledger_url).histories(keys)
+    there: dict[int, list[float]] = {2: [], 4: []}
+    for entry in entries:  # one after another: the order of arrival
+        mine = [histories[r.key]["val/error"] for r in replicates[entry.point]]
+        expected = None
+        for rung, before in there.items():
+            value = fmean(min(history[:rung]) for history in mine)
+            better = sum(other < value for other in before)
+            before.append(value)
+            if len(before) > 1 and better >= len(before) // 2:
+                expected = rung
+                break
+        assert (entry.state, entry.step) == ("pruned" if expected else "done", expected)
+        reasons = {r.reason for r in replicates[entry.point]}
+        if expected:
+            n = len(there[expected])
+            assert reasons == {
+                f"not among the best {n // 2} of the {n} points so far after epoch {expected}"
+            }
+    states = [e.state for e in entries]
+    assert states[0] == "done"
+    assert states.count("pruned") >= 3
+
+
+def test_a_race_goes_on_after_a_restart(tmp_path: Path) -> None:
+    whole, _ = known(run(tmp_path / "a", "points: 10, batch: 1, parallel: 1"))
+    run(tmp_path / "b", "points: 6, batch: 1, parallel: 1")
+    extended, _ = known(run(tmp_path / "b", "points: 10, batch: 1, parallel: 1"))
+    assert [(e.proposal, e.state, e.values, e.step) for e in extended] == [
+        (e.proposal, e.state, e.values, e.step) for e in whole
+    ]

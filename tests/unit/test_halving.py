@@ -1,10 +1,23 @@
-"""Which points go on after a rung."""
+"""Which points go on after a rung, in a pack and across packs."""
 
 from __future__ import annotations
 
 import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
-from modmix.halving import rungs, survivors
+import pytest
+
+from modmix.book import Book
+from modmix.halving import goes_on, mean, rungs, survivors
+from modmix.ledger import Entry
+from modmix.packing import Finished, Pack, Progress, Replicate, TaskRef
+from modmix.plan import Point
+from modmix.rungs import Rungs
+
+NAN = math.nan
 
 
 def test_rungs_are_powers_before_the_last_epoch() -> None:
@@ -14,8 +27,8 @@ def test_rungs_are_powers_before_the_last_epoch() -> None:
     assert rungs(9, 3, 9) == ()
 
 
-def test_the_best_by_mean_go_on() -> None:
-    values = {"a": [3.0, 5.0], "b": [1.0, 9.0], "c": [2.0, 2.0], "d": [4.5, 4.5]}
+def test_the_best_go_on() -> None:
+    values = {"a": 4.0, "b": 5.0, "c": 2.0, "d": 4.5}
     assert survivors(values, 2, higher_is_better=False) == ["c", "a"]
     assert survivors(values, 2, higher_is_better=True) == ["b", "d"]
     assert survivors(values, 3, higher_is_better=False) == ["c", "a"]  # ⌈4/3⌉
@@ -24,11 +37,162 @@ def test_the_best_by_mean_go_on() -> None:
 
 
 def test_a_point_with_a_diverged_replicate_is_last() -> None:
-    values = {"a": [0.0, math.nan], "b": [50.0, 60.0]}
+    values = {"a": mean([0.0, NAN]), "b": mean([50.0, 60.0])}
+    assert values["b"] == 55.0
     for higher in (True, False):
         assert survivors(values, 2, higher_is_better=higher) == ["b"]
 
 
 def test_equals_keep_their_order() -> None:
-    values = {"b": [1.0], "a": [1.0], "c": [1.0]}
+    values = {"b": 1.0, "a": 1.0, "c": 1.0}
     assert survivors(values, 2, higher_is_better=False) == ["b", "a"]
+
+
+# ---------------------------------------------------------------- across packs
+
+
+@pytest.mark.parametrize(
+    ("value", "others", "eta", "expected"),
+    [
+        (9.0, [], 2, True),  # the first
+        (9.0, [1.0], 3, True),  # fewer than η so far
+        (9.0, [1.0], 2, False),  # the best 1 of 2
+        (1.0, [9.0], 2, True),
+        (5.0, [5.0, 5.0], 3, True),  # equals of the best 1 of 3
+        (5.0, [4.0, 6.0], 3, False),
+        (5.0, [4.0, 6.0, 7.0], 2, True),  # the best 2 of 4
+        (5.0, [4.0, 4.5, 7.0], 2, False),
+        (5.0, [4.0, 6.0, 7.0, 8.0], 3, False),  # the best 1 of 5, not 2
+        (NAN, [4.0], 2, False),
+        (NAN, [NAN], 2, True),
+        (9.0, [NAN, NAN], 3, True),
+    ],
+)
+def test_who_goes_on(value: float, others: list[float], eta: int, expected: bool) -> None:
+    for _ in range(3):
+        random.Random(len(others)).shuffle(others)
+        assert goes_on(value, others, eta, higher_is_better=False) is expected
+        mirrored = [-other for other in others]
+        assert goes_on(-value, mirrored, eta, higher_is_better=True) is expected
+
+
+TRAINING: Mapping[str, Any] = {"monitor": "val/error", "halving": {"eta": 2.0, "min_epochs": 2.0}}
+
+
+def point(name: str, seeds: int = 1, data: str = "d", monitor: str = "val/error") -> Point:
+    return Point(
+        key=name,
+        method="mul",
+        params={},
+        task=TaskRef(name="t", options={}, fingerprint=data),
+        replicates=tuple(
+            Replicate(
+                key=f"{name}-{seed}", point=name, seed=seed, method="mul", params={},
+                training={**TRAINING, "monitor": monitor}, encoders={}, structure="s",
+            )
+            for seed in range(seeds)
+        ),
+    )  # fmt: skip
+
+
+class Races:
+    """Points of a study as a driver sees them; every pack holds one point unless told."""
+
+    def __init__(self, *points: Point, part: str = "p") -> None:
+        self.book = Book(["val/error"], higher_is_better=False, fingerprint="d")
+        self.histories: dict[str, dict[str, list[float]]] = {}
+        self.asked: list[str] = []
+        self.rungs = Rungs(self.book, self._read)
+        self.add(*points, part=part)
+
+    def _read(self, keys: Sequence[str]) -> dict[str, dict[str, list[float]]]:
+        self.asked += keys
+        return {key: self.histories[key] for key in keys if key in self.histories}
+
+    def add(self, *points: Point, part: str = "p") -> None:
+        self.book.add(points)
+        self.rungs.enter(
+            Entry(part=part, method=p.method, number=i, point=p.key) for i, p in enumerate(points)
+        )
+
+    def at(self, values: Mapping[str, float], rung: int = 2, before: int = 0) -> str | None:
+        members = [r for name in values for r in self.book.replicates_of(name)]
+        task = self.book.points[next(iter(values))].point.task
+        pack = Pack(id="i", study="s", task=task, replicates=tuple(members))
+        event = Progress(
+            pack="i", epoch=before + rung, epochs=9, active=1, metrics={}, rung=rung, at_rung=values
+        )
+        return self.rungs.judge(pack, event)
+
+    def end(self, key: str, state: str, errors: Sequence[float]) -> None:
+        epochs = [float(i + 1) for i in range(len(errors))]
+        self.histories[key] = {"epoch": epochs, "val/error": list(errors)}
+        self.book.take_result(key, Finished(pack="i", replicate=key, state=state))
+
+
+def test_points_race_in_order_of_arrival() -> None:
+    races = Races(*(point(name) for name in "abcdef"))
+    assert races.at({"a": 5.0}) is None
+    assert races.at({"b": 6.0}) == "not among the best 1 of the 2 points so far after epoch 2"
+    assert races.at({"c": 5.0}) is None  # 1 of 3, level with the best
+    assert races.at({"d": 5.5}) is not None  # the best 2 of 4 are a and c
+    assert races.at({"e": 1.0}) is None
+    assert races.at({"a": 9.0}, rung=4) is None  # the first at that rung
+    assert races.asked == []
+    # Told again (its worker died), a point is not its own rival.
+    assert races.at({"e": 1.0}) is None
+
+
+def test_other_parts_methods_and_data_are_other_races() -> None:
+    races = Races(point("a"), point("x", data="other"))
+    races.add(point("b"), replace(point("c"), method="add"), part="q")
+    for name in "axbc":
+        assert races.at({name: 5.0 + ord(name)}) is None
+    # A point of two parts goes on while one of them lets it.
+    races.add(point("d"), part="p")
+    races.add(point("d"), part="q")
+    value = (5.0 + ord("a") + 5.0 + ord("b")) / 2  # behind a, ahead of b
+    assert races.at({"d": value}) is None
+    races.add(point("e"), part="p")
+    assert races.at({"e": value}) is not None
+
+
+def test_a_pack_of_several_points_is_no_race_but_its_values_count() -> None:
+    races = Races(*(point(name, seeds=2) for name in "abc"))
+    assert races.at({"a": 1.0, "b": 9.0}) is None
+    assert races.at({"c": 5.0}) == "not among the best 1 of the 3 points so far after epoch 2"
+
+
+def test_what_ended_before_is_read_from_the_ledger() -> None:
+    races = Races(*(point(name, seeds=2) for name in "abcdefg"), point("z", seeds=2))
+    for seed in (0, 1):
+        races.end(f"a-{seed}", "done", [8.0, 7.0 + seed, 0.0])  # its best up to the rung: 7, 8
+        races.end(f"b-{seed}", "pruned", [8.0, 9.0])
+        races.end(f"c-{seed}", "pruned", [1.0])  # never came to this rung
+        races.end(f"d-{seed}", "failed", [1.0, 1.0])
+    races.end("e-0", "done", [1.0])  # stopped early, with its best
+    races.end("e-1", "done", [2.0])
+    races.end("f-0", "done", [1.0, 1.0])  # its other replicate is still training
+    # There: a 7.5, b 8, d 1, e 1.5. Of five values with its own, the best two go on.
+    assert races.at({"g": 1.5}) is None
+    assert races.at({"g": 1.6}) == "not among the best 2 of the 5 points so far after epoch 2"
+    assert sorted(set(races.asked)) == sorted(f"{n}-{s}" for n in "abcde" for s in (0, 1))
+    assert len(races.asked) == 10  # once
+    races.end("f-1", "done", [1.0, NAN])
+    assert races.at({"g": 1.4}) is None  # behind d and f, ahead of e
+    assert races.at({"g": 1.6}) == "not among the best 3 of the 6 points so far after epoch 2"
+    assert races.at({"z": 1.0}) is None
+
+
+def test_epochs_of_earlier_stages_do_not_count() -> None:
+    races = Races(point("a"), point("b"), point("c"))
+    races.end("a-0", "done", [0.0, 0.0, 0.0, 6.0, 5.0, 1.0])  # three epochs of the first stage
+    assert races.at({"b": 4.9}, before=3) is None
+    assert races.at({"b": 5.1}, before=3) is not None
+
+
+def test_higher_may_be_better() -> None:
+    races = Races(*(point(name, monitor="val/auc") for name in "ab"))
+    assert races.at({"a": 0.8}) is None
+    assert races.at({"b": 0.7}) is not None
+    assert races.at({"b": 0.9}) is None

@@ -74,3 +74,25 @@ def test_most_of_a_resumed_pack_is_gone(
         assert list(ends[key].history["val/nll"]) == pytest.approx(
             whole[key].history["val/nll"], rel=1e-5
         )
+
+
+def test_rungs_are_told_with_each_points_value() -> None:
+    """The mean over seeds of the best error so far; a single point is dropped by nobody here."""
+    halving = {"eta": 2.0, "min_epochs": 1.0}
+    one = make_replicates("add", POINTS[:1], data=DATA, epochs=5, batch_size=32, halving=halving)
+    events = list(train_pack(make_pack(one), DATA))
+    told = {e.epoch: (e.rung, dict(e.at_rung)) for e in events if isinstance(e, Progress)}
+    ends = finished(events)
+    assert {e.state for e in ends.values()} == {"done"}
+    for epoch, (rung, values) in told.items():
+        best = [min(end.history["val/error"][:epoch]) for end in ends.values()]
+        is_rung = epoch in (1, 2, 4)
+        assert rung == (epoch if is_rung else 0)
+        assert values == ({"add-0": pytest.approx(sum(best) / 2)} if is_rung else {})
+
+
+def test_a_pack_that_completes_points_drops_nobody() -> None:
+    halving = {"eta": 2.0, "min_epochs": 1.0}
+    events = list(train_pack(make_pack(replicates(halving=halving), halving=False), DATA))
+    assert {e.state for e in finished(events).values()} == {"done"}
+    assert not any(e.at_rung for e in events if isinstance(e, Progress))

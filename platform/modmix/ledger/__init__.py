@@ -14,8 +14,9 @@ any moment leaves what was before it or what was after it. SQLite runs in WAL mo
 synchronisation, so a finished replicate survives the machine's death, too.
 
     records    what is kept, as values
-    database   the tables and transactions        studies   studies and leases
-    asked      points and entries                 results   replicates, histories, packs
+    database   the tables and transactions        studies     studies and leases
+    asked      points and entries                 heartbeat   keeps a lease alive
+    results    replicates, histories, packs
 
 These are the only files with sqlalchemy.
 """
@@ -23,6 +24,7 @@ These are the only files with sqlalchemy.
 from __future__ import annotations
 
 from modmix.ledger.asked import Asked
+from modmix.ledger.heartbeat import Heartbeat
 from modmix.ledger.records import (
     ENDED,
     REPLICATE_STATES,
@@ -44,6 +46,7 @@ __all__ = [
     "LEASE_SECONDS",
     "REPLICATE_STATES",
     "Entry",
+    "Heartbeat",
     "Lease",
     "Ledger",
     "NewPoint",

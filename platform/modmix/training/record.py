@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from modmix.halving import mean
+from modmix.packing import Pack
+
 # Position in the pack -> (state, reason) of the models that end with an evaluation.
 Endings = dict[int, tuple[str, str]]
 
@@ -76,13 +79,16 @@ def results(line: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in line.items() if name not in ("epoch", "lr")}
 
 
-def values_by_point(
-    points: Sequence[str], records: Sequence[Record], failing: Endings
-) -> dict[str, list[float]]:
-    """Best value so far of each replicate by point, NaN where it failed; without pruned ones."""
+def values_by_point(pack: Pack, records: Sequence[Record], failing: Endings) -> dict[str, float]:
+    """Mean over replicates of their best value so far by point, without pruned points.
+
+    NaN where a replicate failed.
+    """
     values: dict[str, list[float]] = {}
-    for i, (point, record) in enumerate(zip(points, records, strict=True)):
+    for i, (replicate, record) in enumerate(zip(pack.replicates, records, strict=True)):
         state = record.state or failing.get(i, ("",))[0]
         if state != "pruned":
-            values.setdefault(point, []).append(math.nan if state == "failed" else record.best)
-    return values
+            values.setdefault(replicate.point, []).append(
+                math.nan if state == "failed" else record.best
+            )
+    return {point: mean(found) for point, found in values.items()}

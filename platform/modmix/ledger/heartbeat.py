@@ -1,0 +1,29 @@
+"""A thread that keeps a lease alive."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from modmix.ledger.studies import HEARTBEAT_SECONDS
+
+
+class Heartbeat:
+    """Keeps a lease alive while a study runs."""
+
+    def __init__(self, beat: Callable[[], None]) -> None:
+        self._beat = beat
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="modmix-heartbeat", daemon=True)
+
+    def _run(self) -> None:
+        while not self._end.wait(HEARTBEAT_SECONDS):
+            self._beat()
+
+    def __enter__(self) -> Heartbeat:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
