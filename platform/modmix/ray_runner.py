@@ -1,14 +1,18 @@
-"""Packs as Ray Tune trials, on this machine or on a cluster. The only file with ray.
+"""Seats on a Ray cluster, one Ray Tune trial each. The only file with ray.
 
-One trial is one pack. Tune asks for packs through a small `Searcher`, places them by their
-resources, keeps the worker processes warm between packs (``reuse_actors``) and tells us when one
-died. Everything else is deliberately not left to it:
+One trial is one seat: a worker process that trains pack after pack until the study has nothing more
+for it (`modmix.seat`). Tune asks for seats through a small `Searcher`, places them by their
+resources, wherever and whenever there is room, and tells us when one died. The obvious other way,
+one trial a pack, costs a second or more of Tune's and Ray's time each, as much as a small pack
+trains. Everything else is deliberately not left to Tune:
 
-* events travel through a mailbox on the driver's node, not through ``tune.report``: a result costs
-  Tune its own files and a turn of its loop, and a dead worker's last events must not be lost with
-  it. The mailbox's answer tells a worker to stop, which Tune could only do by killing it;
-* a dead worker or node ends its trial (``max_failures=0``); the study hands the same pack out
-  again, which resumes from its checkpoint. So retries are counted in one place, the ledger;
+* packs and events travel through a mailbox on the driver's node, not through ``tune.report``: a
+  result costs Tune its own files and a turn of its loop, and a dead worker's last events must not
+  be lost with it. Through it a worker also hears that it is to stop, which Tune could only do by
+  killing it;
+* a dead worker or node ends its seat (``max_failures=0``); the study hands the pack out again,
+  which resumes from its checkpoint, and Tune asks for a seat in its place. So retries are counted
+  in one place, the ledger. Machines that join get seats the same way;
 * Tune's snapshots are not used for anything: the ledger is what a study continues from.
 """
 
@@ -20,18 +24,23 @@ import os
 import shutil
 import socket
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from modmix.bridge import DIED, Bridge
 from modmix.errors import Incomplete, InputError, RunnerError
-from modmix.packing import Event, Pack
-from modmix.runners import IDLE_SECONDS, Work, cpu_count, describe, is_of_machine, together, train
+from modmix.mailbox import Mailbox
+from modmix.runners import Work, cpu_count
+from modmix.seat import serve
 
 # Tune reads these when it is imported.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # the study stops itself, and in order
 os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+# All seats may be on their way at once. (Its own choice is to start one after another.)
+os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "100000")
+# It would start the seats of a node that was taken away by itself, under their old names.
+os.environ.setdefault("RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -43,10 +52,11 @@ from ray import tune
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-# How long a worker may take to reach its next evaluation after it was told to stop.
-STOP_SECONDS = 20.0
-# A machine that cannot train (no data, no driver) would otherwise take, and fail, pack after pack.
-FAILED_PAUSE_SECONDS = 5.0
+# A seat without work gives its place on a shared cluster back after so long.
+SEAT_IDLE_SECONDS = 10.0
+# Of every turn of Tune's loop, while no seat comes or goes: Tune waits 0.1 s for its own events
+# in each, and ours would wait with it.
+TURN_SECONDS = 0.5
 LOOPBACK = "127.0.0.1"
 
 if TYPE_CHECKING:
@@ -142,26 +152,27 @@ class RayRunner:
         return max(1, slots)
 
     def run(self, work: Work) -> None:
-        # On the driver's own node: events must survive the death of any other.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        mailbox = ray.remote(_Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
-        bridge = _Bridge(work, mailbox)
+        mailbox = self._make_mailbox()
+        bridge = Bridge(
+            work,
+            _Line(mailbox),
+            # A cluster of our own has nobody who waits for the place.
+            idle_seconds=float("inf") if self._address is None else SEAT_IDLE_SECONDS,
+        )
         folder = tempfile.mkdtemp(prefix="modmix-tune-")
         threads = max(1, int(self._cpus))
         trainable = tune.with_resources(
-            tune.with_parameters(_train_pack, mailbox=mailbox, gpus=self._gpus, threads=threads),
+            tune.with_parameters(_Seat, mailbox=mailbox, gpus=self._gpus, threads=threads),
             {"cpu": self._cpus, "gpu": self._gpus},
         )
         tuner = tune.Tuner(
             trainable,
-            tune_config=tune.TuneConfig(
-                search_alg=_PackSearcher(bridge), num_samples=-1, reuse_actors=True
-            ),
+            tune_config=tune.TuneConfig(search_alg=_SeatSearcher(bridge, self), num_samples=-1),
             run_config=tune.RunConfig(
-                name="packs",
+                name="seats",
                 storage_path=folder,
                 verbose=0,
-                callbacks=[_Drain(bridge)],
+                callbacks=[_Loop(bridge)],
                 stop=_StopAll(bridge),
                 failure_config=tune.FailureConfig(max_failures=0, fail_fast=False),
                 checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
@@ -170,7 +181,7 @@ class RayRunner:
         try:
             with _quiet():
                 tuner.fit()
-            bridge.drain()
+            bridge.serve()
         except ray.exceptions.RayError as error:
             bridge.error = bridge.error or error
         finally:
@@ -191,153 +202,68 @@ class RayRunner:
         if ray.is_initialized():
             ray.shutdown()
 
-
-class _Mailbox:
-    """An actor on the driver's node: workers put events in, the driver takes them out."""
-
-    def __init__(self) -> None:
-        self._items: list[tuple[str, Sequence[Event] | _End]] = []
-        self._stopping = False
-
-    def put(self, pack: str, item: Sequence[Event] | _End) -> bool:
-        """Keep what happened to a pack; return whether its worker should stop."""
-        self._items.append((pack, item))
-        return self._stopping
-
-    def take(self) -> list[tuple[str, Sequence[Event] | _End]]:
-        """Everything that has come since the last time."""
-        items, self._items = self._items, []
-        return items
-
-    def stop(self) -> None:
-        self._stopping = True
+    def _make_mailbox(self) -> Any:
+        # On the driver's own node: events must survive the death of any other.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        options = {"num_cpus": 0, "scheduling_strategy": here, "max_concurrency": 10_000}
+        return ray.remote(Mailbox).options(**options).remote()
 
 
-def _train_pack(config: Mapping[str, Any], *, mailbox: Any, gpus: float, threads: int) -> None:
-    """What a worker does: train the pack, send every event to the driver.
+class _Line:
+    """The mailbox, as an actor."""
 
-    A failure of the code is sent as an event of its own, so that only the death of the process is
-    a failed trial to Tune.
-    """
-    pack = Pack.from_json(config["pack"])
-    failure, of_machine = "", True
-    try:
-        training = together(train(pack, gpus=gpus, threads=threads))
-        for events in training:
-            if ray.get(mailbox.put.remote(pack.id, events)):
-                training.close()
-                break
-    except Exception as error:
-        failure, of_machine = describe(error), is_of_machine(error)
-        if of_machine:
-            time.sleep(FAILED_PAUSE_SECONDS)
-    ray.get(mailbox.put.remote(pack.id, _End(failure, of_machine)))
-    tune.report({"ended": True})
-
-
-class _End:
-    """The worker has done with a pack."""
-
-    def __init__(self, failure: str, of_machine: bool) -> None:
-        self.failure = failure
-        self.of_machine = of_machine
-
-
-class _Bridge:
-    """Between Tune's loop and the study: everything runs in the driver's main thread.
-
-    An exception of the study (a full disk, say) must not be swallowed by Tune's loop: it is kept,
-    the experiment is stopped, and the runner raises it.
-    """
-
-    def __init__(self, work: Work, mailbox: Any) -> None:
-        self.work = work
-        self.error: BaseException | None = None
+    def __init__(self, mailbox: Any) -> None:
         self._mailbox = mailbox
-        self._stopped: float | None = None  # when the workers were told to stop
-        self._trials: dict[str, str] = {}  # trial id -> pack id, of the packs that are out
-        self._ticked = 0.0
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Tune pickles its searcher, callbacks and stopper into snapshots that nobody reads: the
-        # study stays out of them.
-        return (object, ())
+    def call(self, method: str, *arguments: Any) -> Any:
+        return getattr(self._mailbox, method).remote(*arguments)
 
-    @property
-    def stopping(self) -> bool:
-        return self.error is not None or self.work.stopping
+    def ready(self, call: Any) -> bool:
+        return bool(ray.wait([call], timeout=0)[0])
 
-    def next_pack(self, trial: str) -> Pack | None:
-        with self._guard():
-            pack = self.work.next_pack()
-            if pack is not None:
-                self._trials[trial] = pack.id
-            return pack
-        return None
-
-    def drain(self) -> None:
-        with self._guard():
-            if self.stopping and self._stopped is None:
-                self._stopped = time.monotonic()
-                self._mailbox.stop.remote()
-            for pack, item in ray.get(self._mailbox.take.remote()):
-                self._take(pack, item)
-            if time.monotonic() - self._ticked > IDLE_SECONDS:
-                self._ticked = time.monotonic()
-                self.work.tick()
-
-    def _take(self, pack: str, item: Sequence[Event] | _End) -> None:
-        if not isinstance(item, _End):
-            self.work.record(item)
-            return
-        for trial, name in list(self._trials.items()):
-            if name == pack:
-                del self._trials[trial]
-                self.work.ended(pack, item.failure, of_machine=item.of_machine)
-
-    @property
-    def overdue(self) -> bool:
-        """Workers were told to stop and one is still at it: Tune may kill it."""
-        if self._stopped is None:
-            return False
-        return not self._trials or time.monotonic() - self._stopped > STOP_SECONDS
-
-    def trial_ended(self, trial: str) -> None:
-        """A trial has ended for Tune; without the worker's own word, its process has died."""
-        self.drain()
-        with self._guard():
-            if (pack := self._trials.pop(trial, None)) is not None and not self.stopping:
-                self.work.ended(pack, "the worker process or its node died", of_machine=True)
-
-    @contextlib.contextmanager
-    def _guard(self) -> Any:
-        try:
-            yield
-        except BaseException as error:
-            if self.error is None:
-                self.error = error
+    def result(self, call: Any) -> Any:
+        return ray.get(call)
 
 
-class _PackSearcher(Searcher):
-    """Hands packs to Tune as configurations of trials."""
+class _Seat(tune.Trainable):
+    """A worker, as Tune sees it: a trial whose only step is all the packs it trains."""
 
-    def __init__(self, bridge: _Bridge) -> None:
-        super().__init__(metric="ended", mode="max")
-        self._bridge = bridge
+    def setup(self, config: Mapping[str, Any], *, mailbox: Any, gpus: float, threads: int) -> None:
+        _import_early()
+        self._line, self._name = _Line(mailbox), config["seat"]
+        self._gpus, self._threads = gpus, threads
+
+    def step(self) -> dict[str, Any]:
+        serve(self._line, self._name, gpus=self._gpus, threads=self._threads)
+        return {"done": True}
+
+
+def _import_early() -> None:
+    """What every worker needs and takes seconds to import."""
+    import modmix.trainer  # noqa: F401
+
+
+class _SeatSearcher(Searcher):
+    """Hands seats to Tune as configurations of trials."""
+
+    def __init__(self, bridge: Bridge, runner: RayRunner) -> None:
+        super().__init__(metric="done", mode="max")
+        self._bridge, self._runner = bridge, runner
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        bridge = self._bridge
-        if bridge.stopping or bridge.work.finished:
+        self._bridge.serve()  # Tune may ask here for minutes, when no seat is left
+        if self._bridge.over:
             return str(Searcher.FINISHED)
-        pack = bridge.next_pack(trial_id)
-        if pack is None:
-            return str(Searcher.FINISHED) if bridge.work.finished else None
-        return {"pack": pack.to_json()}
+        if not self._bridge.wants_seat(self._runner.slots):
+            return None
+        self._bridge.seat_added(trial_id)
+        return {"seat": trial_id}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        self._bridge.trial_ended(trial_id)
+        if not error:  # else `_Loop` knows more
+            self._bridge.seat_ended(trial_id)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing of ours is in Tune's snapshots: the ledger holds it."""
@@ -346,18 +272,23 @@ class _PackSearcher(Searcher):
         raise AssertionError("a study continues from its ledger, never from Tune's snapshot")
 
 
-class _Drain(tune.Callback):
-    """Takes the workers' events at every turn of Tune's loop."""
+class _Loop(tune.Callback):
+    """Our share of every turn of Tune's loop, and its news of seats that died."""
 
-    def __init__(self, bridge: _Bridge) -> None:
+    def __init__(self, bridge: Bridge) -> None:
         self._bridge = bridge
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        self._bridge.drain()
+        self._bridge.serve(TURN_SECONDS if self._bridge.is_settled else 0.0)
+
+    def on_trial_error(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        self._bridge.seat_ended(trial.trial_id, _why(trial))
 
 
 class _StopAll(tune.Stopper):
-    def __init__(self, bridge: _Bridge) -> None:
+    def __init__(self, bridge: Bridge) -> None:
         self._bridge = bridge
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -365,6 +296,20 @@ class _StopAll(tune.Stopper):
 
     def stop_all(self) -> bool:
         return self._bridge.overdue
+
+
+def _why(trial: Trial) -> str:
+    """Why a seat died, as far as Ray knows."""
+    try:
+        error = trial.get_pickled_error()
+    except Exception:  # it may be of a class that only the worker has
+        error = None
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        return f"{DIED}: its node was out of memory"
+    if isinstance(error, ray.exceptions.RayTaskError):
+        lines = str(error).strip().splitlines()
+        return f"the worker failed: {lines[-1] if lines else type(error).__name__}"
+    return DIED
 
 
 def _check_address(address: str) -> None:

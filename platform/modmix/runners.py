@@ -15,10 +15,13 @@ import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from modmix.errors import DataError, InputError, ModmixError, RunnerError
-from modmix.packing import Event, Finished, Pack, Progress
+from modmix.packing import Event, Finished, Pack, Progress, TaskRef, digest
+
+if TYPE_CHECKING:
+    from modmix.tasks.data import Data
 
 IDLE_SECONDS = 0.2
 
@@ -164,34 +167,52 @@ def train(
     Raises:
         RunnerError: this machine's data is not the data the study was planned with.
     """
-    from modmix.tasks.base import load_task
     from modmix.trainer import train_pack
 
-    data = load_task(pack.task.name, pack.task.options)
-    if data.fingerprint != pack.task.fingerprint:
-        raise RunnerError(
-            f"task {pack.task.name}: the data on this machine has fingerprint {data.fingerprint}, "
-            f"the study was planned with {pack.task.fingerprint}: put the same file on every node"
-        )
+    data = _data_of(pack.task)
     device = _device(gpus)
     return _traced(train_pack(pack, data, device=device, threads=threads, dropped=dropped))
+
+
+_LOADED: dict[str, Data] = {}  # by name, options and fingerprint: the latest few
+_MOST_LOADED = 4
+
+
+def _data_of(task: TaskRef) -> Data:
+    """A task's data as the study was planned with; it stays mapped from pack to pack."""
+    from modmix.tasks.base import load_task
+
+    key = digest([task.name, dict(task.options), task.fingerprint])
+    data = _LOADED.pop(key, None)
+    if data is None:
+        data = load_task(task.name, task.options)
+    if data.fingerprint != task.fingerprint:
+        raise RunnerError(
+            f"task {task.name}: the data on this machine has fingerprint {data.fingerprint}, "
+            f"the study was planned with {task.fingerprint}: put the same file on every node"
+        )
+    _LOADED[key] = data
+    while len(_LOADED) > _MOST_LOADED:
+        del _LOADED[next(iter(_LOADED))]
+    return data
 
 
 def _traced(events: Generator[Event, None, None]) -> Generator[Event, None, None]:
     """With MODMIX_TRACE, note every evaluation in that file: who trained what, and when.
 
     One line of JSON each, appended by all processes; it answers what no result can: whether
-    anything was trained that did not need to be.
+    anything was trained that did not need to be, and when training began. (The line of epoch 0,
+    of no replicate: a pack's models are built, its first step comes next.)
     """
     path = os.environ.get("MODMIX_TRACE")
     with closing(events):
         for event in events:
-            if path and isinstance(event, Progress):
+            if path and not isinstance(event, Finished):
                 line = {
                     "time": time.time(),
                     "process": os.getpid(),
-                    "epoch": event.epoch,
-                    "replicates": sorted(event.metrics),
+                    "epoch": event.epoch if isinstance(event, Progress) else 0,
+                    "replicates": sorted(event.metrics) if isinstance(event, Progress) else [],
                 }
                 with open(path, "a") as file:
                     file.write(json.dumps(line) + "\n")
