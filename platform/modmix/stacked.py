@@ -2,8 +2,8 @@
 
 Parameters of all models are one (K, P) tensor. The module sees views of it; `torch.func.vmap` adds
 the model axis to its forward pass, and one ordinary backward pass gives all gradients, for a
-model's loss depends on its own row alone. On a processor fully connected layers are those of
-`modmix.linear`, and gradients are collected where the optimizer reads them. Buffers
+model's loss depends on its own row alone. On a processor large fully connected layers are those
+of `modmix.linear`, and gradients are collected where the optimizer reads them. Buffers
 (hyperparameters, statistics of batch norm) are stacked name by name, and written in place by
 modules that update them.
 
@@ -104,7 +104,9 @@ class Stack:
         self._caller = _Caller(models[0])
         self.stacked = stacked
         self._low_precision = low_precision
-        self._own_layers = own_layers and device.type == "cpu" and not low_precision
+        self._layers: Layers | None = None  # None: vmap's own, and one gradient of all parameters
+        if own_layers and device.type == "cpu" and not low_precision:
+            self._layers = Layers(models[0], stacked=stacked)
         self._sink: Sink | None = None  # made when first needed, for these parameters
         self._leaves: dict[str, Tensor] = {}
         self.freeze(())
@@ -143,7 +145,7 @@ class Stack:
         self.template.train()
         for module in self._resting:
             module.eval()
-        if self._own_layers:
+        if self._layers is not None:
             return self._loss_and_collected(dict(inputs), target_KB)
         loss_K, wrong_K = self._map(self._loss, dict(inputs), target_KB)
         (gradient_KP,) = torch.autograd.grad(loss_K.sum(), self.parameters_KP)
@@ -201,12 +203,12 @@ class Stack:
         def one(state: dict[str, Tensor], *mapped: Any) -> Any:
             return functional_call(self._caller, state, (function, *mapped, *shared))
 
-        layers = Layers(sink, stacked=self.stacked) if self._own_layers else nullcontext()
-        with layers:
-            if self.stacked:
-                return vmap(one, randomness="different")(state, *mapped)
-            row = tree_map(lambda value: value[0], (state, *mapped))
-            return tree_map(lambda value: value.unsqueeze(0), one(*row))
+        if self._layers is not None:
+            self._layers.sink = sink
+        if self.stacked:
+            return vmap(one, randomness="different")(state, *mapped)
+        row = tree_map(lambda value: value[0], (state, *mapped))
+        return tree_map(lambda value: value.unsqueeze(0), one(*row))
 
     def _views(self) -> dict[str, Tensor]:
         """Every parameter (K, *shape) as a view of the one tensor."""

@@ -35,11 +35,15 @@ def through_layers(
     leaves = leaves_of(parameters_KP, shapes)
     sink = Sink(parameters_KP, leaves)
     sink.begin()
-    with Layers(sink, stacked=stacked):
-        if stacked:
-            y = vmap(F.linear)(x, *leaves)
-        else:
-            y = F.linear(x[0], *(leaf[0] for leaf in leaves)).unsqueeze(0)
+    module = nn.Linear(*reversed(shapes[0]), bias=len(shapes) > 1)
+    layers = Layers(module, stacked=stacked)
+    layers.sink = sink
+    state = dict(zip(("weight", "bias"), leaves))
+    if stacked:
+        y = vmap(lambda state, x: functional_call(module, state, (x,)))(state, x)
+    else:
+        row = {name: leaf[0] for name, leaf in state.items()}
+        y = functional_call(module, row, (x[0],)).unsqueeze(0)
     gradients = torch.autograd.grad(y.tanh().sum(), leaves, allow_unused=True)
     sink.finish(leaves, gradients)
     return y.detach(), sink.gradient_KP
@@ -76,10 +80,10 @@ class _Shared(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.twice = nn.Linear(6, 6)
-        self.part = nn.Linear(6, 4)
-        self.unused = nn.Linear(6, 6)
-        self.scale = nn.Parameter(torch.randn(6))
+        self.twice = nn.Linear(160, 160)
+        self.part = nn.Linear(160, 4)
+        self.unused = nn.Linear(160, 6)
+        self.scale = nn.Parameter(torch.randn(160))
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.twice(torch.tanh(self.twice(x))) * self.scale
@@ -98,22 +102,24 @@ def test_weights_used_twice_in_part_or_not_at_all_get_their_gradients() -> None:
     parameters_KP = torch.stack(rows)
     leaves = leaves_of(parameters_KP, shapes)
     sink = Sink(parameters_KP, leaves)
-    x = torch.randn(3, 9, 6)
+    x = torch.randn(3, 90, 160)
 
     def one(state: dict[str, Tensor], row: Tensor) -> Tensor:
         return functional_call(modules[0], state, (row,)).square().sum()
 
     sink.gradient_KP.fill_(7.0)  # what a step before left there
     sink.begin()
-    with Layers(sink, stacked=True):
-        loss = vmap(one)(dict(zip(names, leaves, strict=True)), x).sum()
+    Layers(modules[0], stacked=True).sink = sink
+    loss = vmap(one)(dict(zip(names, leaves, strict=True)), x).sum()
     sink.finish(leaves, torch.autograd.grad(loss, leaves, allow_unused=True))
     found = dict(zip(names, leaves_of(sink.gradient_KP, shapes), strict=True))
-    for k, module in enumerate(modules):
+    for k, trained in enumerate(modules):
+        module = _Shared()  # without layers of ours
+        module.load_state_dict(trained.state_dict())
         module(x[k]).square().sum().backward()
         for name, parameter in module.named_parameters():
             expected = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
-            torch.testing.assert_close(found[name][k].detach(), expected, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(found[name][k].detach(), expected, rtol=1e-4, atol=1e-4)
 
 
 def _with(module: nn.Module) -> list[tuple[Tensor, tuple[int, ...]]]:
