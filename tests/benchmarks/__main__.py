@@ -18,6 +18,8 @@ from tests.benchmarks.harness import BenchmarkError, Options, Skipped, say
 # In this order; each is a module here with `run(options) -> Section`.
 BENCHMARKS = {
     "curve": "curve",
+    "higgs": "higgs",
+    "driver": "driver",
 }
 
 

@@ -28,10 +28,10 @@ parts:
 BETAS = [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1]
 TEXT = """\
 The β-curve of studies/quickstart.yaml: {count} models of `mul` and `mulmix` on digits, 30 epochs.
-Whole commands from start to exit for `modmix run` (imports, planning, Ray, its MLflow mirror, results
-and figures included) and for the bare loop, which logs nothing. Ray Tune and Optuna are far slower:
-each works for {seconds:.0f} s on a random part of the same models, and its rate leaves out its
-start. The peers compute one validation metric an epoch, modmix five."""
+Whole commands from start to exit for `modmix run` (imports, planning, Ray, its MLflow mirror,
+results and figures included) and for the bare loop, which logs nothing. Ray Tune and Optuna are far
+slower: each works for {seconds:.0f} s on a random part of the same models, and its rate leaves out
+its start. The peers compute one validation metric an epoch, modmix five."""
 
 
 def run(options: Options) -> Section:
@@ -100,7 +100,7 @@ class _Curve:
         )
 
     def _paired(self, name: str) -> str:
-        """The range of the ratio over turns; a slow peer has one turn, and all of ours beside it."""
+        """The range of the ratio over turns; a slow peer has one turn beside all of ours."""
         theirs = self.rates.values[name]
         theirs = theirs * len(self.rates.values[OURS]) if len(theirs) == 1 else theirs
         return between([o / t for o, t in zip(self.rates.values[OURS], theirs)], "x")

@@ -13,8 +13,6 @@ from typing import Any
 
 from tests.benchmarks.harness import MODMIX, PYTHON, BenchmarkError, Run, command, environment
 
-COMPARED = ("train/loss", "val/error", "test/error")
-
 
 @dataclass(frozen=True)
 class Result:
@@ -154,7 +152,9 @@ def read_results(lines: Iterable[str]) -> dict[str, Result]:
     for line in lines:
         if line.startswith('{"key"'):
             one = json.loads(line)
-            found[one["key"]] = Result(*(float(one[name]) for name in COMPARED))
+            found[one["key"]] = Result(
+                float(one["train/loss"]), float(one["val/error"]), float(one["test/error"])
+            )
     return found
 
 

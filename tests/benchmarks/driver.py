@@ -1,0 +1,208 @@
+"""What the driver costs per point: everything but training, on 1,000 and on 10,000 points."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from tests.benchmarks.harness import (
+    PYTHON,
+    BenchmarkError,
+    Options,
+    command,
+    environment,
+    say,
+    scratch,
+)
+from tests.benchmarks.report import Figure, Section, Table, between, number
+
+GRID = """\
+study: driver
+task: digits
+seeds: 5
+training: {{epochs: 20}}
+parts:
+  curve:
+    x: beta
+    methods:
+      mul:
+        beta: {{grid: {betas}}}
+        learning_rate: {{grid: {rates}}}
+"""
+SEARCH = """\
+study: driver
+task: digits
+seeds: 5
+training: {{epochs: 20}}
+parts:
+  search:
+    search: {{points: {points}, batch: 10}}
+    methods:
+      mul:
+        beta: {{low: 0, high: 1}}
+        learning_rate: {{low: 0.0003, high: 0.03, log: true}}
+"""
+TEXT = """\
+A study of {small:,} points of 5 seeds, and one of {large:,}, whose training is replaced by results
+made at once (20 epochs, every metric). Everything else is real and counted, from the command's
+start to its exit: imports, planning, the ledger on SQLite, packs, recording, figures, tables, the
+report, and the MLflow mirror until it holds every point. The models are handed over in the driver's
+own process, so Ray's part is not in these numbers."""
+# The large study is made smaller, and the report says so, where it would take longer than this.
+LARGE_SECONDS = 420.0
+
+
+@dataclass(frozen=True)
+class Driven:
+    """One run of `driver_child`."""
+
+    points: int
+    wall: float
+    cpu: float
+    peak: int
+    phases: dict[str, tuple[float, float]]  # name -> wall, processor seconds
+    memory: list[tuple[int, int]]  # replicates so far, resident bytes
+
+    @property
+    def wall_ms(self) -> float:
+        return 1000 * self.wall / self.points
+
+    @property
+    def cpu_ms(self) -> float:
+        return 1000 * self.cpu / self.points
+
+    @property
+    def growth(self) -> float:
+        """Resident memory after the last pack over that after half of them."""
+        half = next(bytes_ for done, bytes_ in self.memory if done >= self.memory[-1][0] / 2)
+        return self.memory[-1][1] / half
+
+
+def run(options: Options) -> Section:
+    small, large, searched = (100, 400, 40) if options.quick else (1000, 10_000, 200)
+    # One repetition less than of short commands: each takes long enough to be steady.
+    few = [_drive("grid", _grid(small)) for _ in range(max(1, options.rounds - 1))]
+    search = _drive("search", SEARCH.format(points=searched))
+    typical = sorted(few, key=lambda one: one.wall)[len(few) // 2]
+    wall = median(one.wall_ms for one in few)
+    notes = []
+    if (predicted := wall / 1000 * large) > LARGE_SECONDS:
+        large = max(2 * small, round(large * LARGE_SECONDS / predicted / small) * small)
+        notes.append(
+            f"10,000 points would have taken {predicted:.0f} s: measured with {large:,} instead"
+        )
+        say(f"driver: {notes[-1]}")
+    many = _drive("grid", _grid(large))
+    rows = [_row("grid", one) for one in (typical, many)] + [_row("TPE search, batch 10", search)]
+    phases = [
+        [phase, *(_phase(one, phase) for one in (typical, many, search))] for phase in many.phases
+    ]
+    return Section(
+        name="driver",
+        title="What the driver costs per point",
+        text=TEXT.format(small=small, large=large),
+        figures=[
+            Figure(
+                what=f"driver: wall time per point, {small:,} points",
+                key="driver_ms_per_point_1000",
+                value=wall,
+                target=20,
+                at_least=False,
+                unit="ms",
+                spread=between([one.wall_ms for one in few], "ms"),
+            ),
+            Figure(
+                what=f"driver: wall time per point, {large:,} points over {small:,}",
+                key="driver_growth_10000",
+                value=many.wall_ms / wall,
+                target=1.5,
+                at_least=False,
+                unit="x",
+                spread=f"processor time: {number(many.cpu_ms / typical.cpu_ms, 'x')}",
+            ),
+            Figure(
+                what=f"driver: memory at the end over the middle, {large:,} points",
+                value=many.growth,
+                target=1.1,
+                at_least=False,
+                unit="x",
+            ),
+        ],
+        tables=[
+            Table(
+                "per point",
+                ["study", "points", "wall ms", "processor ms", "peak memory MB"],
+                rows,
+            ),
+            Table(
+                "where it goes, wall (processor) ms per point",
+                ["phase", f"grid, {small:,}", f"grid, {large:,}", f"search, {searched:,}"],
+                phases,
+            ),
+        ],
+        notes=notes,
+    )
+
+
+def _grid(points: int) -> str:
+    """A curve over β at several learning rates: a figure that a study of this size would have."""
+    rates = [round(0.001 * (i + 1), 4) for i in range(20)]
+    betas = [round(i / (points // len(rates)), 5) for i in range(points // len(rates))]
+    return GRID.format(betas=betas, rates=rates)
+
+
+def _row(kind: str, one: Driven) -> list[str]:
+    return [
+        kind,
+        f"{one.points:,}",
+        number(one.wall_ms),
+        number(one.cpu_ms),
+        f"{one.peak / 2**20:,.0f}",
+    ]
+
+
+def _phase(one: Driven, phase: str) -> str:
+    wall, cpu = (1000 * seconds / one.points for seconds in one.phases[phase])
+    return f"{number(wall)} ({number(cpu)})"
+
+
+def _drive(kind: str, text: str) -> Driven:
+    with scratch("driver") as folder:
+        study, target = folder / "driver.yaml", folder / "told.json"
+        study.write_text(text)
+        _prepare(folder)
+        env = environment(
+            MODMIX_HOME=folder / "home",
+            MODMIX_DATA=folder / "data",
+            MODMIX_LEDGER=None,
+            MLFLOW_TRACKING_URI=None,
+            OMP_NUM_THREADS="1",
+        )
+        words = [PYTHON, "-m", "tests.benchmarks.driver_child", str(study), str(target)]
+        run = command(words, env=env)
+        if not target.exists():
+            raise BenchmarkError(f"the driver gave no numbers:\n{run.output[-2000:]}")
+        told: dict[str, Any] = json.loads(target.read_text())
+    one = Driven(
+        points=told["points"],
+        wall=told["wall"],
+        cpu=told["cpu"],
+        peak=told["peak"],
+        phases={name: (wall, cpu) for name, (wall, cpu) in told["phases"].items()},
+        memory=[(done, bytes_) for done, bytes_ in told["memory"]],
+    )
+    say(
+        f"driver: {kind}, {one.points:,} points in {one.wall:.1f} s "
+        f"({one.wall_ms:.1f} ms a point, processor {one.cpu_ms:.1f} ms)"
+    )
+    return one
+
+
+def _prepare(folder: Path) -> None:
+    """The data, which is no part of what is measured."""
+    env = environment(MODMIX_DATA=folder / "data")
+    code = "from modmix.tasks.base import load_task; load_task('digits', {})"
+    command([PYTHON, "-c", code], env=env)

@@ -1,0 +1,110 @@
+"""`modmix run` with training replaced by results made at once; everything else is real.
+
+    python -m tests.benchmarks.driver_child STUDY.yaml RESULT.json
+
+The command line, planning, ledger, packs, recording, telling, figures and the MLflow mirror run as
+they do for a person; only `modmix.runners.train`, which a runner calls for a pack's events, gives
+invented ones. RESULT.json gets wall and processor seconds by phase, and resident memory after each
+pack.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+from modmix.packing import Event, Pack
+from tests.benchmarks.instant import Instant
+
+
+class Watched(Instant):
+    """Looks at the clocks and the memory as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = self.last = (0.0, 0.0)  # wall and processor clock
+        self.memory: list[tuple[int, int]] = []  # replicates so far, resident bytes
+        self._replicates = 0
+
+    def __call__(self, pack: Pack, **how: Any) -> Generator[Event, None, None]:
+        if not self.memory:
+            self.first = clocks()
+        yield from super().__call__(pack, **how)
+        self._replicates += len(pack.replicates)
+        self.memory.append((self._replicates, resident()))
+        self.last = clocks()
+
+
+def clocks() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def resident() -> int:
+    """Resident memory of this process, in bytes."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def type_in(*words: str) -> None:
+    """What happens when a person types `modmix …`."""
+    from modmix.cli import main
+
+    sys.argv = ["modmix", *words]
+    with contextlib.suppress(SystemExit):
+        main()
+
+
+def main() -> None:
+    study, target = map(Path, sys.argv[1:])
+    begun = clocks()
+    from modmix import api
+
+    instant = Watched()
+    instant.install()
+    type_in("run", str(study), "--local")
+    ran = clocks()
+    name = study.stem
+    behind = not _mirrored(name)
+    if behind:
+        type_in("sync", name)
+    ended = clocks()
+    if not _mirrored(name):
+        sys.exit("the mirror holds less than the ledger")
+    found = api.status(_ledger(), name)
+    marks = [begun, instant.first, instant.last, ran, ended]
+    names = ("start and plan", "packs", "figures and end of the mirror", "sync")
+    phases = {name: [b[0] - a[0], b[1] - a[1]] for name, a, b in zip(names, marks, marks[1:])}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    told = {
+        "points": found["points"]["done"],
+        "wall": ended[0] - begun[0],
+        "cpu": ended[1] - begun[1],
+        "phases": phases,
+        "memory": instant.memory,
+        "peak": peak,
+    }
+    target.write_text(json.dumps(told))
+
+
+def _ledger() -> Any:
+    from modmix.home import Home
+    from modmix.ledger import Ledger
+
+    return Ledger(Home.from_environment().ledger_url)
+
+
+def _mirrored(study: str) -> bool:
+    """Whether the ledger says of every point that MLflow holds it."""
+    ledger = _ledger()
+    return all(point.mirrored for point in ledger.points(study))
+
+
+if __name__ == "__main__":
+    main()
