@@ -17,9 +17,12 @@ from tests.benchmarks.harness import BenchmarkError, Options, Skipped, say
 
 # In this order; each is a module here with `run(options) -> Section`.
 BENCHMARKS = {
+    "startup": "startup",
     "curve": "curve",
+    "search": "search",
     "higgs": "higgs",
     "driver": "driver",
+    "halving": "halving",
 }
 
 

@@ -45,7 +45,7 @@ class Slice:
 class Peers:
     """All of them on the same models, data and MLflow server."""
 
-    def __init__(self, models: Path, data: Path, tracking: str) -> None:
+    def __init__(self, models: Path, data: Path, tracking: str, optimizer: str = "") -> None:
         self._models, self._tracking = models, tracking
         self._env = environment(
             MODMIX_DATA=data,
@@ -53,7 +53,7 @@ class Peers:
             MLFLOW_DISABLE_TELEMETRY="true",
             RAY_ADDRESS=None,
         )
-        self.optimizer = self._choose()
+        self.optimizer = optimizer or self._choose()
 
     def _choose(self) -> str:
         """The implementation of torch.optim that is fastest here."""

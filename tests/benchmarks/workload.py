@@ -69,10 +69,9 @@ def modmix_run(
 
 def our_results(home: Path, study: str) -> dict[str, Result]:
     """What the ledger holds, by replicate."""
-    from modmix.home import Home
     from modmix.ledger import Ledger
 
-    ledger = Ledger(f"sqlite:///{Home(home).path / 'ledger.db'}")
+    ledger = Ledger(f"sqlite:///{home / 'ledger.db'}")
     try:
         records = [r for r in ledger.replicates(study) if r.state == "done"]
         histories = ledger.histories([r.key for r in records])
@@ -87,6 +86,25 @@ def our_results(home: Path, study: str) -> dict[str, Result]:
         )
         for r in records
     }
+
+
+def our_points(
+    home: Path, study: str, count: int
+) -> list[tuple[Mapping[str, Any], dict[int, str]]]:
+    """Some finished points, evenly over the study: parameters, and replicate keys by seed."""
+    from modmix.ledger import Ledger
+
+    ledger = Ledger(f"sqlite:///{home / 'ledger.db'}")
+    try:
+        points, replicates = ledger.points(study), ledger.replicates(study)
+    finally:
+        ledger.close()
+    keys: dict[str, dict[int, str]] = {}
+    for r in replicates:
+        if r.state == "done":
+            keys.setdefault(r.point, {})[r.seed] = r.key
+    done = [(point.params, keys[point.key]) for point in points if point.key in keys]
+    return [done[round((i + 0.5) * len(done) / count - 0.5)] for i in range(count)]
 
 
 def write_models(study: Path, target: Path, *, data: Path) -> int:

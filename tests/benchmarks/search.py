@@ -1,0 +1,136 @@
+"""A search of 100 points, five seeds each, against Ray Tune's OptunaSearch and Optuna alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.benchmarks import workload
+from tests.benchmarks.contestants import (
+    LOOP,
+    OPTUNA,
+    RAY_REUSE,
+    RAY_SETUP,
+    Peers,
+)
+from tests.benchmarks.harness import Options, Turns, say, scratch
+from tests.benchmarks.report import Figure, Section, Table, between, number
+from tests.benchmarks.server import mlflow_server
+
+OURS = "modmix run"
+EPOCHS, SEEDS = 30, 5
+STUDY = """\
+study: search
+task: {{name: digits, train_rows: 300}}
+seeds: {seeds}
+training: {{epochs: {epochs}, batch_size: 32}}
+parts:
+  search:
+    search: {{points: {points}, batch: 10}}
+    methods:
+      mul:
+        beta: {{low: 0, high: 1}}
+        learning_rate: {{low: 0.0005, high: 0.02, log: true}}
+        weight_decay: {{low: 0.000001, high: 0.01, log: true}}
+"""
+TEXT = """\
+TPE over β, learning rate and weight decay of `mul` on digits, {points} points of {seeds} seeds, 30
+epochs; `modmix run` as a whole command, in batches of 10 points. A trial of the peers is a point,
+whose seeds are trained one after another. Ray Tune gets a result an epoch, as in the curve, and
+once a result a seed, which spares it 29 of 30 and leaves MLflow without learning curves. The peers
+work for {seconds:.0f} s each and their rate leaves out their start. Every sampler proposes other
+points: a few of ours are trained again by plain PyTorch, to show that both train the same."""
+SEED = ", a result a seed"
+
+
+def run(options: Options) -> Section:
+    with scratch("search") as folder, mlflow_server(folder / "server") as tracking:
+        return _Search(options, folder, tracking).section()
+
+
+class _Search:
+    def __init__(self, options: Options, folder: Path, tracking: str) -> None:
+        self.options, self.folder, self.tracking = options, folder, tracking
+        self.study, self.data = folder / "search.yaml", folder / "data"
+        self.points = 20 if options.quick else 100
+        text = STUDY.format(points=self.points, seeds=SEEDS, epochs=EPOCHS)
+        self.study.write_text(text)
+        self.models = folder / "models.json"
+        workload.write_models(self.study, self.models, data=self.data)
+        self.peers = Peers(self.models, self.data, tracking)
+        self.rates = Turns()  # points a minute
+        self.notes: list[str] = []
+
+    def section(self) -> Section:
+        slow = [(RAY_REUSE, "epoch"), (RAY_REUSE, "seed"), (RAY_SETUP, "epoch"), (OPTUNA, "")]
+        turns = max(1, self.options.rounds - 1)
+        for turn in range(turns):
+            self._ours(turn)
+            for name, each in slow[turn::turns]:
+                self._slice(name, each)
+        best = max((RAY_REUSE, RAY_REUSE + SEED), key=self.rates.median)
+        ours = self.rates.values[OURS]
+        rows = [
+            [
+                name,
+                number(self.rates.median(name)),
+                between(self.rates.values[name]),
+                "" if name == OURS else number(self.rates.ratio(OURS, name), "x"),
+            ]
+            for name in self.rates.values
+        ]
+        text = TEXT.format(points=self.points, seeds=SEEDS, seconds=self.options.ray_seconds)
+        return Section(
+            name="search",
+            title="A search, against Ray Tune with OptunaSearch and Optuna alone",
+            text=text,
+            figures=[
+                Figure(
+                    what="search: points a minute, over Ray Tune with OptunaSearch",
+                    key="search_vs_ray",
+                    value=self.rates.ratio(OURS, best),
+                    target=10,
+                    unit="x",
+                    spread=between([o / self.rates.median(best) for o in ours], "x"),
+                )
+            ],
+            tables=[
+                Table("", ["contestant", "points a minute", "range", "modmix is faster by"], rows)
+            ],
+            notes=[*self.notes, f"the target is for the faster with the callback: {best}"],
+        )
+
+    def _ours(self, turn: int) -> None:
+        home = self.folder / f"home-{turn}"
+        run = workload.modmix_run(self.study, home, data=self.data, tracking=self.tracking)
+        self.rates.add(OURS, 60 * self.points / run.wall)
+        say(f"search: {OURS}: {self.points} points in {run.wall:.1f} s")
+        if turn == 0:
+            self._train_again(home)
+
+    def _train_again(self, home: Path) -> None:
+        """Hold some of our points against plain PyTorch."""
+        from tests.benchmarks.peers.plain import point_of
+
+        given = json.loads(self.models.read_text())
+        space = given.pop("space")
+        keys, again = workload.our_points(home, "search", 3), []
+        for params, by_seed in keys:
+            values = {name: params[name] for name in space}
+            point = point_of(given["models"], values)
+            again += [{**model, "key": by_seed[model["seed"]]} for model in point]
+        target = self.folder / "again.json"
+        target.write_text(json.dumps({**given, "models": again}))
+        output = Peers(target, self.data, self.tracking, self.peers.optimizer).loop().output
+        found = workload.read_results(output.splitlines())
+        same = workload.compare(workload.our_results(home, "search"), found, LOOP)
+        self.notes.append(f"our points trained again by plain PyTorch: {same}")
+        say(f"search: {self.notes[-1]}")
+
+    def _slice(self, name: str, each: str) -> None:
+        words = ["--each", each] if each else []
+        done = self.peers.slice(name, self.options.ray_seconds, *words)
+        results = {"epoch": EPOCHS * SEEDS, "seed": SEEDS, "": 1}[each]
+        shown = name + SEED if each == "seed" else name
+        self.rates.add(shown, done.per_minute / results)
+        say(f"search: {shown}: {done.done / results:.1f} points in {done.seconds:.1f} s")
