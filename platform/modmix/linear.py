@@ -87,13 +87,16 @@ class Layers:
 
     def __init__(self, module: nn.Module, *, stacked: bool) -> None:
         self.sink: Sink | None = None
+        self.active = True
         self._stacked = stacked
         for part in module.modules():
             if type(part) is nn.Linear:
                 setattr(part, "forward", partial(self._forward, part))  # noqa: B010
 
     def _forward(self, layer: nn.Linear, x: Tensor) -> Tensor:
-        if not _is_large(x.numel() // x.shape[-1], layer.in_features, layer.out_features, x.dtype):
+        rows = x.numel() // x.shape[-1]
+        large = _is_large(rows, layer.in_features, layer.out_features, x.dtype)
+        if not (large and self.active):
             return F.linear(x, layer.weight, layer.bias)
         if self._stacked:
             return _apply(_OfOneModel, x, layer.weight, layer.bias, self.sink)

@@ -59,12 +59,18 @@ class Optimizer:
         self.decays_P = decays_P
         self.trained_P = trained_P
         self.steps = 0
+        # The same on the device: a recorded step counts for itself. float64, for 1 − 0.999^t.
+        self._count = torch.zeros((), dtype=torch.float64, device=parameters_KP.device)
         self.state = {name: torch.zeros_like(parameters_KP) for name in self._state_names()}
         self._fused = parameters_KP.device.type == "cpu" and parameters_KP.dtype == torch.float32
         self._segments = _segments(decays_P, trained_P) if self._fused else []
         self._pieces: list[_Piece] = []
         self._of: tuple[int, int] | None = None  # the memory that the pieces belong to
         self._read_rows(parameters_KP.device)
+        self.rate_K1 = torch.zeros_like(self.momentum_K1)
+        self._shrink_KP: Tensor | None = None
+        if self.kind == "adamw" and self.decay_KP is not None:
+            self._shrink_KP = torch.empty_like(self.decay_KP)
         self.start_epoch(0)
 
     def _state_names(self) -> tuple[str, ...]:
@@ -92,10 +98,16 @@ class Optimizer:
         self.rates = [
             float(t["learning_rate"]) * schedule(t, epoch, self.epochs) for t in self.training
         ]
-        self.rate_K1 = torch.tensor(self.rates, device=device).unsqueeze(1)
-        self._shrink_KP: Tensor | None = None
-        if self.kind == "adamw" and self.decay_KP is not None:
-            self._shrink_KP = 1.0 - self.rate_K1 * self.decay_KP
+        # In place: a recorded step reads them where they lie.
+        self.rate_K1.copy_(torch.tensor(self.rates, device=device).unsqueeze(1))
+        if self._shrink_KP is not None:
+            assert self.decay_KP is not None
+            torch.mul(self.rate_K1, self.decay_KP, out=self._shrink_KP).neg_().add_(1.0)
+
+    def resume(self, steps: int) -> None:
+        """Go on as after so many steps; the state is set by whoever calls this."""
+        self.steps = steps
+        self._count.fill_(steps)
 
     @torch.no_grad()
     def step(self, parameters_KP: Tensor, gradient_KP: Tensor) -> None:
@@ -176,6 +188,7 @@ class Optimizer:
     # ------------------------------------------------------------ one operation over all rows
 
     def _step_broadcast(self, parameters_KP: Tensor, gradient_KP: Tensor) -> None:
+        self._count += 1
         if self._shrink_KP is not None:
             parameters_KP.mul_(self._shrink_KP)
         elif self.decay_KP is not None and self.kind != "adamw":
@@ -201,8 +214,8 @@ class Optimizer:
         first.lerp_(gradient_KP, 1 - beta_1)
         second.mul_(beta_2).addcmul_(gradient_KP, gradient_KP, value=1 - beta_2)
         # m̂ / (√v̂ + ε), with both corrections moved into the rate and ε: two passes fewer.
-        root = math.sqrt(1 - beta_2**self.steps)
-        factor_K1 = self.rate_K1 * (root / (1 - beta_1**self.steps))
+        root = (1 - beta_2**self._count).sqrt()
+        factor_K1 = self.rate_K1 * (root / (1 - beta_1**self._count))
         torch.sqrt(second, out=gradient_KP)
         gradient_KP.add_(self.settings["eps"] * root)
         torch.div(first, gradient_KP, out=gradient_KP)

@@ -124,8 +124,8 @@ _SETTINGS = (
         name="precision",
         kind="str",
         default="float32",
-        choices=("float32", "bf16"),
-        doc="of the arithmetic",
+        choices=("float32", "tf32", "bf16"),
+        doc="of the arithmetic; tf32: float32 with shorter factors in products on a GPU",
     ),
     Hyperparameter(
         name="eval_batch_size", kind="int", default=4096, low=1, doc="examples at a time"
@@ -138,19 +138,32 @@ _SETTINGS = (
         doc="train a pack stacked, one model after another, or as pays",
     ),
     Hyperparameter(
+        name="compile",
+        kind="str",
+        default="auto",
+        choices=("auto", "always", "never"),
+        doc="make a program of the stacked step (torch.compile); auto: where it pays in long training",
+    ),
+    Hyperparameter(
+        name="cuda_graphs",
+        kind="bool",
+        default=False,
+        doc="on a GPU, record a step's kernels once and start them all at a time",
+    ),
+    Hyperparameter(
         name="halving",
         kind="mapping",
         default=None,
         optional=True,
-        doc="{eta, min_epochs}: after min_epochs, and eta times as many each time, the best 1/eta of "
-        "a pack's points go on; packs of one point are held against each other",
+        doc="{eta, min_epochs}: after min_epochs, and eta times as many each time, the best 1/eta "
+        "of a pack's points go on; packs of one point are held against each other",
     ),
 )
 
 TRAINING: Mapping[str, Hyperparameter] = {setting.name: setting for setting in _SETTINGS}
 
 # Settings that change where or how fast a model is trained, never its numbers.
-WITHOUT_EFFECT = frozenset({"eval_batch_size", "stack"})
+WITHOUT_EFFECT = frozenset({"eval_batch_size", "stack", "compile", "cuda_graphs"})
 
 
 def training_defaults() -> dict[str, Any]:

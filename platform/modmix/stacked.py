@@ -107,6 +107,7 @@ class Stack:
         self._layers: Layers | None = None  # None: vmap's own, and one gradient of all parameters
         if own_layers and device.type == "cpu" and not low_precision:
             self._layers = Layers(models[0], stacked=stacked)
+        self._compiled: Callable[..., Any] | None = None
         self._sink: Sink | None = None  # made when first needed, for these parameters
         self._leaves: dict[str, Tensor] = {}
         self.freeze(())
@@ -145,10 +146,36 @@ class Stack:
         self.template.train()
         for module in self._resting:
             module.eval()
+        if self._compiled is not None:
+            return self._loss_compiled(dict(inputs), target_KB)
         if self._layers is not None:
             return self._loss_and_collected(dict(inputs), target_KB)
         loss_K, wrong_K = self._map(self._loss, dict(inputs), target_KB)
         (gradient_KP,) = torch.autograd.grad(loss_K.sum(), self.parameters_KP)
+        return Step(loss_K.detach(), wrong_K, gradient_KP)
+
+    def compile(self, *, on: bool = True) -> None:
+        """From now on, let the step of this stack run as a program made for its shapes.
+
+        It is made at the next step, or read from the cache that all processes share.
+        """
+        if self._layers is not None:
+            self._layers.active = not on
+        self._compiled = torch.compile(self._whole, dynamic=False, fullgraph=True) if on else None
+
+    def _whole(
+        self, parameters_KP: Tensor, buffers: dict[str, Tensor], inputs: Inputs, target_KB: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        views = self._views(parameters_KP)
+        loss_K, wrong_K = self._map(self._loss, inputs, target_KB, views=views, buffers=buffers)
+        return loss_K.sum(), loss_K, wrong_K
+
+    def _loss_compiled(self, inputs: Inputs, target_KB: Tensor) -> Step:
+        assert self._compiled is not None
+        total, loss_K, wrong_K = self._compiled(
+            self.parameters_KP, dict(self.buffers), inputs, target_KB
+        )
+        (gradient_KP,) = torch.autograd.grad(total, self.parameters_KP)
         return Step(loss_K.detach(), wrong_K, gradient_KP)
 
     def _loss_and_collected(self, inputs: Inputs, target_KB: Tensor) -> Step:
@@ -193,12 +220,14 @@ class Stack:
         *mapped: Any,
         shared: tuple[Any, ...] = (),
         views: Mapping[str, Tensor] | None = None,
+        buffers: Mapping[str, Tensor] | None = None,
         sink: Sink | None = None,
     ) -> Any:
         """Call ``function(model, *mapped, *shared)`` for every row; results get a model axis."""
         views = self._views() if views is None else views
         state = {f"model.{name}": value for name, value in views.items()}
-        state.update({f"model.{name}": value for name, value in self.buffers.items()})
+        buffers = self.buffers if buffers is None else buffers
+        state.update({f"model.{name}": value for name, value in buffers.items()})
 
         def one(state: dict[str, Tensor], *mapped: Any) -> Any:
             return functional_call(self._caller, state, (function, *mapped, *shared))
@@ -210,9 +239,10 @@ class Stack:
         row = tree_map(lambda value: value[0], (state, *mapped))
         return tree_map(lambda value: value.unsqueeze(0), one(*row))
 
-    def _views(self) -> dict[str, Tensor]:
+    def _views(self, parameters_KP: Tensor | None = None) -> dict[str, Tensor]:
         """Every parameter (K, *shape) as a view of the one tensor."""
-        parts = self.parameters_KP.split_with_sizes(self._sizes, dim=1)
+        whole_KP = self.parameters_KP if parameters_KP is None else parameters_KP
+        parts = whole_KP.split_with_sizes(self._sizes, dim=1)
         views = {}
         for i, name in enumerate(self.names):
             part = parts[i].detach() if self._frozen[i] else parts[i]
@@ -253,7 +283,7 @@ class Stack:
         """A stack of the same structure with other weights; any number of rows."""
         other = copy.copy(self)
         other.parameters_KP = weights.parameters_KP.detach().requires_grad_()
-        other._sink = None
+        other._sink = other._compiled = None  # they are for the weights and rows of before
         other.buffers = dict(weights.buffers)
         return other
 

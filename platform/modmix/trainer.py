@@ -10,26 +10,26 @@ import math
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from modmix.encoders.table import ENCODERS
 from modmix.halving import rungs, survivors
 from modmix.methods.base import Stage
-from modmix.methods.model import build_model, pack_weights
-from modmix.methods.table import METHODS
+from modmix.methods.model import pack_weights
 from modmix.methods.table import modalities as modalities_used
 from modmix.metrics import METRICS, higher_is_better
 from modmix.packing import Event, Finished, Pack, PackStarted, Progress
-from modmix.stacked import Stack
 from modmix.tasks.data import Data
 from modmix.training import checkpoint
 from modmix.training.batches import Examples, Order
-from modmix.training.group import Group, Member, is_out_of_memory
+from modmix.training.builder import Builder
+from modmix.training.group import Group, is_out_of_memory
 from modmix.training.memory import keep_freed_memory
+from modmix.training.probe import Probe, Way
 from modmix.training.record import Endings, Position, Record, results, values_by_point
 
 # A group is made smaller once less than this part of its models still trains.
@@ -42,6 +42,7 @@ def train_pack(
     *,
     device: str = "cpu",
     threads: int | None = None,
+    share: float = 1.0,
     dropped: Callable[[], Mapping[str, str]] = dict,
 ) -> Generator[Event, None, None]:
     """Train a pack's models and yield what happens.
@@ -49,18 +50,24 @@ def train_pack(
     `PackStarted` first, `Progress` after every evaluation, `Finished` once per replicate as soon
     as it ends. Closing the generator stops training; with ``pack.checkpoint`` the next call goes
     on from the last checkpoint, and its results are those of an undisturbed run. ``threads`` is
-    how many this process may use (None: torch's choice). ``dropped`` is asked before every part of
+    how many this process may use (None: torch's choice), and ``share`` the part of the memory.
+    ``dropped`` is asked before every part of
     an epoch which models end as pruned: replicate key -> reason.
 
     Raises:
         InputError: hyperparameters that do not fit together.
         torch.OutOfMemoryError: one model alone does not fit.
     """
+    before = torch.get_num_threads()
     if threads is not None:
         torch.set_num_threads(threads)
     if device == "cpu":
         keep_freed_memory()
-    yield from _Run(pack, data, torch.device(device), dropped).events()
+    try:
+        with _arithmetic(pack.replicates[0].training["precision"], device):
+            yield from _Run(pack, data, torch.device(device), share, dropped).events()
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Run:
@@ -71,9 +78,10 @@ class _Run:
         pack: Pack,
         data: Data,
         device: torch.device,
+        share: float = 1.0,
         dropped: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
-        self.pack, self.data, self.device = pack, data, device
+        self.pack, self.data, self.device, self.share = pack, data, device, share
         self.dropped = dropped
         first = pack.replicates[0]
         assert all(r.structure == first.structure for r in pack.replicates), pack.id
@@ -86,7 +94,8 @@ class _Run:
         parts = min(self.settings["evaluations_per_epoch"], self.order.steps)
         self.bounds = [round(i * self.order.steps / parts) for i in range(parts + 1)]
         self.higher = higher_is_better(self.settings["monitor"])
-        self.stacked, self.why = _how_to_stack(pack, names, device)
+        self.builder = Builder(pack, data, device)
+        self.way = Way(eval_rows=self.settings["eval_batch_size"])
         self.records = [Record() for _ in pack.replicates]
         self.weights: dict[int, bytes] = {}  # of finished replicates, when the pack keeps them
         self.position = Position()
@@ -100,14 +109,15 @@ class _Run:
         if not resumed:
             these = [i for i, record in enumerate(self.records) if record.training]
             if these:
-                self._build([these] if self.stacked else [[i] for i in these])
+                self._choose(these)
                 self._start_stage()
         yield PackStarted(
             pack=self.pack.id,
             models=len(self.records),
             device=str(self.device),
-            stacked=self.stacked,
-            why=self.why,
+            stacked=self.way.stacked,
+            why=self.way.why,
+            measured=self.way.measured,
             resumed_epoch=self._epochs_done() if resumed else 0,
         )
         yield from [
@@ -173,25 +183,26 @@ class _Run:
             position.stage += 1
         return True
 
-    def _build(self, groups: Sequence[Sequence[int]]) -> None:
-        """Make freshly initialised groups of the replicates at these positions."""
-        self.groups = [self._build_group(indices) for indices in groups]
-        self.stages = self.groups[0].stack.template.method.stages()
-
-    def _build_group(self, indices: Sequence[int]) -> Group:
-        members, models = [], []
-        shapes, classes = self.data.shapes, self.data.classes
-        for index in indices:
-            r = self.pack.replicates[index]
-            members.append(Member(index=index, seed=r.seed, training=r.training))
-            models.append(build_model(r.method, r.params, r.encoders, shapes, classes, r.seed))
-        stack = Stack(
-            models,
-            self.device,
-            stacked=self.stacked or len(indices) > 1,
-            low_precision=self.settings["precision"] == "bf16",
+    def _choose(self, these: Sequence[int]) -> None:
+        """Make freshly initialised groups of the replicates at these positions, as pays here."""
+        probe = Probe(
+            self.builder,
+            self.train,
+            self.order,
+            threads=torch.get_num_threads(),
+            share=self.share,
         )
-        return Group(members, stack)
+        way, groups = probe.choose(these)
+        self.way, self.groups = way, groups
+        self._take_way()
+
+    def _take_way(self) -> None:
+        torch.set_num_threads(min(torch.get_num_threads(), self.way.threads))
+        for group in self.groups:
+            if self.way.compiled:
+                group.stack.compile()
+            group.use_graphs(on=self.settings["cuda_graphs"])
+        self.stages = self.groups[0].stack.template.method.stages()
 
     def _start_stage(self) -> None:
         stage = self.position.stage
@@ -205,7 +216,7 @@ class _Run:
         for group in self.groups:
             group.reset_sums()
             if group.stack.template.method.refreshes(self.position.epoch):
-                group.refresh(self.train, self.settings["eval_batch_size"])
+                group.refresh(self.train, self.way.eval_rows)
             group.start_epoch(self.position.epoch, self.order, self._epochs_done())
 
     # ------------------------------------------------------------ training and its record
@@ -233,7 +244,7 @@ class _Run:
         start, stop = self.bounds[self.position.part : self.position.part + 2]
         try:
             group.train(self.train, self.order, start, stop)
-            return group.evaluate(self.val, self.settings["eval_batch_size"])
+            return group.evaluate(self.val, self.way.eval_rows)
         except Exception as error:
             if len(group.members) == 1 or not is_out_of_memory(error):
                 raise
@@ -344,7 +355,7 @@ class _Run:
         if not rows:
             return
         started = time.perf_counter()
-        tests = group.evaluate_best(rows, self.test, self.settings["eval_batch_size"])
+        tests = group.evaluate_best(rows, self.test, self.way.eval_rows)
         share = (time.perf_counter() - started) / len(rows)
         for row, test in zip(rows, tests, strict=True):
             index = group.members[row].index
@@ -445,6 +456,7 @@ class _Run:
             "records": [asdict(record) for record in self.records],
             "groups": [[member.index for member in group.members] for group in self.groups],
             "steps": [group.optimizer.steps for group in self.groups],
+            "way": asdict(self.way),
         }
         checkpoint.save(Path(self.pack.checkpoint), self.pack.id, tensors, state)
         self.saved_at = time.monotonic()
@@ -468,7 +480,12 @@ class _Run:
         return True
 
     def _restore(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
-        self._build(state["groups"])
+        self.way = Way(**state["way"])
+        self.groups = [
+            self.builder.group(indices, stacked=self.way.stacked or len(indices) > 1)
+            for indices in state["groups"]
+        ]
+        self._take_way()
         self.position = Position(**state["position"])
         self._start_stage()
         self.records = [Record(**record) for record in state["records"]]
@@ -483,17 +500,16 @@ class _Run:
             group.load(mine, steps)
 
 
-def _how_to_stack(pack: Pack, names: Sequence[str], device: torch.device) -> tuple[bool, str]:
-    """Whether the models are stacked, and why."""
-    first = pack.replicates[0]
-    setting = first.training["stack"]
-    if len(pack.replicates) == 1:
-        return False, "one model"
-    if setting != "auto":
-        return setting == "always", f"stack: {setting}"
-    if device.type == "cpu" and METHODS[first.method].inputs != "raw":
-        for name in names:
-            encoder = str(first.encoders[name]["name"])
-            if not ENCODERS[encoder].stack_on_cpu:
-                return False, f"encoder {encoder} is faster one after another on a CPU"
-    return True, "one stacked model"
+@contextmanager
+def _arithmetic(precision: str, device: str) -> Iterator[None]:
+    """Products of float32 on a GPU are what the study says, whatever this process did before."""
+    if not device.startswith("cuda"):
+        yield
+        return
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.allow_tf32, convolutions.allow_tf32
+    try:
+        products.allow_tf32 = convolutions.allow_tf32 = precision == "tf32"
+        yield
+    finally:
+        products.allow_tf32, convolutions.allow_tf32 = before

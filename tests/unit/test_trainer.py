@@ -22,6 +22,7 @@ from modmix.settings import TRAINING
 from modmix.stacked import Stack
 from modmix.tasks.data import Data, Split
 from modmix.trainer import train_pack
+from modmix.training import probe
 from modmix.training.batches import Examples, Order
 from modmix.training.checkpoint import CheckpointWarning
 from modmix.training.group import Group
@@ -53,7 +54,6 @@ def test_what_a_pack_says() -> None:
     replicates = make_replicates("mul", [{}, {"beta": 0.3}], data=DATA, epochs=3, batch_size=16)
     pack = make_pack(replicates)
     events = list(train_pack(pack, DATA, threads=1))
-    assert torch.get_num_threads() == 1
     started = events[0]
     assert isinstance(started, PackStarted)
     assert (started.models, started.stacked, started.resumed_epoch) == (4, True, 0)
@@ -99,21 +99,91 @@ def test_more_evaluations_than_steps() -> None:
     assert end.history["epoch"] == [0.5, 1, 1.5, 2]
 
 
-def test_why_models_are_stacked_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    def why(method: str = "add", seeds: tuple[int, ...] = (0, 1), **training: Any) -> Any:
-        replicates = make_replicates(method, seeds=seeds, data=DATA, epochs=1, **training)
-        event = next(train_pack(make_pack(replicates), DATA))
-        assert isinstance(event, PackStarted)
+def started(method: str = "add", seeds: tuple[int, ...] = (0, 1), **training: Any) -> PackStarted:
+    replicates = make_replicates(method, seeds=seeds, data=DATA, epochs=1, **training)
+    event = next(train_pack(make_pack(replicates), DATA, threads=1))
+    assert isinstance(event, PackStarted)
+    return event
+
+
+def test_why_models_are_stacked_or_not() -> None:
+    def why(**how: Any) -> tuple[bool, str]:
+        event = started(**how)
         return event.stacked, event.why
 
-    assert why() == (True, "one stacked model")
     assert why(seeds=(0,)) == (False, "one model")
     assert why(stack="never") == (False, "stack: never")
-    slow = replace(trainer.ENCODERS["mlp"], stack_on_cpu=False)
-    monkeypatch.setitem(trainer.ENCODERS, "mlp", slow)
-    assert why() == (False, "encoder mlp is faster one after another on a CPU")
     assert why(stack="always") == (True, "stack: always")
-    assert why(method="early") == (True, "one stacked model")  # it has no encoders
+
+
+@pytest.mark.parametrize(
+    ("seconds", "stacked", "why"),
+    [
+        ((1.0, 0.6), True, "one stacked model"),
+        ((1.0, 0.45), True, "one stacked model"),  # 0.9 of it: not clearly faster
+        ((1.0, 0.25), False, "2.0 times faster one after another"),
+        ((None, 0.25), True, "one stacked model"),  # out of memory: halved in training
+    ],
+)
+def test_the_faster_way_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: tuple[float | None, float],
+    stacked: bool,
+    why: str,
+) -> None:
+    taken = iter(seconds)
+    monkeypatch.setattr(probe.Probe, "_seconds", lambda *_: next(taken, None))
+    event = started(stack="auto")
+    assert (event.stacked, event.why) == (stacked, why)
+    if seconds[0] is not None:
+        assert event.measured == {"stacked": seconds[0], "one by one": 2 * seconds[1]}
+
+
+def test_a_pack_is_cut_to_what_the_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [{"beta": b / 6} for b in range(7)]
+    replicates = make_replicates("mul", points, data=DATA, epochs=2)
+    whole = train(replicates, DATA)
+    run = trainer._Run(make_pack(replicates), DATA, torch.device("cpu"))
+    asked = probe.Probe(run.builder, run.train, run.order, threads=1)
+    single = run.builder.group([0])
+    per_model, _ = asked._bytes(single, single.stack.template.method.stages()[0])
+    # The weights of a model: kept as present, best, gradient, two moments and a copy of four.
+    size = single.stack.parameters_KP.numel() * 4
+    assert per_model > 9 * size
+    monkeypatch.setattr(probe, "available", lambda *_: int(per_model * 4.5 / 0.6))
+    events = list(train_pack(make_pack(replicates), DATA))
+    assert isinstance(events[0], PackStarted)
+    assert "memory for 4 models at a time" in events[0].why
+    cut = {e.replicate: e for e in events if isinstance(e, Finished)}
+    same(cut, whole, rel=1e-4)
+    monkeypatch.setattr(probe, "available", lambda *_: per_model)
+    first = next(train_pack(make_pack(replicates), DATA))
+    assert isinstance(first, PackStarted)
+    assert (first.stacked, first.why) == (False, "memory for one model at a time")
+
+
+def test_probing_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "_CLEARLY", 0.0)  # everything is timed, the plain way is taken
+
+    def ends(stack: str) -> dict[str, Finished]:
+        replicates = make_replicates("mulmix", data=DATA, epochs=2, clip_norm=1.0, stack=stack)
+        return train(replicates, DATA)
+
+    same(ends("auto"), ends("always"))
+
+
+@pytest.mark.slow
+def test_a_compiled_pack_gives_the_same_numbers() -> None:
+    def events(compile: str) -> list[Any]:
+        points = [{"beta": 0.5}]
+        replicates = make_replicates("mul", points, data=DATA, epochs=2, compile=compile)
+        return list(train_pack(make_pack(replicates), DATA))
+
+    compiled, plain = events("always"), events("never")
+    assert compiled[0].why.endswith("; compiled")
+    assert {"eager", "compiled", "compiling"} <= set(compiled[0].measured)
+    assert not plain[0].why.endswith("compiled")
+    same(finished(compiled), finished(plain), rel=1e-4)
 
 
 def test_kept_weights_are_those_that_were_tested() -> None:
@@ -490,6 +560,7 @@ def test_losers_of_a_rung_cost_nothing_more(monkeypatch: pytest.MonkeyPatch) -> 
     halving = {"eta": 2.0, "min_epochs": 1.0}
     train(make_replicates("add", points, halving=halving, data=DATA, epochs=5, batch_size=32), DATA)
     steps = 96 // 32
+    assert sizes.pop(0) == 1  # the probe of memory
     assert sizes == [10] * steps + [6] * steps + [4] * 2 * steps + [2] * steps
 
 

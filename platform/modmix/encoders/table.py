@@ -16,17 +16,12 @@ Inputs = Literal["flat", "image", "sequence", "any"]
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderEntry:
-    """One row of the table.
-
-    ``stack_on_cpu`` is false where a CPU trains stacked models slower than one after another
-    (convolutions, recurrent networks).
-    """
+    """One row of the table."""
 
     path: str  # "module:Class"
     doc: str
     hyperparameters: tuple[Hyperparameter, ...] = ()
     inputs: Inputs = "flat"
-    stack_on_cpu: bool = True
 
 
 ENCODERS: dict[str, EncoderEntry] = {

@@ -35,7 +35,9 @@ def save(folder: Path, pack: str, tensors: Mapping[str, Tensor], state: Mapping[
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    header = json.dumps({"pack": pack, "numerics": NUMERICS_VERSION, "layout": _LAYOUT, "state": state})
+    header = json.dumps(
+        {"pack": pack, "numerics": NUMERICS_VERSION, "layout": _LAYOUT, "state": state}
+    )
     temporary = folder / f"{_FILE}.{os.getpid()}.tmp"
     try:
         on_host = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}

@@ -18,6 +18,7 @@ from modmix.metrics import METRICS, evaluate
 from modmix.optim import Optimizer, Training
 from modmix.stacked import Stack
 from modmix.training.batches import Examples, Order
+from modmix.training.graphs import StepGraph
 
 # Scores whose metrics are computed at a time.
 _METRIC_ELEMENTS = 1 << 22
@@ -40,7 +41,10 @@ class Group:
         self.stack = stack
         self.best = stack.weights().clone()
         self.optimizer: Optimizer  # from start_stage on
-        self.reset_sums()
+        self._graphs = False
+        self._graph: StepGraph | None = None
+        self.loss_K = torch.zeros(len(members), dtype=torch.float64, device=self.device)
+        self.wrong_K = torch.zeros_like(self.loss_K)
         self._read_seeds()
         # From start_epoch on; a resumed group may be made smaller before that.
         self._order_SN = torch.empty(len(self.seeds), 0, dtype=torch.int32)
@@ -60,13 +64,14 @@ class Group:
 
     def reset_sums(self) -> None:
         """Forget the running sums of loss and wrong predictions: an epoch begins."""
-        self.loss_K = torch.zeros(len(self.members), dtype=torch.float64, device=self.device)
-        self.wrong_K = torch.zeros_like(self.loss_K)
+        self.loss_K.zero_()
+        self.wrong_K.zero_()
 
     # ------------------------------------------------------------ training
 
     def start_stage(self, stage: Stage, epochs: int) -> None:
         """Tell the method, and make a fresh optimizer for what this stage trains."""
+        self._graph = None
         self.stack.template.method.enter(stage)
         self.stack.freeze(stage.frozen)
         decays_all = self.members[0].training["decay"] == "all"
@@ -93,17 +98,40 @@ class Group:
         features = {name: torch.cat([c[name] for c in chunks], dim=1) for name in chunks[0]}
         self.stack.refresh(features, examples.targets)
 
+    def use_graphs(self, *, on: bool) -> None:
+        """On a GPU that holds the examples, record steps as graphs."""
+        self._graphs = on and self.device.type == "cuda"
+
     def train(self, examples: Examples, order: Order, start: int, stop: int) -> None:
         """Take the steps start, …, stop−1 of the epoch."""
         for step in range(start, stop):
-            inputs, target = examples.take(order.step(self._order_SN, step))
-            if self._seed_K is not None:
-                inputs = {name: x.index_select(0, self._seed_K) for name, x in inputs.items()}
-                target = target.index_select(0, self._seed_K)
-            result = self.stack.loss_and_gradient(inputs, target)
-            self.loss_K += result.loss_K
-            self.wrong_K += result.wrong_K
-            self.optimizer.step(self.stack.parameters_KP, result.gradient_KP)
+            index_SB = order.step(self._order_SN, step)
+            if self._graphs and examples.place.type == "cuda":
+                self._replay(examples, index_SB)
+            else:
+                self._step(examples, index_SB)
+
+    def _step(self, examples: Examples, index_SB: Tensor) -> None:
+        inputs, target = examples.take(index_SB)
+        if self._seed_K is not None:
+            inputs = {name: x.index_select(0, self._seed_K) for name, x in inputs.items()}
+            target = target.index_select(0, self._seed_K)
+        result = self.stack.loss_and_gradient(inputs, target)
+        self.loss_K += result.loss_K
+        self.wrong_K += result.wrong_K
+        self.optimizer.step(self.stack.parameters_KP, result.gradient_KP)
+
+    def _replay(self, examples: Examples, index_SB: Tensor) -> None:
+        graph = self._graph
+        if graph is None:
+            saved = self.snapshot()
+            graph = StepGraph(
+                lambda index: self._step(examples, index), index_SB, lambda: self.load(*saved)
+            )
+            self.load(*saved)  # the recording ran nothing, but it was counted
+            self._graph = graph
+        graph.run(index_SB)
+        self.optimizer.steps += 1
 
     # ------------------------------------------------------------ evaluation
 
@@ -149,6 +177,7 @@ class Group:
         self.optimizer.select(rows)
         index = torch.tensor(rows, device=self.device)
         self.loss_K, self.wrong_K = self.loss_K[index], self.wrong_K[index]
+        self._graph = None
         seeds = self.seeds
         self.members = [self.members[row] for row in rows]
         self._read_seeds()
@@ -188,7 +217,7 @@ class Group:
         """Take over what `state` gave, and the optimizer's number of steps."""
         for name, value in self.state().items():
             value.copy_(tensors[name])
-        self.optimizer.steps = steps
+        self.optimizer.resume(steps)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

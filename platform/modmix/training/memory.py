@@ -1,10 +1,14 @@
-"""Keep freed host memory for the next step instead of giving it back to the system."""
+"""Memory: how much there is, and how what was freed is kept for the next step."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
 from functools import cache
+from pathlib import Path
+
+import torch
 
 # Numbers and limits of glibc's mallopt(3).
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
@@ -26,3 +30,25 @@ def keep_freed_memory() -> None:
     mallopt(_MMAP_THRESHOLD, 32 * _MEGABYTE)  # the largest it accepts
     mallopt(_TRIM_THRESHOLD, 256 * _MEGABYTE)
     mallopt(_TOP_PAD, 64 * _MEGABYTE)
+
+
+def available(device: torch.device, share: float) -> int:
+    """Bytes that this process may use: its share of what is free on the device or the host."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return int(min(free, share * total))
+    return int(share * _host_memory())
+
+
+def _host_memory() -> int:
+    """Free memory of this machine, or of the container this process is in."""
+    free = 4 << 30  # where the system does not say
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                free = int(line.split()[1]) << 10
+    with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())
+        free = min(free, limit - int((group / "memory.current").read_text()))
+    return max(free, 1 << 28)
