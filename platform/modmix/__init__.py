@@ -9,6 +9,7 @@ The modules, in reading order; each imports only what stands above it:
     settings    the training settings a study file may give, with their defaults
     spec        the study file as read: its outline, checked, with lines
     metrics     error, AUC, NLL, ECE, macro-F1
+    halving     which points go on after a rung, and which get all their seeds
     packing     which replicates share a pack, and what travels to a worker and back
     tasks/      shelf: data
     encoders/   shelf: networks for one modality
@@ -17,7 +18,6 @@ The modules, in reading order; each imports only what stands above it:
     checker     a study file held against the shelves: every problem at once
     plan        a checked file with its data: points, search spaces, seeds, replicates
     search      ask and tell: Optuna behind one small class
-    halving     which points of a pack go on after a rung
     optim       SGD, Adam, AdamW, schedules and clipping with a leading model axis
     linear      fully connected layers of K models on a processor
     stacked     K models of one structure as one

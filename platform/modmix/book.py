@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from modmix.ledger import ENDED, REPLICATE_STATES, Entry, ReplicateRecord
@@ -14,10 +14,10 @@ from modmix.plan import Point
 
 @dataclass
 class PointProgress:
-    """One point: what it waits for and what has been measured."""
+    """One point: the replicates it is to have, what it waits for, what has been measured."""
 
     point: Point
-    waiting: set[str]  # replicate keys without a result
+    waiting: set[str] = field(default_factory=set)  # replicate keys without a result
     # The objectives by replicate: of a finished one its result, of a pruned one the last values.
     values: dict[str, tuple[float, ...]] = field(default_factory=dict)
     failed: bool = False  # a replicate did, or diverged
@@ -52,19 +52,43 @@ class Book:
         self.states: dict[str, str] = {}  # by replicate
         self.monitored: dict[str, float] = {}  # best value of what early stopping watches
         self.best: dict[str, tuple[float, Mapping[str, object]]] = {}  # by method
+        self._ranks: dict[str, tuple[int, float]] = {}  # of the best ones
         self.reasons: list[str] = []  # why replicates failed
 
     def add(self, points: Sequence[Point]) -> None:
-        """Take in points that are not there yet."""
+        """Take in points that are not there yet, and replicates that known ones lack."""
         for point in points:
-            if point.key in self.points:
+            known = self.points.setdefault(
+                point.key, PointProgress(point=replace(point, replicates=()))
+            )
+            there = {replicate.key for replicate in known.point.replicates}
+            fresh = [r for r in point.replicates if r.key not in there]
+            if not fresh:
                 continue
-            waiting = {replicate.key for replicate in point.replicates}
-            self.points[point.key] = PointProgress(point=point, waiting=waiting)
-            for replicate in point.replicates:
+            known.point = replace(known.point, replicates=(*known.point.replicates, *fresh))
+            known.waiting |= {replicate.key for replicate in fresh}
+            for replicate in fresh:
                 self.replicates[replicate.key] = replicate
                 self.states.setdefault(replicate.key, "pending")
                 self.tasks[replicate.structure] = point.task
+
+    def leave_out_spare(self) -> bool:
+        """Forget replicates of pruned points that nobody has begun; whether there were any.
+
+        (Seeds that were added to the study since, or that another study had no use for.)
+        """
+        found = False
+        for known in self.points.values():
+            if known.pruned is None:
+                continue
+            spare = {key for key in known.waiting if self.states[key] == "pending"}
+            found = found or bool(spare)
+            known.waiting -= spare
+            rest = tuple(r for r in known.point.replicates if r.key not in spare)
+            known.point = replace(known.point, replicates=rest)
+            for key in spare:
+                del self.replicates[key], self.states[key]
+        return found
 
     def take_result(self, key: str, end: Finished | ReplicateRecord) -> None:
         """A replicate has ended."""
@@ -90,9 +114,12 @@ class Book:
             return
         if owner.point.task.fingerprint != self._fingerprint:
             return  # what was trained on other data is no better or worse
-        known = self.best.get(owner.point.method)
-        if known is None or self._sign * means[0] < self._sign * known[0]:
-            self.best[owner.point.method] = (means[0], owner.point.params)
+        # A mean over few seeds is lucky more often than one over all of them.
+        rank = (-len(owner.values), self._sign * means[0])
+        method = owner.point.method
+        if method not in self._ranks or rank < self._ranks[method]:
+            self._ranks[method] = rank
+            self.best[method] = (means[0], owner.point.params)
 
     def means(self, point: str) -> tuple[float, ...] | None:
         """The objectives' means of a point, or None when they cannot be told.
@@ -106,7 +133,26 @@ class Book:
         return self.points[point].pruned
 
     def replicates_of(self, point: str) -> Sequence[Replicate]:
+        """The replicates that a point is to have, by what is known so far."""
         return self.points[point].point.replicates
+
+    def mean_of_first(self, point: str, seeds: int) -> float | None:
+        """The first objective's mean over a point's first seeds; None where it has none.
+
+        A point that failed or was pruned has none.
+        """
+        known = self.points[point]
+        first = [r.key for r in known.point.replicates[:seeds]]
+        if known.failed or known.pruned is not None:
+            return None
+        values = [known.values[key][0] for key in first if key in known.values]
+        found = fmean(values) if values else math.nan
+        return found if math.isfinite(found) else None
+
+    def lacks_first(self, point: str, seeds: int) -> bool:
+        """Whether one of a point's first seeds is without a result."""
+        known = self.points[point]
+        return any(r.key in known.waiting for r in known.point.replicates[:seeds])
 
     def has_results(self, point: str, beside: Sequence[Replicate]) -> bool:
         """Whether replicates of a point are done that are none of these."""

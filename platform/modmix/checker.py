@@ -22,6 +22,7 @@ from modmix.domains import (
 )
 from modmix.encoders.table import ENCODERS
 from modmix.errors import Problem
+from modmix.halving import share
 from modmix.methods.table import METHODS
 from modmix.metrics import METRICS
 from modmix.settings import TRAINING
@@ -83,11 +84,14 @@ class Checker:
         if isinstance(retrained, str) and retrained not in METHODS:
             self.add(("final", "method"), unknown(retrained, METHODS, "method"))
         parts = raw.get("parts")
-        return [
+        plans = [
             plan
             for name, part in (parts.items() if isinstance(parts, Mapping) else ())
             if isinstance(part, Mapping) and (plan := self._part(name, part)) is not None
         ]
+        if isinstance(staged := raw.get("replicates"), Mapping):
+            self._replicates(staged, plans)
+        return plans
 
     def _value(
         self,
@@ -319,22 +323,51 @@ class Checker:
                     "are compared with each other)"
                 )
                 self.add(batch_path, message)
-            if self._seeds and isinstance(most := self._given("resources", "max_models"), int):
-                points = most // self._seeds
-                if 1 < points < eta and (search is None or search.batch > 1):
+            seeds = self._seeds
+            if search is not None and isinstance(start := self._given("replicates", "start"), int):
+                seeds = min(seeds, start)  # a batch's first pack
+            most = self._given("resources", "max_models")
+            if seeds > 0 and isinstance(most, int) and (search is None or search.batch > 1):
+                points = most // seeds
+                if 1 < points < eta:
                     message = (
-                        f"a pack of {most} holds {points} points of {self._seeds} seeds, fewer "
-                        f"than halving's eta ({eta}): make it at least {eta * self._seeds}"
+                        f"a pack of {most} holds {points} points of {seeds} seeds, fewer than "
+                        f"halving's eta ({eta}): make it at least {eta * seeds}"
                     )
                     self.add(("resources", "max_models"), message)
 
     @property
     def _seeds(self) -> int:
         """How many seeds a point has; 0 where the file is wrong."""
-        raw = self.source.raw.get("seeds", 5)
+        raw = self.source.raw.get("seeds", self._given("replicates", "full") or 5)
         if isinstance(raw, list):
             return len(raw)
         return raw if isinstance(raw, int) and raw > 0 else 0
+
+    def _replicates(self, staged: Mapping[str, Any], plans: Sequence[PartPlan]) -> None:
+        """Whether staging the seeds saves any."""
+        start, full, keep = staged.get("start"), staged.get("full"), staged.get("keep", 0.5)
+        seeds, objective = self._seeds, self.source.raw.get("objective")
+        if all(plan.search is None for plan in plans):
+            self.add(("replicates",), "stages the seeds of searches, no part is one: leave it out")
+        if isinstance(objective, list) and len(objective) > 1:
+            message = "compares points by one value, the study has two objectives: leave it out"
+            self.add(("replicates",), message)
+        if isinstance(full, int) and seeds and full != seeds:
+            message = f"must be the number of seeds ({seeds}), got {full}: leave it or seeds out"
+            self.add(("replicates", "full"), message)
+        if isinstance(start, int) and seeds and start >= seeds:
+            message = f"must be below the number of seeds ({seeds}), got {start}"
+            self.add(("replicates", "start"), message)
+        for plan in plans:
+            batch = plan.search.batch if plan.search is not None else None
+            fits = isinstance(keep, (int, float)) and 0 < keep < 1
+            if batch and fits and share(keep, batch) >= batch:
+                message = (
+                    f"keep: {keep:g} (of replicates) of a batch of {batch} is all of it: give a "
+                    "larger batch, or keep less"
+                )
+                self.add(("parts", plan.name, "search", "batch"), message)
 
     def _given(self, *path: str) -> Any:
         """What the file says at a path of mappings, or None."""

@@ -51,6 +51,27 @@ def goes_on(value: float, others: Sequence[float], eta: int, *, higher_is_better
     return n < eta or better < n // eta
 
 
+def share(keep: float, points: int) -> int:
+    """How many of a batch's points get all their seeds where they are staged: ⌈keep · points⌉."""
+    return math.ceil(keep * points - 1e-9)  # 0.1 of 30 is 3, not 4
+
+
+def promoted(
+    values: Mapping[str, float | None], keep: float, *, higher_is_better: bool
+) -> list[str]:
+    """The better ``keep`` share of a batch of points by their first seeds, best first.
+
+    Each batch by itself, whatever others have shown: so it does not depend on which batch ends
+    first, its cost is known before, and the best point of every batch is among them. (Against all
+    points so far, nearly every point of a late batch would pass, because a sampler's later points
+    are better than its first ones.) A point without a value (it failed, or halving has pruned it)
+    counts in the share and is never promoted; equals are taken in their order.
+    """
+    found = {point: value for point, value in values.items() if value is not None}
+    best = survivors(found, 1, higher_is_better=higher_is_better)
+    return best[: share(keep, len(values))]
+
+
 def mean(values: Sequence[float]) -> float:
     """The mean over a point's replicates; NaN when one of them is."""
     return math.fsum(values) / len(values)

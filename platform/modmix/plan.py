@@ -150,6 +150,28 @@ class Plan:
             ),
         )
 
+    def first(self, point: Point) -> Point:
+        """A searched point as it is asked for: with its first seeds, where they are staged."""
+        staged = self.spec.replicates
+        if staged is None:
+            return point
+        return replace(point, replicates=point.replicates[: staged.start])
+
+    def signatures(self) -> dict[tuple[str, str], str]:
+        """Per part and method, what its entries depend on: changed, they are asked anew."""
+        found = {}
+        for part in self.parts:
+            for method, domains in part.domains.items():
+                what: list[object] = [[name, repr(domain)] for name, domain in domains.items()]
+                # The method's plain point stands for all that its other points share: training,
+                # encoders, data, and which values are shown.
+                what += [self.point(method, {}).key]
+                if part.search is not None:
+                    what += [part.search.sampler, part.search.seed]
+                    what += [list(self.spec.objective)]
+                found[part.name, method] = digest(what)
+        return found
+
     def _options_with(self, chosen: Mapping[str, Any]) -> Mapping[str, Any]:
         """The task's options with some of them replaced by what a point sets."""
         if not chosen:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from modmix.book import Book
 from modmix.checker import PartPlan
+from modmix.halving import promoted, share
 from modmix.ledger import Entry, Ledger
 from modmix.plan import Plan, Point
 from modmix.search import Proposer
@@ -24,14 +25,19 @@ class Search:
     entries: dict[int, Entry]
     best: float | None = None
     exhausted: bool = False
+    staged: set[int] = field(default_factory=set)  # batches of which the better points are chosen
+
+    def batches(self) -> dict[int, list[Entry]]:
+        """All entries by batch."""
+        found: dict[int, list[Entry]] = {}
+        for entry in self.entries.values():
+            found.setdefault(entry.batch, []).append(entry)
+        return found
 
     def batches_out(self) -> dict[int, list[Entry]]:
         """Entries that were asked and not told yet, by batch."""
-        out: dict[int, list[Entry]] = {}
-        for entry in self.entries.values():
-            if entry.state == "pending":
-                out.setdefault(entry.batch, []).append(entry)
-        return out
+        found = self.batches().items()
+        return {n: batch for n, batch in found if any(e.state == "pending" for e in batch)}
 
 
 class Searches:
@@ -79,6 +85,21 @@ class Searches:
         """How many points may still be asked for."""
         return sum(self._missing(search) for search in self._all)
 
+    def replicates_to_come(self) -> int:
+        """How many replicates will be wanted beyond those of the points so far."""
+        staged, seeds = self._plan.spec.replicates, len(self._plan.spec.seeds)
+        if staged is None:
+            return seeds * self.missing()
+        count = 0
+        for search in self._all:
+            assert search.part.search is not None
+            missing, size = self._missing(search), search.part.search.batch
+            count += staged.start * missing
+            batches = [size] * (missing // size) + [missing % size]
+            batches += [len(b) for n, b in search.batches_out().items() if n not in search.staged]
+            count += sum((seeds - staged.start) * share(staged.keep, b) for b in batches if b)
+        return count
+
     def _missing(self, search: Search) -> int:
         settings = search.part.search
         assert settings is not None
@@ -124,7 +145,7 @@ class Searches:
         asked = search.proposer.ask(count)
         if len(asked) < count:
             search.exhausted = True
-        points = [self._plan.point(search.method, a.values) for a in asked]
+        points = [self._plan.first(self._plan.point(search.method, a.values)) for a in asked]
         entries = [
             Entry(
                 part=search.part.name,
@@ -138,6 +159,39 @@ class Searches:
         ]
         search.entries.update({e.number: e for e in entries})
         return list({p.key: p for p in points}.values()), entries
+
+    # ------------------------------------------------------------ staged seeds
+
+    def promoted(self) -> list[Point]:
+        """Points that are to get all their seeds: the better ones of the batches that are through.
+
+        A batch is told to its sampler when these are done, too: the promoted points with the mean
+        over all their seeds, the others with that over the first ones. Everything follows from
+        the first seeds' results, so that a new start promotes the same points.
+        """
+        staged = self._plan.spec.replicates
+        if staged is None:
+            return []
+        found = []
+        for search in self._all:
+            for number, batch in search.batches().items():
+                if number in search.staged or any(
+                    self._book.lacks_first(entry.point, staged.start) for entry in batch
+                ):
+                    continue
+                search.staged.add(number)
+                proposals = {entry.point: entry.proposal for entry in batch}
+                values = {p: self._book.mean_of_first(p, staged.start) for p in proposals}
+                higher = self._plan.directions[0]
+                found += [
+                    self._plan.point(search.method, proposals[key])
+                    for key in promoted(values, staged.keep, higher_is_better=higher)
+                    if not self._is_full(key)
+                ]
+        return found
+
+    def _is_full(self, point: str) -> bool:
+        return len(self._book.replicates_of(point)) >= len(self._plan.spec.seeds)
 
     # ------------------------------------------------------------ telling
 
@@ -164,8 +218,11 @@ class Searches:
         self._improve(search, known)
 
     def _improve(self, search: Search, entry: Entry) -> None:
-        """Take over a finished point's value where it is the best so far."""
-        if entry.values is None or entry.step is not None:
+        """Take over a finished point's value where it is the best so far.
+
+        Not that of a point with its first seeds alone: it is lucky more often.
+        """
+        if entry.values is None or entry.step is not None or not self._is_full(entry.point):
             return
         sign, value = -1 if self._plan.directions[0] else 1, entry.values[0]
         if search.best is None or sign * value < sign * search.best:

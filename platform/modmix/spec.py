@@ -26,6 +26,7 @@ from pydantic import (
     StrictStr,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from modmix.errors import InputError, Problem, SpecError
@@ -80,6 +81,19 @@ class PartSpec(_Model):
     references: list[StrictStr] = []
 
 
+class ReplicatesSpec(_Model):
+    """Seeds in two stages, in searches; grids train all seeds of all points.
+
+    Every point is trained with the first ``start`` seeds, and the better ``keep`` share of each
+    batch with the others, too.
+    """
+
+    start: Annotated[StrictInt, Field(ge=1)]
+    # As many as there are seeds, which it stands for where `seeds` is left out.
+    full: Annotated[StrictInt, Field(ge=2, le=10_000)] | None = None
+    keep: Annotated[Number, Field(gt=0, lt=1)] = 0.5
+
+
 class ResourcesSpec(_Model):
     """What one pack occupies, and the largest pack."""
 
@@ -115,6 +129,7 @@ class StudySpec(_Model):
     seeds: list[Annotated[StrictInt, Field(ge=0, lt=2**31)]] = Field(
         default=[0, 1, 2, 3, 4], min_length=1
     )
+    replicates: ReplicatesSpec | None = None  # null: all seeds at once
     objective: list[StrictStr] = Field(default=["val/error"], min_length=1, max_length=2)
     parts: dict[Annotated[str, AfterValidator(_checked_name)], PartSpec] = Field(min_length=1)
     paper: dict[str, dict[str, Number | list[Number]]] = {}
@@ -122,6 +137,15 @@ class StudySpec(_Model):
     resources: ResourcesSpec = ResourcesSpec()
     budget: BudgetSpec = BudgetSpec()
     reuse: StrictBool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _seeds_by_replicates(cls, raw: Any) -> Any:
+        staged = raw.get("replicates") if isinstance(raw, Mapping) else None
+        full = staged.get("full") if isinstance(staged, Mapping) else None
+        if "seeds" in raw or type(full) is not int or not 2 <= full <= 10_000:
+            return raw
+        return {**raw, "seeds": full}
 
     @field_validator("study")
     @classmethod

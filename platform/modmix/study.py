@@ -39,7 +39,6 @@ from modmix.packing import (
     Pack,
     PackStarted,
     Progress,
-    digest,
     group,
     pack_id,
 )
@@ -123,14 +122,13 @@ class StudyRun:
     def prepare(self) -> None:
         """Bring the ledger and the plan together: what is there, what is missing."""
         ledger, name = self._ledger, self.plan.name
-        signatures = self._signatures()
         grids = [p for p in self.plan.parts if p.search is None]
         wanted = {
             (part.name, method): [self.plan.point(method, a) for a in part.assignments(method)]
             for part in grids
             for method in part.domains
         }
-        ledger.keep_only_entries(name, signatures)
+        ledger.keep_only_entries(name, self.plan.signatures())
         ledger.recover(name)
         known = ledger.entries(name)
         present = {(e.part, e.method, e.number) for e in known}
@@ -141,32 +139,21 @@ class StudyRun:
             for i, point in enumerate(ps)
             if (part, method, i) not in present
         ]
+        of_grids, begun = set(points), ledger.replicate_states(name)
         for entry in known:
             if entry.proposal:
                 point = self.plan.point(entry.method, entry.proposal)
-                points[point.key] = point
+                first = self.plan.first(point)
+                # One that was promoted before has more than its first seeds.
+                more = point.replicates[len(first.replicates) :]
+                whole = point.key in of_grids or any(r.key in begun for r in more)
+                points[point.key] = point if whole else first
         self._add(list(points.values()), entries)
         self._rungs.enter([*known, *entries])
         self.dropped = ledger.keep_only_points(name, self._book.points, self._book.replicates)
-        self.reused += ledger.adopt(name)
-        self._read_results()
+        self._adopt()
         self._searches.rebuild(known)
         self._fill_queue()
-
-    def _signatures(self) -> dict[tuple[str, str], str]:
-        """Per part and method, what its entries depend on: changed, they are asked anew."""
-        found = {}
-        for part in self.plan.parts:
-            for method, domains in part.domains.items():
-                what: list[object] = [[name, repr(domain)] for name, domain in domains.items()]
-                # The method's plain point stands for all that its other points share: training,
-                # encoders, data, and which values are shown.
-                what += [self.plan.point(method, {}).key]
-                if part.search is not None:
-                    what += [part.search.sampler, part.search.seed]
-                    what += [list(self.plan.spec.objective)]
-                found[part.name, method] = digest(what)
-        return found
 
     def _add(self, points: Sequence[Point], entries: Sequence[Entry]) -> None:
         self._ledger.add(
@@ -184,8 +171,16 @@ class StudyRun:
         )
         self._book.add(points)
 
-    def _read_results(self, only: frozenset[str] | None = None) -> None:
-        """Take over what the ledger knows of the replicates (of all of them when None)."""
+    def _adopt(self, only: frozenset[str] | None = None) -> None:
+        """Take over what the ledger knows of these replicates (of all when None)."""
+        found = self._ledger.adopt(self.plan.name)
+        self.reused += found
+        if only is None or found:
+            self._read_results(only)
+        if self._book.leave_out_spare():
+            self._ledger.keep_only_points(self.plan.name, self._book.points, self._book.replicates)
+
+    def _read_results(self, only: frozenset[str] | None) -> None:
         for record in self._ledger.replicates(self.plan.name):
             if record.key not in self._book.replicates or (only and record.key not in only):
                 continue
@@ -215,6 +210,16 @@ class StudyRun:
         self._queue_packs([key for key in ordered if key not in searched])
         for keys in batches:
             self._queue_packs([key for key in keys if key in rest], slots=1)
+        self._advance()
+
+    def _advance(self) -> None:
+        """What follows from results: further seeds for better points; samplers are told."""
+        if points := self._searches.promoted():
+            self._add(points, [])
+            keys = [r.key for point in points for r in point.replicates]
+            self._adopt(frozenset(keys))
+            queued = {key for members in self._queue for key in members}
+            self._queue_packs([k for k in keys if self._is_open(k) and k not in queued])
         self._searches.tell_finished()
 
     def _is_open(self, key: str) -> bool:
@@ -362,7 +367,7 @@ class StudyRun:
                 self.trained += 1
                 self._book.states[event.replicate] = event.state
                 self._book.take_result(event.replicate, event)
-        self._searches.tell_finished()
+        self._advance()
 
     def ended(self, pack: str, failure: str = "", *, of_machine: bool = True) -> None:
         gone = self._out.pop(pack, None)
@@ -392,7 +397,9 @@ class StudyRun:
         for key in left:
             self._book.states[key] = "interrupted"
         if self.stopping:
+        members = tuple(r.key for r in pack.replicates)
             return
+            self._queue.append(members)  # for the next start: this study is not finished
         # Machines that die now and then are no reason to give up a pack that gets further each
         # time; a pack that ends its worker at the same place every time would never end.
         progress = self._progress.get(pack.id)
@@ -403,7 +410,7 @@ class StudyRun:
         if self._failures[pack.id] > MAX_FAILURES:
             self._given_up[pack.id] = failure
         else:
-            self._queue.append(tuple(r.key for r in pack.replicates))
+            self._queue.append(members)
 
     def _remove_checkpoint(self, pack: str) -> None:
         """Only now: the checkpoint protects the pack's results until the ledger has them all."""
@@ -425,7 +432,7 @@ class StudyRun:
                     else:
                         freed.append(record.key)
             self._queue_packs(freed)
-            self._searches.tell_finished()
+            self._advance()
         self._changed(self)
 
     def _ask(self) -> None:
@@ -435,19 +442,12 @@ class StudyRun:
             self._add(fresh, entries)
             self._rungs.enter(entries)
             if fresh:
-                self._adopt({r.key for point in fresh for r in point.replicates})
+                self._adopt(frozenset(r.key for point in fresh for r in point.replicates))
             queued = {key for members in self._queue for key in members}
             keys = [key for key in self._book.keys_of(entries) if self._is_open(key)]
             # A pack per structure: the batch is one, unless what it varies changes shapes.
             self._queue_packs([key for key in keys if key not in queued], slots=1)
-        self._searches.tell_finished()
-
-    def _adopt(self, keys: set[str]) -> None:
-        """Take results that the ledger has for new points from other studies."""
-        found = self._ledger.adopt(self.plan.name)
-        if found:
-            self.reused += found
-            self._read_results(frozenset(keys))
+        self._advance()
 
     # ------------------------------------------------------------ life and status
 
@@ -480,12 +480,12 @@ class StudyRun:
 
     def status(self) -> Status:
         """Where the study stands now, from memory."""
-        missing = self._searches.missing()
         points, replicates = self._book.count_points(), self._book.count_replicates()
-        seeds = len(self.plan.spec.seeds)
+        total = len(self._book.points) + self._searches.missing()
+        models = len(self._book.states) + self._searches.replicates_to_come()
         return Status(
-            points={"total": len(self._book.points) + missing, **points},
-            replicates={"total": len(self._book.states) + missing * seeds, **replicates},
+            points={"total": total, **points},
+            replicates={"total": models, **replicates},
             trained=self.trained,
             reused=self.reused,
             best=dict(self._book.best),

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import modmix
+from modmix import plan, spec
 
 pytestmark = pytest.mark.slow
 
@@ -40,6 +41,14 @@ def test_your_own_data(name: str, tmp_path: Path) -> None:
     assert set(frame["method"]) == {"mul", "mulmix", "base", "late", "add"}
     assert set(frame["n"]) == {2}
     assert frame["test/error/mean"].between(0, 95).all()
+
+
+def test_searches_that_spend_less(tmp_path: Path) -> None:
+    """The settings of that section make a study file together with a name and a task."""
+    (text,) = [block for block in blocks("yaml") if block.startswith("replicates:")]
+    source = spec.parse("study: s\ntask: digits\n" + text, name="x.yaml", folder=tmp_path)
+    (part,) = plan.make(source).parts
+    assert set(part.domains) == {"mul", "mulmix"}
 
 
 def test_the_commands_exist() -> None:

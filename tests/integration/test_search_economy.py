@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import pytest
 
 import modmix
+from modmix.errors import Interrupted
 from modmix.ledger import Entry, Ledger, ReplicateRecord
 
 pytestmark = pytest.mark.slow
@@ -27,11 +29,11 @@ parts:
 """
 
 
-def run(folder: Path, search: str, name: str = "small", text: str = FILE) -> modmix.Study:
+def run(folder: Path, search: str, text: str = FILE, **how: Any) -> modmix.Study:
     folder.mkdir(exist_ok=True)
-    path = folder / f"{name}.yaml"
-    path.write_text(text.replace("NAME", name).replace("SEARCH", search))
-    return modmix.run(path, runner="local", home=folder / "runs", mlflow=False)
+    path = folder / "small.yaml"
+    path.write_text(text.replace("NAME", "small").replace("SEARCH", search))
+    return modmix.run(path, runner="local", home=folder / "runs", mlflow=False, **how)
 
 
 def known(study: modmix.Study) -> tuple[list[Entry], dict[str, list[ReplicateRecord]]]:
@@ -127,3 +129,121 @@ def test_a_race_goes_on_after_a_restart(tmp_path: Path) -> None:
     assert [(e.proposal, e.state, e.values, e.step) for e in extended] == [
         (e.proposal, e.state, e.values, e.step) for e in whole
     ]
+
+
+def test_pruned_points_get_no_further_seeds(tmp_path: Path) -> None:
+    """Seeds that are added later go to the points that were not pruned."""
+    run(tmp_path, "points: 8, batch: 4")
+    study = run(tmp_path, "points: 8, batch: 4", FILE.replace("seeds: 2", "seeds: 3"))
+    entries, replicates = known(study)
+    assert len(entries) == 8
+    for entry in entries:
+        mine = replicates[entry.point]
+        assert {r.state for r in mine} == {entry.state}  # nobody is pruned by the third seeds
+        assert len(mine) == (3 if entry.state == "done" else 2)
+    counts = study.status()["replicates"]
+    assert (counts["total"], counts["done"], counts["pruned"]) == (2 * 3 + 6 * 2, 6, 12)
+
+
+# ---------------------------------------------------------------- staged seeds
+
+STAGED = FILE.replace("seeds: 2", "replicates: {start: 2, full: 4, keep: 0.5}").replace(
+    "    shared: {halving: {eta: 2, min_epochs: 2}}\n", ""
+)
+
+
+def asked(study: modmix.Study) -> list[tuple[Any, ...]]:
+    """What the sampler proposed and was told, and with how many seeds."""
+    entries, replicates = known(study)
+    return [(e.proposal, e.state, e.values, len(replicates[e.point])) for e in entries]
+
+
+def test_the_better_half_of_each_batch_gets_all_seeds(tmp_path: Path) -> None:
+    totals: list[int] = []
+    study = run(
+        tmp_path, "points: 7, batch: 4, parallel: 1", STAGED,
+        changed=lambda work: totals.append(work.status().replicates["total"]),
+    )  # fmt: skip
+    entries, replicates = known(study)
+    assert {e.state for e in entries} == {"done"}
+    batches = sorted({e.batch for e in entries})
+    assert len(batches) == 2
+    for batch, expected in zip(batches, (2, 2), strict=True):  # the best 2 of 4, and of 3
+        mine = [e for e in entries if e.batch == batch]
+        first = {
+            e.point: fmean(r.metrics["val/error"] for r in replicates[e.point] if r.seed < 2)
+            for e in mine
+        }
+        best = sorted(first, key=lambda p: first[p])[:expected]
+        for entry in mine:
+            results = replicates[entry.point]
+            assert [r.seed for r in results] == ([0, 1, 2, 3] if entry.point in best else [0, 1])
+            assert entry.values == (pytest.approx(fmean(r.metrics["val/error"] for r in results)),)
+    # What displays count on was known from the beginning: 7 points of 2, and 4 points of 2 more.
+    assert set(totals) == {22}
+    (best,) = study.best()
+    assert best.n == 4
+    full = [e for e in entries if len(replicates[e.point]) == 4]
+    assert best.mean == pytest.approx(min(e.values[0] for e in full if e.values))
+    assert sorted(study.frame()["n"]) == [2, 2, 2, 4, 4, 4, 4]
+
+
+@pytest.mark.parametrize("halving", [False, True])
+def test_a_staged_search_may_be_stopped_anywhere(tmp_path: Path, halving: bool) -> None:
+    """Stopped after every pack and continued, it asks, promotes and tells as one undisturbed."""
+    text, search = STAGED, "points: 8, batch: 4, parallel: 1"
+    if halving:
+        text = text.replace("batch_size: 32", "batch_size: 32, halving: {eta: 2, min_epochs: 4}")
+    undisturbed = asked(run(tmp_path / "a", search, text))
+    stops = 0
+    for _ in range(20):
+        ended: list[int] = []
+
+        def stop(work: Any, ended: list[int] = ended) -> None:
+            counts = work.status().replicates
+            ended.append(counts["done"] + counts["pruned"])
+            if ended[-1] > ended[0]:
+                work.stop()
+
+        try:
+            study = run(tmp_path / "b", search, text, changed=stop)
+            break
+        except Interrupted:
+            stops += 1
+    assert stops >= 3
+    assert asked(study) == undisturbed
+    if halving:  # of each four, two are pruned; of these two, two are promoted (the best 2 of 4)
+        assert [len(known(study)[1][e.point]) for e in known(study)[0]].count(4) == 4
+        assert {state for _, state, _, _ in undisturbed} == {"done", "pruned"}
+
+
+def test_staging_may_begin_and_end_at_any_time(tmp_path: Path) -> None:
+    search = "points: 4, batch: 4, parallel: 1"
+    study = run(tmp_path, search, STAGED)
+    assert sorted(n for *_, n in asked(study)) == [2, 2, 4, 4]
+    trained = study.status()["trained"]
+    more = run(tmp_path, search, STAGED.replace("keep: 0.5", "keep: 0.7"))
+    assert sorted(n for *_, n in asked(more)) == [2, 4, 4, 4]
+    assert more.status()["trained"] == trained + 2
+    whole = run(
+        tmp_path, search, STAGED.replace("start: 2, full: 4, keep: 0.5", "start: 3, full: 4")
+    )
+    assert sorted(n for *_, n in asked(whole)) == [3, 4, 4, 4]
+    flat = FILE.replace("seeds: 2", "seeds: 4").replace(
+        "    shared: {halving: {eta: 2, min_epochs: 2}}\n", ""
+    )
+    assert [n for *_, n in asked(run(tmp_path, search, flat))] == [4, 4, 4, 4]
+    # Staged again, nothing that is there is thrown away.
+    assert [n for *_, n in asked(run(tmp_path, search, STAGED))] == [4, 4, 4, 4]
+
+
+def test_grids_train_all_seeds(tmp_path: Path) -> None:
+    """Also of the points that a search meets there."""
+    text = STAGED.replace(
+        "parts:\n", "parts:\n  grid: {methods: {mul: {learning_rate: {grid: [0.001, 0.01]}}}}\n"
+    ).replace("{low: 0.0001, high: 0.1, log: true}", "{choices: [0.001, 0.01, 0.02, 0.03, 0.05]}")
+    text = text.replace("keep: 0.5", "keep: 0.3")  # the best two of five
+    study = run(tmp_path, "points: 5, batch: 5, sampler: grid", text)
+    seeds = dict(zip(study.frame()["learning_rate"], study.frame()["n"], strict=True))
+    assert (seeds[0.001], seeds[0.01]) == (4, 4)
+    assert 2 in seeds.values()

@@ -192,6 +192,18 @@ def test_search_history_keeps_the_best_and_never_a_pruned_one(fresh):
     assert list(trace.pruned) == [False, False, False, True, False]
 
 
+def test_points_of_few_seeds_are_drawn_and_never_chosen(fresh):
+    study = Written(fresh, parts={"s": {"search": {"points": 3}, "x": "beta"}})
+    for number, (error, seeds) in enumerate([(5.0, [0]), (8.0, [0, 1]), (7.0, [0, 1]), (2.0, [0])]):
+        put(study, "s", "mul", {"beta": float(number)}, error, seeds=seeds)
+    (trace,) = search_history(read(fresh, "demo"), "s").traces
+    assert list(trace.values) == [5.0, 8.0, 7.0, 2.0]
+    assert np.array_equal(trace.best, [np.nan, 8.0, 7.0, 7.0], equal_nan=True)
+    (line,) = curve(read(fresh, "demo"), "s").lines
+    assert len(line.dots) == 4
+    assert (line.minimum, line.chosen) == (2, 2)
+
+
 def test_search_history_needs_a_search(ledger):
     with pytest.raises(InputError, match=r"a search history needs a part with a search \(search\)"):
         search_history(read(ledger, "demo"), "depth")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from modmix.book import Book
-from modmix.halving import goes_on, mean, rungs, survivors
+from modmix.halving import goes_on, mean, promoted, rungs, share, survivors
 from modmix.ledger import Entry
 from modmix.packing import Finished, Pack, Progress, Replicate, TaskRef
 from modmix.plan import Point
@@ -46,6 +46,74 @@ def test_a_point_with_a_diverged_replicate_is_last() -> None:
 def test_equals_keep_their_order() -> None:
     values = {"b": 1.0, "a": 1.0, "c": 1.0}
     assert survivors(values, 2, higher_is_better=False) == ["b", "a"]
+
+
+# ---------------------------------------------------------------- staged seeds
+
+
+@pytest.mark.parametrize(
+    ("keep", "points", "expected"),
+    [(0.5, 4, 2), (0.5, 5, 3), (0.1, 30, 3), (0.1, 31, 4), (0.34, 3, 2), (0.01, 5, 1)],
+)
+def test_how_many_get_all_their_seeds(keep: float, points: int, expected: int) -> None:
+    assert share(keep, points) == expected
+
+
+def test_the_better_points_of_a_batch_are_promoted() -> None:
+    values: dict[str, float | None] = {"a": 3.0, "b": None, "c": 1.0, "d": 2.0, "e": 3.0}
+    assert promoted(values, 0.5, higher_is_better=False) == ["c", "d", "a"]  # ⌈0.5 · 5⌉
+    assert promoted(values, 0.4, higher_is_better=True) == ["a", "e"]
+    assert promoted({"a": None, "b": None, "c": 9.0}, 0.9, higher_is_better=False) == ["c"]
+    assert promoted({}, 0.5, higher_is_better=False) == []
+
+
+def test_a_book_learns_of_further_seeds() -> None:
+    book = Book(["val/error"], higher_is_better=False, fingerprint="d")
+    whole = point("a", seeds=3)
+    book.add([replace(whole, replicates=whole.replicates[:2])])
+
+    def end(key: str, error: float, state: str = "done", epochs: int = 9) -> None:
+        metrics = {"val/error": error}
+        event = Finished(pack="i", replicate=key, state=state, metrics=metrics, epochs=epochs)
+        book.take_result(key, event)
+
+    end("a-0", 4.0)
+    assert book.lacks_first("a", 2)
+    end("a-1", 6.0)
+    assert not book.lacks_first("a", 2)
+    assert book.mean_of_first("a", 2) == 5.0
+    assert (book.is_waiting("a"), book.state_of("a")) == (False, "done")
+    assert book.best["mul"][0] == 5.0
+    book.add([whole])
+    assert (book.is_waiting("a"), book.state_of("a")) == (True, "running")
+    assert [r.seed for r in book.replicates_of("a")] == [0, 1, 2]
+    end("a-2", 8.0)
+    assert book.means("a") == (6.0,)
+    assert book.mean_of_first("a", 2) == 5.0
+    assert book.best["mul"][0] == 6.0  # over three seeds, although 5 was lower
+
+    book.add([replace(point("b", seeds=2))])
+    end("b-0", 1.0)
+    end("b-1", 1.0)
+    assert book.best["mul"][0] == 6.0  # b is better, over two seeds
+
+
+def test_pruned_points_get_no_further_seeds() -> None:
+    book = Book(["val/error"], higher_is_better=False, fingerprint="d")
+    book.add([point("a", seeds=4), point("b", seeds=2)])
+    for key, error, epochs in (("a-0", 40.0, 2), ("a-1", 50.0, 4)):
+        metrics = {"val/error": error}
+        event = Finished(pack="i", replicate=key, state="pruned", metrics=metrics, epochs=epochs)
+        book.take_result(key, event)
+    book.states["a-2"] = "interrupted"  # it has begun: its pack has a checkpoint
+    assert book.leave_out_spare()
+    assert [r.key for r in book.replicates_of("a")] == ["a-0", "a-1", "a-2"]
+    assert set(book.replicates) == set(book.states) == {"a-0", "a-1", "a-2", "b-0", "b-1"}
+    assert book.is_waiting("a")
+    assert not book.leave_out_spare()
+    assert (book.means("a"), book.pruned_at("a")) == ((45.0,), 4)
+    assert book.mean_of_first("a", 2) is None
+    assert book.best == {}
 
 
 # ---------------------------------------------------------------- across packs

@@ -537,6 +537,36 @@ def test_domains_that_are_none(value: str, message: str) -> None:
             "training.halving: compares points by one value, the study has two objectives: leave",
         ),
         (
+            "  p: {methods: {mul: {beta: {grid: [0, 1]}}}}",
+            "replicates: {start: 2}",
+            "replicates: stages the seeds of searches, no part is one: leave it out",
+        ),
+        (
+            "  p: {search: {points: 9}, methods: {mul: {beta: {low: 0, high: 1}}}}",
+            "replicates: {start: 2}\nobjective: [val/error, val/auc]",
+            "replicates: compares points by one value, the study has two objectives: leave it out",
+        ),
+        (
+            "  p: {search: {points: 9}, methods: {mul: {beta: {low: 0, high: 1}}}}",
+            "replicates: {start: 2, full: 4}\nseeds: [7, 8, 9]",
+            "replicates.full: must be the number of seeds (3), got 4: leave it or seeds out",
+        ),
+        (
+            "  p: {search: {points: 9}, methods: {mul: {beta: {low: 0, high: 1}}}}",
+            "replicates: {start: 5}",
+            "replicates.start: must be below the number of seeds (5), got 5",
+        ),
+        (
+            "  p: {search: {points: 9, batch: 1}, methods: {mul: {beta: {low: 0, high: 1}}}}",
+            "replicates: {start: 2, full: 3}",
+            "p.search.batch: keep: 0.5 (of replicates) of a batch of 1 is all of it: give a larger",
+        ),
+        (
+            "  p: {search: {points: 9}, methods: {mul: {beta: {low: 0, high: 1}}}}",
+            "replicates: {start: 2, keep: 0.9}",
+            "p.search.batch: keep: 0.9 (of replicates) of a batch of 5 is all of it: give a larger",
+        ),
+        (
             "  p: {methods: {mul: }}",
             "objective: [val/error, val/error]",
             "objective: names 'val/error' twice: give it once",
@@ -560,6 +590,19 @@ def test_problems_of_the_shelves(parts: str, more: str, expected: str) -> None:
     assert len(found) == 1 or "references" in expected
 
 
+def test_staged_points_are_asked_for_with_their_first_seeds() -> None:
+    part = "  p: {search: {points: 4}, methods: {mul: {beta: {low: 0, high: 1}}}}"
+    plan = make(part, "seeds: [4, 9, 2]\nreplicates: {start: 2}")
+    point = plan.point("mul", {"beta": 0.5})
+    assert [r.seed for r in point.replicates] == [4, 9, 2]
+    assert [r.seed for r in plan.first(point).replicates] == [4, 9]
+    assert plan.first(point).key == point.key
+    whole = make(part, "seeds: [4, 9, 2]")
+    assert whole.first(point) == point
+    # Staging asks for nothing else than the study did without it.
+    assert whole.signatures() == plan.signatures()
+
+
 @pytest.mark.parametrize(
     ("search", "more"),
     [
@@ -568,6 +611,7 @@ def test_problems_of_the_shelves(parts: str, more: str, expected: str) -> None:
         ("points: 9, batch: 1", "resources: {max_models: 12}"),
         ("points: 9", "resources: {max_models: 9}"),  # a point a pack
         ("points: 9", "resources: {max_models: 15}"),
+        ("points: 9", "resources: {max_models: 12}\nreplicates: {start: 4}"),
     ],
 )
 def test_halving_that_has_enough_to_choose_from(search: str, more: str) -> None:

@@ -65,6 +65,17 @@ def test_short_forms() -> None:
     assert found.objective == ["val/auc"]
 
 
+def test_staged_replicates_name_the_seeds() -> None:
+    found = checked(SMALL + "replicates: {start: 2, full: 4}\n")
+    assert found.seeds == [0, 1, 2, 3]
+    assert found.replicates is not None
+    assert (found.replicates.start, found.replicates.full, found.replicates.keep) == (2, 4, 0.5)
+    both = checked(SMALL + "seeds: [5, 6, 7]\nreplicates: {start: 1, keep: 0.2}\n")
+    assert both.seeds == [5, 6, 7]
+    again = StudySpec.model_validate(both.model_dump(mode="json"))
+    assert again == both
+
+
 def test_the_order_of_parts_and_methods_is_the_file_s() -> None:
     text = "study: s\ntask: digits\nparts:\n" + "".join(
         f"  {name}: {{methods: {{mul: , add: , early: }}}}\n" for name in ("z", "a", "m")
@@ -265,6 +276,19 @@ sead: 4
         ("seeds: [1.5]", "seeds.0: must be a whole number, got 1.5"),
         ("objective: []", "objective: must have at least 1 entry, got []"),
         ("budget: {device_hours: -1}", "budget.device_hours: must be greater than 0, got -1"),
+        ("replicates: 2", "replicates: must be a mapping, got 2"),
+        ("replicates: {}", "replicates.start: is required but missing"),
+        ("replicates: {start: 0}", "replicates.start: must be greater than or equal to 1, got 0"),
+        (
+            "replicates: {start: 1, full: 1}",
+            "replicates.full: must be greater than or equal to 2, got 1",
+        ),
+        ("replicates: {start: 1, keep: 1}", "replicates.keep: must be less than 1, got 1"),
+        ("replicates: {start: 1, keep: .inf}", "replicates.keep: must be a finite number, got inf"),
+        (
+            "replicates: {start: 1, share: 1}",
+            "replicates.share: unknown key 'share': did you mean 'start'?",
+        ),
     ],
 )
 def test_single_problems(line: str, message: str) -> None:
@@ -286,7 +310,8 @@ def test_without_a_study() -> None:
         "x.yaml: line 1: task: is required but missing",
         (
             "x.yaml: line 1: title: unknown key 'title': it may be budget, description, encoders, "
-            "final, objective, paper, parts, resources, reuse, seeds, study, task, training"
+            "final, objective, paper, parts, replicates, resources, reuse, seeds, study, task, "
+            "training"
         ),
     ]
 

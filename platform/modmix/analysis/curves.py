@@ -41,6 +41,7 @@ class Dot:
     value: Estimate
     point: str  # full key
     complete: bool  # all its replicates are done
+    seeds: int  # that it is to have
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,8 @@ class Line:
     """One line: a method, with all other hyperparameters constant along it.
 
     ``minimum`` and ``chosen`` are places in ``dots``: the best mean of what is drawn, and what
-    validation chooses (None where no dot qualifies, and where the dots are of different data).
+    validation chooses (None where no dot qualifies, and where the dots are of different data), both
+    among the dots with the most seeds.
     """
 
     method: str
@@ -255,6 +257,7 @@ def _line(
             value=snapshot.estimate(point.key, metric),
             point=point.key,
             complete=point.key in snapshot.complete,
+            seeds=len(snapshot.replicates_of[point.key]),
         )
         for point in members
     ]
@@ -262,8 +265,12 @@ def _line(
     if all(isinstance(dot.x, float) for dot in dots):
         dots.sort(key=lambda dot: dot.x)
     objective = snapshot.objectives[0]
+    # A mean over few seeds is lucky more often than one over all of them.
+    most = max((dot.seeds for dot in dots), default=0)
+    drawn = [dot.value.mean if dot.seeds == most else math.nan for dot in dots]
     validation = [
-        snapshot.estimate(d.point, objective).mean if d.complete else math.nan for d in dots
+        snapshot.estimate(d.point, objective).mean if d.complete and d.seeds == most else math.nan
+        for d in dots
     ]
     # Along an option of the task the best value would only say which data is easy.
     is_one = len({snapshot.conditions.of[dot.point] for dot in dots}) == 1
@@ -271,7 +278,7 @@ def _line(
         method=members[0].method,
         variant=variant,
         dots=tuple(dots),
-        minimum=_best_place([dot.value.mean for dot in dots], metric) if is_one else None,
+        minimum=_best_place(drawn, metric) if is_one else None,
         chosen=_best_place(validation, objective) if is_one else None,
     )
 

@@ -255,6 +255,7 @@ def _setup(snapshot: Snapshot) -> list[tuple[str, str]]:
         ("data fingerprint", _fingerprint(snapshot)),
         ("objective", ", ".join(metric_words(name) for name in snapshot.objectives)),
         ("seeds", ", ".join(map(str, record.spec.get("seeds") or ()))),
+        ("seeds of searches", _staged(record.spec.get("replicates"))),
         ("training", _pairs(training)),
         ("points", str(len(snapshot.points))),
         ("replicates", sentences.progress(snapshot)),
@@ -287,6 +288,14 @@ def _varied_options(snapshot: Snapshot) -> str:
         shown = [*values][:12]
         texts.append(f"{name} = {', '.join(shown)}{', …' if len(values) > len(shown) else ''}")
     return f"{len(found.all)}: {'; '.join(texts)}"
+
+
+def _staged(replicates: Mapping[str, Any] | None) -> str:
+    """How a study staged its seeds."""
+    if not replicates:
+        return ""
+    first, kept = replicates["start"], 100 * replicates["keep"]
+    return f"the first {first} for every point, all for the best {kept:g} % of each batch"
 
 
 def _fingerprint(snapshot: Snapshot) -> str:

@@ -71,8 +71,9 @@ class SearchHistory:
 def search_history(snapshot: Snapshot, part: str) -> SearchHistory:
     """What a search found, in order of asking: means of the first objective over replicates.
 
-    A pruned point shows the value the sampler was told; it never becomes the best so far. A search
-    that changes the task's options has no best so far.
+    A pruned point shows the value the sampler was told; it never becomes the best so far, and
+    neither does one with fewer seeds than others of its search. A search that changes the task's
+    options has no best so far.
 
     Raises:
         InputError: the part is no search.
@@ -99,7 +100,8 @@ def search_history(snapshot: Snapshot, part: str) -> SearchHistory:
                 for e, t, p in zip(mine, told, pruned, strict=True)
             ]
         )
-        full = np.where(pruned, np.nan, values)
+        seeds = np.array([len(snapshot.replicates_of.get(e.point, ())) for e in mine])
+        full = np.where(pruned | (seeds < seeds.max()), np.nan, values)
         met = {snapshot.conditions.of[e.point] for e in mine if e.point in snapshot.by_key}
         if len(met) > 1:
             full[:] = np.nan  # points on different data have no best
