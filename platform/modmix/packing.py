@@ -108,6 +108,7 @@ class PackStarted:
     device: str
     stacked: bool
     why: str
+    measured: Mapping[str, float] = field(default_factory=dict)  # way -> seconds a step
     resumed_epoch: int = 0  # 0: from the beginning
 
 

@@ -171,7 +171,11 @@ def train(
 
     data = _data_of(pack.task)
     device = _device(gpus)
-    return _traced(train_pack(pack, data, device=device, threads=threads, dropped=dropped))
+    # Of the memory as of the processors (or of the GPU): other packs train beside this one.
+    share = min(1.0, gpus if gpus else (threads or cpu_count()) / cpu_count())
+    return _traced(
+        train_pack(pack, data, device=device, threads=threads, share=share, dropped=dropped)
+    )
 
 
 _LOADED: dict[str, Data] = {}  # by name, options and fingerprint: the latest few

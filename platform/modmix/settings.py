@@ -142,7 +142,7 @@ _SETTINGS = (
         kind="str",
         default="auto",
         choices=("auto", "always", "never"),
-        doc="make a program of the stacked step (torch.compile); auto: where it pays in long training",
+        doc="run the stacked step as a program of torch.compile; auto: where long training is faster",
     ),
     Hyperparameter(
         name="cuda_graphs",
