@@ -142,7 +142,7 @@ _SETTINGS = (
         kind="str",
         default="auto",
         choices=("auto", "always", "never"),
-        doc="run the stacked step as a program of torch.compile; auto: where long training is faster",
+        doc="run the stacked step as a program of torch.compile; auto: where long training gains",
     ),
     Hyperparameter(
         name="cuda_graphs",
