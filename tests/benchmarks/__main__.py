@@ -23,6 +23,9 @@ BENCHMARKS = {
     "higgs": "higgs",
     "driver": "driver",
     "halving": "halving",
+    "prepare": "prepare",
+    "gpu": "gpu",
+    "profile": "profiling",
 }
 
 

@@ -24,6 +24,7 @@ parts:
       mul: {{beta: {{low: 0, high: 1}}}}
       add: {{depth: 1}}
 """
+SEARCHED = ("beta", "learning_rate")
 HALVING = ", halving: {eta: 3, min_epochs: 4}"
 TEXT = """\
 {points} points each of `mul` and `add` with learning rates from 0.00003 to 0.3, 27 points a batch,
@@ -107,7 +108,7 @@ def _search(folder: Path, name: str, halving: str, points: int) -> Searched:
     best = {
         one.method: Best(
             one.number,
-            ", ".join(f"{k} = {v:.3g}" for k, v in one.params.items() if isinstance(v, float)),
+            ", ".join(f"{k} = {v:.3g}" for k, v in one.params.items() if k in SEARCHED),
             one.mean,
             one.ci_low,
             one.ci_high,
