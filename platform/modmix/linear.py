@@ -1,10 +1,11 @@
 """Large fully connected layers of K models on a processor, and where gradients are collected.
 
 `torch.func.vmap` makes one batched product of every model's layer, which is as good as any for
-small ones. Products of some hundred rows and columns are done here, model by model, by oneDNN: it
-uses the whole vector width of every x86 processor, and the library behind ``torch.bmm`` half of it
-on those that are not Intel's (85 and 170 GFLOP/s on a core of an AMD EPYC of 2024). Their weight
-gradients are written where the optimizer reads them while still in the cache.
+small ones (written as a product: of ``linear`` it makes two more passes). Products of some hundred
+rows and columns are done here, model by model, by oneDNN: it uses the whole vector width of every
+x86 processor, and the library behind ``torch.bmm`` half of it on those that are not Intel's (85
+and 170 GFLOP/s on a core of an AMD EPYC of 2024). Their weight gradients are written where the
+optimizer reads them while still in the cache.
 
 What is computed is what `torch.nn.functional.linear` computes.
 Shapes: K models, B examples, I inputs and O outputs of a layer, P parameters of a model.
@@ -97,7 +98,10 @@ class Layers:
         rows = x.numel() // x.shape[-1]
         large = _is_large(rows, layer.in_features, layer.out_features, x.dtype)
         if not (large and self.active):
-            return F.linear(x, layer.weight, layer.bias)
+            if not self._stacked or layer.bias is None:
+                return F.linear(x, layer.weight, layer.bias)
+            # vmap would make addmm of it, and multiply both sides by one first.
+            return torch.matmul(x, layer.weight.mT).add_(layer.bias)
         if self._stacked:
             return _apply(_OfOneModel, x, layer.weight, layer.bias, self.sink)
         bias = None if layer.bias is None else layer.bias.unsqueeze(0)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from modmix.methods.mul import Mul, boosted, class_losses, log_one_minus
+from modmix.methods.mul import Mul, _log1p, boosted, class_losses, log_one_minus
 
 Matrix = NDArray[np.float64]
 
@@ -137,10 +137,11 @@ def test_probabilities_of_zero_one_and_nearly_one(logits: list[list[float]], bet
         np.testing.assert_allclose(double.numpy(), expected, rtol=1e-9, atol=1e-14)
 
 
-def test_log_one_minus_is_accurate_from_certain_to_impossible() -> None:
+@pytest.mark.parametrize("constant", [True, False])
+def test_log_one_minus_is_accurate_from_certain_to_impossible(constant: bool) -> None:
     grid = np.concatenate([np.linspace(-2, 2, 401), np.geomspace(2, 1e4, 100)])
     logits = torch.tensor(np.stack([grid, np.zeros_like(grid), np.full_like(grid, -1.0)]))
-    found = log_one_minus(torch.log_softmax(logits, 0), dim=0)
+    found = log_one_minus(torch.log_softmax(logits, 0), dim=0, constant=constant)
     for column, value in enumerate(grid):
         row = [value, 0.0, -1.0]
         for k in range(3):
@@ -148,6 +149,13 @@ def test_log_one_minus_is_accurate_from_certain_to_impossible() -> None:
             expected = np.logaddexp(*others) - np.logaddexp.reduce(row)
             # Cancellation in the expected value itself: hence the absolute part.
             assert found[k, column].item() == pytest.approx(expected, rel=1e-9, abs=2e-12)
+
+
+def test_the_faster_log_one_minus_loses_no_digits_in_float32() -> None:
+    p = torch.cat([torch.logspace(-38, -0.31, 2000, dtype=torch.float64), torch.zeros(1).double()])
+    found = _log1p(-p.float())
+    expected = torch.log1p(-p.float().double())
+    np.testing.assert_allclose(found.double().numpy(), expected.numpy(), rtol=4e-7, atol=0)
 
 
 def extreme_logits(dtype: torch.dtype) -> Tensor:
