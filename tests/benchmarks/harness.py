@@ -50,7 +50,7 @@ class Options:
         return Options(
             quick=quick,
             rounds=int(os.environ.get("BENCH_ROUNDS") or (1 if quick else 3)),
-            ray_seconds=float(os.environ.get("BENCH_RAY_SECONDS") or (20 if quick else 45)),
+            ray_seconds=float(os.environ.get("BENCH_RAY_SECONDS") or (20 if quick else 30)),
             rows=int(os.environ.get("BENCH_ROWS") or (200_000 if quick else 11_000_000)),
         )
 
