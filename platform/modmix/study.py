@@ -396,10 +396,10 @@ class StudyRun:
         self._ledger.update_pack(self.plan.name, pack.id, state="interrupted", failed=bool(failure))
         for key in left:
             self._book.states[key] = "interrupted"
-        if self.stopping:
         members = tuple(r.key for r in pack.replicates)
-            return
+        if self.stopping:
             self._queue.append(members)  # for the next start: this study is not finished
+            return
         # Machines that die now and then are no reason to give up a pack that gets further each
         # time; a pack that ends its worker at the same place every time would never end.
         progress = self._progress.get(pack.id)
