@@ -27,7 +27,8 @@ The modules, in reading order; each imports only what stands above it:
     mailbox     packs to workers, events to the driver
     seat        what a worker does: pack after pack
     bridge      the driver's half: who gets which pack, who died
-    ray_runner  seats as Ray Tune trials
+    ray_seats   seats as Ray Tune trials
+    ray_runner  a runner on a Ray cluster, there or started here
     book        what a running study knows of its points and replicates
     rungs       values at rungs of halving over all packs
     searches    what the searches of a running study ask for and are told
@@ -36,6 +37,7 @@ The modules, in reading order; each imports only what stands above it:
     analysis/   shelf: frames, statistics, tables, curves, figures, report
     pyfunc      what a registered model runs
     registry    best points, final runs, registered models
+    starting    a runner that starts while the study is still being checked
     api         the whole of a run in one call
     display     what a person sees while a study runs
     cli_data    the commands about a task's data

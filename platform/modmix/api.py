@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -21,6 +20,8 @@ from modmix import spec
 from modmix.errors import InputError, Interrupted, LeaseError, ModmixError
 from modmix.home import Home
 from modmix.ledger import ENDED, Lease, Ledger, ReplicateRecord, StudyRecord
+from modmix.spec import StudySpec
+from modmix.starting import Starting, has_ledger
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,17 +122,23 @@ def run(
         Interrupted: stopped by Ctrl-C; the same call continues.
         Incomplete, LedgerError: machines failed; the same call continues.
     """
-    plan = make_plan(file, data_path=data_path)
-    return run_plan(
-        plan,
-        runner=runner,
-        address=address,
-        workers=workers,
-        home=home,
-        mlflow=mlflow,
-        retry_failed=retry_failed,
-        changed=changed,
-        say=say,
+    start = starting(runner, address=address, workers=workers, home=home, retry_failed=retry_failed)
+    with start:
+        plan = make_plan(file, data_path=data_path, checked=start.begin)
+        return run_plan(plan, start, mlflow=mlflow, changed=changed, say=say)
+
+
+def starting(
+    runner: str = "ray",
+    *,
+    address: str | None = None,
+    workers: int | None = None,
+    home: str | Path | None = None,
+    retry_failed: bool = False,
+) -> Starting:
+    """What `run_plan` needs beside a plan; the arguments are those of `run`."""
+    return Starting(
+        runner, address=address, workers=workers, home=_home(home), retry_failed=retry_failed
     )
 
 
@@ -140,56 +147,50 @@ def make_plan(
     *,
     data_path: str | Path | None = None,
     progress: Callable[[str, int, int | None], None] = lambda *_: None,
+    checked: Callable[[StudySpec], None] = lambda _: None,
 ) -> Plan:
     """Check a study file and prepare its data; nothing is started.
+
+    ``checked`` is called once the file is right and its data is there; what follows takes seconds.
 
     Raises:
         InputError: everything that is wrong.
     """
     source = spec.read(Path(file))
     path = None if data_path is None else str(data_path)
-    return plan_module.make(source, data_path=path, progress=progress)
+    return plan_module.make(source, data_path=path, progress=progress, checked=checked)
 
 
 def run_plan(
     plan: Plan,
+    start: Starting,
     *,
-    runner: str = "ray",
-    address: str | None = None,
-    workers: int | None = None,
-    home: str | Path | None = None,
     mlflow: bool = True,
-    retry_failed: bool = False,
     changed: Callable[[StudyRun], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Study:
-    """As `run`, from a checked plan."""
-    where = _home(home)
+    """As `run`, from a checked plan; ``start`` is a `starting` that is entered."""
+    where = start.home
     where.make()
-    chosen = _runner(plan, runner, address or os.environ.get("RAY_ADDRESS"), workers)
-    todo = True
-    if _has_ledger(where):
+    if has_ledger(where):
         with closing(Ledger(where.ledger_url)) as ledger:
             _refuse_second_driver(ledger, plan)
-            todo = retry_failed or not _looks_finished(ledger, plan)
     mirror = _mirror(where, plan) if mlflow else None
-    # Everything that can be refused is refused before the first line is written.
-    if todo:
-        chosen.start()
+    start.begin(plan.spec)  # if that was not done before
+    # Imported while a cluster starts. Everything that can be refused is refused before the first
+    # line is written.
+    from modmix import study  # noqa: F401
+
+    chosen = start.runner(plan.spec)
     ledger = Ledger(where.ledger_url)
     try:
         with _lease(ledger, plan) as lease:
-            if retry_failed:
+            if start.retry_failed:
                 ledger.forget_failures(plan.name)
             _run(plan, ledger, lease, where, chosen, mirror, changed, say)
     finally:
-        chosen.close()
         ledger.close()
     return Study(plan.name, where)
-
-
-def _has_ledger(home: Home) -> bool:
-    return "MODMIX_LEDGER" in os.environ or (home.path / "ledger.db").exists()
 
 
 def _refuse_second_driver(ledger: Ledger, plan: Plan) -> None:
@@ -198,15 +199,6 @@ def _refuse_second_driver(ledger: Ledger, plan: Plan) -> None:
             f"study {plan.name!r} is being run by process {holder[1]} on {holder[0]}: wait until "
             "it ends, or stop it with Ctrl-C there"
         )
-
-
-def _looks_finished(ledger: Ledger, plan: Plan) -> bool:
-    """Whether this very file has run to its end: then there will be nothing to start for it."""
-    if not ledger.has_study(plan.name):
-        return False
-    record = ledger.study(plan.name)
-    same = record.spec == plan.spec.model_dump(mode="json")
-    return same and record.state == "finished"
 
 
 def _home(home: str | Path | None) -> Home:
@@ -225,19 +217,6 @@ def _mirror(home: Home, plan: Plan) -> Mirror:
         # Before the start this is a wrong address; in the middle of a study it would only delay.
         raise InputError(str(error)) from error
     return mirror
-
-
-def _runner(plan: Plan, kind: str, address: str | None, workers: int | None) -> Runner:
-    resources = plan.spec.resources
-    if kind == "local":
-        from modmix.runners import LocalRunner
-
-        return LocalRunner(gpus=resources.gpus)
-    if kind != "ray":
-        raise InputError(f"runner must be ray or local, got {kind!r}")
-    from modmix.ray_runner import RayRunner
-
-    return RayRunner(cpus=resources.cpus, gpus=resources.gpus, address=address, workers=workers)
 
 
 @contextmanager

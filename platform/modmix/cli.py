@@ -184,10 +184,12 @@ def _run(file: Path, *, quiet: bool, **how: Any) -> Any:
         if not quiet:
             console.print(text, highlight=False, markup=False)
 
-    with DataProgress(_console(error=True), quiet=quiet) as data:
-        plan = api.make_plan(file, data_path=how.pop("data_path"), progress=data)
-    with Display(console, quiet=quiet) as display:
-        study = api.run_plan(plan, changed=display.changed, say=say, **how)
+    path, mlflow = how.pop("data_path"), how.pop("mlflow")
+    with api.starting(**how) as start:
+        with DataProgress(_console(error=True), quiet=quiet) as data:
+            plan = api.make_plan(file, data_path=path, progress=data, checked=start.begin)
+        with Display(console, quiet=quiet) as display:
+            study = api.run_plan(plan, start, mlflow=mlflow, changed=display.changed, say=say)
     _print_end(study, console)
     return study
 

@@ -201,7 +201,11 @@ Watch = Callable[[str, int, "int | None"], None]
 
 
 def make(
-    source: Source, *, data_path: str | None = None, progress: Watch = lambda *_: None
+    source: Source,
+    *,
+    data_path: str | None = None,
+    progress: Watch = lambda *_: None,
+    checked: Callable[[StudySpec], None] = lambda _: None,
 ) -> Plan:
     """Check a study file against everything and prepare its data.
 
@@ -210,6 +214,8 @@ def make(
         data_path: replaces the task's ``path`` option (where the data lies is not part of the
             study, so a flag may say it).
         progress: told about the preparation of large data.
+        checked: called once the file is right and its data is there, before the seconds that it
+            takes to import torch and to build a model of every kind.
 
     Raises:
         SpecError: everything that is wrong in the file.
@@ -231,6 +237,7 @@ def make(
         task_options=options,
         data=_load(spec.task["name"], options, progress),
     )
+    checked(spec)
     _check_against_data(plan)
     return plan
 

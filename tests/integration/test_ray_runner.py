@@ -6,10 +6,21 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import psutil
 import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+
+STUDY = """
+study: seats
+task: {name: digits, train_rows: 100}
+seeds: 2
+training: {epochs: 2}
+resources: {max_models: 2}
+parts: {curve: {x: beta, methods: {mul: {beta: {grid: [0, 0.2, 0.4, 0.6, 0.8, 1]}}}}}
+"""
 
 SCRIPT = """
 import json, os, psutil
@@ -39,3 +50,42 @@ def test_nothing_listens_beyond_this_machine() -> None:
     assert found["slots"] == 2
     assert found["listening"], "a cluster without any socket is no cluster"
     assert set(found["listening"]) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+def run(folder: Path, study: str) -> tuple[int, str]:
+    """`modmix run` in a folder of its own; its exit code, and everything it said."""
+    file = folder / "study.yaml"
+    file.write_text(study)
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
+    command = [sys.executable, "-m", "modmix", "run", str(file), "--no-mlflow", "--workers", "2"]
+    ours = {"MODMIX_HOME": str(folder / "runs"), "MODMIX_TRACE": str(folder / "trace")}
+    told = subprocess.run(
+        command, capture_output=True, text=True, timeout=240, check=False,
+        env={**inherited, **ours},
+    )  # fmt: skip
+    return told.returncode, told.stdout + told.stderr
+
+
+def test_two_processes_train_all_packs(tmp_path: Path) -> None:
+    code, output = run(tmp_path, STUDY)
+    assert code == 0, output
+    lines = [json.loads(line) for line in (tmp_path / "trace").read_text().splitlines()]
+    packs = sum(line["epoch"] == 0 for line in lines)
+    assert packs == 6
+    assert len({line["process"] for line in lines}) <= 2
+
+
+def test_a_study_that_is_refused_leaves_no_cluster_behind(tmp_path: Path) -> None:
+    """What is wrong shows when the models are built, while a cluster is already starting."""
+    wrong = STUDY.replace("seeds: 2", "seeds: 2\nencoders: {nowhere: {name: mlp}}")
+    code, output = run(tmp_path, wrong)
+    assert code == 2
+    assert output.startswith("modmix: ")
+    assert "unknown modality 'nowhere'" in output
+    assert len(output.splitlines()) == 1
+    ours = [
+        process.pid
+        for process in psutil.process_iter(["environ"])
+        if (process.info["environ"] or {}).get("MODMIX_HOME") == str(tmp_path / "runs")
+    ]
+    assert ours == []

@@ -119,7 +119,7 @@ def test_no_folder_has_a_cycle() -> None:
 # ---------------------------------------------------------------- dependencies
 
 PLACES = {
-    "ray": ("ray_runner",),
+    "ray": ("ray_runner", "ray_seats"),
     "optuna": ("search",),
     "sqlalchemy": ("ledger",),
     "mlflow": ("tracking", "pyfunc"),
