@@ -205,18 +205,17 @@ def _traced(events: Generator[Event, None, None]) -> Generator[Event, None, None
     """With MODMIX_TRACE, note every evaluation in that file: who trained what, and when.
 
     One line of JSON each, appended by all processes; it answers what no result can: whether
-    anything was trained that did not need to be, and when training began. (The line of epoch 0,
-    of no replicate: a pack's models are built, its first step comes next.)
+    anything was trained that did not need to be.
     """
     path = os.environ.get("MODMIX_TRACE")
     with closing(events):
         for event in events:
-            if path and not isinstance(event, Finished):
+            if path and isinstance(event, Progress):
                 line = {
                     "time": time.time(),
                     "process": os.getpid(),
-                    "epoch": event.epoch if isinstance(event, Progress) else 0,
-                    "replicates": sorted(event.metrics) if isinstance(event, Progress) else [],
+                    "epoch": event.epoch,
+                    "replicates": sorted(event.metrics),
                 }
                 with open(path, "a") as file:
                     file.write(json.dumps(line) + "\n")
