@@ -51,7 +51,7 @@ class _Curve:
         self.rates = Turns()  # models a minute
         self.learned: dict[str, Result] = {}
         self.notes = [
-            f"the loop's optimizer is torch.optim's {self.peers.optimizer} one, the fastest"
+            f"the loop's optimizer: torch.optim, {self.peers.optimizer}, the fastest here"
         ]
 
     def section(self) -> Section:

@@ -138,8 +138,8 @@ def train(work: Work, data: Data, device: str, models: int, **settings: Any) -> 
 def fast_settings() -> list[tuple[str, dict[str, Any]]]:
     """The settings that change where or how fast a pack is trained, as far as there are any."""
     found: list[tuple[str, dict[str, Any]]] = [("float32", {})]
-    if "bf16" in (TRAINING["precision"].choices or ()):
-        found.append(("bf16", {"precision": "bf16"}))
+    shorter = [v for v in TRAINING["precision"].choices or () if v != "float32"]
+    found += [(str(value), {"precision": value}) for value in shorter]
     for name, setting in TRAINING.items():
         if "compile" in name or "graph" in name:
             values = setting.choices or ((True,) if setting.kind == "bool" else ())

@@ -40,6 +40,7 @@ DRIVER: tuple[Rule, ...] = (
 )
 WORKER: tuple[Rule, ...] = (
     *COMMON,
+    ("probing memory and speed", ("modmix/training/probe.py", "")),
     ("evaluation", ("modmix/training/group.py", ":evaluate")),
     ("optimizer", ("modmix/optim.py", ":")),
     ("backward", ("torch/autograd/", "")),
@@ -49,7 +50,7 @@ WORKER: tuple[Rule, ...] = (
     ("rest of a step", ("modmix/training/group.py", ":train")),
     ("data, building models", ("modmix/tasks/", "")),
     ("data, building models", ("modmix/methods/model.py", ":build_model")),
-    ("records, events, checkpoints", ("modmix/", "")),
+    ("records, events, rest of the trainer", ("modmix/", "")),
     ("waiting for work, Ray", ("", "")),
 )
 

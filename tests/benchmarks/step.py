@@ -47,6 +47,7 @@ class Measured:
     operations: float
     bytes: float
     seconds: float
+    processor: float  # the same in processor time: what others at work take does not count
     spread: tuple[float, float]
     matrix_rate: float  # operations a second
     copy_rate: float  # bytes a second
@@ -153,33 +154,42 @@ def endless(pack: Pack) -> Pack:
     return replace(pack, replicates=replicates, checkpoint=None)
 
 
-def time_steps(pack: Pack, data: Data, seconds: float) -> tuple[list[float], int]:
-    """Seconds per step of the whole pack, each a mean over a part of an epoch; and its groups."""
+@dataclass
+class Lap:
+    """A part of an epoch of the whole pack: seconds per step, and the groups that took them."""
+
+    wall: float = 0.0
+    processor: float = 0.0
+    groups: int = 0
+
+
+def time_steps(pack: Pack, data: Data, seconds: float) -> list[Lap]:
+    """Train a pack for so long and watch its steps; the first parts of its first epoch left out."""
     from modmix.trainer import train_pack
     from modmix.training.group import Group
 
     original = Group.train
-    lap: dict[int, float] = {}  # by group, of the present part of an epoch
-    laps: list[tuple[float, int]] = []
+    lap, laps = Lap(), []
 
     def watched(group: Group, examples: Any, order: Any, start: int, stop: int) -> None:
-        begun = time.perf_counter()
+        begun, used = time.perf_counter(), time.process_time()
         original(group, examples, order, start, stop)
-        lap[id(group)] = (time.perf_counter() - begun) / (stop - start)
+        lap.wall += (time.perf_counter() - begun) / (stop - start)
+        lap.processor += (time.process_time() - used) / (stop - start)
+        lap.groups += 1
 
     Group.train = watched  # type: ignore[method-assign, assignment]
     try:
         end = time.perf_counter() + seconds
         for _ in train_pack(endless(pack), data, threads=1):
-            if lap:
-                laps.append((sum(lap.values()), len(lap)))
-                lap.clear()
+            if lap.groups:
+                laps.append(lap)
+                lap = Lap()
             if time.perf_counter() > end and len(laps) > 5:
                 break
     finally:
         Group.train = original  # type: ignore[method-assign]
-    warm = laps[2:]
-    return [one for one, _ in warm], warm[0][1]
+    return laps[2:]
 
 
 def measure(name: str, pack: Pack, seconds: float) -> Measured:
@@ -187,18 +197,19 @@ def measure(name: str, pack: Pack, seconds: float) -> Measured:
     replicate, models = pack.replicates[0], len(pack.replicates)
     parameters = sum(p.numel() for p in _model(replicate, data).parameters())
     before = matrix_rate(pack, data), copy_rate()
-    steps, groups = time_steps(pack, data, seconds)
+    steps = time_steps(pack, data, seconds)
     after = matrix_rate(pack, data), copy_rate()
     return Measured(
         name=name,
         models=models,
-        groups=groups,
+        groups=steps[-1].groups,
         batch=batch_of(replicate, data),
         parameters=parameters,
         operations=models * operations(replicate, data),
         bytes=models * moved(replicate, parameters),
-        seconds=median(steps),
-        spread=(min(steps), max(steps)),
+        seconds=median(one.wall for one in steps),
+        processor=median(one.processor for one in steps),
+        spread=(min(one.wall for one in steps), max(one.wall for one in steps)),
         matrix_rate=max(before[0], after[0]),
         copy_rate=max(before[1], after[1]),
     )
