@@ -258,6 +258,37 @@ def test_points_are_numbered_by_first_appearance(ledger: Ledger) -> None:
     ]  # fmt: skip
 
 
+def test_what_is_new_can_be_asked_for(ledger: Ledger) -> None:
+    """Who follows a study reads what has come since, not all of it again."""
+    lease = start(ledger)
+    ledger.add("s", [point("a"), point("b"), point("c")], [])
+    assert [p.key for p in ledger.points("s", after=0)] == ["b", "c"]
+    ledger.claim(lease, "pack", ["a-0", "a-1", "b-0"])
+    ledger.finish(lease, [Result(replicate="a-0", state="done")])
+    (first,) = [r.finished for r in ledger.replicates("s") if r.finished is not None]
+    time.sleep(0.01)
+    ledger.finish(lease, [Result(replicate="b-0", state="failed", reason="diverged")])
+    assert [r.key for r in ledger.replicates("s", since=first)] == ["b-0"]
+    assert [r.key for r in ledger.replicates("s", since=first - 1)] == ["a-0", "b-0"]
+    mine = ledger.replicates("s", points=["c", "a"])
+    assert [(r.key, r.state) for r in mine] == [
+        ("a-0", "done"), ("a-1", "running"), ("c-0", "pending"), ("c-1", "pending"),
+    ]  # fmt: skip
+    assert ledger.replicates("s", points=[]) == []
+
+
+def test_many_runs_are_noted_at_once(ledger: Ledger) -> None:
+    start(ledger)
+    start(ledger, "other")
+    ledger.add("s", [point("a"), point("b"), point("c")], [])
+    ledger.add("other", [point("a")], [])
+    ledger.set_point_runs("s", [("a", "run-a", None), ("c", "run-c", "digest")])
+    ledger.set_point_runs("s", [])
+    held = {p.key: (p.mlflow_run, p.mirrored) for p in ledger.points("s")}
+    assert held == {"a": ("run-a", None), "b": (None, None), "c": ("run-c", "digest")}
+    assert [p.mlflow_run for p in ledger.points("other")] == [None]
+
+
 def test_numbers_are_not_given_twice(ledger: Ledger) -> None:
     start(ledger)
     ledger.add("s", [point("a"), point("b"), point("c")], [])

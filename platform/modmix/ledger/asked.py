@@ -186,12 +186,12 @@ class Asked(Database):
                 )
             )
 
-    def points(self, study: str) -> list[PointRecord]:
-        """The points of a study, in order of first appearance."""
+    def points(self, study: str, *, after: int = -1) -> list[PointRecord]:
+        """The points of a study, in order of first appearance; those numbered above ``after``."""
         query = (
             sa.select(STUDY_POINTS, POINTS.c.method, POINTS.c.params)
             .join(POINTS, POINTS.c.key == STUDY_POINTS.c.point)
-            .where(STUDY_POINTS.c.study == study)
+            .where(STUDY_POINTS.c.study == study, STUDY_POINTS.c.number > after)
             .order_by(STUDY_POINTS.c.number)
         )
         with self._transaction() as db:
@@ -212,9 +212,19 @@ class Asked(Database):
         self, study: str, point: str, *, run: str | None, mirrored: str | None
     ) -> None:
         """Keep the id of a point's MLflow run, and a digest of what was last written to it."""
+        self.set_point_runs(study, [(point, run, mirrored)])
+
+    def set_point_runs(
+        self, study: str, runs: Sequence[tuple[str, str | None, str | None]]
+    ) -> None:
+        """As `set_point_run`, for many at once: (point, run, digest)."""
+        if not runs:
+            return
+        rows = [{"of": point, "run": run, "written": written} for point, run, written in runs]
         with self._transaction() as db:
             db.execute(
                 sa.update(STUDY_POINTS)
-                .where(STUDY_POINTS.c.study == study, STUDY_POINTS.c.point == point)
-                .values(mlflow_run=run, mirrored=mirrored)
+                .where(STUDY_POINTS.c.study == study, STUDY_POINTS.c.point == sa.bindparam("of"))
+                .values(mlflow_run=sa.bindparam("run"), mirrored=sa.bindparam("written")),
+                rows,
             )

@@ -26,8 +26,27 @@ from modmix.ledger.studies import is_alive
 class Results(Database):
     """The replicates of studies, and the packs that train them."""
 
-    def replicates(self, study: str) -> list[ReplicateRecord]:
-        """The replicates a study needs, by point number and seed, with their results."""
+    def replicates(
+        self, study: str, *, points: Sequence[str] | None = None, since: float | None = None
+    ) -> list[ReplicateRecord]:
+        """The replicates a study needs, by point number and seed, with their results.
+
+        Args:
+            study: its name.
+            points: of these points alone, in the order of the points' numbers within each 500.
+            since: those alone that have ended after this moment (seconds since 1970).
+        """
+        asked: list[sa.ColumnElement[bool]]
+        if points is not None:
+            parts = [points[i : i + 500] for i in range(0, len(points), 500)]
+            asked = [STUDY_REPLICATES.c.point.in_(part) for part in parts]
+        elif since is not None:
+            asked = [REPLICATES.c.finished > since]
+        else:
+            asked = [sa.true()]
+        return [record for condition in asked for record in self._replicates(study, condition)]
+
+    def _replicates(self, study: str, condition: sa.ColumnElement[bool]) -> list[ReplicateRecord]:
         query = (
             sa.select(
                 REPLICATES,
@@ -40,7 +59,7 @@ class Results(Database):
                 (STUDY_POINTS.c.study == STUDY_REPLICATES.c.study)
                 & (STUDY_POINTS.c.point == STUDY_REPLICATES.c.point),
             )
-            .where(STUDY_REPLICATES.c.study == study)
+            .where(STUDY_REPLICATES.c.study == study, condition)
             .order_by(STUDY_POINTS.c.number, REPLICATES.c.seed)
         )
         with self._transaction() as db:
