@@ -10,13 +10,15 @@ The modules, in reading order; each imports only what stands above it:
     spec        the study file as read: its outline, checked, with lines
     metrics     error, AUC, NLL, ECE, macro-F1
     halving     which points go on after a rung, and which get all their seeds
-    packing     which replicates share a pack, and what travels to a worker and back
+    packing     what travels to a worker and back
+    grouping    which replicates share a pack
     tasks/      shelf: data
     encoders/   shelf: networks for one modality
     methods/    shelf: combinations
     domains     what a study file says about one hyperparameter
     checker     a study file held against the shelves: every problem at once
     plan        a checked file with its data: points, search spaces, seeds, replicates
+    costs       what training a pack costs, estimated
     search      ask and tell: Optuna behind one small class
     optim       SGD, Adam, AdamW, schedules and clipping with a leading model axis
     linear      fully connected layers of K models on a processor
@@ -30,6 +32,7 @@ The modules, in reading order; each imports only what stands above it:
     ray_seats   seats as Ray Tune trials
     ray_runner  a runner on a Ray cluster, there or started here
     book        what a running study knows of its points and replicates
+    waiting     models that wait for a worker, and the packs they make
     rungs       values at rungs of halving over all packs
     searches    what the searches of a running study ask for and are told
     study       run a study: ask, pack, run, record, tell; continue; extend

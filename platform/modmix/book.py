@@ -8,8 +8,22 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from modmix.ledger import ENDED, REPLICATE_STATES, Entry, ReplicateRecord
-from modmix.packing import Ended, Finished, Replicate, TaskRef
+from modmix.packing import Ended, Finished, Progress, Replicate, TaskRef
 from modmix.plan import Point
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """Where a study stands: what displays and `modmix status` show."""
+
+    points: Mapping[str, int]
+    replicates: Mapping[str, int]
+    trained: int
+    reused: int
+    best: Mapping[str, tuple[float, Mapping[str, object]]]  # method -> mean objective, parameters
+    running: Mapping[str, Progress | None]
+    failed: Sequence[str]
+    seconds: float
 
 
 @dataclass
@@ -72,17 +86,17 @@ class Book:
                 self.states.setdefault(replicate.key, "pending")
                 self.tasks[replicate.structure] = point.task
 
-    def leave_out_spare(self) -> bool:
-        """Forget replicates of pruned points that nobody has begun; whether there were any.
+    def leave_out_spare(self) -> set[str]:
+        """Forget replicates of pruned points that nobody has begun; return which.
 
         (Seeds that were added to the study since, or that another study had no use for.)
         """
-        found = False
+        found: set[str] = set()
         for known in self.points.values():
             if known.pruned is None:
                 continue
             spare = {key for key in known.waiting if self.states[key] == "pending"}
-            found = found or bool(spare)
+            found |= spare
             known.waiting -= spare
             rest = tuple(r for r in known.point.replicates if r.key not in spare)
             known.point = replace(known.point, replicates=rest)

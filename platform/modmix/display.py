@@ -20,7 +20,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from modmix.study import Status, StudyRun
+from modmix.book import Status
+from modmix.study import StudyRun
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
 from typing import Any
 
 # Raised whenever the same settings would give other numbers than before (another initialisation,
@@ -149,34 +147,3 @@ Event = PackStarted | Progress | Finished
 def pack_id(replicates: Sequence[Replicate]) -> str:
     """A pack is named by its members, so that an interrupted one is found again."""
     return digest(["pack", [r.key for r in replicates]])
-
-
-def group(
-    replicates: Sequence[Replicate], *, slots: int, max_models: int
-) -> list[tuple[Replicate, ...]]:
-    """Divide replicates into packs: one structure each, at most ``max_models`` models.
-
-    With fewer structures than ``slots`` (packs that can run at a time) structures are split
-    evenly until every slot has one; a point's replicates stay side by side.
-    """
-    structures: dict[str, list[Replicate]] = {}
-    for replicate in replicates:
-        structures.setdefault(replicate.structure, []).append(replicate)
-    if not structures:
-        return []
-    shares = max(1, math.ceil(slots / len(structures)))
-    packs: list[tuple[Replicate, ...]] = []
-    for members in structures.values():
-        parts = max(math.ceil(len(members) / max_models), min(shares, len(members)))
-        bounds = [round(i * len(members) / parts) for i in range(parts + 1)]
-        if members[0].training.get("halving"):
-            bounds = sorted({_point_border(members, bound) for bound in bounds})
-        packs += [tuple(members[a:b]) for a, b in pairwise(bounds)]
-    return packs
-
-
-def _point_border(members: Sequence[Replicate], bound: int) -> int:
-    """The last border between two points at or before ``bound``; halving compares whole points."""
-    while 0 < bound < len(members) and members[bound - 1].point == members[bound].point:
-        bound -= 1
-    return bound

@@ -27,6 +27,14 @@ class Search:
     exhausted: bool = False
     staged: set[int] = field(default_factory=set)  # batches of which the better points are chosen
 
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether nothing it is told may depend on what else the study happens to train.
+
+        (In another pack the same model may differ in the last digits.)
+        """
+        return self.part.search is not None and self.part.search.parallel == 1
+
     def batches(self) -> dict[int, list[Entry]]:
         """All entries by batch."""
         found: dict[int, list[Entry]] = {}
@@ -72,14 +80,23 @@ class Searches:
                     self._improve(search, entry)
                 self._all.append(search)
 
-    def batches_out(self) -> list[list[Entry]]:
+    def batches_out(self) -> list[tuple[Search, list[Entry]]]:
         """All batches that were asked and not told yet."""
-        return [batch for search in self._all for batch in search.batches_out().values()]
+        return [(search, batch) for search in self._all for batch in search.batches_out().values()]
+
+    def behind(self, search: Search) -> float:
+        """How many points a search will ask for after each of its batches that are out."""
+        return self._missing(search) / max(1, len(search.batches_out()))
 
     # ------------------------------------------------------------ asking
 
     def wants_more(self) -> bool:
-        return self.missing() > 0
+        """Whether a search would ask for points now.
+
+        One whose batches are all out would not; when a machine failed too often for one of them,
+        it never will.
+        """
+        return any(self._missing(search) > 0 and self._has_room(search) for search in self._all)
 
     def missing(self) -> int:
         """How many points may still be asked for."""
@@ -122,24 +139,25 @@ class Searches:
         higher = self._plan.directions[0]
         return search.best >= budget.target if higher else search.best <= budget.target
 
-    def ask(self) -> list[tuple[list[Point], list[Entry]]]:
-        """Propose batches until every search has as many out as it may: points and entries."""
+    def ask(self) -> list[tuple[Search, list[Point], list[Entry]]]:
+        """Propose batches until every search has as many out as it may."""
         asked = []
         for search in self._all:
-            settings = search.part.search
-            assert settings is not None
-            while len(search.batches_out()) < self._parallel(settings.parallel):
-                count = min(self._missing(search), settings.batch)
+            assert search.part.search is not None
+            while self._has_room(search):
+                count = min(self._missing(search), search.part.search.batch)
                 if count == 0:
                     break
-                asked.append(self._ask(search, count))
+                asked.append((search, *self._ask(search, count)))
         return asked
 
-    def _parallel(self, setting: int | str) -> int:
-        if setting != "auto":
-            return int(setting)
+    def _has_room(self, search: Search) -> bool:
+        """Whether a search may have another batch out."""
+        assert search.part.search is not None
+        setting = search.part.search.parallel
         # Not by how many searches still run: what is asked must not depend on which ends first.
-        return max(1, math.ceil(self._slots / len(self._all)))
+        most = max(1, math.ceil(self._slots / len(self._all))) if setting == "auto" else setting
+        return len(search.batches_out()) < most
 
     def _ask(self, search: Search, count: int) -> tuple[list[Point], list[Entry]]:
         asked = search.proposer.ask(count)
@@ -195,17 +213,24 @@ class Searches:
 
     # ------------------------------------------------------------ telling
 
-    def tell_finished(self) -> None:
+    def tell_finished(self) -> bool:
         """Tell the samplers what is complete: whole batches, in the order they were asked.
 
         A batch as a whole, so that what a sampler knows at its next proposal does not depend on
         which of its packs happened to end first.
+
+        Returns:
+            Whether there was anything to tell.
         """
+        told = False
         for search in self._all:
             for batch in search.batches_out().values():
                 if not any(self._book.is_waiting(entry.point) for entry in batch):
+                    told = True
                     for entry in batch:
-                        self._tell(search, entry)
+                        if entry.state == "pending":  # a kill may have come in between
+                            self._tell(search, entry)
+        return told
 
     def _tell(self, search: Search, entry: Entry) -> None:
         values = self._book.means(entry.point)

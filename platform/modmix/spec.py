@@ -62,8 +62,9 @@ class SearchSpec(_Model):
     sampler: Literal["tpe", "gp", "cmaes", "random", "qmc", "grid", "nsga2"] = "tpe"
     # Points asked at once; the sampler learns nothing between them (constant liar).
     batch: Annotated[StrictInt, Field(ge=1)] = 5
-    # Batches in flight per method. "auto": as many as keep the workers busy. With 1 the proposals
-    # do not depend on which pack happens to end first, so a study can be repeated exactly.
+    # Batches in flight per method. "auto": as many as keep the workers busy; they share packs with
+    # whatever else has their structure. With 1 a batch has packs of its own, and the proposals do
+    # not depend on which pack happens to end first, so a study can be repeated exactly.
     parallel: Annotated[StrictInt, Field(ge=1)] | Literal["auto"] = "auto"
     seed: Annotated[StrictInt, Field(ge=0)] = 0
 
@@ -99,7 +100,15 @@ class ResourcesSpec(_Model):
 
     cpus: Positive = 1
     gpus: Annotated[Number, Field(ge=0)] = 0
-    max_models: Annotated[StrictInt, Field(ge=1)] = 64
+    # "auto": as many as still gain from each other on that device, where its memory allows it.
+    max_models: Annotated[StrictInt, Field(ge=1)] | Literal["auto"] = "auto"
+
+    @property
+    def largest_pack(self) -> int:
+        """The most models in a pack."""
+        if self.max_models != "auto":
+            return self.max_models
+        return 1024 if self.gpus else 256
 
 
 class BudgetSpec(_Model):

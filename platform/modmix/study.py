@@ -18,50 +18,21 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
-from modmix.book import Book
+from modmix.book import Book, Status
+from modmix.costs import Costs
 from modmix.errors import Incomplete, LedgerError
 from modmix.home import Home, write_bytes
-from modmix.ledger import (
-    ENDED,
-    Entry,
-    Lease,
-    Ledger,
-    NewPoint,
-    Result,
-)
-from modmix.packing import (
-    Event,
-    Finished,
-    Pack,
-    PackStarted,
-    Progress,
-    group,
-    pack_id,
-)
+from modmix.ledger import ENDED, Entry, Lease, Ledger, NewPoint, Result
+from modmix.packing import Event, Finished, Pack, PackStarted, Progress, Replicate, pack_id
 from modmix.plan import Plan, Point
 from modmix.rungs import Rungs
 from modmix.runners import Verdict
-from modmix.searches import Searches
+from modmix.searches import Search, Searches
+from modmix.waiting import Members, Waiting
 
 MAX_FAILURES = 5  # of the machine, per pack and start of the driver, before it is left interrupted
-
-
-@dataclass(frozen=True, kw_only=True)
-class Status:
-    """Where a study stands: what displays and `modmix status` show."""
-
-    points: Mapping[str, int]
-    replicates: Mapping[str, int]
-    trained: int
-    reused: int
-    best: Mapping[str, tuple[float, Mapping[str, object]]]  # method -> mean objective, parameters
-    running: Mapping[str, Progress | None]
-    failed: Sequence[str]
-    seconds: float
 
 
 class StudyRun:
@@ -93,7 +64,6 @@ class StudyRun:
         self._ledger = ledger
         self._lease = lease
         self._home = home
-        self._slots = slots
         self._changed = changed
         higher = plan.directions[0]
         self._book = Book(
@@ -102,7 +72,10 @@ class StudyRun:
         self._searches = Searches(plan, ledger, self._book, slots=slots)
         self._rungs = Rungs(self._book, ledger.histories)
         self._verdicts: dict[str, Verdict] = {}  # by pack, until it ends for good
-        self._queue: deque[tuple[str, ...]] = deque()  # members of packs that wait
+        self._costs = Costs(plan, self._book.tasks)
+        most = plan.spec.resources.largest_pack
+        self._waiting = Waiting(slots=slots, max_models=most, cost=self._costs.of)
+        self._may_ask = True  # since the searches were asked, one of them was told something
         self._out: dict[str, Pack] = {}
         self._progress: dict[str, Progress | None] = {}
         self._elsewhere: set[str] = set()  # replicates that another driver trains
@@ -177,7 +150,8 @@ class StudyRun:
         self.reused += found
         if only is None or found:
             self._read_results(only)
-        if self._book.leave_out_spare():
+        if spare := self._book.leave_out_spare():
+            self._waiting.forget(spare)
             self._ledger.keep_only_points(self.plan.name, self._book.points, self._book.replicates)
 
     def _read_results(self, only: frozenset[str] | None) -> None:
@@ -194,23 +168,43 @@ class StudyRun:
         return any(key == r.key for pack in self._out.values() for r in pack.replicates)
 
     def _fill_queue(self) -> None:
-        """Queue packs of everything without a result: interrupted packs first, as they were."""
+        """Let everything without a result wait: interrupted packs first, as they were."""
         rest = {key for key in self._book.replicates if self._is_open(key)}
         for pack in self._ledger.packs(self.plan.name):
             if pack.state != "interrupted":
                 self._remove_checkpoint(pack.id)  # a kill may have come between both
                 continue
-            members = tuple(key for key in pack.replicates if key in self._book.replicates)
-            if members == pack.replicates and rest & set(members):
-                self._queue.append(members)
+            members = [key for key in pack.replicates if key in self._book.replicates]
+            if len(members) == len(pack.replicates) and rest & set(members):
+                self._waiting.hold(tuple(self._book.replicates[key] for key in members))
                 rest -= set(members)
-        batches = [self._book.keys_of(batch) for batch in self._searches.batches_out()]
-        searched = {key for keys in batches for key in keys}
-        ordered = [key for key in self._book.replicates if key in rest]
-        self._queue_packs([key for key in ordered if key not in searched])
-        for keys in batches:
-            self._queue_packs([key for key in keys if key in rest], slots=1)
+        batches = self._searches.batches_out()
+        searched = {key for _, batch in batches for key in self._book.keys_of(batch)}
+        self._let_wait([key for key in self._book.replicates if key in rest - searched])
+        for search, batch in batches:
+            self._let_wait_batch(search, batch)
         self._advance()
+
+    def _let_wait_batch(self, search: Search, batch: Sequence[Entry]) -> None:
+        keys = self._book.keys_of(batch)
+        work = sum(self._costs.of(self._book.replicates[key]).each for key in keys)
+        after = work / len(batch) * self._searches.behind(search)
+        self._let_wait(keys, after=after, apart=search.is_repeatable)
+
+    def _let_wait(self, keys: Sequence[str], *, after: float = 0.0, apart: bool = False) -> None:
+        """Let models without a result wait; see `Waiting.add`."""
+        racing: list[Replicate] = []
+        rest: list[Replicate] = []
+        for key in keys:
+            replicate = self._book.replicates[key]
+            if not self._is_open(key):
+                continue
+            # A rung compares the points of a pack; one that has results is judged already.
+            halves = replicate.training.get("halving")
+            races = halves and not self._book.has_results(replicate.point, ())
+            (racing if races else rest).append(replicate)
+        self._waiting.add(racing, after=after, apart=True)
+        self._waiting.add(rest, after=after, apart=apart)
 
     def _advance(self) -> None:
         """What follows from results: further seeds for better points; samplers are told."""
@@ -218,20 +212,11 @@ class StudyRun:
             self._add(points, [])
             keys = [r.key for point in points for r in point.replicates]
             self._adopt(frozenset(keys))
-            queued = {key for members in self._queue for key in members}
-            self._queue_packs([k for k in keys if self._is_open(k) and k not in queued])
-        self._searches.tell_finished()
+            self._let_wait(keys)
+        self._may_ask = self._searches.tell_finished() or self._may_ask
 
     def _is_open(self, key: str) -> bool:
         return self._book.states[key] in ("pending", "interrupted") and key not in self._elsewhere
-
-    def _queue_packs(self, keys: Sequence[str], *, slots: int | None = None) -> None:
-        packs = group(
-            [self._book.replicates[key] for key in keys],
-            slots=slots or self._slots,
-            max_models=self.plan.spec.resources.max_models,
-        )
-        self._queue.extend(tuple(r.key for r in members) for members in packs)
 
     # ------------------------------------------------------------ what a runner calls
 
@@ -250,14 +235,15 @@ class StudyRun:
 
     @property
     def finished(self) -> bool:
-        return not (self._queue or self._out or self._elsewhere or self._searches.wants_more())
+        busy = self._waiting or self._out or self._elsewhere
+        return not busy and not self._searches.wants_more()
 
     @property
     def waiting(self) -> int:
         """How many packs could be claimed right now; searches are asked first."""
-        if not self._queue and not self.stopping:
+        if not self.stopping:
             self._ask()
-        return len(self._queue)
+        return self._waiting.count(self._busy())
 
     @property
     def verdicts(self) -> Mapping[str, Verdict]:
@@ -266,18 +252,27 @@ class StudyRun:
 
     def next_pack(self) -> Pack | None:
         while not self.stopping:
-            if not self._queue:
-                self._ask()
-            if not self._queue:
+            self._ask()
+            members = self._waiting.take(self._busy())
+            if members is None:
                 return None
-            pack = self._claim(self._queue.popleft())
+            pack = self._claim(members)
             if pack is not None:
                 return pack
         return None
 
-    def _claim(self, members: tuple[str, ...]) -> Pack | None:
+    def _busy(self) -> list[float]:
+        """The work that is left in each pack that is out."""
+        left = []
+        for pack in self._out.values():
+            at = self._progress.get(pack.id)
+            share = 1.0 if at is None else 1 - at.epoch / at.epochs
+            left.append(share * self._costs.of(pack.replicates[0]).of(len(pack.replicates)))
+        return left
+
+    def _claim(self, replicates: Members) -> Pack | None:
         """Claim a pack's members; what another driver has taken meanwhile is left to it."""
-        replicates = [self._book.replicates[key] for key in members]
+        members = [replicate.key for replicate in replicates]
         # A pack formed again after an interruption keeps its name although some of its members
         # have ended, because its checkpoint is for all of them.
         name = pack_id(replicates)
@@ -288,7 +283,7 @@ class StudyRun:
             self._ledger.let_go(self._lease, claimed, state="pending")
             self._ledger.update_pack(self.plan.name, name, state="done")
             if claimed:
-                self._queue.appendleft(tuple(claimed))
+                self._waiting.hold(tuple(self._book.replicates[k] for k in claimed), first=True)
             return None
         if not claimed:
             return None
@@ -296,7 +291,7 @@ class StudyRun:
             id=name,
             study=self.plan.name,
             task=self._book.tasks[replicates[0].structure],
-            replicates=tuple(replicates),
+            replicates=replicates,
             checkpoint=str(self._home.checkpoints / name),
             keep_weights=self.plan.spec.final is not None,
             halving=not any(self._book.has_results(r.point, replicates) for r in replicates),
@@ -319,6 +314,7 @@ class StudyRun:
                         "device": event.device,
                         "stacked": event.stacked,
                         "why": event.why,
+                        "measured": dict(event.measured),
                         "resumed_epoch": event.resumed_epoch,
                     }
                     self._ledger.update_pack(self.plan.name, pack, note=note)
@@ -396,9 +392,8 @@ class StudyRun:
         self._ledger.update_pack(self.plan.name, pack.id, state="interrupted", failed=bool(failure))
         for key in left:
             self._book.states[key] = "interrupted"
-        members = tuple(r.key for r in pack.replicates)
         if self.stopping:
-            self._queue.append(members)  # for the next start: this study is not finished
+            self._waiting.hold(pack.replicates)  # for the next start: it is not finished
             return
         # Machines that die now and then are no reason to give up a pack that gets further each
         # time; a pack that ends its worker at the same place every time would never end.
@@ -410,7 +405,7 @@ class StudyRun:
         if self._failures[pack.id] > MAX_FAILURES:
             self._given_up[pack.id] = failure
         else:
-            self._queue.append(members)
+            self._waiting.hold(pack.replicates)
 
     def _remove_checkpoint(self, pack: str) -> None:
         """Only now: the checkpoint protects the pack's results until the ledger has them all."""
@@ -431,23 +426,22 @@ class StudyRun:
                         self._book.take_result(record.key, record)
                     else:
                         freed.append(record.key)
-            self._queue_packs(freed)
+            self._let_wait(freed)
             self._advance()
         self._changed(self)
 
     def _ask(self) -> None:
-        """Let the searches propose until the workers have enough to do."""
-        for points, entries in self._searches.ask():
-            fresh = [point for point in points if point.key not in self._book.points]
-            self._add(fresh, entries)
+        """Let the searches propose as much as they may have out."""
+        while self._may_ask and (asked := self._searches.ask()):
+            points = [point for _, new, _ in asked for point in new]
+            entries = [entry for *_, new in asked for entry in new]
+            self._add(points, entries)
             self._rungs.enter(entries)
-            if fresh:
-                self._adopt(frozenset(r.key for point in fresh for r in point.replicates))
-            queued = {key for members in self._queue for key in members}
-            keys = [key for key in self._book.keys_of(entries) if self._is_open(key)]
-            # A pack per structure: the batch is one, unless what it varies changes shapes.
-            self._queue_packs([key for key in keys if key not in queued], slots=1)
-        self._advance()
+            self._adopt(frozenset(r.key for point in points for r in point.replicates))
+            for search, _, batch in asked:
+                self._let_wait_batch(search, batch)
+            self._advance()
+        self._may_ask = False
 
     # ------------------------------------------------------------ life and status
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -10,8 +11,11 @@ from typing import Any
 import pytest
 
 import modmix
-from modmix.errors import Interrupted
+from modmix import api
+from modmix.errors import Incomplete, Interrupted
+from modmix.home import Home
 from modmix.ledger import Entry, Ledger, ReplicateRecord
+from modmix.study import MAX_FAILURES, StudyRun
 
 pytestmark = pytest.mark.slow
 
@@ -247,3 +251,81 @@ def test_grids_train_all_seeds(tmp_path: Path) -> None:
     seeds = dict(zip(study.frame()["learning_rate"], study.frame()["n"], strict=True))
     assert (seeds[0.001], seeds[0.01]) == (4, 4)
     assert 2 in seeds.values()
+
+
+# ---------------------------------------------------------------- packs that are shared
+
+SHARED = """
+study: NAME
+task: {name: weak, modalities: 2, train_rows: 120, val_rows: 60, test_rows: 40, dim: 4}
+seeds: 2
+training: {epochs: 2, batch_size: 32}
+parts:
+  grid: {methods: {mul: {beta: {grid: [0, 0.5, 1]}}}}
+  one:
+    search: {SEARCH}
+    methods: {mul: {beta: {low: 0, high: 1}}}
+  two:
+    search: {SEARCH}
+    methods: {mul: {learning_rate: {low: 0.0001, high: 0.1, log: true}}}
+"""
+
+
+def packs(study: modmix.Study) -> list[dict[str, int]]:
+    """Models of each part in each pack, in the order they were trained."""
+    ledger = Ledger(study.home.ledger_url)
+    parts = {entry.point: entry.part for entry in ledger.entries(study.name)}
+    owners = {r.key: parts[r.point] for r in ledger.replicates(study.name)}
+    found = [dict(Counter(owners[key] for key in p.replicates)) for p in ledger.packs(study.name)]
+    ledger.close()
+    return found
+
+
+def test_grids_and_searches_share_packs(tmp_path: Path) -> None:
+    study = run(tmp_path, "points: 4, batch: 2", SHARED)
+    # All that is wanted at first is of one structure; the second batches were asked together.
+    assert packs(study) == [{"grid": 6, "one": 4, "two": 4}, {"one": 4, "two": 4}]
+    assert study.status()["points"]["done"] == 11
+
+
+def test_a_search_of_one_batch_at_a_time_stays_apart(tmp_path: Path) -> None:
+    """So that it can be repeated exactly, whatever else a study holds at that moment."""
+    study = run(tmp_path, "points: 4, batch: 2, parallel: 1", SHARED)
+    found = packs(study)
+    assert sorted(found, key=str) == sorted([{"grid": 6}, *2 * [{"one": 4}, {"two": 4}]], key=str)
+
+
+def test_halving_compares_the_points_of_one_batch_alone(tmp_path: Path) -> None:
+    text = SHARED.replace("epochs: 2,", "epochs: 2, halving: {eta: 2, min_epochs: 1},")
+    study = run(tmp_path, "points: 4, batch: 2", text)
+    found = packs(study)
+    assert sorted(found, key=str) == sorted([{"grid": 6}, *2 * [{"one": 4}, {"two": 4}]], key=str)
+    # Of 3 points 2 are kept, of each batch one.
+    counts = study.status()["points"]
+    assert (counts["done"], counts["pruned"]) == (2 + 4, 1 + 4)
+
+
+def test_a_search_whose_batch_is_given_up_ends(tmp_path: Path) -> None:
+    """It has points to ask for, and none of its batches will ever be done."""
+    path = tmp_path / "small.yaml"
+    path.write_text(
+        SHARED.replace("NAME", "small").replace("SEARCH", "points: 6, batch: 2, parallel: 1")
+    )
+    plan = api.make_plan(path)
+    home = Home(tmp_path / "runs")
+    home.make()
+    ledger = Ledger(home.ledger_url)
+    spec = plan.spec.model_dump(mode="json")
+    ledger.start_study("small", spec=spec, text="", source="", details={})
+    work = StudyRun(plan, ledger, ledger.acquire("small"), home, slots=1)
+    work.prepare()
+    handed = 0
+    while not work.finished:
+        pack = work.next_pack()
+        assert pack is not None, "it waits for ever"
+        handed += 1
+        work.ended(pack.id, "the worker process or its node died")
+    assert handed == 3 * (MAX_FAILURES + 1)  # the grid, and the first batch of each search
+    with pytest.raises(Incomplete, match="14 replicates have no result"):
+        work.check_complete()
+    ledger.close()

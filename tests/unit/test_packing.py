@@ -1,4 +1,4 @@
-"""Packs: which replicates share one, counted by hand."""
+"""Packs: what travels, and how they are named."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from modmix.packing import Pack, Replicate, TaskRef, digest, group, pack_id
+from modmix.packing import Pack, Replicate, TaskRef, digest, pack_id
 
 
 def replicate(key: str, structure: str = "s", point: str = "p", seed: int = 0) -> Replicate:
@@ -25,45 +25,6 @@ def replicate(key: str, structure: str = "s", point: str = "p", seed: int = 0) -
 
 def of(structure: str, count: int) -> list[Replicate]:
     return [replicate(f"{structure}{i}", structure) for i in range(count)]
-
-
-def sizes(replicates: list[Replicate], *, slots: int, max_models: int) -> list[int]:
-    packs = group(replicates, slots=slots, max_models=max_models)
-    # Nobody is lost or doubled, nobody meets another structure, and the order holds inside.
-    assert sorted(r.key for p in packs for r in p) == sorted(r.key for r in replicates)
-    for pack in packs:
-        assert len({r.structure for r in pack}) == 1
-        assert [*pack] == [r for r in replicates if r in pack]
-    return [len(pack) for pack in packs]
-
-
-@pytest.mark.parametrize(
-    ("counts", "slots", "max_models", "expected"),
-    [
-        ([], 4, 64, []),
-        ([1], 4, 64, [1]),  # one model is not divided
-        ([10], 1, 64, [10]),
-        ([10], 2, 64, [5, 5]),
-        ([10], 3, 64, [3, 4, 3]),
-        ([10], 1, 4, [3, 4, 3]),
-        ([64], 1, 64, [64]),
-        ([65], 1, 64, [32, 33]),
-        ([10, 2], 2, 64, [10, 2]),  # a slot each
-        ([10, 2], 4, 64, [5, 5, 1, 1]),
-        ([3, 3, 3], 2, 64, [3, 3, 3]),  # more structures than slots: nothing is split
-        ([2], 8, 64, [1, 1]),
-        ([5], 1, 1, [1, 1, 1, 1, 1]),
-    ],
-)
-def test_sizes(counts: list[int], slots: int, max_models: int, expected: list[int]) -> None:
-    replicates = [r for i, count in enumerate(counts) for r in of("abc"[i], count)]
-    assert sizes(replicates, slots=slots, max_models=max_models) == expected
-
-
-def test_structures_that_come_mixed_are_sorted_out() -> None:
-    mixed = [replicate(f"{'ab'[i % 2]}{i}", "ab"[i % 2]) for i in range(6)]
-    packs = group(mixed, slots=1, max_models=64)
-    assert [[r.key for r in p] for p in packs] == [["a0", "a2", "a4"], ["b1", "b3", "b5"]]
 
 
 def test_a_pack_survives_its_journey() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from modmix import plan as plan_module
 from modmix import spec
+from modmix.costs import Costs
 from modmix.errors import SpecError
 from modmix.packing import digest
 from modmix.plan import Plan, Point
@@ -261,7 +263,8 @@ def test_a_key_is_this_digest() -> None:
     """Spelled out: whoever changes what a key holds hides all earlier results."""
     (replicate, *_) = one(BASE, "seeds: [3]").replicates
     training = dict(replicate.training)
-    del training["stack"], training["eval_batch_size"]
+    for name in ("stack", "eval_batch_size", "compile", "cuda_graphs"):  # change no number
+        del training[name]
     encoder = {"name": "mlp", "hidden": [64], "activation": "relu", "batch_norm": False}
     fingerprint = digest({"modalities": None, "train_rows": None, "split_seed": 0})
     assert replicate.key == digest(
@@ -690,3 +693,24 @@ def test_a_flag_may_say_where_the_data_is() -> None:
     )
     with pytest.raises(SpecError, match=r"^x: line 2: task: must be a mapping, got 5$"):
         plan_module.make(broken, data_path="/some/where.npz")
+
+
+def test_what_a_pack_costs_is_counted() -> None:
+    block = "hidden: [5], epochs: 4, batch_size: 2, evaluations_per_epoch: 1"
+    parts = f"  p: {{methods: {{add: {{{block}}}, mul: {{batch_size: 100}}}}}}"
+    plan = make(parts, "encoders: {default: {name: identity}}\nresources: {cpus: 1}")
+    point = plan.point("add", plan.parts[0].assignments("add")[0])
+    tasks = {r.structure: point.task for r in point.replicates}
+    cost = Costs(plan, tasks).of(point.replicates[0])
+    # 7 columns to 5 units to 3 classes, with biases, in 4 tensors; 6 rows, 3 steps, 1 evaluation.
+    assert cost.each == 4 * (6 + 6 / 3) * (7 * 5 + 5 + 5 * 3 + 3)
+    assert cost.fixed == 4 * (3 + 1) * (5e6 + 4 * 3e5)
+    alone = dict(point.replicates[0].training, stack="never")
+    other = replace(point.replicates[0], training=alone, structure="t")
+    single = Costs(plan, {"t": point.task}).of(other)
+    assert (single.fixed, single.each) == (0.0, cost.fixed + cost.each)
+    # A batch of more rows than there are is all of them: one step.
+    mul = plan.point("mul", plan.parts[0].assignments("mul")[0])
+    found = Costs(plan, {mul.replicates[0].structure: mul.task}).of(mul.replicates[0])
+    assert found.each == 20 * (6 + 6 / 3) * (4 * 3 + 3 + 3 * 3 + 3)
+    assert found.fixed == 20 * (1 + 1) * (5e6 + 4 * 3e5)

@@ -54,7 +54,11 @@ def test_defaults() -> None:
     assert found.seeds == [0, 1, 2, 3, 4]
     assert found.objective == ["val/error"]
     assert found.reuse is True
-    assert (found.resources.cpus, found.resources.gpus, found.resources.max_models) == (1, 0, 64)
+    assert (found.resources.cpus, found.resources.gpus, found.resources.max_models) == (
+        1,
+        0,
+        "auto",
+    )
     assert found.parts["one"].search is None
     assert list(found.parts["one"].methods) == ["mul"]
 
