@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from modmix.halving import rungs, survivors
+from modmix.halving import rungs
 from modmix.methods.base import Stage
 from modmix.methods.model import pack_weights
 from modmix.methods.table import modalities as modalities_used
@@ -30,7 +30,7 @@ from modmix.training.builder import Builder
 from modmix.training.group import Group, is_out_of_memory
 from modmix.training.memory import keep_freed_memory
 from modmix.training.probe import Probe, Way
-from modmix.training.record import Endings, Position, Record, results, values_by_point
+from modmix.training.record import Endings, Position, Record, Rung, results, rung_of
 
 # A group is made smaller once less than this part of its models still trains.
 _COMPACT_BELOW = 0.5
@@ -141,9 +141,8 @@ class _Run:
         present = [i for i, record in enumerate(self.records) if record.training]
         ending = self._train_and_evaluate()
         ending.update(self._out_of_patience(ending))
-        rung = self._rung()
-        at_rung = values_by_point(self.pack, self.records, failing=ending) if rung else {}
-        losers = self._losers(at_rung, rung, ending)
+        rung = self._rung(ending)
+        losers = {} if rung is None else self._losers(rung, ending)
         ending.update(losers)
         epoch, stage = self._epochs_done() + 1, self.position.stage
         if not self._advance():
@@ -153,7 +152,9 @@ class _Run:
         if self.groups and self.position.stage != stage:
             self._start_stage()
         self._save_if_due()
-        progress = replace(self._progress(present, epoch), rung=rung, at_rung=at_rung)
+        progress = self._progress(present, epoch)
+        if rung is not None:
+            progress = replace(progress, rung=rung.epoch, at_rung=rung.values)
         return [progress, *(self._event(i) for i in sorted(ending))]
 
     # ------------------------------------------------------------ where training stands
@@ -301,28 +302,20 @@ class _Run:
             if record.training and i not in ending and record.waited >= patience
         }
 
-    def _rung(self) -> int:
-        """The rung of halving that this evaluation is, in epochs of the last stage; else 0."""
+    def _rung(self, ending: Endings) -> Rung | None:
+        """The rung of halving that this evaluation is, or None."""
         halving = self.settings["halving"] if self.pack.halving else None
         last_part = self.position.part == len(self.bounds) - 2
         if not halving or not last_part or not self._in_last_stage():
-            return 0
-        eta, first = int(halving["eta"]), int(halving["min_epochs"])
-        epoch = self.position.epoch + 1
-        return epoch if epoch in rungs(first, eta, self._stage_epochs(self.position.stage)) else 0
+            return None
+        eta, first, epoch = int(halving["eta"]), int(halving["min_epochs"]), self.position.epoch + 1
+        if epoch not in rungs(first, eta, self._stage_epochs(self.position.stage)):
+            return None
+        return rung_of(self.pack, self.records, ending, epoch)
 
-    def _losers(self, at_rung: Mapping[str, float], rung: int, ending: Endings) -> Endings:
-        """At a rung, the models of the points that are not among the best 1/η."""
-        if not rung:
-            return {}
-        eta = int(self.settings["halving"]["eta"])
-        kept = survivors(at_rung, eta, higher_is_better=self.higher)
-        reason = f"not among the best {len(kept)} of {len(at_rung)} points after epoch {rung}"
-        return {
-            i: ("pruned", reason)
-            for i, record in enumerate(self.records)
-            if record.training and i not in ending and self.pack.replicates[i].point not in kept
-        }
+    def _losers(self, rung: Rung, ending: Endings) -> Endings:
+        losers = rung.losers(self.pack, self.records, higher_is_better=self.higher)
+        return {i: ("pruned", reason) for i, reason in losers.items() if i not in ending}
 
     def _drop(self) -> list[Event]:
         """End the models of which someone who sees other packs, too, has seen enough."""
@@ -349,7 +342,7 @@ class _Run:
             if state == "failed":
                 record.close(state, reason, {})
             elif state == "pruned":
-                record.close(state, reason, results(record.row(-1)))
+                record.prune(reason)
 
     def _end_done(self, group: Group, rows: Sequence[int]) -> None:
         if not rows:

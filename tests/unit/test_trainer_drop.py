@@ -96,3 +96,21 @@ def test_a_pack_that_completes_points_drops_nobody() -> None:
     events = list(train_pack(make_pack(replicates(halving=halving), halving=False), DATA))
     assert {e.state for e in finished(events).values()} == {"done"}
     assert not any(e.at_rung for e in events if isinstance(e, Progress))
+
+
+def test_a_verdict_that_comes_late_counts_from_the_rung() -> None:
+    """The worker hears of it two evaluations after the rung; it ends with the rung's values."""
+    halving = {"eta": 3.0, "min_epochs": 2.0}
+    one = make_replicates("add", POINTS[:1], data=DATA, epochs=5, batch_size=32, halving=halving)
+    whole = train(one, DATA)
+    told: dict[str, str] = {}
+    events = []
+    for event in train_pack(make_pack(one), DATA, dropped=lambda: told):
+        events.append(event)
+        if isinstance(event, Progress) and event.epoch == 4:
+            told.update({r.key: "behind" for r in one})
+    for key, end in finished(events).items():
+        assert (end.state, end.reason, end.epochs) == ("pruned", "behind", 2)
+        assert len(end.history["val/error"]) == 4
+        for name in ("val/error", "val/nll", "train/loss"):
+            assert end.metrics[name] == pytest.approx(whole[key].history[name][1], rel=1e-5)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from modmix.halving import mean
+from modmix.halving import mean, survivors
 from modmix.packing import Pack
 
 # Position in the pack -> (state, reason) of the models that end with an evaluation.
@@ -22,6 +22,7 @@ class Record:
     best: float = math.nan  # of the monitored metric in this stage; NaN: none yet
     best_at: int | None = None  # evaluation of the weights that are kept; None: none in this stage
     waited: int = 0  # evaluations since the best
+    rung_at: int | None = None  # its last evaluation at a rung of halving
     seconds: float = 0.0
     history: dict[str, list[float]] = field(default_factory=dict)
     finished: dict[str, Any] | None = None  # fields of `Finished`
@@ -52,17 +53,25 @@ class Record:
             self.best, self.best_at = value, len(self.history[monitor]) - 1
         return keep
 
-    def close(self, state: str, reason: str, metrics: dict[str, float]) -> None:
-        """The replicate ends."""
+    def close(self, state: str, reason: str, metrics: dict[str, float], at: int = -1) -> None:
+        """The replicate ends; what counts is its evaluation ``at``."""
         epochs = self.history.get("epoch", [0.0])
         self.training = False
         self.finished = {
             "state": state,
             "reason": reason,
-            "epochs": math.ceil(epochs[-1]),
+            "epochs": math.ceil(epochs[at]),
             "best_epoch": epochs[self.best_at or 0],
             "metrics": metrics,
         }
+
+    def prune(self, reason: str) -> None:
+        """Halving ends it, with the values of its last rung.
+
+        (A worker may hear of it when it has trained on for an evaluation or two.)
+        """
+        at = -1 if self.rung_at is None else self.rung_at
+        self.close("pruned", reason, results(self.row(at)), at)
 
 
 @dataclass
@@ -79,16 +88,34 @@ def results(line: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in line.items() if name not in ("epoch", "lr")}
 
 
-def values_by_point(pack: Pack, records: Sequence[Record], failing: Endings) -> dict[str, float]:
-    """Mean over replicates of their best value so far by point, without pruned points.
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """A rung of halving that a pack has reached: its epoch in the last stage, and by point the
+    mean over replicates of their best value so far, NaN where one failed."""
 
-    NaN where a replicate failed.
-    """
+    epoch: int
+    values: Mapping[str, float]
+
+    def losers(
+        self, pack: Pack, records: Sequence[Record], *, higher_is_better: bool
+    ) -> dict[int, str]:
+        """Positions of the models of all points but the best 1/η, with the reason."""
+        eta = int(pack.replicates[0].training["halving"]["eta"])
+        kept = survivors(self.values, eta, higher_is_better=higher_is_better)
+        n = len(self.values)
+        reason = f"not among the best {len(kept)} of {n} points after epoch {self.epoch}"
+        pairs = enumerate(zip(pack.replicates, records, strict=True))
+        return {i: reason for i, (r, record) in pairs if record.training and r.point not in kept}
+
+
+def rung_of(pack: Pack, records: Sequence[Record], failing: Endings, epoch: int) -> Rung:
+    """What a pack has come to at a rung, without points that were pruned before."""
     values: dict[str, list[float]] = {}
     for i, (replicate, record) in enumerate(zip(pack.replicates, records, strict=True)):
+        if record.training:
+            record.rung_at = len(record.history["epoch"]) - 1
         state = record.state or failing.get(i, ("",))[0]
         if state != "pruned":
-            values.setdefault(replicate.point, []).append(
-                math.nan if state == "failed" else record.best
-            )
-    return {point: mean(found) for point, found in values.items()}
+            best = math.nan if state == "failed" else record.best
+            values.setdefault(replicate.point, []).append(best)
+    return Rung(epoch=epoch, values={point: mean(found) for point, found in values.items()})
