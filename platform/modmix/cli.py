@@ -200,9 +200,10 @@ def _print_end(study: Any, console: Console) -> None:
     counts = study.status()
     print(results_table(study._ledger, study.name).render("text"))
     say = f"{counts['points']['done']} points, {counts['replicates']['done']} models"
+    pruned = f", {counts['points']['pruned']} pruned" if counts["points"]["pruned"] else ""
     console.print(
         f"study {study.name} is finished: {say} ({counts['trained']} trained, "
-        f"{counts['reused']} reused; {counts['points']['failed']} points failed)",
+        f"{counts['reused']} reused; {counts['points']['failed']} points failed{pruned})",
         highlight=False,
     )
     if counts["points"]["failed"]:
