@@ -28,6 +28,7 @@ from modmix.training.group import Group, is_out_of_memory
 from modmix.training.memory import available
 
 _STEPS = 5  # timed, after one that is not
+_CACHED = 1 << 14  # rows of all models that a processor evaluates at a time
 _CLEARLY = 0.8  # of the plain way's time: what another way must stay under
 # Compiling takes half a minute and more; a pack must be that long for it to be tried unasked.
 _WORTH_COMPILING = {"cpu": 1800.0, "cuda": 120.0}
@@ -86,6 +87,8 @@ class Probe:
         if len(parts) > 1:
             way.why = f"{len(parts)} stacked models, memory for {most} models at a time"
         way.eval_rows = max(1, min(rows, int(0.2 * free / (per_example * len(parts[0])))))
+        if self._device.type == "cpu":  # what a layer makes of them should stay in the cache
+            way.eval_rows = min(way.eval_rows, max(512, _CACHED // len(parts[0])))
         groups = [self._builder.group(part) for part in parts]
         if setting == "auto":
             groups = self._faster(way, groups, indices, single, stages[0])
