@@ -112,21 +112,22 @@ class StudyRun:
             for i, point in enumerate(ps)
             if (part, method, i) not in present
         ]
-        of_grids, begun = set(points), ledger.replicate_states(name)
+        whole, begun = set(points), ledger.replicate_states(name)
         for entry in known:
             if entry.proposal:
                 point = self.plan.point(entry.method, entry.proposal)
                 first = self.plan.first(point)
                 # One that was promoted before has more than its first seeds.
                 more = point.replicates[len(first.replicates) :]
-                whole = point.key in of_grids or any(r.key in begun for r in more)
-                points[point.key] = point if whole else first
+                if point.key not in whole and not any(r.key in begun for r in more):
+                    point = first
+                points[point.key] = point
         self._add(list(points.values()), entries)
         self._rungs.enter([*known, *entries])
         self.dropped = ledger.keep_only_points(name, self._book.points, self._book.replicates)
         self._adopt()
         self._searches.rebuild(known)
-        self._fill_queue()
+        self._fill_queue([e for e in (*known, *entries) if not e.proposal])
 
     def _add(self, points: Sequence[Point], entries: Sequence[Entry]) -> None:
         self._ledger.add(
@@ -167,7 +168,7 @@ class StudyRun:
     def _is_out(self, key: str) -> bool:
         return any(key == r.key for pack in self._out.values() for r in pack.replicates)
 
-    def _fill_queue(self) -> None:
+    def _fill_queue(self, of_grids: Sequence[Entry]) -> None:
         """Let everything without a result wait: interrupted packs first, as they were."""
         rest = {key for key in self._book.replicates if self._is_open(key)}
         for pack in self._ledger.packs(self.plan.name):
@@ -178,11 +179,11 @@ class StudyRun:
             if len(members) == len(pack.replicates) and rest & set(members):
                 self._waiting.hold(tuple(self._book.replicates[key] for key in members))
                 rest -= set(members)
-        batches = self._searches.batches_out()
-        searched = {key for _, batch in batches for key in self._book.keys_of(batch)}
-        self._let_wait([key for key in self._book.replicates if key in rest - searched])
-        for search, batch in batches:
+        for part in dict.fromkeys(entry.part for entry in of_grids):
+            self._let_wait(self._book.keys_of([e for e in of_grids if e.part == part]))
+        for search, batch in self._searches.batches_out():
             self._let_wait_batch(search, batch)
+        self._let_wait(list(self._book.replicates))  # further seeds of points that were told
         self._advance()
 
     def _let_wait_batch(self, search: Search, batch: Sequence[Entry]) -> None:

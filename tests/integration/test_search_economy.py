@@ -295,6 +295,16 @@ def test_a_search_of_one_batch_at_a_time_stays_apart(tmp_path: Path) -> None:
     assert sorted(found, key=str) == sorted([{"grid": 6}, *2 * [{"one": 4}, {"two": 4}]], key=str)
 
 
+def test_halving_compares_the_points_of_one_part_alone(tmp_path: Path) -> None:
+    more = "  more: {methods: {mul: {beta: {grid: [0.6, 0.7, 0.8]}}}}\n"
+    text = SHARED[: SHARED.index("  one:")] + more
+    assert packs(run(tmp_path / "plain", "", text)) == [{"grid": 6, "more": 6}]
+    text = text.replace("epochs: 2,", "epochs: 2, halving: {eta: 2, min_epochs: 1},")
+    study = run(tmp_path / "halving", "", text)
+    assert sorted(packs(study), key=str) == [{"grid": 6}, {"more": 6}]
+    assert sorted(study.frame()["state"]) == [*4 * ["done"], *2 * ["pruned"]]  # two of each three
+
+
 def test_halving_compares_the_points_of_one_batch_alone(tmp_path: Path) -> None:
     text = SHARED.replace("epochs: 2,", "epochs: 2, halving: {eta: 2, min_epochs: 1},")
     study = run(tmp_path, "points: 4, batch: 2", text)
