@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 import time
 import traceback
@@ -36,6 +37,8 @@ def main() -> int:
     if problem:
         print(f"make bench: {problem}", file=sys.stderr)
         return 2
+    # Killed, it still ends the commands it started, and leaves no files.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options, failed = Options.from_environment(), []
     for name in chosen:
         about, begun = machine.describe(), time.perf_counter()

@@ -63,6 +63,7 @@ class Driven:
     wall: float
     cpu: float
     peak: int
+    others: tuple[float, int]  # processor seconds of other processes, the largest one's memory
     phases: dict[str, tuple[float, float]]  # name -> wall, processor seconds
     memory: list[tuple[int, int]]  # replicates so far, resident bytes
 
@@ -72,7 +73,13 @@ class Driven:
 
     @property
     def cpu_ms(self) -> float:
+        """Of the driver's process."""
         return 1000 * self.cpu / self.points
+
+    @property
+    def others_ms(self) -> float:
+        """Of processes that the driver has started."""
+        return 1000 * self.others[0] / self.points
 
     @property
     def growth(self) -> float:
@@ -134,11 +141,19 @@ def run(options: Options) -> Section:
         tables=[
             Table(
                 "per point",
-                ["study", "points", "wall ms", "processor ms", "peak memory MB"],
+                [
+                    "study",
+                    "points",
+                    "wall ms",
+                    "processor ms, driver",
+                    "processor ms, its children",
+                    "peak MB, driver",
+                    "peak MB, largest child",
+                ],
                 rows,
             ),
             Table(
-                "where it goes, wall (processor) ms per point",
+                "where it goes, wall (driver's processor) ms per point",
                 ["phase", f"grid, {small:,}", f"grid, {large:,}", f"search, {searched:,}"],
                 phases,
             ),
@@ -160,7 +175,9 @@ def _row(kind: str, one: Driven) -> list[str]:
         f"{one.points:,}",
         number(one.wall_ms),
         number(one.cpu_ms),
+        number(one.others_ms),
         f"{one.peak / 2**20:,.0f}",
+        f"{one.others[1] / 2**20:,.0f}",
     ]
 
 
@@ -191,6 +208,7 @@ def _drive(kind: str, text: str) -> Driven:
         wall=told["wall"],
         cpu=told["cpu"],
         peak=told["peak"],
+        others=(told["others"][0], told["others"][1]),
         phases={name: (wall, cpu) for name, (wall, cpu) in told["phases"].items()},
         memory=[(done, bytes_) for done, bytes_ in told["memory"]],
     )

@@ -46,6 +46,12 @@ def clocks() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
 
 
+def of_others() -> tuple[float, int]:
+    """Processor seconds of this process's children, and the largest one's memory in bytes."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime, used.ru_maxrss * 1024
+
+
 def resident() -> int:
     """Resident memory of this process, in bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -86,6 +92,7 @@ def main() -> None:
         "points": found["points"]["done"],
         "wall": ended[0] - begun[0],
         "cpu": ended[1] - begun[1],
+        "others": of_others(),  # a mirror in a process of its own, say
         "phases": phases,
         "memory": instant.memory,
         "peak": peak,

@@ -139,7 +139,7 @@ def end_tree(process: subprocess.Popen[bytes]) -> None:
 
 
 class _Memory:
-    """Looks at the resident memory of a process tree twenty times a second."""
+    """Looks at the resident memory of a process tree ten times a second."""
 
     def __init__(self, pid: int) -> None:
         self._root = psutil.Process(pid)
@@ -149,7 +149,7 @@ class _Memory:
         self._thread.start()
 
     def _watch(self) -> None:
-        while not self._end.wait(0.05):
+        while not self._end.wait(0.1):
             with suppress(psutil.Error):
                 tree = [self._root, *self._root.children(recursive=True)]
                 self._peak = max(self._peak, sum(_resident(process) for process in tree))
