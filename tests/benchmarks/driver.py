@@ -63,9 +63,9 @@ class Driven:
     wall: float
     cpu: float
     peak: int
-    others: tuple[float, int]  # processor seconds of other processes, the largest one's memory
+    others: float  # processor seconds of the processes it has started
     phases: dict[str, tuple[float, float]]  # name -> wall, processor seconds
-    memory: list[tuple[int, int]]  # replicates so far, resident bytes
+    memory: list[tuple[int, int, int]]  # replicates so far, bytes of the driver, of its children
 
     @property
     def wall_ms(self) -> float:
@@ -79,13 +79,17 @@ class Driven:
     @property
     def others_ms(self) -> float:
         """Of processes that the driver has started."""
-        return 1000 * self.others[0] / self.points
+        return 1000 * self.others / self.points
 
     @property
     def growth(self) -> float:
-        """Resident memory after the last pack over that after half of them."""
-        half = next(bytes_ for done, bytes_ in self.memory if done >= self.memory[-1][0] / 2)
+        """The driver's resident memory after the last pack over that after half of them."""
+        half = next(bytes_ for done, bytes_, _ in self.memory if done >= self.memory[-1][0] / 2)
         return self.memory[-1][1] / half
+
+    @property
+    def peak_of_others(self) -> int:
+        return max(bytes_ for _, _, bytes_ in self.memory)
 
 
 def run(options: Options) -> Section:
@@ -148,7 +152,7 @@ def run(options: Options) -> Section:
                     "processor ms, driver",
                     "processor ms, its children",
                     "peak MB, driver",
-                    "peak MB, largest child",
+                    "peak MB, its children",
                 ],
                 rows,
             ),
@@ -177,7 +181,7 @@ def _row(kind: str, one: Driven) -> list[str]:
         number(one.cpu_ms),
         number(one.others_ms),
         f"{one.peak / 2**20:,.0f}",
-        f"{one.others[1] / 2**20:,.0f}",
+        f"{one.peak_of_others / 2**20:,.0f}",
     ]
 
 
@@ -208,9 +212,9 @@ def _drive(kind: str, text: str) -> Driven:
         wall=told["wall"],
         cpu=told["cpu"],
         peak=told["peak"],
-        others=(told["others"][0], told["others"][1]),
+        others=told["others"],
         phases={name: (wall, cpu) for name, (wall, cpu) in told["phases"].items()},
-        memory=[(done, bytes_) for done, bytes_ in told["memory"]],
+        memory=[(done, own, others) for done, own, others in told["memory"]],
     )
     say(
         f"driver: {kind}, {one.points:,} points in {one.wall:.1f} s "

@@ -30,7 +30,8 @@ class Watched(Instant):
     def __init__(self) -> None:
         super().__init__()
         self.first = self.last = (0.0, 0.0)  # wall and processor clock
-        self.memory: list[tuple[int, int]] = []  # replicates so far, resident bytes
+        # Replicates so far; resident bytes of this process, and of its children.
+        self.memory: list[tuple[int, int, int]] = []
         self._replicates = 0
 
     def __call__(self, pack: Pack, **how: Any) -> Generator[Event, None, None]:
@@ -38,7 +39,7 @@ class Watched(Instant):
             self.first = clocks()
         yield from super().__call__(pack, **how)
         self._replicates += len(pack.replicates)
-        self.memory.append((self._replicates, resident()))
+        self.memory.append((self._replicates, resident(), sum(map(resident, children()))))
         self.last = clocks()
 
 
@@ -46,16 +47,28 @@ def clocks() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
 
 
-def of_others() -> tuple[float, int]:
-    """Processor seconds of this process's children, and the largest one's memory in bytes."""
+def of_others() -> float:
+    """Processor seconds of the children that have ended: a mirror in a process of its own, say."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime, used.ru_maxrss * 1024
+    return used.ru_utime + used.ru_stime
 
 
-def resident() -> int:
-    """Resident memory of this process, in bytes."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+def resident(process: str = "self") -> int:
+    """Resident memory of a process, in bytes; 0 when it has ended."""
+    try:
+        pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    except (OSError, IndexError):
+        return 0
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def children() -> list[str]:
+    """The processes that this one has started and that still run."""
+    found: list[str] = []
+    for file in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # a thread that has just ended
+            found += file.read_text().split()
+    return found
 
 
 def type_in(*words: str) -> None:
@@ -92,7 +105,7 @@ def main() -> None:
         "points": found["points"]["done"],
         "wall": ended[0] - begun[0],
         "cpu": ended[1] - begun[1],
-        "others": of_others(),  # a mirror in a process of its own, say
+        "others": of_others(),
         "phases": phases,
         "memory": instant.memory,
         "peak": peak,
