@@ -135,7 +135,10 @@ class NewPoint:
 
 def dump(value: Any) -> str:
     """JSON with null for NaN, and words for infinities, which JSON has not; in the given order."""
-    return json.dumps(without_nan(value), allow_nan=False)
+    try:
+        return json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):  # seldom: a NaN or an infinity, or a mapping of another kind
+        return json.dumps(without_nan(value), allow_nan=False)
 
 
 def without_nan(value: Any) -> Any:

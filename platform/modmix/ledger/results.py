@@ -38,8 +38,7 @@ class Results(Database):
         """
         asked: list[sa.ColumnElement[bool]]
         if points is not None:
-            parts = [points[i : i + 500] for i in range(0, len(points), 500)]
-            asked = [STUDY_REPLICATES.c.point.in_(part) for part in parts]
+            asked = [STUDY_REPLICATES.c.point.in_(part) for part in in_parts(points)]
         elif since is not None:
             asked = [REPLICATES.c.finished > since]
         else:
@@ -176,49 +175,72 @@ class Results(Database):
 
     def finish(self, lease: Lease, results: Sequence[Result]) -> list[str]:
         """Record results; return the keys that were new. A result is recorded once, for ever."""
-        new: list[str] = []
-        seconds, now = 0.0, time.time()
+        now = time.time()
         with self._transaction() as db:
+            # A write first: SQLite then waits for its turn, and what is read next stays true.
+            mine = sa.update(STUDIES).where(STUDIES.c.name == lease.study)
+            db.execute(mine.values(updated=STUDIES.c.updated))
+            open_ = self._open(db, [result.replicate for result in results])
+            new = []
             for result in results:
-                done = db.execute(
-                    sa.update(REPLICATES)
-                    .where(
-                        REPLICATES.c.key == result.replicate,
-                        REPLICATES.c.state.not_in(ENDED),
-                    )
-                    .values(
-                        state=result.state,
-                        owner=None,
-                        epochs=result.epochs,
-                        best_epoch=result.best_epoch,
-                        metrics=dump(dict(result.metrics)),
-                        reason=result.reason,
-                        seconds=result.seconds,
-                        finished=now,
-                    )
-                )
-                if done.rowcount == 0:
-                    continue
-                new.append(result.replicate)
-                seconds += result.seconds
-                blob = zlib.compress(dump(dict(result.history)).encode())
-                db.execute(sa.delete(HISTORIES).where(HISTORIES.c.replicate == result.replicate))
-                db.execute(sa.insert(HISTORIES).values(replicate=result.replicate, columns=blob))
+                if result.replicate in open_:
+                    open_.remove(result.replicate)  # the first counts, should one come twice
+                    new.append(result)
+            if not new:
+                return []
+            db.execute(
+                sa.update(REPLICATES)
+                .where(REPLICATES.c.key == sa.bindparam("of"))
+                .values(owner=None, finished=now),
+                [
+                    {
+                        "of": result.replicate,
+                        "state": result.state,
+                        "epochs": result.epochs,
+                        "best_epoch": result.best_epoch,
+                        "metrics": dump(dict(result.metrics)),
+                        "reason": result.reason,
+                        "seconds": result.seconds,
+                    }
+                    for result in new
+                ],
+            )
+            blobs = [
+                {
+                    "replicate": result.replicate,
+                    "columns": zlib.compress(dump(dict(result.history)).encode()),
+                }
+                for result in new
+            ]
+            keys = [result.replicate for result in new]
+            for part in in_parts(keys):
+                db.execute(sa.delete(HISTORIES).where(HISTORIES.c.replicate.in_(part)))
                 db.execute(
                     sa.update(STUDY_REPLICATES)
                     .where(
                         STUDY_REPLICATES.c.study == lease.study,
-                        STUDY_REPLICATES.c.replicate == result.replicate,
+                        STUDY_REPLICATES.c.replicate.in_(part),
                     )
                     .values(origin="trained")
                 )
-            if seconds:
-                db.execute(
-                    sa.update(STUDIES)
-                    .where(STUDIES.c.name == lease.study)
-                    .values(device_seconds=STUDIES.c.device_seconds + seconds, updated=now)
-                )
-        return new
+            db.execute(sa.insert(HISTORIES), blobs)
+            seconds = sum(result.seconds for result in new)
+            db.execute(mine.values(device_seconds=STUDIES.c.device_seconds + seconds, updated=now))
+        return keys
+
+    @staticmethod
+    def _open(db: sa.Connection, keys: Sequence[str]) -> set[str]:
+        """Those without a result; until the transaction's end no other may give them one."""
+        found: set[str] = set()
+        for part in in_parts(sorted(keys)):  # in one order everywhere, see `insert_new`
+            query = (
+                sa.select(REPLICATES.c.key)
+                .where(REPLICATES.c.key.in_(part), REPLICATES.c.state.not_in(ENDED))
+                .order_by(REPLICATES.c.key)
+                .with_for_update()
+            )
+            found |= set(db.execute(query).scalars())
+        return found
 
     def let_go(self, lease: Lease, keys: Sequence[str], *, state: str = "interrupted") -> None:
         """Give back replicates that this driver claimed and will not finish now."""
@@ -289,6 +311,11 @@ class Results(Database):
             db.execute(
                 sa.update(PACKS).where(PACKS.c.study == study, PACKS.c.id == pack).values(values)
             )
+
+
+def in_parts(keys: Sequence[str]) -> list[Sequence[str]]:
+    """Keys as lists that a statement may hold."""
+    return [keys[begin : begin + 500] for begin in range(0, len(keys), 500)]
 
 
 def _replicate_record(row: Any) -> ReplicateRecord:
