@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ import numpy as np
 from modmix.home import Home
 from modmix.ledger import Entry, Ledger, NewPoint, Result
 from modmix.tracking import Mirror
-from modmix.tracking.writer import Writer
+from modmix.tracking.database import Database
+from modmix.tracking.store import Store
+from modmix.tracking.writer import Writer, open_store
 
 STUDY = "curves"
 METRICS = ("error", "auc", "nll", "ece", "f1")
@@ -35,6 +37,7 @@ class Bench:
         self.url = f"sqlite:///{folder / 'ledger.db'}"
         self.uri = uri or f"sqlite:///{folder / 'mlflow.db'}"
         self.points: list[NewPoint] = []
+        self.open_store: Callable[[str], Store | Database] = open_store
 
     def start(self, points: int = 3, seeds: int = 2, study: str = STUDY) -> Bench:
         spec = {
@@ -84,10 +87,10 @@ class Bench:
         self.ledger.release(self.lease)
 
     def writer(self) -> Writer:
-        return Writer(self.ledger, self.study, self.uri, self.home)
+        return Writer(self.ledger, self.study, self.uri, self.home, open_store=self.open_store)
 
-    def mirror(self) -> Mirror:
-        return Mirror(self.url, self.study, self.uri, self.home)
+    def mirror(self, **pace: float) -> Mirror:
+        return Mirror(self.url, self.study, self.uri, self.home, pace=pace)
 
     def runs(self, name: str | None = None) -> list[Any]:
         from mlflow import MlflowClient

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from modmix.study import StudyRun
     from modmix.tracking import Mirror
 
+# The mirror's process starts with the first evaluation, or after so many seconds.
+MIRROR_DELAY = 10.0
+
 
 class Study:
     """A study in a ledger: what it found, as frames and files."""
@@ -275,7 +278,7 @@ def _run(
             if found:
                 say(f"{found} replicates were found in the ledger and are reused")
             if mirror is not None:
-                mirror.start()
+                mirror.start(MIRROR_DELAY)
                 mirrored = mirror
             if not work.finished:
                 runner.start()
@@ -350,7 +353,12 @@ def _end(
         paths = list(write_all(ledger, home, plan.name).paths)
     if mirror is not None:
         mirror.log_outputs(paths)
-        if not mirror.close(state, timeout=120.0 if state == "finished" else 15.0):
+        seconds = 120.0 if state == "finished" else 15.0
+
+        def progress(left: int) -> None:
+            say(f"writing to MLflow: {left} runs to go")
+
+        if not mirror.close(state, timeout=seconds, progress=progress):
             say(f"MLflow does not hold everything yet: {mirror.trouble}")
 
 

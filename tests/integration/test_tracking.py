@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from scipy import stats
 
@@ -23,9 +24,8 @@ from modmix import tracking
 from modmix.errors import InputError, TrackingError
 from modmix.ledger import Ledger
 from modmix.packing import Progress
-from modmix.tracking import mirror as mirror_module
 from modmix.tracking import sync
-from modmix.tracking import writer as writer_module
+from modmix.tracking.database import KNOWN_SCHEMA, Database
 from modmix.tracking.store import RefusedError, Store
 from modmix.tracking.writer import PARTIAL_SECONDS
 
@@ -130,11 +130,115 @@ def test_long_curves_are_thinned_out_and_many_rows_arrive(bench: Bench) -> None:
     assert len(held["replicates"][0]["history"]["val/error"]) == 1003
 
 
+# ---------------------------------------------------------------- two ways to one database
+
+# Columns that are drawn at random or hold the time of writing; ids are replaced by names below.
+DRAWN = {
+    "runs": ("run_uuid", "artifact_uri", "experiment_id"),
+    "experiments": ("experiment_id", "creation_time", "last_update_time", "artifact_location"),
+    "datasets": ("dataset_uuid",),
+    "inputs": ("input_uuid", "source_id"),
+}
+
+
+def content_of(path: Path) -> dict[str, list[Any]]:
+    """Every row of every table of an MLflow database, with runs named by their points."""
+    database = sqlite3.connect(path)
+    database.row_factory = sqlite3.Row
+    tables = [
+        row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+    ]
+    names = dict(
+        database.execute(
+            "SELECT run_uuid, value FROM tags WHERE key IN ('modmix.point', 'modmix.kind')"
+        ).fetchall()
+    )
+    found = {}
+    for table in tables:
+        rows = [dict(row) for row in database.execute(f'SELECT * FROM "{table}"')]
+        if table == "experiments":
+            rows = [row for row in rows if row["name"] != "Default"]
+        for row in rows:
+            for column, value in row.items():
+                if column in DRAWN.get(table, ()):
+                    row[column] = type(value).__name__
+                elif (
+                    column in ("run_uuid", "destination_id")
+                    or row.get("key") == "mlflow.parentRunId"
+                ):
+                    row[column] = names.get(value, value)
+        found[table] = sorted(rows, key=lambda row: json.dumps(row, sort_keys=True))
+    database.close()
+    return found
+
+
+@pytest.mark.slow
+def test_a_database_written_directly_is_as_mlflow_would_have_written_it(
+    bench: Bench, empty_database: Path
+) -> None:
+    """Every table, row by row; so no release of MLflow can change them without our knowing."""
+    bench.start(points=3, seeds=3)
+    bench.finish(["point-000-0", "point-000-1", "point-000-2"], epochs=300)
+    bench.finish(["point-001-0"], **{"val/auc": math.nan, "test/nll": math.inf})
+    bench.finish(["point-001-1"], state="failed", reason="diverged: epoch 3")
+    bench.finish(["point-001-2", "point-002-0", "point-002-1", "point-002-2"])
+    bench.writer().update("finished")
+    direct = content_of(bench.home.path / "mlflow.db")
+    other = bench.home.path / "other.db"
+    copy_database(empty_database, other)
+    bench.uri, bench.open_store = f"sqlite:///{other}", Store
+    bench.writer().update("finished")
+    through_api = content_of(other)
+    assert direct.keys() == through_api.keys()
+    filled = [table for table, rows in direct.items() if rows]
+    assert {"metrics", "latest_metrics", "params", "tags", "runs", "inputs", "datasets"} < {*filled}
+    for table in direct:
+        assert direct[table] == through_api[table], table
+
+
+@pytest.mark.slow
+def test_only_a_database_of_a_known_schema_is_written_directly(bench: Bench) -> None:
+    assert isinstance(bench.open_store(bench.uri), Database)
+    with sqlite3.connect(bench.home.path / "mlflow.db") as database:
+        assert database.execute("SELECT version_num FROM alembic_version").fetchall() == [
+            (KNOWN_SCHEMA,)
+        ], "another MLflow: see that the test above holds for it, then name its schema"
+        database.execute("UPDATE alembic_version SET version_num = 'later'")
+    database.close()
+    assert type(bench.open_store("http://127.0.0.1:1")) is Store
+    with suppress(TrackingError):  # MLflow itself refuses what is not of its version
+        assert type(bench.open_store(bench.uri)) is Store
+
+
+@pytest.mark.slow
+def test_what_a_person_adds_to_a_run_stays(bench: Bench) -> None:
+    from mlflow import MlflowClient
+
+    bench.start(points=1, seeds=2)
+    bench.finish(["point-000-0"], state="failed", reason="diverged: epoch 1")
+    bench.finish(["point-000-1"])
+    bench.writer().update("finished")
+    client = MlflowClient(bench.uri)
+    run = bench.children()["point-000"].info.run_id
+    client.set_tag(run, "mlflow.note.content", "look at this one")
+    bench.extend(points=1, seeds=3)
+    bench.ledger.forget_failures(STUDY)
+    bench.finish()
+    bench.writer().update("finished")
+    tags = bench.children()["point-000"].data.tags
+    assert tags["mlflow.note.content"] == "look at this one"
+    assert bench.children()["point-000"].info.run_id == run
+    assert not {"modmix.reason", "modmix.failed"} & set(tags)
+    assert bench.children()["point-000"].data.metrics["replicates"] == 3
+
+
 # ---------------------------------------------------------------- again and again
 
 
 @pytest.mark.slow
-def test_writing_again_changes_nothing(bench: Bench) -> None:
+@pytest.mark.parametrize("way", [Store, Database])
+def test_writing_again_changes_nothing(bench: Bench, way: Any) -> None:
+    bench.open_store = way
     bench.start()
     bench.finish()
     bench.writer().update("finished")
@@ -176,13 +280,17 @@ class Fuse:
 
 
 WRITES = ("create_experiment", "create_run", "delete_run", "log", "log_file", "end_run")
+NOTES = ("set_point_runs", "set_study_run")
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("way", [Store, Database])
 @pytest.mark.parametrize(("after", "rebuild"), [(False, False), (True, False), (True, True)])
 def test_a_kill_at_any_call_leaves_no_duplicate_and_nothing_running(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, after: bool, rebuild: bool
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, after: bool, rebuild: bool, way: Any
 ) -> None:
+    bench.open_store = way
+    writes = WRITES if way is Store else (*WRITES, "replace")
     for calls in range(100):
         bench.start(points=2, seeds=1, study=f"killed-{calls}")
         for point in bench.points:
@@ -191,22 +299,24 @@ def test_a_kill_at_any_call_leaves_no_duplicate_and_nothing_running(
                     bench.finish([key])
         fuse = Fuse(calls, after=after)
         with monkeypatch.context() as patch:
-            for name in WRITES:
-                patch.setattr(Store, name, fuse.around(getattr(Store, name)))
-            for name in ("set_point_run", "set_study_run"):
+            for name in writes:
+                patch.setattr(way, name, fuse.around(getattr(way, name)))
+            for name in NOTES:
                 patch.setattr(Ledger, name, fuse.around(getattr(Ledger, name)))
             with suppress(Killed):
                 bench.writer().update("finished")
         bench.writer().update("finished", rebuild=rebuild)
         bench.check_whole()
         if not fuse.blown:
-            assert calls > 10
+            assert calls > (10 if way is Store else 7)
             return
     raise AssertionError("the fuse always blew")
 
 
 @pytest.mark.slow
-def test_more_seeds_make_new_curves_not_second_values(bench: Bench) -> None:
+@pytest.mark.parametrize("way", [Store, Database])
+def test_more_seeds_make_new_curves_not_second_values(bench: Bench, way: Any) -> None:
+    bench.open_store = way
     bench.start(points=2, seeds=2)
     bench.finish()
     bench.writer().update("finished")
@@ -260,15 +370,14 @@ def test_a_driver_that_was_killed_leaves_runs_that_are_ended_later(bench: Bench)
 
 
 @pytest.mark.slow
-def test_long_trainings_are_shown_as_they_go(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_trainings_are_shown_as_they_go(bench: Bench) -> None:
     def run(point: str) -> Any:
         return bench.children()[point]
 
-    monkeypatch.setattr(writer_module, "LIVE_SECONDS", 0.0)
     bench.start(points=2, seeds=2)
     keys = [key for point in bench.points for key, _ in point.replicates]
     bench.ledger.claim(bench.lease, "pack", keys)
-    mirror = bench.mirror()
+    mirror = bench.mirror(live_seconds=0.0)
     mirror.start()
     for epoch in (1, 2):
         metrics = {key: {"val/error": 10.0 * i, "train/loss": 1.0} for i, key in enumerate(keys)}
@@ -294,7 +403,7 @@ def test_long_trainings_are_shown_as_they_go(bench: Bench, monkeypatch: pytest.M
 
 
 def eventually(holds: Callable[..., bool]) -> None:
-    for _ in range(100):
+    for _ in range(300):
         with suppress(IndexError, KeyError, AssertionError):
             if holds():
                 return
@@ -381,6 +490,7 @@ def test_an_experiment_of_somebody_else_is_left_alone(bench: Bench) -> None:
 def test_one_refused_point_does_not_stop_the_others(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    bench.open_store = Store
     bench.start()
     bench.finish()
     log = Store.log
@@ -405,6 +515,90 @@ def test_sync_leaves_a_running_study_to_its_driver(bench: Bench) -> None:
     bench.start()
     with pytest.raises(InputError, match=f"run by process {os.getpid()}"):
         sync(bench.ledger, STUDY, bench.uri, bench.home)
+
+
+# ---------------------------------------------------------------- its own process
+
+
+@pytest.mark.slow
+def test_a_mirror_s_process_that_is_killed_is_started_again(bench: Bench) -> None:
+    bench.start(points=4, seeds=1)
+    table = bench.home.study(STUDY) / "tables" / "points.csv"
+    table.parent.mkdir(parents=True)
+    table.write_text("a,b\n")
+    mirror = bench.mirror()
+    mirror.start()
+    mirror.log_outputs([table])  # told to the process that dies
+    bench.finish(["point-000-0"])
+    mirror.wake()
+    eventually(lambda: "point-000" in bench.children())
+    first = mirror._process
+    assert first is not None
+    first.kill()
+    bench.finish()
+    assert mirror.close("finished"), mirror.trouble
+    assert mirror._process is not first
+    bench.check_whole()
+    assert bench.artifact(bench.study_run(), "tables/points.csv") == "a,b\n"
+
+
+DRIVER = """
+import sys, time
+from pathlib import Path
+from modmix.home import Home
+from modmix.tracking import Mirror
+url, study, uri, home = sys.argv[1:]
+mirror = Mirror(url, study, uri, Home(Path(home)))
+mirror.start()
+while mirror._process is None:
+    time.sleep(0.01)
+print(mirror._process.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_driver_takes_its_mirror_along(bench: Bench) -> None:
+    """Two of one study would write into each other's runs."""
+    bench.start(points=1, seeds=1)
+    words = [bench.url, bench.study, bench.uri, str(bench.home.path)]
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, *words], stdout=subprocess.PIPE)
+    assert driver.stdout is not None
+    mirror = psutil.Process(int(driver.stdout.readline()))
+    assert mirror.is_running()
+    driver.kill()
+    driver.wait()
+    driver.stdout.close()
+    mirror.wait(20)  # raises when it still runs
+
+
+@pytest.mark.slow
+def test_nothing_is_started_before_there_is_something_to_show(bench: Bench) -> None:
+    bench.start(points=1, seeds=1)
+    mirror = bench.mirror()
+    mirror.start(delay=1000.0)
+    mirror.wake()  # packs are handed out
+    time.sleep(0.2)
+    assert mirror._process is None
+    metrics = {"point-000-0": {"val/error": 1.0}}
+    mirror.observe(Progress(pack="pack", epoch=1, epochs=9, active=1, metrics=metrics))
+    eventually(lambda: mirror._process is not None)
+    bench.finish()
+    assert mirror.close("finished"), mirror.trouble
+    bench.check_whole()
+
+
+@pytest.mark.slow
+def test_the_end_says_how_much_is_left(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    from modmix.tracking import writer
+
+    monkeypatch.setattr(writer, "_CHUNK", 2)
+    bench.start(points=5, seeds=1)
+    bench.finish()
+    bench.release()
+    told: list[int] = []
+    sync(bench.ledger, STUDY, bench.uri, bench.home, progress=told.append)
+    assert told == [5, 3, 1, 0]
 
 
 # ---------------------------------------------------------------- what cannot be used
@@ -476,12 +670,9 @@ def test_a_server_holds_the_same_as_a_database(tmp_path: Path, server: Server) -
 
 @pytest.mark.slow
 @pytest.mark.cluster
-def test_a_server_that_goes_away_and_comes_back(
-    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(mirror_module, "LONGEST_PAUSE", 2.0)
+def test_a_server_that_goes_away_and_comes_back(tmp_path: Path, server: Server) -> None:
     bench = Bench(tmp_path / "home", server.uri).start(points=8, seeds=1, study="interrupted")
-    mirror = bench.mirror()
+    mirror = bench.mirror(longest_pause=2.0)
     mirror.start()
     keys = [key for point in bench.points for key, _ in point.replicates]
     for i, key in enumerate(keys):
@@ -490,12 +681,11 @@ def test_a_server_that_goes_away_and_comes_back(
         mirror.wake()
         assert time.monotonic() - begun < 1.0  # training does not wait
         if i == 1:
-            time.sleep(2.0)
+            eventually(lambda: "point-000" in bench.children())
         if i == 2:
             server.stop()
         if i == 5:
-            time.sleep(4.0)
-            assert "connection refused" in mirror.trouble
+            eventually(lambda: "connection refused" in mirror.trouble)
     assert not mirror.close("finished", timeout=2.0)
     assert "'modmix sync interrupted' catches up" in mirror.trouble
     begun = time.monotonic()
@@ -510,13 +700,10 @@ def test_a_server_that_goes_away_and_comes_back(
 
 @pytest.mark.slow
 @pytest.mark.cluster
-def test_a_mirror_catches_up_by_itself(
-    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(mirror_module, "LONGEST_PAUSE", 1.0)
+def test_a_mirror_catches_up_by_itself(tmp_path: Path, server: Server) -> None:
     bench = Bench(tmp_path / "home", server.uri).start(points=4, seeds=1, study="caught-up")
     server.stop()
-    mirror = bench.mirror()
+    mirror = bench.mirror(longest_pause=1.0)
     mirror.start()
     bench.finish()
     mirror.wake()

@@ -22,6 +22,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from modmix.ledger import ENDED, Entry, PointRecord, ReplicateRecord, StudyRecord
@@ -29,13 +30,17 @@ from modmix.metrics import higher_is_better
 from modmix.packing import digest
 from modmix.tracking.store import Dataset, Value
 
-LAYOUT = 1  # raised when a run's content changes in form, so that all runs are written again
+LAYOUT = 2  # raised when a run's content changes in form, so that all runs are written again
+LIVE_SECONDS = 30.0  # training for longer than this is shown while it goes on, so often
 MAX_STEPS = 200  # of a curve; a longer one is thinned out (the artifact holds all of it)
 STATUS = {"running": "RUNNING", "finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 _FINAL = tuple(
     f"{split}/{name}" for split in ("val", "test") for name in ("error", "auc", "nll", "ece", "f1")
 )
+_ON_EVERY_RUN = ("modmix.task", "modmix.fingerprint", "mlflow.source.git.commit", "mlflow.user")
+# Tags of a point's run that come and go with its state.
+PASSING_TAGS = ("modmix.reason", "modmix.failed", "modmix.pruned")
 _PARAM_LENGTH, _TAG_LENGTH, _NOTE_LENGTH = 6000, 5000, 5000  # what MLflow's stores hold
 
 History = Mapping[str, Sequence[float]]
@@ -158,9 +163,10 @@ def _summary(
         values = _finite(r.metrics.get(name, math.nan) for r in good)
         if not values:
             continue
-        rows.append((name, statistics.fmean(values)))
+        mean, std = _mean_and_std(values)
+        rows.append((name, mean))
         if len(values) > 1 and name in _FINAL:
-            rows.append((f"{name}_std", statistics.stdev(values)))
+            rows.append((f"{name}_std", std))
             if name in with_interval:
                 rows.append((f"{name}_ci", half_interval(values)))
     return [Value(key=key, value=value, time=time, step=step) for key, value in rows]
@@ -168,10 +174,16 @@ def _summary(
 
 def half_interval(values: Sequence[float]) -> float:
     """Half the width of the 95 % confidence interval (Student's t) of a mean of n > 1 values."""
+    n = len(values)
+    return _student(n - 1) * _mean_and_std(values)[1] / math.sqrt(n)
+
+
+@cache
+def _student(freedom: int) -> float:
+    """The 97.5 % point of Student's t."""
     from scipy.special import stdtrit  # light, beside scipy.stats
 
-    n = len(values)
-    return float(stdtrit(n - 1, 0.975)) * statistics.stdev(values) / math.sqrt(n)
+    return float(stdtrit(freedom, 0.975))
 
 
 def _curves(
@@ -191,9 +203,10 @@ def _curves(
             values = _finite(c[index] for c in columns if index < len(c))
             if not values:
                 continue
-            row = [(f"epoch/{name}", statistics.fmean(values))]
+            mean, std = _mean_and_std(values)
+            row = [(f"epoch/{name}", mean)]
             if len(values) > 1:
-                row.append((f"epoch/{name}_std", statistics.stdev(values)))
+                row.append((f"epoch/{name}_std", std))
             found += [Value(key=k, value=v, time=time, step=index + 1) for k, v in row]
     return found
 
@@ -217,16 +230,18 @@ def _point_tags(
     replicates: Sequence[ReplicateRecord],
     parts: Sequence[str],
 ) -> dict[str, str]:
+    """What a list of runs can be filtered by; what all runs of a study share is on its own run."""
     failed = [r for r in replicates if r.state == "failed"]
+    shared = _shared_tags(study)
     tags = {
-        **_shared_tags(study),
+        **{key: shared[key] for key in _ON_EVERY_RUN if key in shared},
         "modmix.point": point.key,
         "modmix.method": point.method,
         "modmix.parts": ", ".join(parts),
         "modmix.number": str(point.number),
-        "modmix.failed": str(len(failed)),
     }
     if failed:
+        tags["modmix.failed"] = str(len(failed))
         tags["modmix.reason"] = failed[0].reason
     if pruned := [r for r in replicates if r.state == "pruned"]:
         tags["modmix.pruned"] = str(len(pruned))
@@ -394,9 +409,8 @@ def best_points(
     Points that have ended and have the most replicates are compared (a mean of two seeds is lucky
     more often than one of five); the first wins a tie.
     """
-    objective = (spec.get("objective") or ["val/error"])[0]
+    objective, *_ = names = objectives_of(spec)
     sign = -1.0 if higher(objective) else 1.0
-    names = dict.fromkeys([objective, f"test/{objective.partition('/')[2]}"])
     best: dict[str, tuple[tuple[float, float], PointRecord, dict[str, float]]] = {}
     for point in points:
         mine = replicates.get(point.key, ())
@@ -409,6 +423,12 @@ def best_points(
         if point.method not in best or rank < best[point.method][0]:
             best[point.method] = (rank, point, means)
     return {method: (point, means) for method, (_, point, means) in best.items()}
+
+
+def objectives_of(spec: Mapping[str, Any]) -> list[str]:
+    """What selects, and the same metric on test; each once."""
+    objective = (spec.get("objective") or ["val/error"])[0]
+    return list(dict.fromkeys([objective, f"test/{objective.partition('/')[2]}"]))
 
 
 def higher(objective: str) -> bool:
@@ -444,6 +464,18 @@ def to_json(artifact: Mapping[str, Any]) -> str:
 
 def _finite(values: Iterable[float]) -> list[float]:
     return [value for value in values if math.isfinite(value)]
+
+
+def _mean_and_std(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation (NaN of one value), without fractions of integers.
+
+    `statistics.stdev` is exact and takes a hundred times as long; a run needs it 150 times.
+    """
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n < 2:
+        return mean, math.nan
+    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
 
 
 def _json_number(value: float) -> float | None:

@@ -1,40 +1,49 @@
-"""`Mirror` shows a study in MLflow while it runs, from a thread of its own; `sync` does it at once.
+"""`Mirror` shows a study in MLflow while it runs, in a process of its own; `sync` does it at once.
 
-Training never waits for MLflow: while it cannot be reached the mirror tries again, ever more
-seldom, and then catches up; what is missing at the end is written by the next run or by `sync`.
+Training never waits for MLflow, nor does the driver share its interpreter with it: a process that
+reads the ledger by itself writes what is there (`follow`). While MLflow cannot be reached it tries
+again, ever more seldom, and then catches up; what is missing at the end is written by the next run
+or by `sync`.
+
+Killed at any moment, that process is started again, and takes over what it left; killed itself,
+the driver takes it along.
 """
 
 from __future__ import annotations
 
-import logging
+import json
+import subprocess
+import sys
+import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
-from modmix.errors import InputError, LedgerError, TrackingError
+from modmix.errors import InputError
 from modmix.home import Home
 from modmix.ledger import Ledger
 from modmix.packing import Progress
-from modmix.tracking.content import STATUS
+from modmix.tracking.content import LIVE_SECONDS, STATUS
 from modmix.tracking.store import check, shown
-from modmix.tracking.writer import PARTIAL_SECONDS, Live, Writer
 
-_log = logging.getLogger(__name__)
-
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds, while MLflow cannot be reached
-LONGEST_REST = 30.0  # seconds between two looks at the ledger
+_SEND_SECONDS = 1.0  # between two messages to the process
+_MOST_PACKS = 100  # whose evaluations are kept: more are not shown while they train
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds, before the process is started again
 
 
 class Mirror:
     """Mirrors one study into MLflow while it runs.
 
     Args:
-        ledger_url: the thread opens its own connection.
+        ledger_url: the process opens its own connection.
         study: its name; it must be in the ledger before `start`.
         uri: MLflow's tracking URI.
         home: where artifacts go when ``uri`` is a database.
+        pace: other waits than `follow.Task` has, by name.
 
     Example:
         mirror = Mirror(home.ledger_url, "quickstart", home.tracking_uri, home)
@@ -46,24 +55,48 @@ class Mirror:
             print(mirror.trouble)
     """
 
-    def __init__(self, ledger_url: str, study: str, uri: str, home: Home) -> None:
-        self._ledger_url, self._study, self._uri, self._home = ledger_url, study, uri, home
+    def __init__(
+        self,
+        ledger_url: str,
+        study: str,
+        uri: str,
+        home: Home,
+        *,
+        pace: Mapping[str, float] | None = None,
+    ) -> None:
+        self._study, self._uri = study, uri
+        self._task = {
+            "ledger_url": ledger_url,
+            "study": study,
+            "uri": uri,
+            "home": str(home.path),
+            **(pace or {}),
+        }
+        self._live_seconds = (pace or {}).get("live_seconds", LIVE_SECONDS)
+        self._delay = 0.0
+        self._begin = threading.Event()  # there is something to show
         self._changed = threading.Event()
-        self._closing = threading.Event()
-        self._lock = threading.Lock()  # over the next two
-        self._outputs: list[Path] = []
-        self._live: dict[str, Live] = {}
-        self._state = "running"
-        self._deadline = float("inf")
+        self._over = threading.Event()  # the process has said its last word
+        self._lock = threading.Lock()  # over the next four
+        self._live: dict[str, dict[str, tuple[float, int, Mapping[str, float]]]] = {}  # by pack
+        self._outputs: list[str] = []
+        self._end: dict[str, Any] = {}
+        self._process: subprocess.Popen[str] | None = None
         self._done = False
         self._trouble = ""
+        self._left = 0  # runs to be written
         self._thread = threading.Thread(target=self._work, name="modmix-mirror", daemon=True)
 
     def check(self) -> None:
         """See `check`: raises within seconds if MLflow cannot be used."""
         check(self._uri)
 
-    def start(self) -> None:
+    def start(self, delay: float = 0.0) -> None:
+        """Begin; after so many seconds, or with the first evaluation, whatever comes first.
+
+        A process takes processor time to start that workers need for the same.
+        """
+        self._delay = delay
         self._thread.start()
 
     def wake(self) -> None:
@@ -74,15 +107,21 @@ class Mirror:
         """Note an evaluation of replicates in training; long trainings are shown as they go."""
         now = time.monotonic()
         with self._lock:
-            for key, metrics in progress.metrics.items():
-                since = self._live[key].since if key in self._live else now
-                self._live[key] = Live(since=since, epoch=progress.epoch, metrics=metrics)
+            before = self._live.pop(progress.pack, {})
+            self._live[progress.pack] = {
+                key: (before[key][0] if key in before else now, progress.epoch, metrics)
+                for key, metrics in progress.metrics.items()
+            }
+            while len(self._live) > _MOST_PACKS:
+                del self._live[next(iter(self._live))]
+        self._begin.set()
         self._changed.set()
 
     def log_outputs(self, paths: Sequence[Path]) -> None:
         """Attach files and folders (figures, tables, the report) to the study's run."""
         with self._lock:
-            self._outputs += paths
+            self._outputs += map(str, paths)
+        self._begin.set()
         self._changed.set()
 
     @property
@@ -90,22 +129,39 @@ class Mirror:
         """What keeps MLflow from being up to date, in one sentence, or ""."""
         return self._trouble
 
-    def close(self, state: str, timeout: float = 60.0) -> bool:
+    def close(
+        self,
+        state: str,
+        timeout: float = 60.0,
+        progress: Callable[[int], None] = lambda _: None,
+    ) -> bool:
         """Write everything and end the runs; return whether MLflow now holds all of it.
 
         Args:
             state: of the study: finished, stopped or failed.
-            timeout: seconds to wait at most. When that is not enough, `trouble` says what is
-                missing, and the next run of the study, or `sync`, catches up.
+            timeout: seconds to wait at most; of a finished study, without a run being written.
+                When that is not enough, `trouble` says what is missing, and the next run of the
+                study, or `sync`, catches up.
+            progress: told how many runs are still to be written, every few seconds.
         """
         assert state in STATUS, state
         assert state != "running"
-        self._state, self._deadline = state, time.monotonic() + timeout
-        self._closing.set()
+        with self._lock:
+            self._end = {"end": state, "seconds": timeout}
+        self._begin.set()
         self._changed.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout)
+        end, left, said = time.monotonic() + timeout, self._left, time.monotonic()
+        while self._thread.is_alive() and time.monotonic() < end:
+            self._over.wait(0.2)
+            if self._over.is_set():
+                self._thread.join(max(0.0, end - time.monotonic()))
+            if self._left != left and state == "finished":
+                left, end = self._left, time.monotonic() + timeout
+            if left and time.monotonic() - said > 5.0:
+                said = time.monotonic()
+                progress(left)
         if not self._done:
+            self._kill()
             why = self._trouble or f"MLflow at {shown(self._uri)} was still being written to"
             self._trouble = f"{why}; 'modmix sync {self._study}' catches up"
         return self._done
@@ -113,62 +169,94 @@ class Mirror:
     # ------------------------------------------------------------ the thread
 
     def _work(self) -> None:
-        ledger: Ledger | None = None
-        writer: Writer | None = None
+        self._begin.wait(self._delay)
         pause = 0.0
-        while not self._done:
-            closing, begun = self._closing.is_set(), time.monotonic()
-            settled = True
-            try:
-                ledger = ledger or Ledger(self._ledger_url)
-                writer = writer or Writer(ledger, self._study, self._uri, self._home)
-                settled = self._update(writer)
-                self._trouble, pause, self._done = "", 0.0, closing
-            except Exception as error:  # the study goes on whatever happens to its mirror
-                self._note(error)
-                pause = min(LONGEST_PAUSE, max(FIRST_PAUSE, 2 * pause))
-                if writer is not None:
-                    writer.lost()
-                if closing and time.monotonic() + FIRST_PAUSE > self._deadline:
-                    break
-            self._rest(pause, time.monotonic() - begun, settled)
-        if ledger is not None:
-            ledger.close()
+        while not self._over.is_set():
+            code, words = self._accompany()
+            if self._over.is_set():
+                return
+            self._trouble = f"the mirror's process ended ({words or f'exit code {code}'})"
+            pause = min(LONGEST_PAUSE, max(FIRST_PAUSE, 2 * pause))
+            time.sleep(pause if not self._end else FIRST_PAUSE)
 
-    def _update(self, writer: Writer) -> bool:
-        self._changed.clear()
-        with self._lock:
-            outputs, self._outputs = self._outputs, []
-            live = dict(self._live)
-        try:
-            settled = writer.update(self._state, outputs, live)
-        except BaseException:
+    def _accompany(self) -> tuple[int, str]:
+        """Start the process and talk to it until it ends: its exit code and last words."""
+        with tempfile.TemporaryFile("w+") as errors:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "modmix.tracking.follow"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                start_new_session=True,  # a Ctrl-C in the terminal is the driver's business
+            )
+            self._process = process
+            assert process.stdin is not None
+            assert process.stdout is not None
+            ended = threading.Event()
+            reader = threading.Thread(target=self._read, args=(process.stdout, ended), daemon=True)
+            reader.start()
+            with suppress(OSError):  # a broken pipe: it is gone
+                self._write(process.stdin, self._task)
+                self._talk(process.stdin, ended)
+            reader.join()
+            with suppress(OSError):
+                process.stdin.close()
+            process.stdout.close()
+            code = process.wait()
+            errors.seek(0)
+            lines = errors.read().strip().splitlines()
+        return code, lines[-1] if lines else ""
+
+    def _talk(self, stdin: IO[str], ended: threading.Event) -> None:
+        sent_live, sent_outputs = 0.0, 0  # a process that died gets everything again
+        while not ended.is_set():
+            self._changed.wait()
+            self._changed.clear()
+            message: dict[str, Any] = {}
             with self._lock:
-                self._outputs = [*outputs, *self._outputs]
-            raise
-        with self._lock:
-            self._live = {
-                k: v for k, v in self._live.items() if k in writer.training or k not in live
-            }
-        return settled
+                if outputs := self._outputs[sent_outputs:]:
+                    message["outputs"], sent_outputs = outputs, len(self._outputs)
+                message |= self._end
+                now = time.monotonic()
+                if now - sent_live >= self._live_seconds:
+                    sent_live = now
+                    message["live"] = self._long(now)
+            self._write(stdin, message)
+            ended.wait(None if "end" in message else _SEND_SECONDS)
 
-    def _note(self, error: Exception) -> None:
-        if isinstance(error, (TrackingError, LedgerError, InputError)):
-            self._trouble = str(error)
-        else:
-            self._trouble = f"the mirror in MLflow failed ({type(error).__name__}: {error})"
-            _log.warning(self._trouble, exc_info=error)
+    def _long(self, now: float) -> dict[str, tuple[float, int, Mapping[str, float]]]:
+        """Replicates that have been in training for long: their ages and last evaluations."""
+        return {
+            key: (now - since, epoch, metrics)
+            for pack in self._live.values()
+            for key, (since, epoch, metrics) in pack.items()
+            if now - since >= self._live_seconds
+        }
 
-    def _rest(self, pause: float, took: float, settled: bool) -> None:
-        """Wait for something to do; only the end of the study shortens the wait."""
-        if pause:
-            if self._closing.wait(pause):
-                time.sleep(FIRST_PAUSE)
-            return
-        # Reading a large ledger takes a while: look seldom enough to leave the processor alone.
-        self._closing.wait(min(LONGEST_REST, max(0.5, 10 * took)))
-        if not self._closing.is_set():
-            self._changed.wait(None if settled else PARTIAL_SECONDS)
+    @staticmethod
+    def _write(stdin: IO[str], message: Mapping[str, Any]) -> None:
+        stdin.write(json.dumps(message) + "\n")
+        stdin.flush()
+
+    def _read(self, stdout: IO[str], ended: threading.Event) -> None:
+        with suppress(ValueError):  # half a line of a process that was killed
+            for line in stdout:
+                said = json.loads(line)
+                self._trouble = said.get("trouble", self._trouble)
+                self._left = said.get("left", self._left)
+                if "done" in said:
+                    self._done = said["done"]
+                    self._over.set()
+        ended.set()
+        self._changed.set()
+
+    def _kill(self) -> None:
+        """Nothing may write to this study's MLflow any more when the driver has let go of it."""
+        self._over.set()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
 
 
 # ---------------------------------------------------------------- at once
@@ -183,13 +271,24 @@ class Synced:
     written: int
 
 
-def sync(ledger: Ledger, study: str, uri: str, home: Home) -> Synced:
+def sync(
+    ledger: Ledger,
+    study: str,
+    uri: str,
+    home: Home,
+    *,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Synced:
     """Bring MLflow up to the ledger, whatever it holds, and attach the study's outputs.
+
+    ``progress`` is told how many points are still to be written.
 
     Raises:
         InputError: there is no such study, or it is running (then its own mirror catches up).
         TrackingError: MLflow cannot be reached, or refuses.
     """
+    from modmix.tracking.writer import Writer
+
     record = ledger.study(study)
     if (holder := ledger.holder(study)) is not None:
         raise InputError(
@@ -201,6 +300,6 @@ def sync(ledger: Ledger, study: str, uri: str, home: Home) -> Synced:
     outputs = [folder / name for name in ("figures", "tables", "best", "report.html")]
     # A study that says it runs but has no driver was killed.
     state = "stopped" if record.state == "running" else record.state
-    writer = Writer(ledger, study, uri, home)
+    writer = Writer(ledger, study, uri, home, progress=progress)
     writer.update(state, [path for path in outputs if path.exists()], rebuild=True)
     return Synced(study=study, experiment=writer.experiment_name, written=writer.written)

@@ -116,14 +116,14 @@ def check(uri: str) -> None:
             f"MLFLOW_TRACKING_URI {shown(uri)} is a folder, which MLflow 3 does not take: unset "
             "it (then a database in the results folder is used), or give http://… or sqlite:///…"
         )
-    path = _sqlite_path(uri)
+    path = sqlite_path(uri)
     if path is None:
         Store(uri).ping()
     else:
         _check_sqlite(path, uri)
 
 
-def _sqlite_path(uri: str) -> Path | None:
+def sqlite_path(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
 
 
@@ -404,7 +404,7 @@ def _prepare_database(uri: str) -> None:
 
     # MLflow knocks ten times at a database that is away, for 100 seconds. We do the waiting.
     utils.MAX_RETRY_COUNT = 2
-    if path := _sqlite_path(uri):
+    if path := sqlite_path(uri):
         # Write-ahead logging: the UI can read while we write, and a commit costs less.
         path.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(path, timeout=20)) as database:

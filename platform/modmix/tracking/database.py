@@ -1,0 +1,434 @@
+"""MLflow's own SQLite file, written directly: many runs in one transaction, and no import of it.
+
+Through MLflow's Python API a point costs 30 to 40 ms of processor time: some 60 statements, each
+with a session and checks of its own. Here it costs one or two. That is right only for a schema that
+is known to the row: `KNOWN_SCHEMA` names it, a test compares every table with what MLflow's API
+writes, and any other schema, database or server goes through `store`.
+
+A run is written whole: whatever it held of ours before is replaced in the same transaction, so
+readers (and a kill) see the old one or the new one. What a person added to it, a note or a tag,
+stays.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from modmix.errors import TrackingError
+from modmix.tracking.store import (
+    Dataset,
+    Experiment,
+    RefusedError,
+    Run,
+    Value,
+    sqlite_path,
+)
+
+KNOWN_SCHEMA = "dc11669786a5"  # MLflow 3.17
+_VARIABLES = 500  # of one statement
+
+# Of metrics with one key the latest is what lists of runs show: MLflow keeps it twice.
+_LATEST = """
+INSERT INTO latest_metrics (key, value, timestamp, step, is_nan, run_uuid)
+VALUES (:key, :value, :time, :step, 0, :run)
+ON CONFLICT (key, run_uuid) DO UPDATE
+SET value = excluded.value, timestamp = excluded.timestamp, step = excluded.step,
+    is_nan = excluded.is_nan
+WHERE (excluded.step, excluded.timestamp, excluded.value) > (step, timestamp, value)
+"""
+_METRIC = """
+INSERT OR IGNORE INTO metrics (key, value, timestamp, run_uuid, step, is_nan)
+VALUES (:key, :value, :time, :run, :step, 0)
+"""
+_TAG = """
+INSERT INTO tags (key, value, run_uuid) VALUES (?, ?, ?)
+ON CONFLICT (key, run_uuid) DO UPDATE SET value = excluded.value
+"""
+_RUN = """
+INSERT INTO runs (run_uuid, name, source_type, source_name, entry_point_name, user_id, status,
+    start_time, end_time, source_version, lifecycle_stage, artifact_uri, experiment_id)
+VALUES (:id, :name, 'UNKNOWN', '', '', :user, :status, :started, :ended, '', 'active', :place,
+    :experiment)
+ON CONFLICT (run_uuid) DO UPDATE
+SET name = excluded.name, status = excluded.status, start_time = excluded.start_time,
+    end_time = excluded.end_time, lifecycle_stage = 'active', deleted_time = NULL
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """A whole run as it is to be.
+
+    ``stale``: tags of ours that it must not keep. ``files``: artifacts, as text by name.
+    """
+
+    id: str
+    name: str
+    status: str
+    started: int
+    ended: int | None
+    tags: Mapping[str, str]
+    stale: Sequence[str]
+    params: Mapping[str, str]
+    metrics: Sequence[Value]
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+def is_known(uri: str) -> bool:
+    """Whether a tracking URI is of a database that can be written directly."""
+    path = sqlite_path(uri)
+    if path is None or not path.exists():
+        return False
+    try:
+        database = sqlite3.connect(path, timeout=20)
+        try:
+            return database.execute("SELECT version_num FROM alembic_version").fetchall() == [
+                (KNOWN_SCHEMA,)
+            ]
+        finally:
+            database.close()
+    except sqlite3.Error:
+        return False
+
+
+class Database:
+    """Does what `store.Store` does, and `replace`, to a database that `is_known`.
+
+    Raises:
+        TrackingError: by every method, when it cannot be read or written (a full disk, a lock that
+            somebody holds for 20 seconds).
+        RefusedError: there is no such run.
+    """
+
+    places_artifacts = False
+
+    def __init__(self, uri: str) -> None:
+        path = sqlite_path(uri)
+        assert path is not None, uri
+        self.uri, self._path = uri, path
+        with self._told():
+            # Statements begin and end transactions only where this says so.
+            self._db = sqlite3.connect(path, timeout=20, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")  # the pages can be read meanwhile
+
+    def close(self) -> None:
+        self._db.close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise TrackingError(
+                f"MLflow's database {self._path} cannot be used ({error}): free some space or "
+                "check its permissions"
+            ) from error
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._told():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+
+    # ------------------------------------------------------------ experiments
+
+    def experiment(self, name: str) -> Experiment | None:
+        with self._told():
+            row = self._db.execute(
+                "SELECT experiment_id, lifecycle_stage FROM experiments "
+                "WHERE name = ? AND workspace = 'default'",
+                (name,),
+            ).fetchone()
+            if row is None:
+                return None
+            tags = self._db.execute(
+                "SELECT key, value FROM experiment_tags WHERE experiment_id = ?", row[:1]
+            ).fetchall()
+        return Experiment(id=str(row[0]), tags=dict(tags), deleted=row[1] != "active")
+
+    def create_experiment(
+        self, name: str, artifacts: str | None, tags: Mapping[str, str]
+    ) -> Experiment:
+        now = _now()
+        with self._transaction() as db:
+            made = db.execute(
+                "INSERT INTO experiments (name, artifact_location, lifecycle_stage, creation_time, "
+                "last_update_time, workspace) VALUES (?, ?, 'active', ?, ?, 'default')",
+                (name, artifacts, now, now),
+            ).lastrowid
+            db.executemany(
+                "INSERT INTO experiment_tags (key, value, experiment_id) VALUES (?, ?, ?)",
+                [(key, value, made) for key, value in tags.items()],
+            )
+        return Experiment(id=str(made), tags=tags, deleted=False)
+
+    def restore_experiment(self, experiment: str) -> None:
+        """Bring a deleted experiment back, with the runs that were deleted with it."""
+        number, now = int(experiment), _now()
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE experiments SET lifecycle_stage = 'active', last_update_time = ? "
+                "WHERE experiment_id = ?",
+                (now, number),
+            )
+            db.execute(
+                "UPDATE runs SET lifecycle_stage = 'active', deleted_time = NULL "
+                "WHERE experiment_id = ?",
+                (number,),
+            )
+
+    # ------------------------------------------------------------ runs
+
+    def run(self, run: str) -> Run | None:
+        """A run, or None when there is none or it is deleted."""
+        with self._told():
+            row = self._db.execute(
+                "SELECT run_uuid, experiment_id, status FROM runs "
+                "WHERE run_uuid = ? AND lifecycle_stage = 'active'",
+                (run,),
+            ).fetchone()
+            return None if row is None else next(self._runs([row]))
+
+    def runs(self, experiment: str, *, running: bool = False) -> Iterator[Run]:
+        """The runs of an experiment that are not deleted, or only those that are running."""
+        condition = "AND status = 'RUNNING'" if running else ""
+        with self._told():
+            rows = self._db.execute(
+                "SELECT run_uuid, experiment_id, status FROM runs "
+                f"WHERE experiment_id = ? AND lifecycle_stage = 'active' {condition}",
+                (int(experiment),),
+            ).fetchall()
+            yield from self._runs(rows)
+
+    def _runs(self, rows: Sequence[tuple[str, int, str]]) -> Iterator[Run]:
+        for first in range(0, len(rows), _VARIABLES):
+            part = rows[first : first + _VARIABLES]
+            held = {
+                table: self._pairs(table, [row[0] for row in part]) for table in ("tags", "params")
+            }
+            for run, experiment, status in part:
+                yield Run(
+                    id=run,
+                    experiment=str(experiment),
+                    status=status,
+                    tags=held["tags"].get(run, {}),
+                    params=held["params"].get(run, {}),
+                )
+
+    def _pairs(self, table: str, runs: Sequence[str]) -> dict[str, dict[str, str]]:
+        marks = ", ".join("?" * len(runs))
+        found: dict[str, dict[str, str]] = {}
+        for run, key, value in self._db.execute(
+            f"SELECT run_uuid, key, value FROM {table} WHERE run_uuid IN ({marks})", list(runs)
+        ):
+            found.setdefault(run, {})[key] = value
+        return found
+
+    def create_run(
+        self, experiment: str, name: str, *, started: int, tags: Mapping[str, str]
+    ) -> str:
+        run = new_id()
+        row = Rows(
+            id=run, name=name, status="RUNNING", started=started, ended=None, tags=tags, stale=(),
+            params={}, metrics=(),
+        )  # fmt: skip
+        self.replace(experiment, [row], None)
+        return run
+
+    def delete_run(self, run: str) -> None:
+        self._update(run, "lifecycle_stage = 'deleted', deleted_time = ?", _now())
+
+    def reopen_run(self, run: str) -> None:
+        self._update(run, "status = 'RUNNING'")
+
+    def end_run(self, run: str, status: str, ended: int | None) -> None:
+        end = _now() if ended is None else ended
+        self._update(run, "status = ?, end_time = ?", status, end)
+
+    def _update(self, run: str, change: str, *values: object) -> None:
+        with self._transaction() as db:
+            done = db.execute(f"UPDATE runs SET {change} WHERE run_uuid = ?", [*values, run])
+            if done.rowcount != 1:
+                raise RefusedError(f"MLflow's database {self._path} has no run {run}")
+
+    # ------------------------------------------------------------ what a run holds
+
+    def replace(self, experiment: str, runs: Sequence[Rows], dataset: Dataset | None) -> None:
+        """Make or renew whole runs, all or none of them, each with the same data set.
+
+        Files come first: a run that is there has them.
+        """
+        number = int(experiment)
+        with self._told():
+            place = self._db.execute(
+                "SELECT artifact_location FROM experiments WHERE experiment_id = ?", (number,)
+            ).fetchone()
+            if place is None:
+                raise RefusedError(f"MLflow's database {self._path} has no experiment {experiment}")
+            for run in runs:
+                if run.files:
+                    folder = local_path(place[0]) / run.id / "artifacts"
+                    folder.mkdir(parents=True, exist_ok=True)
+                for name, text in run.files.items():
+                    (folder / name).write_text(text, encoding="utf-8")
+        with self._transaction() as db:
+            ids = [(run.id,) for run in runs]
+            for table in ("metrics", "latest_metrics", "params"):
+                db.executemany(f"DELETE FROM {table} WHERE run_uuid = ?", ids)
+            db.executemany(
+                _RUN,
+                [
+                    {
+                        "id": run.id,
+                        "name": run.name,
+                        "user": run.tags.get("mlflow.user", "unknown"),
+                        "status": run.status,
+                        "started": run.started,
+                        "ended": run.ended,
+                        "place": f"{place[0]}/{run.id}/artifacts",
+                        "experiment": number,
+                    }
+                    for run in runs
+                ],
+            )
+            for run in runs:
+                self._add(db, run.id, run.params, run.metrics, run.tags)
+                db.executemany(_TAG, [("mlflow.runName", run.name, run.id)])
+                db.executemany(
+                    "DELETE FROM tags WHERE run_uuid = ? AND key = ?",
+                    [(run.id, key) for key in run.stale if key not in run.tags],
+                )
+            if dataset is not None:
+                self._attach(db, number, [run.id for run in runs], dataset)
+
+    def log(
+        self,
+        run: str,
+        *,
+        params: Mapping[str, str],
+        metrics: Sequence[Value],
+        tags: Mapping[str, str],
+    ) -> None:
+        """Add to a run."""
+        with self._transaction() as db:
+            there = db.execute(
+                "SELECT 1 FROM runs WHERE run_uuid = ? AND lifecycle_stage = 'active'", (run,)
+            ).fetchone()
+            if there is None:
+                raise RefusedError(f"MLflow's database {self._path} has no run {run}")
+            self._add(db, run, params, metrics, tags)
+
+    def _add(
+        self,
+        db: sqlite3.Connection,
+        run: str,
+        params: Mapping[str, str],
+        metrics: Sequence[Value],
+        tags: Mapping[str, str],
+    ) -> None:
+        rows = [
+            {"key": v.key, "value": v.value, "time": v.time, "step": v.step, "run": run}
+            for v in metrics
+        ]
+        latest: dict[str, Value] = {}
+        for v in metrics:
+            known = latest.get(v.key)
+            if known is None or (v.step, v.time, v.value) > (known.step, known.time, known.value):
+                latest[v.key] = v
+        db.executemany(_METRIC, rows)
+        db.executemany(
+            _LATEST,
+            [
+                {"key": v.key, "value": v.value, "time": v.time, "step": v.step, "run": run}
+                for v in latest.values()
+            ],
+        )
+        db.executemany(
+            "INSERT OR IGNORE INTO params (key, value, run_uuid) VALUES (?, ?, ?)",
+            [(key, value, run) for key, value in params.items()],
+        )
+        db.executemany(_TAG, [(key, value, run) for key, value in tags.items()])
+
+    def log_dataset(self, run: str, dataset: Dataset) -> None:
+        """Say what a run was trained on; saying it again changes nothing."""
+        with self._transaction() as db:
+            row = db.execute("SELECT experiment_id FROM runs WHERE run_uuid = ?", (run,)).fetchone()
+            if row is None:
+                raise RefusedError(f"MLflow's database {self._path} has no run {run}")
+            self._attach(db, row[0], [run], dataset)
+
+    def _attach(
+        self, db: sqlite3.Connection, experiment: int, runs: Sequence[str], dataset: Dataset
+    ) -> None:
+        names = (experiment, dataset.name, dataset.digest)
+        db.execute(
+            "INSERT OR IGNORE INTO datasets (dataset_uuid, experiment_id, name, digest, "
+            "dataset_source_type, dataset_source, dataset_profile) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (new_id(), *names, "modmix", dataset.source, dataset.profile),
+        )
+        (data,) = db.execute(
+            "SELECT dataset_uuid FROM datasets WHERE experiment_id = ? AND name = ? AND digest = ?",
+            names,
+        ).fetchone()
+        db.executemany(
+            "INSERT OR IGNORE INTO inputs (input_uuid, source_type, source_id, destination_type, "
+            "destination_id, step) VALUES (?, 'DATASET', ?, 'RUN', ?, 0)",
+            [(new_id(), data, run) for run in runs],
+        )
+
+    # ------------------------------------------------------------ files
+
+    def log_text(self, run: str, name: str, text: str) -> None:
+        with self._told():
+            folder = self._folder(run)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text, encoding="utf-8")
+
+    def log_file(self, run: str, file: Path, folder: str | None = None) -> None:
+        """Attach a file to a run, below ``folder`` in its artifacts."""
+        with self._told():
+            target = self._folder(run) / (folder or "")
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target / file.name)
+
+    def _folder(self, run: str) -> Path:
+        row = self._db.execute(
+            "SELECT artifact_uri FROM runs WHERE run_uuid = ?", (run,)
+        ).fetchone()
+        if row is None:
+            raise RefusedError(f"MLflow's database {self._path} has no run {run}")
+        return local_path(row[0])
+
+
+def local_path(uri: str) -> Path:
+    """The folder that a file: URI names.
+
+    Raises:
+        RefusedError: it is somewhere else.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
+        raise RefusedError(f"the artifacts of this MLflow database are at {uri}, not in a folder")
+    return Path(unquote(parts.path))
+
+
+def new_id() -> str:
+    """A name for a run, as MLflow gives them."""
+    return uuid.uuid4().hex
+
+
+def _now() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,159 @@
+"""Finds in MLflow what a study has there: its experiment, its own run, the runs of its points."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from modmix.home import Home
+from modmix.ledger import Ledger, PointRecord, StudyRecord
+from modmix.packing import digest
+from modmix.tracking.content import asked_digest, higher
+from modmix.tracking.database import Database
+from modmix.tracking.store import Experiment, RefusedError, Run, Store, shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """The run of a point as far as we know. ``digest``: of what it surely holds, else None."""
+
+    run: str
+    digest: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """Where a study is in MLflow: ids of its experiment and its run; runs by point."""
+
+    experiment: str
+    experiment_name: str
+    parent: str
+    known: Mapping[str, Known]
+
+
+class Finder:
+    """Looks once, makes what is missing, and deletes what must not be there."""
+
+    def __init__(
+        self, store: Store | Database, ledger: Ledger, record: StudyRecord, home: Home
+    ) -> None:
+        self._store, self._ledger, self._record, self._home = store, ledger, record, home
+
+    def find(self, points: Sequence[PointRecord], *, rebuild: bool) -> Found:
+        """Find everything. ``rebuild``: trust nothing that the ledger says about MLflow.
+
+        Raises:
+            RefusedError: the experiments that we could use belong to somebody else.
+        """
+        record = self._record
+        experiment, name, restored = self._find_experiment()
+        noted = None if record.mlflow_run is None else self._store.run(record.mlflow_run)
+        if noted is not None and noted.experiment != experiment.id:
+            noted = None
+        # A ledger whose study run is in place speaks of this MLflow. Then only a run that is
+        # running can be unknown to it, for it is noted before it ends. An edited study file,
+        # however, may have dropped points, whose runs must be found to be deleted.
+        same_file = noted is not None and noted.tags.get("modmix.text") == asked_digest(record)
+        trusted = same_file and not rebuild and not restored
+        runs = list(self._store.runs(experiment.id, running=trusted))
+        parent = self._find_parent(experiment.id, runs, noted)
+        known = {}
+        if trusted:
+            known = {
+                p.key: Known(run=p.mlflow_run, digest=p.mirrored) for p in points if p.mlflow_run
+            }
+        self._adopt(points, runs, known, parent)
+        if record.mlflow_run != parent:
+            self._ledger.set_study_run(record.name, parent)
+        return Found(experiment=experiment.id, experiment_name=name, parent=parent, known=known)
+
+    def _find_experiment(self) -> tuple[Experiment, str, bool]:
+        """The study's experiment, its name, and whether it was deleted and had to be restored.
+
+        One of that name may belong to another person's ledger: then ours gets a longer name, so
+        that two mirrors never write into one experiment.
+        """
+        record = self._record
+        owner = digest([record.name, record.created])[:12]
+        for name in (record.name, f"{record.name}-{owner}"):
+            found = self._store.experiment(name)
+            if found is None:
+                return self._create_experiment(name, owner), name, False
+            if found.tags.get("modmix.owner") == owner:
+                if found.deleted:
+                    self._store.restore_experiment(found.id)
+                return found, name, found.deleted
+        raise RefusedError(
+            f"MLflow at {shown(self._store.uri)} has experiments {record.name!r} and "
+            f"{name!r} that are not of this ledger: rename one of them there"
+        )
+
+    def _create_experiment(self, name: str, owner: str) -> Experiment:
+        record = self._record
+        objective = (record.spec.get("objective") or ["val/error"])[0]
+        place = (self._home.artifacts / name).absolute().as_uri()
+        tags = {
+            "modmix.owner": owner,
+            "modmix.study": record.name,
+            "mlflow.note.content": str(record.spec.get("description") or ""),
+            "mlflow.experiment.primaryMetric.name": objective,
+            "mlflow.experiment.primaryMetric.greaterIsBetter": str(higher(objective)),
+            "mlflow.experimentKind": "custom_model_development",  # else the UI asks which it is
+        }
+        artifacts = None if self._store.places_artifacts else place
+        return self._store.create_experiment(name, artifacts, tags)
+
+    def _find_parent(self, experiment: str, runs: Sequence[Run], parent: Run | None) -> str:
+        record = self._record
+        found = [parent] if parent else []
+        found += [run for run in runs if run.tags.get("modmix.kind") == "study"]
+        if not found:
+            tags = {
+                "modmix.kind": "study",
+                "modmix.study": record.name,
+                "modmix.text": asked_digest(record),
+            }
+            started = int(record.created * 1000)
+            return self._store.create_run(experiment, record.name, started=started, tags=tags)
+        for other in found[1:]:
+            if other.id != found[0].id:
+                self._store.delete_run(other.id)
+        if found[0].status != "RUNNING":
+            self._store.reopen_run(found[0].id)
+        return found[0].id
+
+    def _adopt(
+        self,
+        points: Sequence[PointRecord],
+        runs: Sequence[Run],
+        known_runs: dict[str, Known],
+        parent: str,
+    ) -> None:
+        """Take over the runs of our points; delete all but one of each, and of dropped points."""
+        noted = {p.key: Known(run=p.mlflow_run or "", digest=p.mirrored) for p in points}
+        found: dict[str, list[Run]] = {}
+        for run in runs:
+            if (key := run.tags.get("modmix.point")) in noted:
+                found.setdefault(key, []).append(run)
+            elif key is not None:
+                self._store.delete_run(run.id)
+        renewed: list[tuple[str, str | None, str | None]] = []
+        for key, same in found.items():
+            if key not in known_runs:
+                # The one that the ledger names, else one that holds something.
+                best = max(
+                    same, key=lambda r: (r.id == noted[key].run, _held(r, parent) is not None)
+                )
+                known = known_runs[key] = Known(run=best.id, digest=_held(best, parent))
+                if known != noted[key]:
+                    renewed.append((key, known.run, known.digest))
+            for run in same:
+                if run.id != known_runs[key].run:
+                    self._store.delete_run(run.id)
+        self._ledger.set_point_runs(self._record.name, renewed)
+
+
+def _held(run: Run, parent: str) -> str | None:
+    """The digest of what a run surely holds."""
+    whole = run.status != "RUNNING" and run.tags.get("mlflow.parentRunId") == parent
+    return run.tags.get("modmix.digest") if whole else None
