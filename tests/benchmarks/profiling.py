@@ -50,6 +50,8 @@ WORKER: tuple[Rule, ...] = (
     ("rest of a step", ("modmix/training/group.py", ":train")),
     ("data, building models", ("modmix/tasks/", "")),
     ("data, building models", ("modmix/methods/model.py", ":build_model")),
+    ("waiting for work, Ray", ("ray/_private/worker.py", ":get")),
+    ("waiting for work, Ray", ("ray/_private/worker.py", ":wait")),
     ("records, events, rest of the trainer", ("modmix/", "")),
     ("waiting for work, Ray", ("", "")),
 )
@@ -123,6 +125,8 @@ def _run(options: Options, folder: Path) -> Section:
             _table("the driver's main thread", [driver.threads["MainThread"]], DRIVER),
             _table("its mirror thread", [driver.threads.get("modmix-mirror", {})], DRIVER),
             _table(f"{len(training)} training threads of workers", training, WORKER),
+            _functions("our functions, with what they call, in those threads", training),
+            _functions("the same in the driver's main thread", [driver.threads["MainThread"]]),
         ],
     )
 
@@ -146,3 +150,15 @@ def _table(caption: str, threads: Sequence[Mapping[str, float]], rules: Sequence
     ordered = sorted(total.items(), key=lambda item: -item[1])
     rows = [[name, number(s), f"{100 * s / everything:.0f} %"] for name, s in ordered]
     return Table(caption, ["", "seconds", "share"], rows)
+
+
+def _functions(caption: str, threads: Sequence[Mapping[str, float]], count: int = 12) -> Table:
+    """The functions of modmix that stood innermost in the stacks for the longest."""
+    total: dict[str, float] = {}
+    for stacks in threads:
+        for stack, seconds in stacks.items():
+            ours = [f for f in stack.split("|") if "/modmix/" in f]
+            name = ours[-1].rpartition("/modmix/")[2] if ours else "not in modmix"
+            total[name] = total.get(name, 0.0) + seconds
+    ordered = sorted(total.items(), key=lambda item: -item[1])[:count]
+    return Table(caption, ["", "seconds"], [[f"`{name}`", number(s)] for name, s in ordered])
