@@ -13,9 +13,9 @@ Shapes: K models, B batch, C classes, P parameters of a model.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +72,34 @@ class _Caller(nn.Module):
         return function(self.model, *arguments)
 
 
+class _Places:
+    """Where a module keeps its parameters and buffers: `functional_call` looks for them every time,
+    which takes an eighth of a small model's step."""
+
+    def __init__(self, model: nn.Module) -> None:
+        named = [*model.named_parameters(), *model.named_buffers()]
+        names = {id(tensor): name for name, tensor in named}
+        self._places: list[tuple[dict[str, Any], str, str]] = [
+            (held, key, names[id(tensor)])  # a tensor in two places has one name
+            for module in model.modules()
+            for held in (cast(dict[str, Any], module._parameters), module._buffers)
+            for key, tensor in held.items()
+            if tensor is not None
+        ]
+
+    @contextmanager
+    def holding(self, state: Mapping[str, Tensor]) -> Iterator[None]:
+        """Other tensors in their places, for a while."""
+        before = [held[key] for held, key, _ in self._places]
+        try:
+            for held, key, name in self._places:
+                held[key] = state[name]
+            yield
+        finally:
+            for (held, key, _), tensor in zip(self._places, before, strict=True):
+                held[key] = tensor
+
+
 class Stack:
     """Models of one structure, their parameters side by side; rows are models.
 
@@ -102,6 +130,8 @@ class Stack:
             for name in per_model[0]
         }
         self._caller = _Caller(models[0])
+        self._places = _Places(models[0])
+        self._mode: bool | None = None  # training or evaluation, as last set
         self.stacked = stacked
         self._low_precision = low_precision
         self._layers: Layers | None = None  # None: vmap's own, and one gradient of all parameters
@@ -127,6 +157,7 @@ class Stack:
         Modules of such names run in evaluation mode, so that statistics stay too.
         """
         self._frozen = [bool(prefixes) and name.startswith(prefixes) for name in self.names]
+        self._mode = None
         modules = self.template.named_modules()
         self._resting = [m for name, m in modules if prefixes and f"{name}.".startswith(prefixes)]
         self._sink = None
@@ -143,9 +174,7 @@ class Stack:
 
     def loss_and_gradient(self, inputs: Inputs, target_KB: Tensor) -> Step:
         """Mean loss, wrong predictions and gradients on inputs (K, B, *shape)."""
-        self.template.train()
-        for module in self._resting:
-            module.eval()
+        self._set_mode(training=True)
         if self._compiled is not None:
             return self._loss_compiled(dict(inputs), target_KB)
         if self._layers is not None:
@@ -153,6 +182,14 @@ class Stack:
         loss_K, wrong_K = self._map(self._loss, dict(inputs), target_KB)
         (gradient_KP,) = torch.autograd.grad(loss_K.sum(), self.parameters_KP)
         return Step(loss_K.detach(), wrong_K, gradient_KP)
+
+    def _set_mode(self, *, training: bool) -> None:
+        if self._mode == training == self.template.training:
+            return
+        self._mode = training
+        self.template.train(training)
+        for module in self._resting:
+            module.eval()
 
     def compile(self, *, on: bool = True) -> None:
         """From now on, let the step of this stack run as a program made for its shapes.
@@ -196,14 +233,14 @@ class Stack:
     @torch.no_grad()
     def scores(self, inputs: Inputs) -> Tensor:
         """Scores (K, B, C) in evaluation mode; all models see the same inputs (B, *shape)."""
-        self.template.eval()
+        self._set_mode(training=False)
         scores_KBC: Tensor = self._map(self._scores, shared=(dict(inputs),))
         return scores_KBC.float()
 
     @torch.no_grad()
     def features(self, inputs: Inputs) -> dict[str, Tensor]:
         """Features (K, B, D_m) in evaluation mode; all models see the same inputs."""
-        self.template.eval()
+        self._set_mode(training=False)
         features: dict[str, Tensor] = self._map(self._features, shared=(dict(inputs),))
         return features
 
@@ -225,12 +262,14 @@ class Stack:
     ) -> Any:
         """Call ``function(model, *mapped, *shared)`` for every row; results get a model axis."""
         views = self._views() if views is None else views
-        state = {f"model.{name}": value for name, value in views.items()}
-        buffers = self.buffers if buffers is None else buffers
-        state.update({f"model.{name}": value for name, value in buffers.items()})
+        state = {**views, **(self.buffers if buffers is None else buffers)}
 
         def one(state: dict[str, Tensor], *mapped: Any) -> Any:
-            return functional_call(self._caller, state, (function, *mapped, *shared))
+            if torch.compiler.is_compiling():  # it knows this one
+                full = {f"model.{name}": value for name, value in state.items()}
+                return functional_call(self._caller, full, (function, *mapped, *shared))
+            with self._places.holding(state):
+                return function(self.template, *mapped, *shared)
 
         if self._layers is not None:
             self._layers.sink = sink
