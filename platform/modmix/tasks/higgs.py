@@ -7,17 +7,20 @@ training rows that are kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from modmix.errors import DataError
 from modmix.tasks.base import Contents, Task
-from modmix.tasks.data import SPLITS, Modality
+from modmix.tasks.data import SPLITS, Array, Modality
 from modmix.tasks.download import fetch
 from modmix.tasks.files import Progress, Source, data_home
 from modmix.tasks.higgs_csv import COLUMNS, Rows, read_rows
@@ -32,6 +35,9 @@ CLASS_NAMES = ("background", "signal")
 VIEWS = {"low": slice(0, 21), "high": slice(21, 28)}  # of the 28 features
 UNUSED = len(SPLITS)  # the split number of training rows that `small` leaves out
 _CHUNK_ROWS = 1 << 17
+_CHUNK_THREADS = 4  # each holds some 100 MB
+
+Result = TypeVar("Result")
 
 
 class Higgs(Task):
@@ -57,8 +63,8 @@ class Higgs(Task):
         writer.content("splits", splits_N)
         counts = np.bincount(splits_N, minlength=len(SPLITS))
         moments = Moments(COLUMNS - 1)
-        for rows_NF, split_N in _chunks(raw, splits_N):
-            moments.add(rows_NF[split_N == 0, 1:])
+        for part in _each_chunk(raw, splits_N, _training_moments):
+            moments.merge(part)
         for view in VIEWS:
             writer.scaled(view, moments.mean_D[VIEWS[view]], moments.scale_D[VIEWS[view]])
         with ExitStack() as stack:
@@ -129,28 +135,50 @@ def _copy_rows(path: Path, raw: Path, writer: Writer, progress: Progress) -> npt
     return np.concatenate(labels)
 
 
-def _chunks(
-    raw: Path, splits_N: npt.NDArray[np.uint8]
-) -> Iterator[tuple[Rows, npt.NDArray[np.uint8]]]:
-    """Read the binary rows back, some at a time, each chunk with its rows' splits."""
-    with raw.open("rb") as file:
+Splits = npt.NDArray[np.uint8]
+
+
+def _each_chunk(
+    raw: Path, splits_N: Splits, work: Callable[[Rows, Splits], Result]
+) -> Iterator[Result]:
+    """Do something to the binary rows, chunk by chunk on several threads, with their splits.
+
+    What comes of it is in the order of the file; a few chunks are in flight.
+    """
+    rows_NF = np.memmap(raw, np.float32, "r", shape=(len(splits_N), COLUMNS))
+    threads = min(_CHUNK_THREADS, os.cpu_count() or 1)
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix="modmix-chunk") as pool:
         for first in range(0, len(splits_N), _CHUNK_ROWS):
-            split_N = splits_N[first : first + _CHUNK_ROWS]
-            rows_NF = np.fromfile(file, np.float32, len(split_N) * COLUMNS)
-            yield rows_NF.reshape(-1, COLUMNS), split_N
+            part = slice(first, first + _CHUNK_ROWS)
+            waiting.append(pool.submit(work, rows_NF[part], splits_N[part]))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _training_moments(rows_NF: Rows, split_N: Splits) -> tuple[int, Array, Array]:
+    return Moments.part(rows_NF[split_N == 0, 1:])
 
 
 def _write_inputs(
     raw: Path,
-    splits_N: npt.NDArray[np.uint8],
+    splits_N: Splits,
     moments: Moments,
     files: dict[tuple[int, str], ArrayFile],
     progress: Progress,
 ) -> None:
-    done = 0
-    for rows_NF, split_N in _chunks(raw, splits_N):
+    def standardise(rows_NF: Rows, split_N: Splits) -> list[Rows]:
         standard_NF = moments.apply(rows_NF[:, 1:])
-        for (number, view), file in files.items():
-            file.append(standard_NF[split_N == number, VIEWS[view]])
-        done += len(rows_NF)
+        return [
+            np.ascontiguousarray(standard_NF[split_N == number, VIEWS[view]])
+            for number, view in files
+        ]
+
+    done = 0
+    for parts in _each_chunk(raw, splits_N, standardise):
+        for file, part in zip(files.values(), parts, strict=True):
+            file.append(part)
+        done = min(done + _CHUNK_ROWS, len(splits_N))
         progress("write", done, len(splits_N))

@@ -1,8 +1,9 @@
 """Read a file of HIGGS's layout in parallel: label, 21 low-level, 7 high-level columns, no header.
 
-One thread decompresses and cuts the text into blocks at line ends; a pool of threads parses them
-(pyarrow releases the interpreter's lock); blocks come out in the order of the file. A fixed number
-of them is in flight, whatever the size of the file.
+The text is cut into blocks at line ends, which a pool of threads parses (pyarrow releases the
+interpreter's lock); blocks come out in the order of the file, a fixed number of them in flight,
+whatever its size. Of a plain file each thread reads its own blocks; a gzip stream is decompressed
+by one thread for all.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -42,58 +44,84 @@ def read_rows(
 ) -> Iterator[Rows]:
     """Yield the rows of a plain or gzip CSV file, block by block, each (n, 29) float32.
 
-    Column 0 is the label, 0 or 1; every number is finite. ``threads`` 0 means one per core, 8 at
+    Column 0 is the label, 0 or 1; every number is finite. ``threads`` 0 means one per core, 16 at
     most; ``threads + 3`` blocks of ``block_bytes`` characters are held at a time.
 
     Raises:
         DataError: a damaged gzip stream, or a line that is not 29 numbers with a label of 0 or 1;
             the message names the line.
     """
-    threads = threads or min(8, os.cpu_count() or 1)
-    waiting: queue.Queue[tuple[bytes, Future[Rows]] | Exception | None] = queue.Queue(threads + 1)
+    threads = threads or min(16, os.cpu_count() or 1)
+    waiting: queue.Queue[Future[Rows] | Exception | None] = queue.Queue(threads + 1)
     stop = threading.Event()
-    with ThreadPoolExecutor(threads, thread_name_prefix="modmix-parse") as pool:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    # The file closes after the last thread that reads from it.
+    with file, ThreadPoolExecutor(threads, thread_name_prefix="modmix-parse") as pool:
         producer = threading.Thread(
             target=_produce,
-            args=(path, block_bytes, progress, pool, waiting, stop),
-            name="modmix-decompress",
+            args=(file, block_bytes, progress, pool, waiting, stop),
+            name="modmix-cut",
             daemon=True,
         )
         producer.start()
         try:
-            yield from _in_order(path, waiting)
+            yield from _in_order(path, block_bytes, waiting)
         finally:
             stop.set()
             producer.join()
 
 
-def _in_order(path: Path, waiting: queue.Queue[Any]) -> Iterator[Rows]:
-    lines = 0
+def _in_order(path: Path, block_bytes: int, waiting: queue.Queue[Any]) -> Iterator[Rows]:
+    number = 0
     while (item := waiting.get()) is not None:
         if isinstance(item, DataError):
+            lines, _ = _look_again(path, block_bytes, number)
             raise DataError(f"{path}: {item} (after line {lines:,})")
         if isinstance(item, OSError):
-            raise DataError(f"{path}: cannot be read ({item.strerror}); look at its disk") from item
+            raise _unreadable(path, item)
         if isinstance(item, Exception):
             raise item
-        block, future = item
         try:
-            rows = future.result()
+            yield item.result()
         except _BlockError as error:
+            lines, block = _look_again(path, block_bytes, number)
             raise DataError(f"{path}: {explain(block, lines, str(error))}") from None
-        lines += block.count(b"\n")
-        yield rows
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        number += 1
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path}: cannot be read ({error.strerror}); look at its disk")
+
+
+def _look_again(path: Path, block_bytes: int, number: int) -> tuple[int, bytes]:
+    """How many lines stand before a block, and its text; read once more, for it is seldom asked."""
+    lines, block = 0, b""
+    with path.open("rb") as file:
+        if _is_gzip(file):
+            blocks = _blocks(_text(file, silent), block_bytes)
+        else:
+            cuts = _cuts(file.fileno(), block_bytes)
+            blocks = (os.pread(file.fileno(), stop - start, start) for start, stop in cuts)
+        with suppress(DataError):
+            for i, block in enumerate(islice(blocks, number + 1)):
+                lines += block.count(b"\n") if i < number else 0
+    return lines, block
 
 
 def _produce(
-    path: Path,
+    file: IO[bytes],
     block_bytes: int,
     progress: Progress,
     pool: ThreadPoolExecutor,
     waiting: queue.Queue[Any],
     stop: threading.Event,
 ) -> None:
-    """Cut the file into blocks, hand each to the pool, and queue them in order."""
+    """Cut the file into blocks, hand each to the pool, and queue what comes of them in order."""
 
     def put(item: Any) -> None:
         waits = True
@@ -103,26 +131,67 @@ def _produce(
                 waits = False
 
     try:
-        with path.open("rb") as file:
-            for block in _blocks(_text(file, progress), block_bytes):
-                if stop.is_set():
-                    return
-                put((block, pool.submit(parse, block)))
+        for future in _submitted(file, block_bytes, progress, pool):
+            put(future)
+            if stop.is_set():
+                return
         put(None)
     except Exception as error:
         put(error)
 
 
-def _text(file: IO[bytes], progress: Progress) -> Iterator[bytes]:
-    """Decompress a file piece by piece where it is gzip (of one or more members)."""
+def _submitted(
+    file: IO[bytes], block_bytes: int, progress: Progress, pool: ThreadPoolExecutor
+) -> Iterator[Future[Rows]]:
+    if _is_gzip(file):
+        for block in _blocks(_text(file, progress), block_bytes):
+            yield pool.submit(parse, block)
+        return
     total = os.fstat(file.fileno()).st_size
-    is_gzip = file.read(2) == b"\x1f\x8b"
+    for start, stop in _cuts(file.fileno(), block_bytes):
+        yield pool.submit(_read_and_parse, file.fileno(), start, stop)
+        progress("read", stop, total)
+
+
+def _is_gzip(file: IO[bytes]) -> bool:
+    found = file.read(2) == b"\x1f\x8b"
     file.seek(0)
+    return found
+
+
+def _cuts(file: int, block_bytes: int) -> Iterator[tuple[int, int]]:
+    """First byte of each block of an open file, and the one after its last line's end."""
+    size, start = os.fstat(file).st_size, 0
+    while start < size:
+        stop = start + block_bytes
+        stop = size if stop >= size else _line_end(file, stop, size)
+        yield start, stop
+        start = stop
+
+
+def _line_end(file: int, place: int, size: int) -> int:
+    """The end of the line that holds the byte before this place."""
+    for begin in range(place - 1, place + _LONGEST_LINE, 4096):
+        if (found := os.pread(file, 4096, begin).find(b"\n")) >= 0:
+            return begin + found + 1
+    if place + _LONGEST_LINE >= size:
+        return size
+    raise DataError(f"a line must have less than {_LONGEST_LINE:,} characters, got more")
+
+
+def _read_and_parse(file: int, start: int, stop: int) -> Rows:
+    block = os.pread(file, stop - start, start)
+    if len(block) != stop - start:
+        raise OSError(5, "it became shorter while it was read")
+    return parse(block)
+
+
+def _text(file: IO[bytes], progress: Progress) -> Iterator[bytes]:
+    """Decompress a gzip file of one or more members, piece by piece."""
+    total = os.fstat(file.fileno()).st_size
     stream = zlib.decompressobj(zlib.MAX_WBITS | 16)
     while data := file.read(_READ):
-        if not is_gzip:
-            yield data
-        while is_gzip and data:
+        while data:
             if stream.eof:
                 data = data.lstrip(b"\0")  # padding between or after members is allowed
                 if not data:
@@ -136,9 +205,9 @@ def _text(file: IO[bytes], progress: Progress) -> Iterator[bytes]:
                 )
             data = stream.unconsumed_tail or stream.unused_data
         progress("read", file.tell(), total)
-    while is_gzip and not stream.eof and (rest := stream.decompress(b"", 4 * _READ)):
+    while not stream.eof and (rest := stream.decompress(b"", 4 * _READ)):
         yield rest
-    if is_gzip and not stream.eof:
+    if not stream.eof:
         raise DataError("the gzip stream ends too early, the file is truncated; get it again")
 
 

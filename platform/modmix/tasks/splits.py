@@ -77,12 +77,22 @@ class Moments:
 
     def add(self, values_ND: Array) -> None:
         """Take in (N, D) numbers of any type."""
-        count = len(values_ND)
+        self.merge(self.part(values_ND))
+
+    @staticmethod
+    def part(values_ND: Array) -> tuple[int, Array, Array]:
+        """Count, mean and squared deviations of (N, D) numbers, for `merge`."""
+        values = np.asarray(values_ND, dtype=np.float64)
+        if not len(values):
+            return 0, np.zeros(values.shape[1]), np.zeros(values.shape[1])
+        mean_D = values.mean(axis=0)
+        return len(values), mean_D, np.square(values - mean_D).sum(axis=0)
+
+    def merge(self, part: tuple[int, Array, Array]) -> None:
+        """Take in what `part` gave; the result depends on the order of the parts."""
+        count, mean_D, squares_D = part
         if count == 0:
             return
-        values = np.asarray(values_ND, dtype=np.float64)
-        mean_D = values.mean(axis=0)
-        squares_D = np.square(values - mean_D).sum(axis=0)
         total = self.count + count
         delta_D = mean_D - self.mean_D
         self._squares_D += squares_D + np.square(delta_D) * (self.count * count / total)
