@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import importlib
 import shutil
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +37,9 @@ from modmix.tasks.files import (
     if_free,
     locked,
     read_json,
+    remembered_sha256,
     silent,
+    stamp,
 )
 from modmix.tasks.table import TaskEntry, resolve_options, task_entry
 from modmix.tasks.writer import (
@@ -45,6 +49,9 @@ from modmix.tasks.writer import (
     input_file,
     labels_file,
 )
+
+# A user's file of at least this size is read once for its content and its checksum.
+_LARGE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +142,8 @@ def prepare_task(name: str, options: Mapping[str, Any], progress: Progress = sil
     if known is not None and _intact(folder := _folder(task, known)):
         return folder
     with disk_errors(data_home()):
+        if _is_large_and_unread(task):
+            return _prepare_unread(task, progress)
         sums = [check_source(source, progress) for source in task.sources()]
         folder = _folder(task, sums)
         if not _intact(folder):
@@ -255,13 +264,82 @@ def _prepare_locked(task: Task, folder: Path, sums: list[str], progress: Progres
         _sweep(folder.parent)
         temporary.mkdir()
         try:
-            _write(task, temporary, sums, progress)
+            _write(task, temporary, lambda: sums, progress)
             if folder.exists():  # damaged; who has mapped it keeps what was mapped
                 shutil.rmtree(folder)
             temporary.rename(folder)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+def _is_large_and_unread(task: Task) -> bool:
+    """Whether a file of a user's own must be read whole before its checksum is known."""
+    sources = task.sources()
+    if not sources or any(s.sha256 is not None or not s.path.is_file() for s in sources):
+        return False
+    with suppress(OSError):
+        large = sum(source.path.stat().st_size for source in sources) >= _LARGE_BYTES
+        return large and any(remembered_sha256(source.path) is None for source in sources)
+    return False
+
+
+def _prepare_unread(task: Task, progress: Progress) -> Path:
+    """Prepare files while their checksums, which name the folder, are computed beside.
+
+    Reading a large file once for its checksum and once for its content takes twice as long.
+    """
+    files = [[str(s.path.resolve()), *stamp(s.path)] for s in task.sources()]
+    place = data_home() / "prepared" / digest(["unread", task.name, _without_paths(task), files])
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with locked(place, progress):
+        known = [remembered_sha256(source.path) for source in task.sources()]
+        sums = [sha256 for sha256 in known if sha256 is not None]
+        if len(sums) == len(known) and _intact(folder := _folder(task, sums)):
+            return folder  # another process was faster
+        temporary = place.with_name(f".{place.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        _sweep(place.parent)
+        temporary.mkdir()
+        try:
+            with _Checksums(task.sources()) as checksums:
+                _write(task, temporary, checksums.wait, progress)
+                sums = checksums.wait()
+            for source, (_, *before) in zip(task.sources(), files, strict=True):
+                if stamp(source.path) != before:
+                    raise _changed(source)
+            folder = _folder(task, sums)
+            with locked(folder, progress):
+                if not _intact(folder):
+                    if folder.exists():
+                        shutil.rmtree(folder)
+                    temporary.rename(folder)
+            return folder
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+class _Checksums:
+    """Checks sources in a thread of its own. Leaving by an error stops it."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self._stop = threading.Event()
+        self._pool = ThreadPoolExecutor(1, "modmix-checksum")
+        self._sums = [self._pool.submit(check_source, s, self._watch) for s in sources]
+
+    def _watch(self, *_: object) -> None:
+        if self._stop.is_set():
+            raise InterruptedError("the checksum is not wanted any more")
+
+    def wait(self) -> list[str]:
+        return [future.result() for future in self._sums]
+
+    def __enter__(self) -> _Checksums:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._pool.shutdown(cancel_futures=True)
 
 
 def _sweep(prepared: Path) -> None:
@@ -273,16 +351,19 @@ def _sweep(prepared: Path) -> None:
                 shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write(task: Task, folder: Path, sums: list[str], progress: Progress) -> None:
+def _write(
+    task: Task, folder: Path, checksums: Callable[[], list[str]], progress: Progress
+) -> None:
     writer = Writer(folder)
     contents = task.write(writer, progress)
+    sums = checksums()
     sources = [
         {"name": source.path.name, "bytes": source.path.stat().st_size, "sha256": sha256}
         for source, sha256 in zip(task.sources(), sums, strict=True)
     ]
     for source, sha256 in zip(task.sources(), sums, strict=True):
         if check_source(source) != sha256:
-            raise DataError(f"{source.path}: was changed while it was read; run the command again")
+            raise _changed(source)
     writer.finish(
         task=task.name,
         options=_without_paths(task),
@@ -292,6 +373,10 @@ def _write(task: Task, folder: Path, sums: list[str], progress: Progress) -> Non
         extras=contents.extras,
         sources=sources,
     )
+
+
+def _changed(source: Source) -> DataError:
+    return DataError(f"{source.path}: was changed while it was read; run the command again")
 
 
 # ---------------------------------------------------------------- mapping

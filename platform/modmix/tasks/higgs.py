@@ -145,13 +145,21 @@ def _each_chunk(
 
     What comes of it is in the order of the file; a few chunks are in flight.
     """
-    rows_NF = np.memmap(raw, np.float32, "r", shape=(len(splits_N), COLUMNS))
+    width = COLUMNS * np.dtype(np.float32).itemsize
     threads = min(_CHUNK_THREADS, os.cpu_count() or 1)
     waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="modmix-chunk") as pool:
+    with (
+        raw.open("rb") as file,
+        ThreadPoolExecutor(threads, thread_name_prefix="modmix-chunk") as pool,
+    ):
+
+        def read(first: int) -> Result:
+            split_N = splits_N[first : first + _CHUNK_ROWS]
+            values = os.pread(file.fileno(), len(split_N) * width, first * width)
+            return work(np.frombuffer(values, np.float32).reshape(-1, COLUMNS), split_N)
+
         for first in range(0, len(splits_N), _CHUNK_ROWS):
-            part = slice(first, first + _CHUNK_ROWS)
-            waiting.append(pool.submit(work, rows_NF[part], splits_N[part]))
+            waiting.append(pool.submit(read, first))
             if len(waiting) > threads:
                 yield waiting.popleft().result()
         while waiting:
