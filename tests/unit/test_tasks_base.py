@@ -328,6 +328,37 @@ def test_a_read_only_home_serves_what_is_prepared(tmp_path: Path, home: Path) ->
             folder.chmod(0o755)
 
 
+# ---------------------------------------------------------------- memory
+
+SHARING = """
+import sys
+from pathlib import Path
+from modmix.tasks.base import load_task
+def private():
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Private_Dirty"))
+data = load_task("arrays", {"path": sys.argv[1]})
+before = private()
+total = sum(float(array.sum()) for array in data.train.inputs.values())
+print(sum(array.nbytes for array in data.train.inputs.values()), private() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux tells")
+def test_processes_share_the_pages_of_the_data(tmp_path: Path) -> None:
+    """Reading every number of the data makes no page of it a process's own."""
+    rng = np.random.default_rng(0)
+    path = tmp_path / "wide.npz"
+    np.savez(path, x=rng.normal(size=(2000, 5000)).astype("f4"), labels=np.arange(2000) % 2)
+    told = subprocess.run(
+        [sys.executable, "-c", SHARING, str(path)], capture_output=True, text=True, check=True
+    )
+    size, grown = map(int, told.stdout.split())
+    assert size > 20 << 20
+    assert grown < size / 10
+
+
 # ---------------------------------------------------------------- processes
 
 SLOW = """
