@@ -10,6 +10,8 @@ import contextlib
 import logging
 import os
 import socket
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -33,6 +35,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 LOOPBACK = "127.0.0.1"
 # A seat without work gives its place on a shared cluster back after so long.
 SEAT_IDLE_SECONDS = 10.0
+_ANSWER_SECONDS = 20.0  # how long a cluster may take to say that it is there
 _SLOTS_SECONDS = 2.0  # how old a look at the cluster's nodes may be
 
 
@@ -88,7 +91,10 @@ class RayRunner:
             if self._address is None:
                 self._start_here()
             else:
+                _await_answer(self._address)
                 ray.init(address=self._address, log_to_driver=False, logging_level=logging.CRITICAL)
+        except InputError:
+            raise
         except Exception as error:  # Ray raises several kinds, some of them bare RuntimeErrors
             where = self._address or "on this machine"
             raise InputError(
@@ -201,6 +207,42 @@ def _check_address(address: str) -> None:
             f"no Ray cluster answers at {address} ({error.strerror or error}): check the address, "
             "and that `ray start --head` ran there"
         ) from error
+
+
+# In a process of its own: Ray tries for minutes, and nothing can stop it.
+_KNOCK = """
+import socket, sys, ray
+address = ray._private.services.canonicalize_bootstrap_address(sys.argv[1])
+if address is not None:
+    print(address, flush=True)
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError:
+        sys.exit(9)
+    ray._raylet.GcsClient(address=address)
+"""
+
+
+def _await_answer(address: str) -> None:
+    """See within a bounded time whether a cluster is there. Why it refuses, `ray.init` says.
+
+    ``auto`` names the cluster that was last started on this machine, which may be long gone.
+    """
+    command = [sys.executable, "-c", _KNOCK, address]
+    try:
+        told = subprocess.run(command, capture_output=True, timeout=_ANSWER_SECONDS, check=False)
+        if told.returncode != 9:
+            return
+        said = told.stdout
+    except subprocess.TimeoutExpired as error:
+        said = error.stdout or b""
+    found = said.decode().strip()
+    where = f"{address} ({found})" if found not in ("", address) else address
+    raise InputError(
+        f"no Ray cluster answers at {where}: check that it still runs (`ray status` there), start "
+        "it by `ray start --head`, or name another address"
+    )
 
 
 @contextlib.contextmanager

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+
+from modmix import ray_runner
+from modmix.errors import InputError
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
@@ -88,3 +93,36 @@ def test_a_study_that_is_refused_leaves_no_cluster_behind(tmp_path: Path) -> Non
         if (process.info["environ"] or {}).get("MODMIX_HOME") == str(tmp_path / "runs")
     ]
     assert ours == []
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """An address at which somebody takes connections and never says a word."""
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        listener.listen(50)
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_a_cluster_that_does_not_answer_is_said_in_bounded_time(
+    silent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_runner, "_ANSWER_SECONDS", 3.0)
+    with pytest.raises(InputError, match=r"no Ray cluster answers at 127\.0\.0\.1:\d+"):
+        ray_runner._await_answer(silent)
+
+
+def test_a_cluster_that_is_gone_is_said_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`auto` is whatever was last started on this machine."""
+    monkeypatch.setattr(ray_runner, "_ANSWER_SECONDS", 60.0)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    (tmp_path / "ray").mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        gone = f"127.0.0.1:{probe.getsockname()[1]}"
+    (tmp_path / "ray" / "ray_current_cluster").write_text(gone)
+    port = gone.partition(":")[2]
+    with pytest.raises(InputError, match=rf"no Ray cluster answers at auto \(.*:{port}\)"):
+        ray_runner._await_answer("auto")
