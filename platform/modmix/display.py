@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from rich.console import Console, Group
@@ -20,13 +20,20 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from modmix.analysis.words import higher_is_better, metric_label, metric_text
 from modmix.book import Status
 from modmix.study import StudyRun
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from modmix.book import Status
+    from modmix.packing import Progress as Evaluation
+    from modmix.study import StudyRun
+
 LINE_SECONDS = 10.0
+_MOST_PACKS = 6  # shown one by one
+_WIDEST_BAR = 40
 
 
 class Display:
@@ -37,7 +44,7 @@ class Display:
         self._quiet = quiet
         self._live: Live | None = None
         self._last = 0.0
-        self._first: tuple[float, int] | None = None
+        self._pace = Pace()
         self._shown = ""
 
     def __enter__(self) -> Display:
@@ -58,56 +65,116 @@ class Display:
         if now - self._last < (0.25 if self._live is not None else LINE_SECONDS):
             return
         self._last = now
-        status = run.status()
-        ended = _ended(status.replicates)
-        if self._first is None:
-            self._first = (now, ended)
+        status, objective = run.status(), run.plan.spec.objective[0]
+        self._pace.look(now, status)
         if self._live is not None:
-            self._live.update(self._table(run.plan.name, status))
+            self._live.update(self.table(run.plan.name, objective, status))
         else:
-            line = self._line(status)
+            line = self.line(objective, status)
             if line != self._shown:
                 self._console.print(line, highlight=False)
                 self._shown = line
 
-    def _pace(self, status: Status) -> tuple[float, float | None]:
-        """Models a minute since the first look, and the seconds left, where they can be told."""
-        assert self._first is not None
-        since, before = self._first
-        passed = time.monotonic() - since
-        gained = _ended(status.replicates) - before
-        if passed < 1 or gained <= 0:
-            return 0.0, None
-        left = status.replicates["total"] - _ended(status.replicates)
-        return 60 * gained / passed, left * passed / gained
+    def line(self, objective: str, status: Status) -> str:
+        """Where the study stands, and the best point of each method, in one line."""
+        best = ", ".join(
+            f"{method} {metric_text(value, objective)}"
+            for method, (value, _) in _sorted(status, objective)
+        )
+        text = ", ".join(self._counts(status))
+        return text + (f"; best {metric_label(objective)} so far: {best}" if best else "")
 
-    def _line(self, status: Status) -> str:
-        rate, left = self._pace(status)
+    def _counts(self, status: Status) -> list[str]:
         points = status.points
         ended = sum(points[s] for s in ("done", "pruned", "failed"))
-        models = f"{_ended(status.replicates)}/{status.replicates['total']} models"
-        text = f"{ended}/{points['total']} points, {models}"
-        if rate:
-            text += f", {rate:.0f} models/min"
-        if left is not None:
-            text += f", about {_duration(left)} left"
-        best = ", ".join(f"{method} {value:.2f}" for method, (value, _) in status.best.items())
-        return text + (f"; best so far: {best}" if best else "")
+        words = [f"{ended}/{points['total']} points"]
+        words.append(f"{_ended(status.replicates)}/{status.replicates['total']} models")
+        if rate := self._pace.models_per_minute:
+            words.append(f"{rate:.0f} models/min" if rate >= 10 else f"{rate:.1f} models/min")
+        if (left := self._pace.left(status)) is not None:
+            words.append(f"about {_duration(left)} left")
+        return words
 
-    def _table(self, name: str, status: Status) -> RenderableType:
+    def table(self, name: str, objective: str, status: Status) -> RenderableType:
+        """The same for a terminal of any width, with what is in training."""
         table = Table(title=f"study {name}", title_justify="left", expand=False)
-        for column in ("method", "best so far", "with"):
-            table.add_column(column, overflow="fold")
-        for method, (value, params) in sorted(status.best.items(), key=lambda item: item[1][0]):
-            table.add_row(method, f"{value:.3f}", _short(params))
+        table.add_column("method", overflow="fold")
+        table.add_column(f"best {metric_label(objective)} so far", overflow="fold")
+        table.add_column("with", overflow="fold")
+        for method, (value, params) in _sorted(status, objective):
+            table.add_row(method, metric_text(value, objective), _short(params))
         total = max(1, status.replicates["total"])
-        bar = ProgressBar(total=total, completed=_ended(status.replicates), width=40)
-        rows: list[RenderableType] = [table, bar, Text(self._line(status).split(";")[0])]
-        for progress in status.running.values():
-            if progress is not None:
-                epoch = f"epoch {progress.epoch:g}/{progress.epochs}"
-                rows.append(Text(f"  pack: {epoch}, {progress.active} models", style="dim"))
+        width = max(1, min(_WIDEST_BAR, self._console.width - 1))
+        bar = Table.grid()  # alone a bar does not end its line
+        bar.add_row(ProgressBar(total=total, completed=_ended(status.replicates), width=width))
+        rows: list[RenderableType] = [table, bar, Text(", ".join(self._counts(status)))]
+        running = [progress for progress in status.running.values() if progress is not None]
+        for progress in running[:_MOST_PACKS]:
+            epoch = f"epoch {progress.epoch:g}/{progress.epochs}"
+            rows.append(Text(f"  pack: {epoch}, {progress.active} models", style="dim"))
+        if len(running) > _MOST_PACKS:
+            rows.append(Text(f"  and {len(running) - _MOST_PACKS} more packs", style="dim"))
         return Group(*rows)
+
+
+class Pace:
+    """How fast a study goes, and how long it will take.
+
+    What packs in training have done counts, not only what has ended: models of a pack end
+    together. And whatever the average says, a study takes as long as its slowest pack.
+    """
+
+    def __init__(self) -> None:
+        self._first: tuple[float, float, int] | None = None  # when, models' worth, ended
+        self._now = 0.0
+        self._done = 0.0
+        self._ended = 0
+        self._packs: dict[str, tuple[float, float]] = {}  # when first seen, at which epoch
+
+    def look(self, now: float, status: Status) -> None:
+        """Take note of where the study stands now (seconds of any clock)."""
+        running = _running(status)
+        self._packs = {
+            pack: self._packs.get(pack, (now, progress.epoch)) for pack, progress in running.items()
+        }
+        self._now, self._ended = now, _ended(status.replicates)
+        self._done = self._ended + sum(
+            p.active * p.epoch / max(1, p.epochs) for p in running.values()
+        )
+        if self._first is None:
+            self._first = (now, self._done, self._ended)
+
+    @property
+    def models_per_minute(self) -> float:
+        """Models' worth of training a minute since the first look; 0: it cannot be told yet."""
+        if self._first is None or self._now - self._first[0] < 1:
+            return 0.0
+        return max(0.0, 60 * (self._done - self._first[1]) / (self._now - self._first[0]))
+
+    def left(self, status: Status) -> float | None:
+        """Seconds until the end, or None where they cannot be told."""
+        if not (rate := self.models_per_minute / 60):
+            return None
+        average = max(0.0, status.replicates["total"] - self._done) / rate
+        return max([average, *self._of_packs(_running(status))])
+
+    def _of_packs(self, running: Mapping[str, Evaluation]) -> Iterator[float]:
+        """How long each pack in training will take at its own pace."""
+        for pack, progress in running.items():
+            since, epoch = self._packs.get(pack, (self._now, progress.epoch))
+            if progress.epoch > epoch:
+                each = (self._now - since) / (progress.epoch - epoch)
+                yield each * (progress.epochs - progress.epoch)
+
+
+def _running(status: Status) -> dict[str, Evaluation]:
+    return {pack: p for pack, p in status.running.items() if p is not None}
+
+
+def _sorted(status: Status, objective: str) -> list[tuple[str, tuple[float, Mapping[str, object]]]]:
+    """Methods with their best points, the best of all on top."""
+    higher = higher_is_better(objective)
+    return sorted(status.best.items(), key=lambda item: item[1][0], reverse=higher)
 
 
 def _ended(replicates: Mapping[str, int]) -> int:

@@ -1,0 +1,110 @@
+"""What a person sees while a study runs."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from modmix.book import Status
+from modmix.display import Display, Pace
+from modmix.packing import Progress
+
+STATES = ("pending", "running", "done", "pruned", "failed", "interrupted")
+
+
+def status(
+    total: int = 100, done: int = 0, running: dict[str, Progress | None] | None = None, **more: Any
+) -> Status:
+    points = {"done": done // 5, "pruned": 0, "failed": 0, "running": 0, "pending": 0}
+    return Status(
+        points={"total": total // 5, **points},
+        replicates={"total": total, **dict.fromkeys(STATES, 0), "done": done},
+        trained=done,
+        reused=0,
+        running=running or {},
+        failed=(),
+        seconds=0.0,
+        **{"best": {}, **more},
+    )
+
+
+def pack(epoch: float, epochs: int = 10, active: int = 10, name: str = "p") -> Progress:
+    return Progress(pack=name, epoch=epoch, epochs=epochs, active=active, metrics={})  # type: ignore[arg-type]
+
+
+def shown(width: int, of: Status, objective: str = "val/error") -> list[str]:
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    console.print(Display(console).table("small", objective, of))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+BEST = {
+    "mulmix": (7.25, {"beta": 0.25, "learning_rate": 0.00123, "margin": None, "depth": 2}),
+    "add": (3.5, {"merge": "concat"}),
+}
+
+
+def test_the_best_so_far_says_of_what_and_in_which_unit() -> None:
+    display = Display(Console(file=io.StringIO(), width=100))
+    of = status(done=10, best=BEST)
+    assert display.line("val/error", of) == (
+        "2/20 points, 10/100 models; best validation error (%) so far: add 3.50, mulmix 7.25"
+    )
+    whole = " ".join(" ".join(shown(100, of)).split())
+    assert "best validation error (%) so far" in whole
+    assert whole.index("add") < whole.index("mulmix")
+    auc = {"mul": (0.81, {}), "add": (0.9, {})}
+    assert display.line("val/auc", status(done=10, best=auc)).endswith(
+        "best validation AUC so far: add 0.9000, mul 0.8100"
+    )
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 79, 100, 200])
+def test_no_line_is_wider_than_the_terminal(width: int) -> None:
+    running = {f"p{i}": pack(3, name=f"p{i}") for i in range(30)}
+    lines = shown(width, status(done=40, best=BEST, running={**running, "new": None}))
+    assert max(map(len, lines)) <= width
+    if width >= 40:
+        text = " ".join(lines)
+        assert "8/20 points, 40/100 models" in [line.rstrip() for line in lines]
+        assert "and 24 more packs" in text
+
+
+def test_what_packs_have_done_so_far_counts() -> None:
+    """100 models of equal cost at one model a second; none has ended when 30 s have passed."""
+    pace = Pace()
+    pace.look(0.0, status())
+    packs = {f"p{i}": pack(0, name=f"p{i}") for i in range(5)}
+    pace.look(0.5, status(running=packs))
+    assert pace.models_per_minute == 0
+    packs = {f"p{i}": pack(6, name=f"p{i}") for i in range(5)}
+    now = status(running=packs)  # 5 packs of 10 models, 6 epochs of 10: worth 30 models
+    pace.look(30.0, now)
+    assert pace.models_per_minute == pytest.approx(60)
+    assert pace.left(now) == pytest.approx(70)
+
+
+def test_a_slow_last_pack_is_waited_for() -> None:
+    """90 models took 90 s; the last ten take 20 s an epoch and have four epochs to go."""
+    pace = Pace()
+    pace.look(0.0, status())
+    slow = {"slow": pack(1, name="slow")}
+    pace.look(30.0, status(done=90, running=slow))
+    now = status(done=90, running={"slow": pack(6, name="slow")})
+    pace.look(130.0, now)
+    assert pace.left(now) == pytest.approx(4 * 20)
+
+
+def test_nothing_is_promised_before_it_can_be_told() -> None:
+    pace = Pace()
+    pace.look(0.0, status(done=50))  # found in the ledger
+    assert pace.left(status(done=50)) is None
+    pace.look(10.0, status(done=50))
+    assert pace.left(status(done=50)) is None
+    pace.look(20.0, status(done=60))
+    assert pace.left(status(done=60)) == pytest.approx(80)
+    assert pace.left(status(total=60, done=60)) == 0
