@@ -139,6 +139,7 @@ def main() -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     models, examples, space = read(given.models)
     ray.init(
+        address="local",  # not what may run on this machine for others
         num_cpus=given.slots,
         include_dashboard=False,
         log_to_driver=False,
