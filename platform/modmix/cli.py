@@ -10,6 +10,7 @@ import json
 import math
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -408,8 +409,15 @@ def sync(study: Name) -> None:
     from modmix import tracking
     from modmix.home import Home
 
-    home = Home.from_environment()
-    done = tracking.sync(_ledger(), _study(study), home.tracking_uri, home)
+    home, said = Home.from_environment(), time.monotonic()
+
+    def progress(left: int) -> None:
+        nonlocal said
+        if left and time.monotonic() - said > 5.0:
+            said = time.monotonic()
+            print(f"{left} runs to go", file=sys.stderr)
+
+    done = tracking.sync(_ledger(), _study(study), home.tracking_uri, home, progress=progress)
     print(f"MLflow experiment {done.experiment!r} holds the study; {done.written} runs written")
 
 
