@@ -172,15 +172,18 @@ class Mirror:
         self._begin.wait(self._delay)
         pause = 0.0
         while not self._over.is_set():
-            code, words = self._accompany()
+            try:
+                why = f"the mirror's process ended ({self._accompany()})"
+            except OSError as error:  # no process, no memory for one
+                why = f"the mirror's process cannot be started ({error.strerror or error})"
             if self._over.is_set():
                 return
-            self._trouble = f"the mirror's process ended ({words or f'exit code {code}'})"
+            self._trouble = why
             pause = min(LONGEST_PAUSE, max(FIRST_PAUSE, 2 * pause))
             time.sleep(pause if not self._end else FIRST_PAUSE)
 
-    def _accompany(self) -> tuple[int, str]:
-        """Start the process and talk to it until it ends: its exit code and last words."""
+    def _accompany(self) -> str:
+        """Start the process and talk to it until it ends: its last words, or its exit code."""
         with tempfile.TemporaryFile("w+") as errors:
             process = subprocess.Popen(
                 [sys.executable, "-m", "modmix.tracking.follow"],
@@ -206,7 +209,7 @@ class Mirror:
             code = process.wait()
             errors.seek(0)
             lines = errors.read().strip().splitlines()
-        return code, lines[-1] if lines else ""
+        return lines[-1] if lines else f"exit code {code}"
 
     def _talk(self, stdin: IO[str], ended: threading.Event) -> None:
         sent_live, sent_outputs = 0.0, 0  # a process that died gets everything again
