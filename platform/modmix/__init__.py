@@ -21,6 +21,7 @@ The modules, in reading order; each imports only what stands above it:
     costs       what training a pack costs, estimated
     search      ask and tell: Optuna behind one small class
     optim       SGD, Adam, AdamW, schedules and clipping with a leading model axis
+    products    products of matrices for K models, by the library that is fastest here
     linear      fully connected layers of K models on a processor
     stacked     K models of one structure as one
     training/   parts of the trainer: batches, groups of models, records, checkpoints

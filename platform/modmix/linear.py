@@ -1,11 +1,8 @@
-"""Large fully connected layers of K models on a processor, and where gradients are collected.
+"""Fully connected layers of K models on a processor, and where gradients are collected.
 
-`torch.func.vmap` makes one batched product of every model's layer, which is as good as any for
-small ones (written as a product: of ``linear`` it makes two more passes). Products of some hundred
-rows and columns are done here, model by model, by oneDNN: it uses the whole vector width of every
-x86 processor, and the library behind ``torch.bmm`` half of it on those that are not Intel's (85
-and 170 GFLOP/s on a core of an AMD EPYC of 2024). Their weight gradients are written where the
-optimizer reads them while still in the cache.
+`torch.func.vmap` would make one batched product of every model's layer; here it is one of
+`modmix.products`, and weight gradients are written where the optimizer reads them while they are
+still in the cache.
 
 What is computed is what `torch.nn.functional.linear` computes.
 Shapes: K models, B examples, I inputs and O outputs of a layer, P parameters of a model.
@@ -13,23 +10,18 @@ Shapes: K models, B examples, I inputs and O outputs of a layer, P parameters of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch._C import _functorch as functorch
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd.function import _SingleLevelFunction, once_differentiable
 from torch.nn import functional as F
 
-# Multiplications of one model's product from which on oneDNN pays; below, one call for all models
-# costs less than K calls. Measured on shapes between 32 x 64 x 64 and 128 x 500 x 500.
-_LARGE = 1 << 21
-_SHORTEST_SIDE = 64
-
-_onednn: Callable[..., Tensor] | None = None
-if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-    _onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+from modmix.products import product
 
 
 class Sink:
@@ -95,74 +87,75 @@ class Layers:
                 setattr(part, "forward", partial(self._forward, part))  # noqa: B010
 
     def _forward(self, layer: nn.Linear, x: Tensor) -> Tensor:
-        rows = x.numel() // x.shape[-1]
-        large = _is_large(rows, layer.in_features, layer.out_features, x.dtype)
-        if not (large and self.active):
-            if not self._stacked or layer.bias is None:
-                return F.linear(x, layer.weight, layer.bias)
-            # vmap would make addmm of it, and multiply both sides by one first.
-            return torch.matmul(x, layer.weight.mT).add_(layer.bias)
+        if not self.active:
+            return F.linear(x, layer.weight, layer.bias)
         if self._stacked:
-            return _apply(_OfOneModel, x, layer.weight, layer.bias, self.sink)
+            return _under_vmap(x, layer.weight, layer.bias, self.sink)
         bias = None if layer.bias is None else layer.bias.unsqueeze(0)
         return _linear(x.unsqueeze(0), layer.weight.unsqueeze(0), bias, self.sink).squeeze(0)
-
-
-def _is_large(rows: int, inner: int, columns: int, dtype: torch.dtype) -> bool:
-    large = rows * inner * columns >= _LARGE and min(rows, inner, columns) >= _SHORTEST_SIDE
-    return large and _onednn is not None and dtype == torch.float32
-
-
-def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
-    result: Tensor = function.apply(*arguments)
-    return result
 
 
 def _linear(x: Tensor, weight_KOI: Tensor, bias_KO: Tensor | None, sink: Sink | None) -> Tensor:
     """The layer of K models on inputs (K, ..., I), (K, ..., O)."""
     x_KBI = x.flatten(1, -2) if x.dim() > 2 else x.unsqueeze(1)
-    y_KBO = _apply(_OfAllModels, x_KBI, weight_KOI, bias_KO, sink)
+    y_KBO: Tensor
+    if torch.is_grad_enabled():
+        y_KBO = _OfAllModels.apply(x_KBI, weight_KOI, bias_KO, sink)  # type: ignore[attr-defined]
+    else:
+        y_KBO = _forward(x_KBI, weight_KOI, bias_KO)
     return y_KBO if x.dim() == 3 else y_KBO.view(*x.shape[:-1], y_KBO.shape[-1])
 
 
-class _OfOneModel(torch.autograd.Function):
-    """The layer as a model calls it; under `vmap` it becomes the one of all models."""
-
-    @staticmethod
-    def forward(*_: Any) -> Tensor:
-        raise AssertionError("only ever called under vmap")
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Nothing is kept: the gradients are those of the layer of all models."""
-
-    @staticmethod
-    def vmap(
-        info: Any,
-        in_dims: tuple[int | None, ...],
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        sink: Sink | None,
-    ) -> tuple[Tensor, int]:
-        def rows(value: Tensor, dim: int | None) -> Tensor:
-            if dim is None:
-                return value.unsqueeze(0).expand(info.batch_size, *value.shape)
-            return value if dim == 0 else value.movedim(dim, 0)
-
-        of_all = rows(x, in_dims[0]), rows(weight, in_dims[1])
-        return _linear(*of_all, None if bias is None else rows(bias, in_dims[2]), sink), 0
+def _forward(x_KBI: Tensor, weight_KOI: Tensor, bias_KO: Tensor | None) -> Tensor:
+    y_KBO = product(x_KBI, weight_KOI.mT)
+    return y_KBO if bias_KO is None else y_KBO.add_(bias_KO.unsqueeze(1))
 
 
-class _OfAllModels(torch.autograd.Function):
+def _under_vmap(x: Tensor, weight: Tensor, bias: Tensor | None, sink: Sink | None) -> Tensor:
+    """The layer of all models, called by the one that `vmap` shows.
+
+    What `vmap` has wrapped is unwrapped here, and the result wrapped again. A rule for `vmap` in an
+    `autograd.Function` would do that, too, but costs 0.1 ms a call, more than many a product. In
+    any other situation than a single `vmap` over the weights, `vmap` makes of the layer what it
+    can.
+    """
+    level = functorch.maybe_get_level(weight)
+    given = [x, weight] if bias is None else [x, weight, bias]
+    rows = [_rows(value, level) for value in given]
+    if level < 0 or rows[1] is None or any(value is None for value in rows):
+        return F.linear(x, weight, bias)
+    models = len(rows[1])
+    whole = [
+        row.unsqueeze(0).expand(models, *row.shape) if row.dim() == value.dim() else row
+        for row, value in zip(rows, given, strict=True)
+        if row is not None
+    ]
+    with torch._C._DisableFuncTorch(), enable_single_level_autograd_function():
+        y = _linear(whole[0], whole[1], whole[2] if bias is not None else None, sink)
+    return functorch._add_batch_dim(y, 0, level)
+
+
+def _rows(value: Tensor, level: int) -> Tensor | None:
+    """The tensor of all models, their axis first, or itself where all share it; None: neither."""
+    if not functorch.is_functorch_wrapped_tensor(value):
+        return value
+    if not functorch.is_batchedtensor(value) or functorch.maybe_get_level(value) != level:
+        return None
+    whole = functorch.get_unwrapped(value)
+    if functorch.is_functorch_wrapped_tensor(whole):
+        return None
+    axis = functorch.maybe_get_bdim(value)
+    return whole if axis == 0 else whole.movedim(axis, 0)
+
+
+class _OfAllModels(_SingleLevelFunction):
     @staticmethod
     def forward(
         ctx: Any, x_KBI: Tensor, weight_KOI: Tensor, bias_KO: Tensor | None, sink: Sink | None
     ) -> Tensor:
         ctx.save_for_backward(x_KBI, weight_KOI)
         ctx.sink = sink
-        y_KBO = _product(x_KBI, weight_KOI.mT)
-        return y_KBO if bias_KO is None else y_KBO.add_(bias_KO.unsqueeze(1))
+        return _forward(x_KBI, weight_KOI, bias_KO)
 
     @staticmethod
     @once_differentiable
@@ -170,12 +163,12 @@ class _OfAllModels(torch.autograd.Function):
         x_KBI, weight_KOI = ctx.saved_tensors
         of_x, of_weight, of_bias, _ = ctx.needs_input_grad
         sink: Sink | None = ctx.sink
-        gx = _product(g_KBO, weight_KOI) if of_x else None
+        gx = product(g_KBO, weight_KOI) if of_x else None
         gw = gb = None
         if of_weight and sink is not None and sink.holds(weight_KOI):
             _weight_gradient(sink, weight_KOI, g_KBO, x_KBI)
         elif of_weight:
-            gw = _product(g_KBO.mT, x_KBI)
+            gw = product(g_KBO.mT, x_KBI)
         if of_bias:
             gb = g_KBO.sum(1)
         return gx, gw, gb, None
@@ -188,20 +181,6 @@ def _weight_gradient(sink: Sink, weight_KOI: Tensor, g_KBO: Tensor, x_KBI: Tenso
     if place.stride(-1) != 1:
         factors, place = (x_KBI.mT, g_KBO), place_KOI.mT
     if first:
-        _product(*factors, out=place)
+        product(*factors, out=place)
     else:
-        place.add_(_product(*factors))
-
-
-def _product(a_KMN: Tensor, b_KNR: Tensor, out: Tensor | None = None) -> Tensor:
-    """K products, (K, M, R), in the memory of ``out`` where that is given."""
-    models, rows, inner = a_KMN.shape
-    columns = b_KNR.shape[2]
-    if out is None:
-        out = a_KMN.new_empty(models, rows, columns)
-    if not _is_large(rows, inner, columns, a_KMN.dtype):
-        return out.copy_(torch.bmm(a_KMN, b_KNR))
-    assert _onednn is not None
-    for a_MN, b_RN, y_MR in zip(a_KMN.unbind(), b_KNR.mT.unbind(), out.unbind(), strict=True):
-        y_MR.copy_(_onednn(a_MN, b_RN, None, "none", [], ""))
-    return out
+        place.add_(product(*factors))

@@ -33,7 +33,7 @@ def auc(scores: Tensor, targets: Tensor) -> Tensor:
 
     if scores.shape[-1] == 2:
         return _binary_auc(scores[..., 1] - scores[..., 0], targets.expand(scores.shape[:-1]) == 1)
-    probabilities = scores.softmax(-1).movedim(-1, -2)  # (..., C, B)
+    probabilities = _by_class(scores).softmax(-2)  # (..., C, B)
     classes = torch.arange(scores.shape[-1], device=scores.device)
     is_class = targets.unsqueeze(-2) == classes.unsqueeze(-1)
     return _binary_auc(probabilities, is_class.expand(probabilities.shape)).nanmean(-1)
@@ -42,7 +42,7 @@ def auc(scores: Tensor, targets: Tensor) -> Tensor:
 def nll(scores: Tensor, targets: Tensor) -> Tensor:
     """Mean −log softmax(scores) of the true class, in nats."""
     own = scores.gather(-1, targets.expand(scores.shape[:-1]).unsqueeze(-1)).squeeze(-1)
-    return (scores.logsumexp(-1) - own).mean(-1)
+    return (_by_class(scores).logsumexp(-2) - own).mean(-1)
 
 
 def ece(scores: Tensor, targets: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def ece(scores: Tensor, targets: Tensor) -> Tensor:
 
     The confidence is the largest probability; a bin holds its upper bound.
     """
-    confidence, predicted = scores.softmax(-1).max(-1)
+    confidence, predicted = _by_class(scores).softmax(-2).max(-2)
     gap = (predicted == targets).to(_real(scores)) - confidence
     bins = (confidence * _ECE_BINS).ceil().long().clamp(1, _ECE_BINS) - 1
     sums = gap.new_zeros(*gap.shape[:-1], _ECE_BINS).scatter_add(-1, bins, gap)
@@ -149,7 +149,7 @@ def _binary_auc(scores: Tensor, positive: Tensor) -> Tensor:
     """AUC over the last axis from mean ranks; NaN without positives or without negatives."""
     import torch
 
-    ordered, order = scores.sort(-1)
+    ordered, positive = _sorted(scores, positive)
     position = torch.arange(scores.shape[-1], device=scores.device).expand(scores.shape)
     differs = ordered[..., 1:] != ordered[..., :-1]
     edge = torch.ones_like(positive[..., :1])
@@ -158,11 +158,36 @@ def _binary_auc(scores: Tensor, positive: Tensor) -> Tensor:
     ends = torch.where(torch.cat([differs, edge], -1), position, scores.shape[-1])
     last = ends.flip(-1).cummin(-1).values.flip(-1)
     # Twice the rank is a whole number, so that sums stay exact.
-    twice = ((first + last + 2) * positive.gather(-1, order)).sum(-1)
+    twice = ((first + last + 2) * positive).sum(-1)
     count = positive.sum(-1)
     pairs = count * (scores.shape[-1] - count)
     won = twice - count * (count + 1)
     return (won.double() / (2 * pairs).double()).to(_real(scores))
+
+
+def _sorted(scores: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers in the order of the scores, equal where these are, and which of them are positive."""
+    import torch
+
+    if scores.dtype == torch.float64:
+        ordered, order = scores.sort(-1)
+        return ordered, positive.gather(-1, order)
+    # One integer holds score and label: to sort these alone is twenty times as fast as to find
+    # their order. The bits of a positive float grow with it, those of a negative one fall.
+    bits = (scores.float() + 0.0).view(torch.int32)  # −0 is 0
+    keys = ((bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() << 1) | positive
+    if keys.device.type == "cpu":
+        import numpy as np
+
+        keys = torch.from_numpy(np.sort(keys.numpy(), axis=-1))
+    else:
+        keys = keys.sort(-1).values
+    return keys >> 1, (keys & 1).bool()
+
+
+def _by_class(scores: Tensor) -> Tensor:
+    """Scores (..., C, B): sums over the few classes are then several times as fast."""
+    return scores.mT.contiguous()
 
 
 def _real(scores: Tensor) -> torch.dtype:  # type: ignore[name-defined]  # noqa: F821

@@ -1,4 +1,4 @@
-"""K models of one structure as one; the only file with ``torch.func``.
+"""K models of one structure as one; with `modmix.linear`, all that knows ``torch.func``.
 
 Parameters of all models are one (K, P) tensor. The module sees views of it; `torch.func.vmap` adds
 the model axis to its forward pass, and one ordinary backward pass gives all gradients, for a
@@ -333,9 +333,14 @@ class Stack:
         return {name: state[name][row] for name in self.template.state_dict()}
 
 
+# Outputs from which on a matrix lies with its inputs first: the forward pass is then a product of
+# two matrices as they lie, the fastest kind. Narrow ones lie the other way, with longer rows.
+_NARROW = 32
+
+
 def _turn(parameter: Tensor) -> Tensor:
-    """As it lies in memory: a matrix with its longer side last, for products are faster so."""
-    turns = parameter.dim() == 2 and parameter.shape[0] >= parameter.shape[1]
+    """As it lies in memory: a wide layer's matrix turned, inputs by outputs."""
+    turns = parameter.dim() == 2 and parameter.shape[0] >= _NARROW
     return parameter.mT if turns else parameter
 
 

@@ -8,10 +8,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
-from modmix import linear
 from modmix.linear import Layers, Sink
 
-# (batch, inputs, outputs): small ones, a narrow one, and ones that go to oneDNN
+# (batch, inputs, outputs): small ones, a narrow one, and large ones
 SHAPES = [(5, 3, 4), (32, 64, 10), (7, 10, 2), (128, 300, 300), (96, 256, 130)]
 
 
@@ -126,22 +125,25 @@ def _with(module: nn.Module) -> list[tuple[Tensor, tuple[int, ...]]]:
     return [(p, tuple(p.shape)) for p in module.parameters()]
 
 
-def test_large_products_go_to_onednn_and_small_ones_do_not(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    if linear._onednn is None:
-        pytest.skip("this build of torch has no oneDNN")
-    seen = []
-    real = linear._onednn
+def test_a_layer_under_two_vmaps_and_with_shared_inputs() -> None:
+    """Where the weights are not those of one vmap alone, the rule of vmap takes over."""
+    layer = nn.Linear(5, 4)
+    Layers(layer, stacked=True)
+    weights, biases = torch.randn(3, 4, 5), torch.randn(3, 4)
+    x = torch.randn(6, 7, 5)
 
-    def noted(*arguments: object) -> Tensor:
-        seen.append(1)
-        return real(*arguments)
+    def one(weight: Tensor, bias: Tensor, given: Tensor) -> Tensor:
+        out: Tensor = functional_call(layer, {"weight": weight, "bias": bias}, (given,))
+        return out
 
-    monkeypatch.setattr(linear, "_onednn", noted)
-    linear._product(torch.randn(2, 32, 64), torch.randn(2, 64, 64))
-    assert not seen
-    linear._product(torch.randn(2, 128, 300), torch.randn(2, 300, 300))
-    assert len(seen) == 2
-    linear._product(torch.randn(2, 128, 300).double(), torch.randn(2, 300, 300).double())
-    assert len(seen) == 2
+    expected = torch.einsum("nbi,koi->knbo", x, weights) + biases[:, None, None]
+    shared = vmap(one, in_dims=(0, 0, None))(weights, biases, x)
+    torch.testing.assert_close(shared, expected)
+    last = vmap(one, in_dims=(2, 0, None))(weights.movedim(0, 2), biases, x)
+    torch.testing.assert_close(last, expected)
+    same = vmap(one, in_dims=(0, None, None))(weights, biases[0], x)
+    torch.testing.assert_close(same, expected - (biases - biases[0])[:, None, None])
+    twice = vmap(vmap(one, in_dims=(None, None, 0)), in_dims=(0, 0, None))(weights, biases, x)
+    torch.testing.assert_close(twice, expected)
+    both = vmap(vmap(one, in_dims=(0, 0, None)), in_dims=(None, None, 0))(weights, biases, x)
+    torch.testing.assert_close(both.transpose(0, 1), expected)

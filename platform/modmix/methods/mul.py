@@ -118,45 +118,36 @@ def class_losses(
     for logits up to ±1e4. Shorter types than float32 are lifted to it. Classes come before
     examples because sums over a short last axis are several times slower on a CPU.
     """
-    sources = logits_SCB.shape[0]
-    log_p_SCB = F.log_softmax(lift(logits_SCB), dim=1)
-    log_rest_SCB = log_one_minus(
-        log_p_SCB.detach() if detach else log_p_SCB, dim=1, constant=detach
-    )
-    # A product over the others as a matrix without diagonal: subtracting one's own term from the
-    # sum of all would lose every digit where that term is large.
-    others_SS = 1.0 - torch.eye(sources, dtype=log_p_SCB.dtype, device=log_p_SCB.device)
-    others_SCB = (others_SS @ log_rest_SCB.flatten(1)).view_as(log_p_SCB)
-    q_SCB = (beta / (sources - 1) * others_SCB + alpha * log_rest_SCB).exp()
-    return -(weights_S[:, None, None] * q_SCB * log_p_SCB).sum(0)
+    with torch.autocast(logits_SCB.device.type, enabled=False):  # it would shorten the products
+        sources = logits_SCB.shape[0]
+        log_p_SCB = F.log_softmax(lift(logits_SCB), dim=1)
+        log_rest_SCB = log_one_minus(
+            log_p_SCB.detach() if detach else log_p_SCB, dim=1, constant=detach
+        )
+        # Both factors as one matrix: fewer passes over all classes and examples. A sum over the
+        # others, not that of all less one's own, which would lose every digit of a large term.
+        one_SS = torch.eye(sources, dtype=log_p_SCB.dtype, device=log_p_SCB.device)
+        powers_SS = beta / (sources - 1) * (1.0 - one_SS) + alpha * one_SS
+        q_SCB = (powers_SS @ log_rest_SCB.flatten(1)).exp().view_as(log_p_SCB)
+        weighted = weights_S.to(log_p_SCB.dtype) @ (q_SCB * log_p_SCB).flatten(1)
+        return -weighted.view(log_p_SCB.shape[1:])
 
 
 def log_one_minus(log_p: Tensor, dim: int, *, constant: bool = False) -> Tensor:
     """log(1 − p) from log-probabilities that sum to one over ``dim`` (two classes or more).
 
     Exact for a class whose p rounds to 1 too: there it is the log of the sum of all others. The
-    gradient is bounded; with ``constant`` there is none, and it is faster.
+    gradient is bounded. With ``constant`` there is none, and it is faster: right to 2e-7, not to as
+    much of a small value; for a factor like q, which is the exponential of it, that is the same.
     """
     # At most one class of a source can be above 0.502.
     likely = log_p > -0.69
     others = log_p.masked_fill(likely, -math.inf)
     of_likely = others.logsumexp(dim, keepdim=True)
-    # The likely class is kept out of log1p, whose gradient at p = 1 would be infinite.
-    minus_p = others.exp().neg()
-    return torch.where(likely, of_likely, _log1p(minus_p) if constant else torch.log1p(minus_p))
-
-
-def _log1p(x: Tensor) -> Tensor:
-    """log(1 + x) for −0.6 < x ≤ 0 to a few units of the last digit, from a logarithm.
-
-    ``torch.log1p`` takes twelve times as long as ``torch.log`` on a processor. What 1 + x loses of
-    x is known exactly, u − 1, and log(u) · x / (u − 1) makes up for it (W. Kahan; Higham,
-    Accuracy and Stability of Numerical Algorithms, 2nd ed., §1.14.1).
-    """
-    u = 1.0 + x
-    lost = u - 1.0
-    # Where nothing is left of x, log(1 + x) is x.
-    return torch.where(lost == 0.0, x, u.log() * (x / lost))
+    # The likely class is kept out of the logarithm, whose gradient at p = 1 would be infinite.
+    p = others.exp()
+    # torch.log1p takes twelve times as long as torch.log on a processor.
+    return torch.where(likely, of_likely, (1.0 - p).log() if constant else torch.log1p(-p))
 
 
 def boosted(losses_CB: Tensor, target_B: Tensor, margin: Tensor) -> Tensor:

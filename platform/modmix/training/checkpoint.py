@@ -19,7 +19,7 @@ from modmix.packing import NUMERICS_VERSION
 
 _FILE = "checkpoint.safetensors"
 # Raised whenever the same tensors lie in another order: one of before starts over.
-_LAYOUT = 2
+_LAYOUT = 3
 
 
 class CheckpointWarning(UserWarning):
