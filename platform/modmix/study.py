@@ -316,6 +316,7 @@ class StudyRun:
                         "stacked": event.stacked,
                         "why": event.why,
                         "measured": dict(event.measured),
+                        "products": dict(event.products),
                         "resumed_epoch": event.resumed_epoch,
                     }
                     self._ledger.update_pack(self.plan.name, pack, note=note)

@@ -10,13 +10,13 @@ import math
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from modmix import products
 from modmix.halving import rungs
 from modmix.methods.base import Stage
 from modmix.methods.model import pack_weights
@@ -29,6 +29,7 @@ from modmix.training.batches import Examples, Order
 from modmix.training.builder import Builder
 from modmix.training.group import Group, is_out_of_memory
 from modmix.training.memory import keep_freed_memory
+from modmix.training.precision import arithmetic
 from modmix.training.probe import Probe, Way
 from modmix.training.record import Endings, Position, Record, Rung, results, rung_of
 
@@ -64,7 +65,7 @@ def train_pack(
     if device == "cpu":
         keep_freed_memory()
     try:
-        with _arithmetic(pack.replicates[0].training["precision"], device):
+        with arithmetic(pack.replicates[0].training["precision"], device):
             yield from _Run(pack, data, torch.device(device), share, dropped).events()
     finally:
         torch.set_num_threads(before)
@@ -118,6 +119,7 @@ class _Run:
             stacked=self.way.stacked,
             why=self.way.why,
             measured=self.way.measured,
+            products=products.names() if self.device.type == "cpu" else {},
             resumed_epoch=self._epochs_done() if resumed else 0,
         )
         yield from [
@@ -491,18 +493,3 @@ class _Run:
                 group.start_epoch(self.position.epoch, self.order, self._epochs_done())
             mine = {n.partition("/")[2]: t for n, t in tensors.items() if n.startswith(f"{g}/")}
             group.load(mine, steps)
-
-
-@contextmanager
-def _arithmetic(precision: str, device: str) -> Iterator[None]:
-    """Products of float32 on a GPU are what the study says, whatever this process did before."""
-    if not device.startswith("cuda"):
-        yield
-        return
-    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = products.allow_tf32, convolutions.allow_tf32
-    try:
-        products.allow_tf32 = convolutions.allow_tf32 = precision == "tf32"
-        yield
-    finally:
-        products.allow_tf32, convolutions.allow_tf32 = before

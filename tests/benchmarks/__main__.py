@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import signal
 import sys
 import time
@@ -37,6 +38,9 @@ def main() -> int:
     if problem:
         print(f"make bench: {problem}", file=sys.stderr)
         return 2
+    # Libraries choose by themselves what suits the processor, for every contestant.
+    for name in [name for name in os.environ if name.startswith("OPENBLAS_")]:
+        del os.environ[name]
     # Killed, it still ends the commands it started, and leaves no files.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options, failed = Options.from_environment(), []
