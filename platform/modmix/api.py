@@ -346,6 +346,8 @@ def _end(
     ledger.set_state(plan.name, state)
     ledger.add_seconds(plan.name, wall=seconds)
     paths: list[Path] = []
+    if mirror is not None:
+        mirror.hurry()
     if state == "finished":
         say("drawing figures and writing tables")
         from modmix.analysis.report import write_all

@@ -6,10 +6,12 @@ continues; 1 anything else. Imports are inside the commands, so that `modmix --h
 
 from __future__ import annotations
 
+import atexit
 import json
 import math
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -55,6 +57,25 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only the resu
 
 
 _INTERRUPTED = 130  # what typer makes of a Ctrl-C that no command has handled
+
+
+def command() -> None:
+    """`main`, and then the end of the process, without a second or two of taking Python apart."""
+    code: int | str | None = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code
+    busy = [t for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]
+    if busy or not (code is None or isinstance(code, int)):
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:  # the reader is gone, or the disk is full: Python says so, with its own code
+        sys.exit(code)
+    os._exit(code or 0)
 
 
 def main() -> None:

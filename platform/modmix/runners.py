@@ -23,6 +23,10 @@ from modmix.packing import Event, Finished, Pack, Progress, TaskRef, digest
 if TYPE_CHECKING:
     from modmix.tasks.data import Data
 
+# torch reads this with its first tensor: memory for large tensors comes in pages of 2 MB where the
+# system has them. In pages of 4 kB the first steps of a pack would take twice as long.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
 IDLE_SECONDS = 0.2
 
 _DEVICE = re.compile(r"CUDA|cuDNN|cuBLAS|NCCL|HIP error|device-side|out of memory")

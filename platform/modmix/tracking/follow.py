@@ -6,7 +6,8 @@ It reads what it is told from its standard input, a line of JSON each, and answe
 output in the same way. The end of the input is the end of the driver: then it ends at once,
 wherever it is, because the driver that comes next has a mirror of its own.
 
-    told     what to follow (the first line), live evaluations, outputs, "wake", how the study ended
+    told     what to follow (the first line), live evaluations, outputs, "wake", "hurry" (training
+             is over), how the study ended
     answers  what keeps it from being up to date, how many runs are still to be written, "done"
 """
 
@@ -34,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 FIRST_PAUSE = 1.0  # seconds, when MLflow cannot be reached; then ever longer ones
 LONGEST_REST = 30.0  # seconds between two looks at the ledger
-NICENESS = 10  # training goes before it
+NICENESS = 19  # training goes before it; Ray gives its workers 15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,7 @@ class Follower:
         self._answer = answer
         self._changed = threading.Event()
         self._closing = threading.Event()
+        self._soon = threading.Event()  # ends the rest between two looks
         self._lock = threading.Lock()  # over the next one
         self._told = Told()
         self._trouble = ""
@@ -83,7 +85,10 @@ class Follower:
     # ------------------------------------------------------------ being told, from any thread
 
     def tell(self, message: Mapping[str, Any]) -> None:
-        """Take one message: ``live``, ``outputs``, ``end`` with ``seconds``; any is a wake-up."""
+        """Take one message: ``live``, ``outputs``, ``hurry``, ``end`` with ``seconds``.
+
+        Any is a wake-up.
+        """
         now = time.monotonic()
         with self._lock:
             if (live := message.get("live")) is not None:
@@ -96,6 +101,9 @@ class Follower:
                 self._told.state = message["end"]
                 self._told.deadline = now + message["seconds"]
                 self._closing.set()
+                self._soon.set()
+        if message.get("hurry"):
+            self._soon.set()
         self._changed.set()
 
     # ------------------------------------------------------------ following
@@ -137,6 +145,8 @@ class Follower:
 
     def _update(self, writer: Writer) -> bool:
         self._changed.clear()
+        if not self._closing.is_set():
+            self._soon.clear()
         with self._lock:
             told = self._told
             outputs, told.outputs = told.outputs, []
@@ -166,13 +176,13 @@ class Follower:
             self._answer("left", left)
 
     def _rest(self, pause: float, reading: float, settled: bool) -> None:
-        """Wait for something to do; only the end of the study shortens the wait."""
+        """Wait for something to do; only the end of training shortens the wait."""
         if pause:
             if self._closing.wait(pause):
                 time.sleep(FIRST_PAUSE)
             return
         # Looking for what is new takes a while in a large study: a tenth of the time at most.
-        self._closing.wait(min(LONGEST_REST, max(1.0, 10 * reading)))
+        self._soon.wait(min(LONGEST_REST, max(1.0, 10 * reading)))
         if not self._closing.is_set():
             self._changed.wait(None if settled else PARTIAL_SECONDS)
 
@@ -183,10 +193,14 @@ class Follower:
 def main() -> None:
     with suppress(OSError):
         os.nice(NICENESS)
+    # Linux shares processors out by session before it looks at processes, and this one has its own.
+    with suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(NICENESS))
     follower = Follower(Task(**json.loads(sys.stdin.readline())), _answer)
     threading.Thread(target=_listen, args=(follower,), daemon=True).start()
     done = follower.follow()
     _answer("done", done)
+    os._exit(0)  # the driver waits; nothing is left to write
 
 
 def _answer(what: str, value: Any) -> None:

@@ -77,10 +77,11 @@ class Mirror:
         self._begin = threading.Event()  # there is something to show
         self._changed = threading.Event()
         self._over = threading.Event()  # the process has said its last word
-        self._lock = threading.Lock()  # over the next four
+        self._lock = threading.Lock()  # over the next five
         self._live: dict[str, dict[str, tuple[float, int, Mapping[str, float]]]] = {}  # by pack
         self._outputs: list[str] = []
         self._end: dict[str, Any] = {}
+        self._hurry = False
         self._process: subprocess.Popen[str] | None = None
         self._done = False
         self._trouble = ""
@@ -114,6 +115,12 @@ class Mirror:
             }
             while len(self._live) > _MOST_PACKS:
                 del self._live[next(iter(self._live))]
+        self._begin.set()
+        self._changed.set()
+
+    def hurry(self) -> None:
+        """Training is over: catch up at once, while figures are drawn."""
+        self._hurry = True
         self._begin.set()
         self._changed.set()
 
@@ -221,6 +228,8 @@ class Mirror:
                 if outputs := self._outputs[sent_outputs:]:
                     message["outputs"], sent_outputs = outputs, len(self._outputs)
                 message |= self._end
+                if self._hurry:
+                    message["hurry"], self._hurry = True, False
                 now = time.monotonic()
                 if now - sent_live >= self._live_seconds:
                     sent_live = now
