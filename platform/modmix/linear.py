@@ -10,8 +10,9 @@ Shapes: K models, B examples, I inputs and O outputs of a layer, P parameters of
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -75,6 +76,7 @@ def _place_of(tensor: Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:
 class Layers:
     """Takes over the fully connected layers in a module; ``sink`` is set before every pass.
 
+    A ReLU that follows one in an `nn.Sequential` becomes part of it: one pass over memory less.
     ``stacked`` says whether the module is called under `vmap`.
     """
 
@@ -84,34 +86,64 @@ class Layers:
         self._stacked = stacked
         for part in module.modules():
             if type(part) is nn.Linear:
-                setattr(part, "forward", partial(self._forward, part))  # noqa: B010
+                setattr(part, "forward", partial(self._layer, part))  # noqa: B010
+            if type(part) is nn.Sequential and _has_pairs(part):
+                setattr(part, "forward", partial(self._sequence, list(part)))  # noqa: B010
 
-    def _forward(self, layer: nn.Linear, x: Tensor) -> Tensor:
+    def _sequence(self, parts: Sequence[nn.Module], x: Tensor) -> Tensor:
+        rest = iter(zip(parts, [*parts[1:], None]))
+        for part, following in rest:
+            if type(part) is nn.Linear and type(following) is nn.ReLU:
+                x = self._layer(part, x, rectify=True)
+                next(rest)
+            else:
+                x = part(x)
+        return x
+
+    def _layer(self, layer: nn.Linear, x: Tensor, *, rectify: bool = False) -> Tensor:
         if not self.active:
-            return F.linear(x, layer.weight, layer.bias)
+            return _ordinary(x, layer.weight, layer.bias, rectify=rectify)
         if self._stacked:
-            return _under_vmap(x, layer.weight, layer.bias, self.sink)
+            return _under_vmap(x, layer.weight, layer.bias, self.sink, rectify=rectify)
         bias = None if layer.bias is None else layer.bias.unsqueeze(0)
-        return _linear(x.unsqueeze(0), layer.weight.unsqueeze(0), bias, self.sink).squeeze(0)
+        of_all = x.unsqueeze(0), layer.weight.unsqueeze(0), bias
+        return _linear(*of_all, self.sink, rectify=rectify).squeeze(0)
 
 
-def _linear(x: Tensor, weight_KOI: Tensor, bias_KO: Tensor | None, sink: Sink | None) -> Tensor:
+def _has_pairs(sequence: nn.Sequential) -> bool:
+    kinds = [type(part) for part in sequence]
+    return (nn.Linear, nn.ReLU) in pairwise(kinds)
+
+
+def _ordinary(x: Tensor, weight: Tensor, bias: Tensor | None, *, rectify: bool) -> Tensor:
+    y = F.linear(x, weight, bias)
+    return y.relu() if rectify else y
+
+
+def _linear(
+    x: Tensor, weight_KOI: Tensor, bias_KO: Tensor | None, sink: Sink | None, *, rectify: bool
+) -> Tensor:
     """The layer of K models on inputs (K, ..., I), (K, ..., O)."""
     x_KBI = x.flatten(1, -2) if x.dim() > 2 else x.unsqueeze(1)
     y_KBO: Tensor
     if torch.is_grad_enabled():
-        y_KBO = _OfAllModels.apply(x_KBI, weight_KOI, bias_KO, sink)  # type: ignore[attr-defined]
+        arguments = (x_KBI, weight_KOI, bias_KO, sink, rectify)
+        y_KBO = _OfAllModels.apply(*arguments)  # type: ignore[attr-defined]
     else:
-        y_KBO = _forward(x_KBI, weight_KOI, bias_KO)
+        y_KBO = _forward(x_KBI, weight_KOI, bias_KO, rectify=rectify)
     return y_KBO if x.dim() == 3 else y_KBO.view(*x.shape[:-1], y_KBO.shape[-1])
 
 
-def _forward(x_KBI: Tensor, weight_KOI: Tensor, bias_KO: Tensor | None) -> Tensor:
+def _forward(x_KBI: Tensor, weight_KOI: Tensor, bias_KO: Tensor | None, *, rectify: bool) -> Tensor:
     y_KBO = product(x_KBI, weight_KOI.mT)
-    return y_KBO if bias_KO is None else y_KBO.add_(bias_KO.unsqueeze(1))
+    if bias_KO is not None:
+        y_KBO.add_(bias_KO.unsqueeze(1))
+    return y_KBO.relu_() if rectify else y_KBO
 
 
-def _under_vmap(x: Tensor, weight: Tensor, bias: Tensor | None, sink: Sink | None) -> Tensor:
+def _under_vmap(
+    x: Tensor, weight: Tensor, bias: Tensor | None, sink: Sink | None, *, rectify: bool
+) -> Tensor:
     """The layer of all models, called by the one that `vmap` shows.
 
     What `vmap` has wrapped is unwrapped here, and the result wrapped again. A rule for `vmap` in an
@@ -123,15 +155,16 @@ def _under_vmap(x: Tensor, weight: Tensor, bias: Tensor | None, sink: Sink | Non
     given = [x, weight] if bias is None else [x, weight, bias]
     rows = [_rows(value, level) for value in given]
     if level < 0 or rows[1] is None or any(value is None for value in rows):
-        return F.linear(x, weight, bias)
+        return _ordinary(x, weight, bias, rectify=rectify)
     models = len(rows[1])
     whole = [
         row.unsqueeze(0).expand(models, *row.shape) if row.dim() == value.dim() else row
         for row, value in zip(rows, given, strict=True)
         if row is not None
     ]
+    of_all = whole[0], whole[1], whole[2] if bias is not None else None
     with torch._C._DisableFuncTorch(), enable_single_level_autograd_function():
-        y = _linear(whole[0], whole[1], whole[2] if bias is not None else None, sink)
+        y = _linear(*of_all, sink, rectify=rectify)
     return functorch._add_batch_dim(y, 0, level)
 
 
@@ -151,18 +184,26 @@ def _rows(value: Tensor, level: int) -> Tensor | None:
 class _OfAllModels(_SingleLevelFunction):
     @staticmethod
     def forward(
-        ctx: Any, x_KBI: Tensor, weight_KOI: Tensor, bias_KO: Tensor | None, sink: Sink | None
+        ctx: Any,
+        x_KBI: Tensor,
+        weight_KOI: Tensor,
+        bias_KO: Tensor | None,
+        sink: Sink | None,
+        rectify: bool,
     ) -> Tensor:
-        ctx.save_for_backward(x_KBI, weight_KOI)
+        y_KBO = _forward(x_KBI, weight_KOI, bias_KO, rectify=rectify)
+        ctx.save_for_backward(x_KBI, weight_KOI, y_KBO if rectify else None)
         ctx.sink = sink
-        return _forward(x_KBI, weight_KOI, bias_KO)
+        return y_KBO
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g_KBO: Tensor) -> Any:
-        x_KBI, weight_KOI = ctx.saved_tensors
-        of_x, of_weight, of_bias, _ = ctx.needs_input_grad
+        x_KBI, weight_KOI, y_KBO = ctx.saved_tensors
+        of_x, of_weight, of_bias, *_ = ctx.needs_input_grad
         sink: Sink | None = ctx.sink
+        if y_KBO is not None:
+            g_KBO = torch.ops.aten.threshold_backward(g_KBO, y_KBO, 0.0)
         gx = product(g_KBO, weight_KOI) if of_x else None
         gw = gb = None
         if of_weight and sink is not None and sink.holds(weight_KOI):
@@ -171,7 +212,7 @@ class _OfAllModels(_SingleLevelFunction):
             gw = product(g_KBO.mT, x_KBI)
         if of_bias:
             gb = g_KBO.sum(1)
-        return gx, gw, gb, None
+        return gx, gw, gb, None, None
 
 
 def _weight_gradient(sink: Sink, weight_KOI: Tensor, g_KBO: Tensor, x_KBI: Tensor) -> None:

@@ -147,3 +147,47 @@ def test_a_layer_under_two_vmaps_and_with_shared_inputs() -> None:
     torch.testing.assert_close(twice, expected)
     both = vmap(vmap(one, in_dims=(0, 0, None)), in_dims=(None, None, 0))(weights, biases, x)
     torch.testing.assert_close(both.transpose(0, 1), expected)
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+@pytest.mark.parametrize("active", [True, False])
+def test_a_rectified_layer_is_a_layer_and_a_relu(stacked: bool, active: bool) -> None:
+    torch.manual_seed(3)
+
+    def make() -> nn.Sequential:
+        return nn.Sequential(
+            nn.Linear(7, 40), nn.ReLU(), nn.Linear(40, 90), nn.ReLU(), nn.Dropout(0.0), nn.ReLU(),
+            nn.Linear(90, 3),
+        )  # fmt: skip
+
+    modules = [make() for _ in range(3 if stacked else 1)]
+    x = torch.randn(len(modules), 70, 7)
+    template = make()
+    names = [name for name, _ in template.named_parameters()]
+    state = {
+        name: torch.stack([dict(m.named_parameters())[name].detach() for m in modules])
+        for name in names
+    }
+    leaves = {name: value.requires_grad_() for name, value in state.items()}
+    layers = Layers(template, stacked=stacked)
+    layers.active = active
+
+    def one(state: dict[str, Tensor], row: Tensor) -> Tensor:
+        return functional_call(template, state, (row,))
+
+    if stacked:
+        y = vmap(one)(leaves, x)
+    else:
+        y = one({name: value[0] for name, value in leaves.items()}, x[0]).unsqueeze(0)
+    found = torch.autograd.grad(y.tanh().sum(), list(leaves.values()))
+    for k, module in enumerate(modules):
+        module.double()
+        expected = module(x[k].double())
+        torch.testing.assert_close(y[k].double(), expected, rtol=1e-4, atol=1e-5)
+        expected.tanh().sum().backward()
+        for gradient, parameter in zip(found, module.parameters(), strict=True):
+            assert parameter.grad is not None
+            torch.testing.assert_close(gradient[k].double(), parameter.grad, rtol=1e-3, atol=1e-4)
+    with torch.no_grad():
+        x[0, 0, 0] = float("nan")  # a NaN stays one
+        assert template(x[0]).isnan().any() if not stacked else vmap(one)(leaves, x).isnan().any()
