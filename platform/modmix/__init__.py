@@ -3,6 +3,7 @@
 The modules, in reading order; each imports only what stands above it:
 
     errors      what can go wrong, as a tree, with the exit codes
+    allocator   memory that was freed is kept
     home        where everything a person's studies produce lies
     ledger/     studies, points, replicates, histories: the truth, in a database
     space       hyperparameters, constants, grids, ranges, choices, conditions

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from modmix import products
+from modmix.allocator import keep_freed_memory
 from modmix.halving import rungs
 from modmix.methods.base import Stage
 from modmix.methods.model import pack_weights
@@ -28,7 +29,6 @@ from modmix.training import checkpoint
 from modmix.training.batches import Examples, Order
 from modmix.training.builder import Builder
 from modmix.training.group import Group, is_out_of_memory
-from modmix.training.memory import keep_freed_memory
 from modmix.training.precision import arithmetic
 from modmix.training.probe import Probe, Way
 from modmix.training.record import Endings, Position, Record, Rung, results, rung_of

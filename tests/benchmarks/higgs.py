@@ -23,6 +23,7 @@ from tests.benchmarks.report import Figure, Section, Table, between, number
 from tests.benchmarks.server import mlflow_server
 
 OURS = "modmix run"
+_BETAS = [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1]
 STUDY = """\
 study: higgs
 task: {{name: higgs, path: {path}, test_rows: 5000, val_rows: 3000}}
@@ -56,7 +57,7 @@ def run(options: Options) -> Section:
 
 def _run(options: Options, path: Path, folder: Path, tracking: str) -> Section:
     study, models, data = folder / "higgs.yaml", folder / "models.json", folder / "data"
-    betas, seeds, epochs = ([0, 1], 2, 2) if options.quick else ([0, 0.3, 0.7, 1], 4, 5)
+    betas, seeds, epochs = ([0, 1], 2, 2) if options.quick else (_BETAS, 2, 8)
     study.write_text(STUDY.format(path=path, betas=betas, seeds=seeds, epochs=epochs))
     count = workload.write_models(study, models, data=data)
     peers = Peers(models, data, tracking)

@@ -23,6 +23,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from modmix.allocator import keep_freed_memory
 from modmix.errors import DataError
 from modmix.tasks.files import Progress, silent
 
@@ -52,6 +53,7 @@ def read_rows(
             the message names the line.
     """
     threads = threads or min(16, os.cpu_count() or 1)
+    keep_freed_memory()
     waiting: queue.Queue[Future[Rows] | Exception | None] = queue.Queue(threads + 1)
     stop = threading.Event()
     try:
