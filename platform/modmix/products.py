@@ -30,7 +30,8 @@ _LARGE = 1 << 21
 _SHORTEST_SIDE = 64
 # The shapes of the races: models, rows, inner, columns.
 _SMALL_RACE, _LARGE_RACE = (16, 32, 64, 64), (2, 128, 256, 256)
-# What a library must be faster by to be preferred to torch.bmm: a choice that noise does not turn.
+# What a library must be faster by than the one before it: all processes of a machine shall choose
+# the same, for the last digits of the results depend on it.
 _MARGIN = 1.25
 _TRIES = 7
 # OpenBLAS has a fast kernel for a · bᵀ up to this many rows of b and this many columns of both.
@@ -82,10 +83,11 @@ def _race(large: bool, threads: int) -> Product:  # noqa: ARG001  (part of the k
             found.append(time.perf_counter() - begun)
         return min(found)
 
-    others = [_numpy, _onednn_each] if large and _onednn is not None else [_numpy]
-    times = {how: seconds(how) for how in [_bmm, *others]}
-    best = min(others, key=times.__getitem__)
-    return best if times[_bmm] > _MARGIN * times[best] else _bmm
+    winner, least = _bmm, seconds(_bmm)
+    for other in [_numpy, _onednn_each] if large and _onednn is not None else [_numpy]:
+        if (taken := seconds(other)) * _MARGIN < least:
+            winner, least = other, taken
+    return winner
 
 
 def _is_large(rows: int, inner: int, columns: int) -> bool:

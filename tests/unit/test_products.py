@@ -95,7 +95,10 @@ def test_the_race_is_run_once_and_a_library_must_win_clearly(
         assert products.names()
         assert len(runs) == once
         products._race.cache_clear()
-        cost.update(_numpy=0.5, _onednn_each=0.4)
+        cost.update(_numpy=0.5, _onednn_each=0.45)  # nor between these two
+        assert products.names() == {"small": "numpy", "large": "numpy"}
+        products._race.cache_clear()
+        cost.update(_onednn_each=0.3)
         assert products.names() == {"small": "numpy", "large": "onednn_each"}
     finally:
         products._race.cache_clear()
