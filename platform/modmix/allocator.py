@@ -1,10 +1,12 @@
-"""Memory that was freed is kept for what needs as much next."""
+"""The host's memory: how much is free, and how what was freed is kept for what comes next."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
 from functools import cache
+from pathlib import Path
 
 # Numbers and limits of glibc's mallopt(3).
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
@@ -27,3 +29,17 @@ def keep_freed_memory() -> None:
     mallopt(_MMAP_THRESHOLD, 32 * _MEGABYTE)  # the largest it accepts
     mallopt(_TRIM_THRESHOLD, 256 * _MEGABYTE)
     mallopt(_TOP_PAD, 64 * _MEGABYTE)
+
+
+def free_memory() -> int:
+    """Free memory of this machine, or of the container this process is in."""
+    free = 4 << 30  # where the system does not say
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                free = int(line.split()[1]) << 10
+    with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())
+        free = min(free, limit - int((group / "memory.current").read_text()))
+    return max(free, 1 << 28)

@@ -24,6 +24,7 @@ from modmix.tasks.data import SPLITS, Array, Modality
 from modmix.tasks.download import fetch
 from modmix.tasks.files import Progress, Source, data_home
 from modmix.tasks.higgs_csv import COLUMNS, Rows, read_rows
+from modmix.tasks.rows import RowStore
 from modmix.tasks.splits import Moments, permutation
 from modmix.tasks.writer import ArrayFile, Writer, input_file, labels_file
 
@@ -57,28 +58,27 @@ class Higgs(Task):
 
     def write(self, writer: Writer, progress: Progress) -> Contents:
         path = self.sources()[0].path
-        raw = writer.folder / "rows.raw"
-        labels_N = _copy_rows(path, raw, writer, progress)
-        splits_N = self._assign(path, labels_N)
-        writer.content("splits", splits_N)
-        counts = np.bincount(splits_N, minlength=len(SPLITS))
-        moments = Moments(COLUMNS - 1)
-        for part in _each_chunk(raw, splits_N, _training_moments):
-            moments.merge(part)
-        for view in VIEWS:
-            writer.scaled(view, moments.mean_D[VIEWS[view]], moments.scale_D[VIEWS[view]])
-        with ExitStack() as stack:
-            files = {
-                (number, view): stack.enter_context(
-                    writer.array(input_file(split, view), (int(counts[number]), _width(view)))
-                )
-                for number, split in enumerate(SPLITS)
-                for view in VIEWS
-            }
-            _write_inputs(raw, splits_N, moments, files, progress)
+        with RowStore(writer.folder / "rows.raw", COLUMNS, _CHUNK_ROWS) as store:
+            labels_N = _copy_rows(path, store, writer, progress)
+            splits_N = self._assign(path, labels_N)
+            writer.content("splits", splits_N)
+            counts = np.bincount(splits_N, minlength=len(SPLITS))
+            moments = Moments(COLUMNS - 1)
+            for part in _each_chunk(store, splits_N, _training_moments):
+                moments.merge(part)
+            for view in VIEWS:
+                writer.scaled(view, moments.mean_D[VIEWS[view]], moments.scale_D[VIEWS[view]])
+            with ExitStack() as stack:
+                files = {
+                    (number, view): stack.enter_context(
+                        writer.array(input_file(split, view), (int(counts[number]), _width(view)))
+                    )
+                    for number, split in enumerate(SPLITS)
+                    for view in VIEWS
+                }
+                _write_inputs(store, splits_N, moments, files, progress)
         for number, split in enumerate(SPLITS):
             writer.put(labels_file(split), labels_N[splits_N == number], np.int64)
-        raw.unlink()
         return Contents(
             modalities=tuple(Modality(name=view, shape=(_width(view),)) for view in VIEWS),
             class_names=CLASS_NAMES,
@@ -123,15 +123,17 @@ def _width(view: str) -> int:
     return VIEWS[view].stop - VIEWS[view].start
 
 
-def _copy_rows(path: Path, raw: Path, writer: Writer, progress: Progress) -> npt.NDArray[np.uint8]:
-    """Parse the file into binary rows (N, 29) float32 on disk, and return the labels (N,)."""
+def _copy_rows(
+    path: Path, store: RowStore, writer: Writer, progress: Progress
+) -> npt.NDArray[np.uint8]:
+    """Parse the file into the store, (N, 29) float32, and return the labels (N,)."""
     labels = [np.empty(0, dtype=np.uint8)]
-    with raw.open("wb") as file:
-        for rows_NF in read_rows(path, progress):
-            values = rows_NF.data.cast("B") if rows_NF.size else memoryview(b"")
-            writer.content_bytes(values)
-            file.write(values)
-            labels.append(rows_NF[:, 0].astype(np.uint8))
+    for rows_NF in read_rows(path, progress):
+        if rows_NF.size:
+            writer.content_bytes(rows_NF.data.cast("B"))
+        store.append(rows_NF)
+        labels.append(rows_NF[:, 0].astype(np.uint8))
+    store.written()
     return np.concatenate(labels)
 
 
@@ -139,27 +141,21 @@ Splits = npt.NDArray[np.uint8]
 
 
 def _each_chunk(
-    raw: Path, splits_N: Splits, work: Callable[[Rows, Splits], Result]
+    store: RowStore, splits_N: Splits, work: Callable[[Rows, Splits], Result]
 ) -> Iterator[Result]:
-    """Do something to the binary rows, chunk by chunk on several threads, with their splits.
+    """Do something to the rows, chunk by chunk on several threads, with their splits.
 
     What comes of it is in the order of the file; a few chunks are in flight.
     """
-    width = COLUMNS * np.dtype(np.float32).itemsize
     threads = min(_CHUNK_THREADS, os.cpu_count() or 1)
     waiting: deque[Future[Result]] = deque()
-    with (
-        raw.open("rb") as file,
-        ThreadPoolExecutor(threads, thread_name_prefix="modmix-chunk") as pool,
-    ):
 
-        def read(first: int) -> Result:
-            split_N = splits_N[first : first + _CHUNK_ROWS]
-            values = os.pread(file.fileno(), len(split_N) * width, first * width)
-            return work(np.frombuffer(values, np.float32).reshape(-1, COLUMNS), split_N)
+    def one(number: int, split_N: Splits) -> Result:
+        return work(store.chunk(number), split_N)
 
-        for first in range(0, len(splits_N), _CHUNK_ROWS):
-            waiting.append(pool.submit(read, first))
+    with ThreadPoolExecutor(threads, thread_name_prefix="modmix-chunk") as pool:
+        for number, first in enumerate(range(0, len(splits_N), store.chunk_rows)):
+            waiting.append(pool.submit(one, number, splits_N[first : first + store.chunk_rows]))
             if len(waiting) > threads:
                 yield waiting.popleft().result()
         while waiting:
@@ -171,7 +167,7 @@ def _training_moments(rows_NF: Rows, split_N: Splits) -> tuple[int, Array, Array
 
 
 def _write_inputs(
-    raw: Path,
+    store: RowStore,
     splits_N: Splits,
     moments: Moments,
     files: dict[tuple[int, str], ArrayFile],
@@ -193,14 +189,14 @@ def _write_inputs(
             for view in VIEWS
         }
         before: list[Future[None]] = []
-        for parts in _each_chunk(raw, splits_N, standardise):
+        for parts in _each_chunk(store, splits_N, standardise):
             for future in before:  # one chunk waits at most
                 future.result()
             before = [
                 writers[view].submit(file.append, part)
                 for ((_, view), file), part in zip(files.items(), parts, strict=True)
             ]
-            done = min(done + _CHUNK_ROWS, len(splits_N))
+            done = min(done + store.chunk_rows, len(splits_N))
             progress("write", done, len(splits_N))
         for future in before:
             future.result()
