@@ -264,7 +264,7 @@ def _run(
         changed=_both(changed, mirror),
         observed=observed,
     )
-    state, mirrored = "failed", None
+    state, mirrored, patient = "failed", None, True
     with Heartbeat(work.beat), _signals(work, say):
         try:
             work.prepare()
@@ -290,13 +290,14 @@ def _run(
             work.check_complete()
             if work.finished:
                 state = "finished"
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # the second one: at once
             work.stop()
             work.let_go()
-            state = "stopped"
+            state, patient = "stopped", False
         finally:
             if not work.taken_over:
-                _end(plan, ledger, home, mirrored, state, time.monotonic() - begun, say)
+                seconds = time.monotonic() - begun
+                _end(plan, ledger, home, mirrored, state, seconds, say, patient=patient)
     if work.taken_over:
         raise LeaseError(
             f"study {plan.name!r} was taken over by another driver after this one gave no sign of "
@@ -341,6 +342,8 @@ def _end(
     state: str,
     seconds: float,
     say: Callable[[str], None],
+    *,
+    patient: bool,
 ) -> None:
     """Write the end down, then the figures, then let the mirror catch up."""
     ledger.set_state(plan.name, state)
@@ -355,7 +358,7 @@ def _end(
         paths = list(write_all(ledger, home, plan.name).paths)
     if mirror is not None:
         mirror.log_outputs(paths)
-        seconds = 120.0 if state == "finished" else 15.0
+        seconds = 120.0 if state == "finished" else 15.0 if patient else 0.0
 
         def progress(left: int) -> None:
             say(f"writing to MLflow: {left} runs to go")

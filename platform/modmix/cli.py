@@ -71,8 +71,9 @@ def command() -> None:
         sys.exit(code)
     atexit._run_exitfuncs()
     try:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None and not stream.closed:  # as where someone has closed them
+                stream.flush()
     except OSError:  # the reader is gone, or the disk is full: Python says so, with its own code
         sys.exit(code)
     os._exit(code or 0)

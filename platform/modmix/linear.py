@@ -10,7 +10,7 @@ Shapes: K models, B examples, I inputs and O outputs of a layer, P parameters of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -32,7 +32,7 @@ class Sink:
         self._storage = parameters_KP.untyped_storage().data_ptr()
         self._leaves = {_place_of(leaf) for leaf in leaves}
         self.gradient_KP = torch.zeros_like(parameters_KP, requires_grad=False)
-        self._written: set[int] = set()
+        self._written: set[tuple[int, torch.Size]] = set()
 
     def begin(self) -> None:
         """A new backward pass: nothing is written yet."""
@@ -46,8 +46,9 @@ class Sink:
     def place(self, leaf: Tensor) -> tuple[Tensor, bool]:
         """Where the leaf's gradient belongs, and whether nothing is there yet."""
         offset = int(leaf.storage_offset())
-        first = offset not in self._written
-        self._written.add(offset)
+        key = offset, leaf.shape  # one without elements lies where the next one does
+        first = key not in self._written
+        self._written.add(key)
         stride = (self.gradient_KP.stride(0), *leaf.stride()[1:])
         return self.gradient_KP.as_strided(leaf.shape, stride, offset), first
 
@@ -88,12 +89,13 @@ class Layers:
             if type(part) is nn.Linear:
                 setattr(part, "forward", partial(self._layer, part))  # noqa: B010
             if type(part) is nn.Sequential and _has_pairs(part):
-                setattr(part, "forward", partial(self._sequence, list(part)))  # noqa: B010
+                setattr(part, "forward", partial(self._sequence, part))  # noqa: B010
 
-    def _sequence(self, parts: Sequence[nn.Module], x: Tensor) -> Tensor:
+    def _sequence(self, sequence: nn.Sequential, x: Tensor) -> Tensor:
+        parts = list(sequence)
         rest = iter(zip(parts, [*parts[1:], None]))
         for part, following in rest:
-            if type(part) is nn.Linear and type(following) is nn.ReLU:
+            if type(part) is nn.Linear and _are_pair(part, following):
                 x = self._layer(part, x, rectify=True)
                 next(rest)
             else:
@@ -111,8 +113,22 @@ class Layers:
 
 
 def _has_pairs(sequence: nn.Sequential) -> bool:
-    kinds = [type(part) for part in sequence]
-    return (nn.Linear, nn.ReLU) in pairwise(kinds)
+    return any(_are_pair(*pair) for pair in pairwise(sequence))
+
+
+def _are_pair(part: nn.Module, following: nn.Module | None) -> bool:
+    """A layer and its ReLU, of whose calls nobody wants to know."""
+    return (
+        type(part) is nn.Linear
+        and type(following) is nn.ReLU
+        and not any(
+            module._forward_hooks
+            or module._forward_pre_hooks
+            or module._backward_hooks
+            or module._backward_pre_hooks
+            for module in (part, following)
+        )
+    )
 
 
 def _ordinary(x: Tensor, weight: Tensor, bias: Tensor | None, *, rectify: bool) -> Tensor:

@@ -191,3 +191,29 @@ def test_a_rectified_layer_is_a_layer_and_a_relu(stacked: bool, active: bool) ->
     with torch.no_grad():
         x[0, 0, 0] = float("nan")  # a NaN stays one
         assert template(x[0]).isnan().any() if not stacked else vmap(one)(leaves, x).isnan().any()
+
+
+def test_hooks_on_a_layer_and_its_relu_are_called() -> None:
+    torch.manual_seed(4)
+    template = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
+    Layers(template, stacked=False)
+    x = torch.randn(6, 3)
+    plain = template(x)
+    first, relu, last = template
+    for part in (first, relu):
+        handle = part.register_forward_hook(lambda _module, _inputs, output: 2 * output)
+        torch.testing.assert_close(template(x), 2 * (plain - last.bias) + last.bias)
+        handle.remove()
+    torch.testing.assert_close(template(x), plain)
+
+
+def test_a_layer_without_inputs_has_the_gradient_of_this_step_alone() -> None:
+    parameters_KP = torch.randn(2, 7)
+    weight_KOI, bias_KO = parameters_KP[:, :0].view(2, 7, 0), parameters_KP.detach()
+    leaves = [weight_KOI.requires_grad_(), bias_KO.requires_grad_()]
+    sink = Sink(parameters_KP, leaves)
+    sink.gradient_KP.fill_(7.0)  # of a step before
+    sink.begin()
+    loss = vmap(lambda w, b, x: F.linear(x, w, b).sum())(*leaves, torch.randn(2, 4, 0)).sum()
+    sink.finish(leaves, torch.autograd.grad(loss, leaves, allow_unused=True))
+    assert sink.gradient_KP.tolist() == [[4.0] * 7] * 2

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -69,39 +77,120 @@ def test_other_types_and_places() -> None:
     assert product(a.float(), b.float()).dtype == torch.float32
 
 
-def test_the_race_is_run_once_and_a_library_must_win_clearly(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    ticks = {"value": 0.0}
-    cost = {"_bmm": 1.0, "_numpy": 0.9, "_onednn_each": 1.2}
-    runs: list[str] = []
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """Nothing is settled yet, neither here nor on disk."""
+    monkeypatch.setenv("MODMIX_DATA", str(tmp_path))
+    products._settled.cache_clear()
+    yield tmp_path / "products"
+    products._settled.cache_clear()
 
-    def slow(name: str) -> Product:
+
+class Race:
+    """Libraries that cost what they are said to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.runs = 0.0, 0
+        self.cost = {"_bmm": 1.0, "_numpy": 0.9, "_onednn_each": 1.2}
+        for name in self.cost:
+            monkeypatch.setattr(products, name, self.library(name))
+        monkeypatch.setattr(products, "_onednn", object())
+        monkeypatch.setattr(products.time, "perf_counter", lambda: self.now)
+
+    def library(self, name: str) -> Product:
         def how(a: Tensor, b: Tensor, out: Tensor) -> None:
-            runs.append(name)
-            ticks["value"] += cost[name]
+            self.runs += 1
+            self.now += self.cost[name]
 
         how.__name__ = name
         return how
 
-    for name in cost:
-        monkeypatch.setattr(products, name, slow(name))
-    monkeypatch.setattr(products, "_onednn", object())
-    monkeypatch.setattr(products.time, "perf_counter", lambda: ticks["value"])
-    products._race.cache_clear()
-    try:
-        assert products.names() == {"small": "bmm", "large": "bmm"}  # 10 % is not enough
-        once = len(runs)
-        assert products.names()
-        assert len(runs) == once
-        products._race.cache_clear()
-        cost.update(_numpy=0.5, _onednn_each=0.45)  # nor between these two
-        assert products.names() == {"small": "numpy", "large": "numpy"}
-        products._race.cache_clear()
-        cost.update(_onednn_each=0.3)
-        assert products.names() == {"small": "numpy", "large": "onednn_each"}
-    finally:
-        products._race.cache_clear()
+
+def test_a_library_must_win_clearly(monkeypatch: pytest.MonkeyPatch, fresh: Path) -> None:
+    race = Race(monkeypatch)
+    for numpy, onednn, large in [(0.9, 1.2, "bmm"), (0.5, 0.45, "numpy"), (0.5, 0.3, "onednn")]:
+        race.cost.update(_numpy=numpy, _onednn_each=onednn)
+        shutil.rmtree(fresh, ignore_errors=True)
+        products._settled.cache_clear()
+        assert products.names() == {"small": "bmm" if numpy == 0.9 else "numpy", "large": large}
+
+
+def test_all_processes_of_a_machine_use_what_the_first_one_found(
+    monkeypatch: pytest.MonkeyPatch, fresh: Path
+) -> None:
+    race = Race(monkeypatch)
+    race.cost["_numpy"] = 0.1
+    first, runs = products.names(), race.runs
+    assert products.names() == first == {"small": "numpy", "large": "numpy"}
+    race.cost["_numpy"] = 10.0
+    products._settled.cache_clear()  # as in another process
+    assert products.names() == first
+    assert race.runs == runs
+    for note in fresh.iterdir():  # left by a machine that died, say
+        note.write_text("{")
+    products._settled.cache_clear()
+    assert products.names() == {"small": "bmm", "large": "bmm"}
+
+
+def test_the_first_note_stays_when_two_race_at_once(
+    monkeypatch: pytest.MonkeyPatch, fresh: Path
+) -> None:
+    Race(monkeypatch)
+    real = products._race
+
+    def overtaken(runners: Mapping[str, Product], *, large: bool) -> str:
+        monkeypatch.setattr(products, "_race", real)
+        products._settled(large, 99)  # the other process, to the end
+        for note in fresh.iterdir():
+            note.write_text('{"fastest": "numpy"}')
+        return "bmm"
+
+    monkeypatch.setattr(products, "_race", overtaken)
+    assert products._settled(False, 99) is products._numpy
+
+
+def test_a_data_folder_that_cannot_be_written_does_no_harm(
+    monkeypatch: pytest.MonkeyPatch, fresh: Path
+) -> None:
+    race = Race(monkeypatch)
+    race.cost["_numpy"] = 0.1
+    fresh.write_text("a file where the folder should be")
+    assert products.names() == {"small": "numpy", "large": "numpy"}
+
+
+def test_numpy_gets_one_thread_whatever_the_environment_says() -> None:
+    """In a process of its own, with all processors allowed."""
+    script = """if True:
+        import time, torch
+        from modmix import products
+        torch.set_num_threads(1)
+        products.names()
+        a = torch.randn(4, 600, 600)
+        out = torch.empty_like(a)
+        from threadpoolctl import threadpool_info
+        print([i["num_threads"] for i in threadpool_info() if i["user_api"] == "blas"])
+        wall, processor = time.perf_counter(), time.process_time()
+        for _ in range(20):
+            products._numpy(a, a, out)
+        wall, processor = time.perf_counter() - wall, time.process_time() - processor
+        print(processor < 1.2 * wall)
+    """
+    environment = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    threads, alone = done.stdout.split("\n")[:2]
+    assert set(json.loads(threads)) == {1}
+    assert alone == "True"  # a thread beside it would add its own processor time
+
+
+def test_without_a_way_to_limit_it_numpy_stays_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "threadpoolctl", None)
+    assert not products._limit_numpy()
 
 
 def test_what_is_large() -> None:

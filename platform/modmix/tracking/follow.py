@@ -209,10 +209,13 @@ def _answer(what: str, value: Any) -> None:
 
 
 def _listen(follower: Follower) -> None:
-    for line in sys.stdin:
-        follower.tell(json.loads(line))
-    # The driver is gone. What is half written is finished by the next one's mirror.
-    os._exit(0)
+    try:
+        for line in sys.stdin:
+            follower.tell(json.loads(line))
+    finally:
+        # The driver is gone, perhaps in the middle of a line. What is half written is finished by
+        # the next one's mirror.
+        os._exit(0)
 
 
 if __name__ == "__main__":
