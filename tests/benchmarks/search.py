@@ -62,7 +62,13 @@ class _Search:
         self.notes: list[str] = []
 
     def section(self) -> Section:
-        slow = [(RAY_REUSE, "epoch"), (RAY_REUSE, "seed"), (RAY_SETUP, "epoch"), (OPTUNA, "")]
+        slow = [
+            (RAY_REUSE, "epoch"),
+            (RAY_REUSE, "seed"),
+            (RAY_SETUP, "epoch"),
+            (RAY_SETUP, "seed"),
+            (OPTUNA, ""),
+        ]
         turns = max(1, self.options.rounds - 1)
         for turn in range(turns):
             self._ours(turn)
