@@ -145,9 +145,19 @@ class Bridge:
             for name, seat in self._seats.items():
                 self._say(name, seat, Reply(stop=True))
         items = self._line.result(self._line.call("take", wait))
+        failure: BaseException | None = None
         for name, item in items:
-            if name in self._seats:  # else: a worker taken for dead
-                self._take(self._seats[name], item)
+            if name not in self._seats:  # a worker taken for dead
+                continue
+            pack = self._follow(self._seats[name], item)
+            if failure is None:
+                try:
+                    self._tell(item, pack)
+                except BaseException as error:
+                    # What else has come must not be lost: a worker that asks would wait for ever.
+                    failure = error
+        if failure is not None:
+            raise failure
         if ticking := time.monotonic() - self._ticked > IDLE_SECONDS:
             self._ticked = time.monotonic()
             self.work.tick()
@@ -155,7 +165,9 @@ class Bridge:
             self._hand_out()
             self._pass_verdicts()
 
-    def _take(self, seat: _Seat, item: Item) -> None:
+    def _follow(self, seat: _Seat, item: Item) -> Pack | None:
+        """What a worker does by now; the pack that it has ended."""
+        pack = None
         match item:
             case Asks():
                 self._failed_starts = 0
@@ -164,6 +176,13 @@ class Bridge:
                 pack, seat.pack = seat.pack, None
                 # A seat whose machine failed leaves by itself.
                 seat.become("leaving" if item.failure and item.of_machine else "between")
+        return pack
+
+    def _tell(self, item: Item, pack: Pack | None) -> None:
+        match item:
+            case Asks():
+                pass
+            case Ended():
                 if pack is not None:
                     self.work.ended(pack.id, item.failure, of_machine=item.of_machine)
             case events:

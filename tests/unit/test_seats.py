@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from modmix import bridge as bridge_module
 from modmix import seat as seat_module
 from modmix.bridge import DIED, Bridge
 from modmix.errors import Incomplete
-from modmix.mailbox import Asks, Mailbox
+from modmix.mailbox import Asks, Ended, Mailbox
 from modmix.packing import Event, Finished, Pack, PackStarted, Progress, TaskRef
 from modmix.runners import Reply, Verdict
 from modmix.seat import serve
@@ -437,6 +438,29 @@ def test_an_error_of_the_study_stops_everything_and_is_kept(
     cluster.run()
     assert cluster.bridge.error is full
     assert len(study.queue) == 3
+
+
+def test_a_worker_that_asks_together_with_what_cannot_be_recorded_is_let_go(
+    line: LoopLine,
+) -> None:
+    study = Study(1)
+
+    def refuse(_event: Event) -> None:
+        raise OSError("no space left on device")
+
+    study.on_record = refuse
+    bridge = Bridge(study, line, idle_seconds=1e9)
+    bridge.seat_added("seat-0")
+    first = line.call("next", "seat-0")
+    until(first.done, lambda: bridge.serve(0.02))
+    assert line.result(first) is not None
+    event = Finished(pack="pack-0", replicate="r", state="done")
+    line.result(line.call("put", "seat-0", [[event], Ended()]))
+    second = line.call("next", "seat-0")  # all three are there when the driver looks
+    until(lambda: len(line.mailbox._items) == 3, lambda: time.sleep(0.02))
+    until(second.done, lambda: (bridge.serve(), time.sleep(0.02))[0])
+    assert line.result(second) is None
+    assert isinstance(bridge.error, OSError)
 
 
 def test_workers_that_cannot_start_end_the_study_with_the_reason(
