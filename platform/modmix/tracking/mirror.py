@@ -120,7 +120,8 @@ class Mirror:
 
     def hurry(self) -> None:
         """Training is over: catch up at once, while figures are drawn."""
-        self._hurry = True
+        with self._lock:
+            self._hurry = True
         self._begin.set()
         self._changed.set()
 
