@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 
+from modmix.base.messages import digest
 from modmix.ledger import Entry, Ledger, NewPoint, Result
-from modmix.packing import digest
 
 DETAILS = {
     "task": "digits",

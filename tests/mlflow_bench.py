@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from modmix.home import Home
+from modmix.base.home import Home
 from modmix.ledger import Entry, Ledger, NewPoint, Result
 from modmix.tracking import Mirror
 from modmix.tracking.database import Database

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from modmix.base.messages import Replicate
 from modmix.methods.model import Model, build_model, derive_seed
-from modmix.packing import Replicate
 from modmix.tasks.data import Data, Split
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from modmix.base.messages import Finished, Pack, Progress, Replicate, TaskRef, pack_id
+from modmix.base.settings import TRAINING
 from modmix.methods.table import METHODS
-from modmix.packing import Finished, Pack, Progress, Replicate, TaskRef, pack_id
-from modmix.settings import TRAINING
 from modmix.tasks.data import Data, Modality, Split
-from modmix.trainer import train_pack
+from modmix.training.trainer import train_pack
 
 
 def make_data(

@@ -1,6 +1,6 @@
 """`python -m modmix` is `modmix`."""
 
-from modmix.cli import command
+from modmix.cli.main import command
 
 if __name__ == "__main__":
     command()

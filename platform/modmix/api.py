@@ -15,21 +15,21 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modmix import plan as plan_module
-from modmix import spec
-from modmix.errors import InputError, Interrupted, LeaseError, ModmixError
-from modmix.home import Home
+from modmix.base.errors import InputError, Interrupted, LeaseError, ModmixError
+from modmix.base.home import Home
+from modmix.execution.starting import Starting, has_ledger
 from modmix.ledger import ENDED, Lease, Ledger, ReplicateRecord, StudyRecord
-from modmix.spec import StudySpec
-from modmix.starting import Starting, has_ledger
+from modmix.study import plan as plan_module
+from modmix.study import spec
+from modmix.study.spec import StudySpec
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from modmix.analysis.best import BestPoint
-    from modmix.plan import Plan
-    from modmix.runners import Runner
-    from modmix.study import StudyRun
+    from modmix.execution.local import Runner
+    from modmix.execution.run import StudyRun
+    from modmix.study.plan import Plan
     from modmix.tracking import Mirror
 
 # The mirror's process starts with the first evaluation, or after so many seconds.
@@ -182,7 +182,7 @@ def run_plan(
     start.begin(plan.spec)  # if that was not done before
     # Imported while a cluster starts. Everything that can be refused is refused before the first
     # line is written.
-    from modmix import study  # noqa: F401
+    from modmix.execution import run as study  # noqa: F401
 
     chosen = start.runner(plan.spec)
     ledger = Ledger(where.ledger_url)
@@ -250,8 +250,8 @@ def _run(
     changed: Callable[[StudyRun], None],
     say: Callable[[str], None],
 ) -> None:
+    from modmix.execution.run import StudyRun
     from modmix.ledger import Heartbeat
-    from modmix.study import StudyRun
 
     begun = time.monotonic()
     observed = mirror.observe if mirror is not None else lambda _: None
@@ -390,7 +390,7 @@ def _signals(work: StudyRun, say: Callable[[str], None]) -> Iterator[None]:
 
 def status(ledger: Ledger, name: str) -> dict[str, Any]:
     """A study's counts and seconds, from the ledger alone."""
-    from modmix.book import point_state
+    from modmix.search.run_state import point_state
 
     record = ledger.study(name)
     replicates = ledger.replicates(name)

@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 
-from modmix.home import write_text
+from modmix.base.home import write_text
 from tests.benchmarks import machine, report
 from tests.benchmarks.harness import BenchmarkError, Options, Skipped, say
 

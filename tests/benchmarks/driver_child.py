@@ -3,7 +3,7 @@
     python -m tests.benchmarks.driver_child STUDY.yaml RESULT.json
 
 The command line, planning, ledger, packs, recording, telling, figures and the MLflow mirror run as
-they do for a person; only `modmix.runners.train`, which a runner calls for a pack's events, gives
+they do for a person; only `modmix.execution.local.train`, which a runner calls for a pack's events, gives
 invented ones. RESULT.json gets wall and processor seconds by phase, and resident memory after each
 pack.
 """
@@ -20,7 +20,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from modmix.packing import Event, Pack
+from modmix.base.messages import Event, Pack
 from tests.benchmarks.instant import Instant
 
 
@@ -114,7 +114,7 @@ def main() -> None:
 
 
 def _ledger() -> Any:
-    from modmix.home import Home
+    from modmix.base.home import Home
     from modmix.ledger import Ledger
 
     return Ledger(Home.from_environment().ledger_url)

@@ -29,11 +29,11 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 
+from modmix.base.messages import Pack, Replicate, TaskRef, pack_id
+from modmix.base.settings import TRAINING, training_defaults
 from modmix.methods.table import METHODS
-from modmix.packing import Pack, Replicate, TaskRef, pack_id
-from modmix.settings import TRAINING, training_defaults
 from modmix.tasks.data import Data, Modality, Split
-from modmix.trainer import train_pack
+from modmix.training.trainer import train_pack
 
 if TYPE_CHECKING:
     from tests.benchmarks.harness import Options

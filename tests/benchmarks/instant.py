@@ -7,7 +7,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from modmix.packing import Event, Finished, Pack, PackStarted, Progress
+from modmix.base.messages import Event, Finished, Pack, PackStarted, Progress
 
 EPOCHS = 20
 METRICS = ("error", "auc", "nll", "ece", "f1")
@@ -29,7 +29,7 @@ def _invented() -> list[tuple[dict[str, list[float]], dict[str, float]]]:
 
 
 class Instant:
-    """Stands where `modmix.runners.train` stands, which a runner calls for a pack's events."""
+    """Stands where `modmix.execution.local.train` stands, which a runner calls for a pack's events."""
 
     def __init__(self) -> None:
         self._models = _invented()
@@ -67,7 +67,7 @@ class Instant:
 
     def install(self, slots: int = 1) -> None:
         """From now on the runner in this process gives these results, with so many slots."""
-        from modmix import runners
+        from modmix.execution import local as runners
 
         assert callable(runners.train)
         runners.train = self

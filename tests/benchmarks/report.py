@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from modmix.home import write_text
+from modmix.base.home import write_text
 from tests.benchmarks.harness import ROOT, Options
 
 # Small runs, for working on the benchmarks, must not replace real numbers.

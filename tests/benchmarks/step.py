@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from modmix.base.messages import Pack, Replicate
 from modmix.methods.model import build_model
-from modmix.packing import Pack, Replicate
 from modmix.tasks.base import load_task
 from modmix.tasks.data import Data
 from tests.benchmarks.harness import cpu_count
@@ -172,8 +172,8 @@ class Lap:
 
 def time_steps(pack: Pack, data: Data, seconds: float) -> list[Lap]:
     """Train a pack for so long and watch its steps; the first parts of its first epoch left out."""
-    from modmix.trainer import train_pack
     from modmix.training.group import Group
+    from modmix.training.trainer import train_pack
 
     original = Group.train
     lap, laps = Lap(), []

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from modmix.base.messages import NUMERICS_VERSION
 from modmix.methods.table import METHODS
-from modmix.packing import NUMERICS_VERSION
 from toypack import make_data, make_replicates, train
 
 FILE = Path(__file__).with_name("golden_losses.txt")

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from modmix.errors import InputError
+from modmix.base.errors import InputError
 from modmix.methods.base import Method
 from modmix.methods.late import Late
 from modmix.methods.model import build_model, derive_seed, pack_weights, unpack_weights

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from modmix.base.messages import Finished, Replicate
+from modmix.base.metrics import METRICS, evaluate
 from modmix.methods.model import build_model, unpack_weights
 from modmix.methods.table import METHODS
-from modmix.metrics import METRICS, evaluate
-from modmix.packing import Finished, Replicate
-from modmix.stacked import Stack
 from modmix.tasks.data import Data
 from modmix.training.group import Group, Member
+from modmix.training.stack import Stack
 from plainloop import error_of, train_plainly
 from toypack import make_data, make_replicates, train
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from modmix.home import Home
+from modmix.base.home import Home
 from modmix.ledger import Ledger, ReplicateRecord
 
 STUDY = """

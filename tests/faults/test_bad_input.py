@@ -30,8 +30,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modmix import cli
-from modmix.home import Home
+from modmix.base.home import Home
+from modmix.cli import main as cli
 from modmix.ledger import Ledger
 
 STUDY = """\
@@ -716,8 +716,8 @@ def test_a_disk_for_data_that_takes_nothing(
 FILL = """
 import sys
 from pathlib import Path
-from modmix import cli
-from modmix.study import StudyRun
+from modmix.cli import main as cli
+from modmix.execution.run import StudyRun
 
 prepare = StudyRun.prepare
 

@@ -19,8 +19,8 @@ import pytest
 import yaml
 
 from mlflow_bench import Bench, free_port
-from modmix.errors import InputError
-from modmix.home import Home
+from modmix.base.errors import InputError
+from modmix.base.home import Home
 from modmix.tracking import serve
 
 ROOT = Path(__file__).parents[2]
@@ -123,7 +123,7 @@ def test_the_server_shows_the_studies_of_the_results_folder(bench: Bench) -> Non
 def test_the_pages_open_and_ctrl_c_ends_them(bench: Bench) -> None:
     port = free_port()
     code = (
-        "from pathlib import Path; from modmix.home import Home; from modmix.tracking import serve;"
+        "from pathlib import Path; from modmix.base.home import Home; from modmix.tracking import serve;"
         f"serve(Home(Path({str(bench.home.path)!r})), port={port})"
     )
     settings = environment(bench.home.path)

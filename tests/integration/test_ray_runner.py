@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from modmix import ray_runner
-from modmix.errors import InputError
+from modmix.base.errors import InputError
+from modmix.execution import ray_runner
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
@@ -29,7 +29,7 @@ parts: {curve: {x: beta, methods: {mul: {beta: {grid: [0, 0.2, 0.4, 0.6, 0.8, 1]
 
 SCRIPT = """
 import json, os, psutil
-from modmix.ray_runner import RayRunner
+from modmix.execution.ray_runner import RayRunner
 runner = RayRunner(workers=2)
 runner.start()
 me = psutil.Process()

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import modmix
-from modmix import plan, spec
+from modmix.study import plan, spec
 
 pytestmark = pytest.mark.slow
 
@@ -54,7 +54,7 @@ def test_searches_that_spend_less(tmp_path: Path) -> None:
 def test_the_commands_exist() -> None:
     from typer.main import get_command
 
-    from modmix.cli import app
+    from modmix.cli.main import app
 
     known = set(get_command(app).commands)  # type: ignore[attr-defined]
     named = set(re.findall(r"^modmix ([a-z]+)", "\n".join(blocks("sh")), flags=re.MULTILINE))

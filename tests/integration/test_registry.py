@@ -17,13 +17,14 @@ import pytest
 import torch
 
 from mlflow_bench import METRICS, Bench, Server
-from modmix import plan as plan_module
-from modmix import registry, spec
 from modmix.analysis.best import best_points
-from modmix.errors import InputError
+from modmix.base.errors import InputError
 from modmix.ledger import Entry, NewPoint, Result
 from modmix.methods.model import build_model, pack_weights
-from modmix.plan import Plan
+from modmix.registry import registry
+from modmix.study import plan as plan_module
+from modmix.study import spec
+from modmix.study.plan import Plan
 
 # MLflow's own: its model classes have hints that it then warns of.
 pytestmark = [

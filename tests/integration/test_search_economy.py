@@ -12,10 +12,10 @@ import pytest
 
 import modmix
 from modmix import api
-from modmix.errors import Incomplete, Interrupted
-from modmix.home import Home
+from modmix.base.errors import Incomplete, Interrupted
+from modmix.base.home import Home
+from modmix.execution.run import MAX_FAILURES, StudyRun
 from modmix.ledger import Entry, Ledger, ReplicateRecord
-from modmix.study import MAX_FAILURES, StudyRun
 
 pytestmark = pytest.mark.slow
 

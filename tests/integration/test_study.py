@@ -227,10 +227,10 @@ parts:
 def test_machines_that_fail_again_and_again(tmp_path: Path, epochs: list[int]) -> None:
     """A pack that never gets further is given up; one that does is handed out every time."""
     from modmix import api
-    from modmix.errors import Incomplete
-    from modmix.home import Home
-    from modmix.packing import Progress
-    from modmix.study import MAX_FAILURES, StudyRun
+    from modmix.base.errors import Incomplete
+    from modmix.base.home import Home
+    from modmix.base.messages import Progress
+    from modmix.execution.run import MAX_FAILURES, StudyRun
 
     plan = api.make_plan(write(tmp_path, points=1, grid=[0.5], seeds=1))
     home = Home(tmp_path / "runs")
@@ -280,7 +280,7 @@ parts: {all: {methods: {add: }}}
 
 
 def test_every_study_file_has_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    from modmix import plan, spec
+    from modmix.study import plan, spec
 
     data = os.environ.get("MODMIX_TEST_DATA")
     files = sorted(Path("studies").glob("*.yaml"))

@@ -21,9 +21,9 @@ from scipy import stats
 
 from mlflow_bench import STUDY, Bench, Server, copy_database, free_port
 from modmix import tracking
-from modmix.errors import InputError, TrackingError
+from modmix.base.errors import InputError, TrackingError
+from modmix.base.messages import Progress
 from modmix.ledger import Ledger
-from modmix.packing import Progress
 from modmix.tracking import sync
 from modmix.tracking.database import KNOWN_SCHEMA, Database
 from modmix.tracking.store import RefusedError, Store
@@ -545,7 +545,7 @@ def test_a_mirror_s_process_that_is_killed_is_started_again(bench: Bench) -> Non
 DRIVER = """
 import sys, time
 from pathlib import Path
-from modmix.home import Home
+from modmix.base.home import Home
 from modmix.tracking import Mirror
 url, study, uri, home = sys.argv[1:]
 mirror = Mirror(url, study, uri, Home(Path(home)))

@@ -9,7 +9,7 @@ import pytest
 
 from analysis_ledger import Written, open_ledger
 from modmix.analysis.best import best_points
-from modmix.errors import InputError
+from modmix.base.errors import InputError
 
 
 @pytest.fixture

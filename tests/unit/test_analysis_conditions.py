@@ -15,18 +15,18 @@ from typer.testing import CliRunner
 from analysis_ledger import DETAILS, Written, open_ledger
 from modmix.analysis.best import best_points, why_none
 from modmix.analysis.compare import compare_table
-from modmix.analysis.contests import conditions_table
+from modmix.analysis.comparisons import conditions_table
 from modmix.analysis.curves import curve
+from modmix.analysis.figure_data import by_condition, learning_curves, results
 from modmix.analysis.figures import figure, figure_names, to_bytes
 from modmix.analysis.frames import Snapshot, read, short
-from modmix.analysis.outcomes import by_condition, learning_curves, results
 from modmix.analysis.report import report_html, write_all
 from modmix.analysis.searches import search_history, trade_off
-from modmix.analysis.sentences import headline, ranks
+from modmix.analysis.summary import headline, ranks
 from modmix.analysis.tables import results_table
-from modmix.cli import app
-from modmix.errors import InputError
-from modmix.home import Home
+from modmix.base.errors import InputError
+from modmix.base.home import Home
+from modmix.cli.main import app
 from modmix.ledger import Entry, PointRecord, ReplicateRecord
 
 # Test error by method and share. mul has the lowest value of all, 1.0, but only where the data is

@@ -10,10 +10,10 @@ import pytest
 from analysis_ledger import Written, beta_study, mul_params, open_ledger, tell
 from modmix.analysis.best import best_points
 from modmix.analysis.curves import curve
+from modmix.analysis.figure_data import learning_curves, results
 from modmix.analysis.frames import points_frame, read, short
-from modmix.analysis.outcomes import learning_curves, results
 from modmix.analysis.searches import importance, search_history, trade_off
-from modmix.errors import InputError
+from modmix.base.errors import InputError
 
 
 @pytest.fixture(scope="module")

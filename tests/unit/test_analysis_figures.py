@@ -14,12 +14,12 @@ from matplotlib.figure import Figure
 from analysis_ledger import Written, beta_study, mul_params, open_ledger, tell
 from modmix.analysis.curves import curve
 from modmix.analysis.drawing import draw_curve, draw_learning, draw_results, draw_search
+from modmix.analysis.figure_data import learning_curves, results
 from modmix.analysis.figures import figure, figure_names, figures_of, to_bytes
 from modmix.analysis.frames import read
-from modmix.analysis.outcomes import learning_curves, results
 from modmix.analysis.searches import search_history
 from modmix.analysis.style import MARKERS, PALETTE, looks
-from modmix.errors import InputError
+from modmix.base.errors import InputError
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -23,7 +23,7 @@ from modmix.analysis.frames import (
     short,
 )
 from modmix.analysis.statistics import estimate
-from modmix.errors import InputError
+from modmix.base.errors import InputError
 from modmix.ledger import Entry, PointRecord, ReplicateRecord
 
 STATISTICS = ["mean", "std", "ci_low", "ci_high"]

@@ -10,9 +10,9 @@ import pytest
 from analysis_ledger import Written, beta_study, mul_params, open_ledger
 from modmix.analysis.frames import read
 from modmix.analysis.report import report_html, write_all
-from modmix.analysis.sentences import headline, progress, ranks
-from modmix.errors import InputError
-from modmix.home import Home
+from modmix.analysis.summary import headline, progress, ranks
+from modmix.base.errors import InputError
+from modmix.base.home import Home
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 

@@ -12,10 +12,10 @@ from scipy import stats
 
 from analysis_ledger import Written, beta_study, open_ledger
 from modmix.analysis.compare import compare_table
-from modmix.analysis.formats import FORMATS, tex_escape
 from modmix.analysis.frames import points_frame, read
+from modmix.analysis.render import FORMATS, tex_escape
 from modmix.analysis.tables import points_table, result_rows, results_table
-from modmix.errors import InputError
+from modmix.base.errors import InputError
 
 
 @pytest.fixture(scope="module")

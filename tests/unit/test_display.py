@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from modmix.book import Status
-from modmix.display import Display, Pace
-from modmix.packing import Progress
+from modmix.base.messages import Progress
+from modmix.cli.display import Display, Pace
+from modmix.search.run_state import Status
 
 STATES = ("pending", "running", "done", "pruned", "failed", "interrupted")
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from modmix.grouping import TOLERANCE, Cost, group, makespan
-from modmix.packing import Replicate
-from modmix.waiting import Members, Waiting
+from modmix.base.messages import Replicate
+from modmix.execution.packing import TOLERANCE, Cost, group, makespan
+from modmix.execution.queue import Members, Waiting
 
 PLAIN = Cost(fixed=0.0, each=1.0)
 # As measured for stacks of small networks: milliseconds an epoch.

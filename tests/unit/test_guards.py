@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from modmix.base.settings import TRAINING, WITHOUT_EFFECT
 from modmix.encoders.table import ENCODERS
 from modmix.methods.table import METHODS
-from modmix.settings import TRAINING, WITHOUT_EFFECT
 from modmix.tasks.table import TASKS
 
 ROOT = Path(__file__).parents[2]
@@ -173,7 +173,7 @@ def test_importing_and_asking_for_help_are_light() -> None:
         "try: main()\nexcept SystemExit as end: assert not end.code"
     )
     tables = "import modmix.methods.table, modmix.encoders.table, modmix.tasks.table"
-    checks = "import modmix.checker, modmix.plan"
+    checks = "import modmix.study.validate, modmix.study.plan"
     for code in (light, help_, tables, checks):
         assert not modules_after(code) & set(HEAVY), code
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from modmix.book import Book
-from modmix.halving import goes_on, mean, promoted, rungs, share, survivors
+from modmix.base.messages import Finished, Pack, Progress, Replicate, TaskRef
 from modmix.ledger import Entry
-from modmix.packing import Finished, Pack, Progress, Replicate, TaskRef
-from modmix.plan import Point
-from modmix.rungs import Rungs
+from modmix.search.run_state import Book
+from modmix.search.rungs import Rungs
+from modmix.study.plan import Point
+from modmix.training.halving import goes_on, mean, promoted, rungs, share, survivors
 
 NAN = math.nan
 

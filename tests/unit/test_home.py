@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from modmix.errors import InputError
-from modmix.home import Home, is_name, is_taken, write_bytes, write_text
+from modmix.base.errors import InputError
+from modmix.base.home import Home, is_name, is_taken, write_bytes, write_text
 
 
 @pytest.mark.parametrize("name", ["a", "7", "beta-curve_2.final", "A" * 100])

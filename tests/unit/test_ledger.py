@@ -20,7 +20,7 @@ import pytest
 import sqlalchemy as sa
 from tests import postgres
 
-from modmix.errors import InputError, LeaseError, LedgerError
+from modmix.base.errors import InputError, LeaseError, LedgerError
 from modmix.ledger import Entry, Lease, Ledger, NewPoint, ReplicateRecord, Result
 from modmix.ledger import studies as leases
 from modmix.ledger.database import STUDIES
@@ -163,7 +163,7 @@ def test_a_study_of_another_name_is_free(ledger: Ledger) -> None:
 def test_of_two_drivers_at_once_one_gets_the_lease(ledger: Ledger, url: str) -> None:
     ledger.start_study("s", spec={}, text="", source="", details={})
     code = (
-        "from modmix.errors import LeaseError\n"
+        "from modmix.base.errors import LeaseError\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
         "try: ledger.acquire('s'); print('mine', flush=True)\n"
         "except LeaseError as error: print('theirs', flush=True)\n"

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
-from modmix.linear import Layers, Sink
+from modmix.training.linear import Layers, Sink
 
 # (batch, inputs, outputs): small ones, a narrow one, and large ones
 SHAPES = [(5, 3, 4), (32, 64, 10), (7, 10, 2), (128, 300, 300), (96, 256, 130)]

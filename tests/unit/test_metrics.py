@@ -11,7 +11,17 @@ from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, f1_score, log_loss, roc_auc_score
 from torch import Tensor
 
-from modmix.metrics import COLUMNS, METRICS, auc, ece, error, evaluate, f1, higher_is_better, nll
+from modmix.base.metrics import (
+    COLUMNS,
+    METRICS,
+    auc,
+    ece,
+    error,
+    evaluate,
+    f1,
+    higher_is_better,
+    nll,
+)
 
 MODELS, ROWS = 4, 211
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from modmix.optim import Optimizer, schedule
-from modmix.settings import TRAINING
+from modmix.base.settings import TRAINING
+from modmix.training.optimizers import Optimizer, schedule
 
 SHAPES = [(4, 3), (4,), (2, 4), (2,)]
 SIZES = [math.prod(shape) for shape in SHAPES]

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from modmix.packing import Pack, Replicate, TaskRef, digest, pack_id
+from modmix.base.messages import Pack, Replicate, TaskRef, digest, pack_id
 
 
 def replicate(key: str, structure: str = "s", point: str = "p", seed: int = 0) -> Replicate:

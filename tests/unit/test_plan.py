@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modmix import plan as plan_module
-from modmix import spec
-from modmix.costs import Costs
-from modmix.errors import SpecError
-from modmix.packing import digest
-from modmix.plan import Plan, Point
-from modmix.space import Choices, Constant, Range
+from modmix.base.errors import SpecError
+from modmix.base.messages import digest
+from modmix.base.space import Choices, Constant, Range
+from modmix.execution.costs import Costs
+from modmix.study import plan as plan_module
+from modmix.study import spec
+from modmix.study.plan import Plan, Point
 from modmix.tasks.data import Data, Modality, Split
 
 FOLDER = Path("/studies")

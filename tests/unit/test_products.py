@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from modmix import products
-from modmix.products import Product, product
+from modmix.training import products
+from modmix.training.products import Product, product
 
 LIBRARIES = [products._bmm, products._numpy, products._onednn_each]
 # (models, rows, inner, columns); b is transposed in memory in the second half: pieces of 32 columns
@@ -162,7 +162,7 @@ def test_numpy_gets_one_thread_whatever_the_environment_says() -> None:
     """In a process of its own, with all processors allowed."""
     script = """if True:
         import time, torch
-        from modmix import products
+        from modmix.training import products
         torch.set_num_threads(1)
         products.names()
         a = torch.randn(4, 600, 600)

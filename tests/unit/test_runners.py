@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from modmix import runners
-from modmix.errors import RunnerError
-from modmix.packing import Pack, PackStarted, Progress, TaskRef
+from modmix.base.errors import RunnerError
+from modmix.base.messages import Pack, PackStarted, Progress, TaskRef
+from modmix.execution import local as runners
 from modmix.tasks import base
 from modmix.tasks.base import load_task
 from toypack import make_data, make_pack, make_replicates

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from modmix.base.space import Choices, Condition, Constant, Domain, Grid, Range, active, every_value
 from modmix.ledger import Entry
-from modmix.search import Asked, Proposer
-from modmix.space import Choices, Condition, Constant, Domain, Grid, Range, active, every_value
-from modmix.spec import SAMPLERS
+from modmix.search.proposer import Asked, Proposer
+from modmix.study.spec import SAMPLERS
 
 SMOOTH: Mapping[str, Domain] = {
     "rate": Range(low=1e-4, high=1e-1, log=True),

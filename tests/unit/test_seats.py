@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from modmix import bridge as bridge_module
-from modmix import seat as seat_module
-from modmix.bridge import DIED, Bridge
-from modmix.errors import Incomplete
-from modmix.mailbox import Asks, Ended, Mailbox
-from modmix.packing import Event, Finished, Pack, PackStarted, Progress, TaskRef
-from modmix.runners import Reply, Verdict
-from modmix.seat import serve
+from modmix.base.errors import Incomplete
+from modmix.base.messages import Event, Finished, Pack, PackStarted, Progress, TaskRef
+from modmix.execution import bridge as bridge_module
+from modmix.execution import seat as seat_module
+from modmix.execution.bridge import DIED, Bridge
+from modmix.execution.local import Reply, Verdict
+from modmix.execution.mailbox import Asks, Ended, Mailbox
+from modmix.execution.seat import serve
 
 PATIENCE = 20.0  # seconds; nothing here takes one
 

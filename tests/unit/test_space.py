@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from modmix.space import (
+from modmix.base.space import (
     Choices,
     Condition,
     Constant,

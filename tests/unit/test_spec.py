@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from modmix import spec
-from modmix.errors import InputError, SpecError
-from modmix.spec import Source, StudySpec
+from modmix.base.errors import InputError, SpecError
+from modmix.study import spec
+from modmix.study.spec import Source, StudySpec
 
 SMALL = """\
 study: small

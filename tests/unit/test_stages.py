@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from modmix.base.messages import Finished
 from modmix.methods.base import Method, Stage, cross_entropy
 from modmix.methods.model import build_model, derive_seed, unpack_weights
 from modmix.methods.table import METHODS, MethodEntry
-from modmix.packing import Finished
 from plainloop import tensors
 from toypack import make_data, make_pack, make_replicates, progress, train, train_pack
 

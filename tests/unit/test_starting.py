@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from modmix import ray_runner, spec, starting
-from modmix.errors import InputError
-from modmix.home import Home
+from modmix.base.errors import InputError
+from modmix.base.home import Home
+from modmix.execution import ray_runner, starting
+from modmix.execution.starting import Starting
 from modmix.ledger import Ledger
-from modmix.spec import StudySpec
-from modmix.starting import Starting
+from modmix.study import spec
+from modmix.study.spec import StudySpec
 
 PATIENCE = 20.0
 STUDY = """

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modmix.errors import DataError
+from modmix.base.errors import DataError
 from modmix.tasks.base import prepare_task
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modmix.errors import DataError
+from modmix.base.errors import DataError
 from modmix.tasks import base, files, higgs, writer
 from modmix.tasks.base import check_task, describe_task, get_task, load_task, prepare_task
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modmix.errors import DataError
+from modmix.base.errors import DataError
 from modmix.tasks import higgs
 from modmix.tasks.base import get_task
 from modmix.tasks.download import fetch

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from modmix.errors import DataError
+from modmix.base.errors import DataError
 from modmix.tasks.options import Option
 from modmix.tasks.table import TASKS, default_encoders, option_problems, resolve_options, task_entry
 

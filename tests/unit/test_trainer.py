@@ -14,18 +14,17 @@ import numpy as np
 import pytest
 import torch
 
-from modmix import trainer
+from modmix.base.messages import Ended, Finished, Pack, PackStarted, Progress, Replicate
+from modmix.base.metrics import METRICS
+from modmix.base.settings import TRAINING
 from modmix.methods.model import derive_seed, unpack_weights
-from modmix.metrics import METRICS
-from modmix.packing import Ended, Finished, Pack, PackStarted, Progress, Replicate
-from modmix.settings import TRAINING
-from modmix.stacked import Stack
 from modmix.tasks.data import Data, Split
-from modmix.trainer import train_pack
-from modmix.training import probe
+from modmix.training import probe, trainer
 from modmix.training.batches import Examples, Order
 from modmix.training.checkpoint import CheckpointWarning
 from modmix.training.group import Group
+from modmix.training.stack import Stack
+from modmix.training.trainer import train_pack
 from toypack import finished, make_data, make_pack, make_replicates, progress, train
 
 DATA = make_data(rows=(96, 60, 40), noise=2.0)
@@ -631,7 +630,7 @@ class Blocker:
         if name.partition(".")[0] in blocked:
             raise ImportError(f"{name} is blocked")
 sys.meta_path.insert(0, Blocker())
-import modmix.trainer, modmix.metrics, modmix.optim, modmix.stacked, modmix.halving
+import modmix.training.trainer, modmix.base.metrics, modmix.training.optimizers, modmix.training.stack, modmix.training.halving
 from modmix.tasks.table import TASKS
 from toypack import make_data, make_replicates, train
 data = make_data()
@@ -653,8 +652,8 @@ def test_tables_need_no_torch() -> None:
     code = """
 import sys
 sys.modules["torch"] = sys.modules["numpy"] = None
-import modmix.methods.table, modmix.encoders.table, modmix.metrics, modmix.halving
-modmix.metrics.higher_is_better("val/auc")
+import modmix.methods.table, modmix.encoders.table, modmix.base.metrics, modmix.training.halving
+modmix.base.metrics.higher_is_better("val/auc")
 """
     path = str(Path(__file__).parents[2] / "platform")
     done = subprocess.run(

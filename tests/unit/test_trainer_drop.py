@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from modmix.packing import Ended, Finished, Progress
-from modmix.trainer import train_pack
+from modmix.base.messages import Ended, Finished, Progress
+from modmix.training.trainer import train_pack
 from toypack import finished, make_data, make_pack, make_replicates, train
 
 DATA = make_data(rows=(96, 60, 60))

@@ -14,8 +14,7 @@ from typing import Any
 
 from modmix.analysis.conditions import Condition
 from modmix.analysis.frames import Snapshot, read
-from modmix.analysis.statistics import Estimate
-from modmix.analysis.words import (
+from modmix.analysis.labels import (
     higher_is_better,
     is_metric,
     on_test,
@@ -23,9 +22,10 @@ from modmix.analysis.words import (
     split_of,
     value_text,
 )
-from modmix.errors import InputError
+from modmix.analysis.statistics import Estimate
+from modmix.base.errors import InputError
+from modmix.base.metrics import METRICS
 from modmix.ledger import Ledger, PointRecord
-from modmix.metrics import METRICS
 
 
 @dataclass(frozen=True, kw_only=True)

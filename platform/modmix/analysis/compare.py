@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import pandas as pd
 
 from modmix.analysis.best import best_keys, default_metrics
-from modmix.analysis.contests import Contest, contest, contests_of, records_of, table_of
-from modmix.analysis.formats import Table
+from modmix.analysis.comparisons import Contest, contest, contests_of, records_of, table_of
 from modmix.analysis.frames import STATISTICS, Snapshot, read
-from modmix.analysis.words import is_metric, metric_label, split_of
-from modmix.errors import InputError
+from modmix.analysis.labels import is_metric, metric_label, split_of
+from modmix.analysis.render import Table
+from modmix.base.errors import InputError
+from modmix.base.metrics import METRICS
 from modmix.ledger import Ledger
-from modmix.metrics import METRICS
 
 
 def compare_table(ledger: Ledger, studies: Sequence[str], metric: str | None = None) -> Table:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from modmix.analysis.words import parameter_words, value_text
+from modmix.analysis.labels import parameter_words, value_text
 from modmix.ledger import PointRecord
 
 PREFIX = "task."

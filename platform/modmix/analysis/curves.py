@@ -18,14 +18,14 @@ import pandas as pd
 from modmix.analysis.best import best_of
 from modmix.analysis.conditions import PREFIX, Condition
 from modmix.analysis.frames import Snapshot, estimate_columns, short
-from modmix.analysis.statistics import Estimate
-from modmix.analysis.words import (
+from modmix.analysis.labels import (
     higher_is_better,
     on_test,
     parameter_words,
     value_text,
 )
-from modmix.errors import InputError
+from modmix.analysis.statistics import Estimate
+from modmix.base.errors import InputError
 from modmix.ledger import PointRecord
 from modmix.tasks.table import TASKS
 

@@ -15,7 +15,16 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from modmix.analysis.conditions import PREFIX
 from modmix.analysis.curves import Curve, Line, Reference, X, x_word
-from modmix.analysis.outcomes import ByCondition, LearningCurves, Results
+from modmix.analysis.figure_data import ByCondition, LearningCurves, Results
+from modmix.analysis.labels import (
+    higher_is_better,
+    metric_label,
+    metric_text,
+    metric_words,
+    parameter_label,
+    parameter_words,
+    unit,
+)
 from modmix.analysis.searches import Importance, SearchHistory, Trace, TradeOff
 from modmix.analysis.statistics import Estimate
 from modmix.analysis.style import (
@@ -31,16 +40,7 @@ from modmix.analysis.style import (
     say_empty,
     wide_heading,
 )
-from modmix.analysis.words import (
-    higher_is_better,
-    metric_label,
-    metric_text,
-    metric_words,
-    parameter_label,
-    parameter_words,
-    unit,
-)
-from modmix.errors import InputError
+from modmix.base.errors import InputError
 
 _MANY = 1000  # marks beyond which a picture inside the SVG is smaller than the marks
 ERROR_BARS = {"ci": "95 % confidence interval", "std": "standard deviation"}

@@ -12,10 +12,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from modmix.analysis import curves, drawing, outcomes, searches
+from modmix.analysis import curves, drawing, figure_data, searches
 from modmix.analysis.conditions import PREFIX
 from modmix.analysis.curves import Curve, x_word
 from modmix.analysis.frames import Snapshot, read
+from modmix.analysis.labels import metric_words, parameter_words
 from modmix.analysis.style import (
     Look,
     height_with_legend,
@@ -24,8 +25,7 @@ from modmix.analysis.style import (
     styled,
     to_bytes,
 )
-from modmix.analysis.words import metric_words, parameter_words
-from modmix.errors import InputError
+from modmix.base.errors import InputError
 from modmix.ledger import Ledger
 
 __all__ = ["FigureOf", "figure", "figure_names", "figures_of", "to_bytes"]
@@ -90,7 +90,7 @@ def figures_of(ledger: Ledger, snapshot: Snapshot, *, errors: str = "ci") -> dic
 
 
 def _results(snapshot: Snapshot, look: Mapping[str, Look]) -> FigureOf:
-    found = outcomes.results(snapshot)
+    found = figure_data.results(snapshot)
     height = 1.2 + 0.36 * max(2, len(found.rows))
     return FigureOf(
         name="results",
@@ -102,7 +102,7 @@ def _results(snapshot: Snapshot, look: Mapping[str, Look]) -> FigureOf:
 
 def _conditions(snapshot: Snapshot, look: Mapping[str, Look]) -> FigureOf:
     """Takes the place of the results where no method wins over all."""
-    found = outcomes.by_condition(snapshot)
+    found = figure_data.by_condition(snapshot)
     height = height_with_legend(found.methods) - 2.1 + 0.36 * max(2, len(found.labels))
     return FigureOf(
         name="results" if snapshot.conditions.is_split else "conditions",
@@ -163,7 +163,7 @@ def _is_taken(part: str) -> bool:
 
 
 def _learning(ledger: Ledger, snapshot: Snapshot, look: Mapping[str, Look]) -> FigureOf:
-    found = outcomes.learning_curves(ledger, snapshot)
+    found = figure_data.learning_curves(ledger, snapshot)
     return FigureOf(
         name="learning",
         caption=f"{_sentence(found.metric)} while the best points were trained.",

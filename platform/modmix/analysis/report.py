@@ -10,16 +10,16 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from modmix.analysis import page, sentences
-from modmix.analysis.contests import conditions_table
+from modmix.analysis import html, summary
+from modmix.analysis.comparisons import conditions_table
 from modmix.analysis.figures import FigureOf, figures_of
-from modmix.analysis.formats import Table
 from modmix.analysis.frames import Snapshot, read, short
+from modmix.analysis.labels import metric_words, p_clause, value_text
+from modmix.analysis.render import Table
 from modmix.analysis.statistics import Ranks
 from modmix.analysis.style import to_bytes
 from modmix.analysis.tables import points_of, results_of
-from modmix.analysis.words import metric_words, p_clause, value_text
-from modmix.home import Home, write_bytes, write_text
+from modmix.base.home import Home, write_bytes, write_text
 from modmix.ledger import Ledger, ReplicateRecord
 
 _VERSIONS = ("modmix", "torch", "numpy", "ray", "optuna", "mlflow")
@@ -67,7 +67,7 @@ def write_all(ledger: Ledger, home: Home, study: str, *, errors: str = "ci") -> 
         for form, data in (("png", to_bytes(picture, "png")), ("svg", svg)):
             figures.append(folder / "figures" / f"{name}.{form}")
             write_bytes(figures[-1], data)
-    tables, ranks = _tables(snapshot), sentences.ranks(snapshot)
+    tables, ranks = _tables(snapshot), summary.ranks(snapshot)
     written = _write_tables(folder / "tables", drawn, tables, ranks)
     path = folder / "report.html"
     write_text(path, _report(snapshot, tables, ranks, drawn, svgs))
@@ -79,7 +79,7 @@ def report_html(ledger: Ledger, study: str) -> str:
     snapshot = read(ledger, study)
     drawn = figures_of(ledger, snapshot)
     svgs = {name: to_bytes(found.draw(), "svg").decode() for name, found in drawn.items()}
-    return _report(snapshot, _tables(snapshot), sentences.ranks(snapshot), drawn, svgs)
+    return _report(snapshot, _tables(snapshot), summary.ranks(snapshot), drawn, svgs)
 
 
 def _tables(snapshot: Snapshot) -> dict[str, Table]:
@@ -121,7 +121,7 @@ def _report(
     svgs: Mapping[str, str],
 ) -> str:
     pictures = {
-        name: page.figure_html(svgs[name], i, found.caption, found.numbers())
+        name: html.figure_html(svgs[name], i, found.caption, found.numbers())
         for i, (name, found) in enumerate(drawn.items())
     }
     sections = {
@@ -130,7 +130,7 @@ def _report(
         "Figures": "\n".join(pictures.values()),
         "Points": _points(tables["points"]),
         "Failures": _failures(snapshot),
-        "Set-up": page.facts(_setup(snapshot)),
+        "Set-up": html.facts(_setup(snapshot)),
         "How to reproduce": _reproduce(snapshot),
         "Study file": f"<pre>{escape(snapshot.record.text)}</pre>",
     }
@@ -140,7 +140,7 @@ def _report(
         f'<section id="{_anchor(name)}"><h2>{name}</h2>\n{html}</section>'
         for name, html in sections.items()
     )
-    return page.page(f"{snapshot.name} · modmix", f"{_top(snapshot)}<nav>{links}</nav>\n{body}")
+    return html.page(f"{snapshot.name} · modmix", f"{_top(snapshot)}<nav>{links}</nav>\n{body}")
 
 
 def _anchor(name: str) -> str:
@@ -153,12 +153,12 @@ def _top(snapshot: Snapshot) -> str:
     parts = [
         f'<h1>{escape(record.name)} <span class="state">{escape(record.state)}</span></h1>',
         f'<p class="soft">{text}</p>' if text else "",
-        f'<p class="lead">{escape(sentences.headline(snapshot))}</p>',
+        f'<p class="lead">{escape(summary.headline(snapshot))}</p>',
     ]
-    if not sentences.is_finished(snapshot):
+    if not summary.is_finished(snapshot):
         parts.append(
             '<p class="lead warn">This study is not finished: numbers may still change. '
-            f"{escape(sentences.progress(snapshot))}</p>"
+            f"{escape(summary.progress(snapshot))}</p>"
         )
     if record.spec.get("final"):
         of = record.spec["final"]
@@ -172,7 +172,7 @@ def _top(snapshot: Snapshot) -> str:
 def _results(snapshot: Snapshot, results: Table, ranks: Ranks) -> str:
     if snapshot.conditions.is_split:
         return _conditions(results)
-    return f'<div class="results">{page.table_html(results)}</div>{_ranks(ranks)}'
+    return f'<div class="results">{html.table_html(results)}</div>{_ranks(ranks)}'
 
 
 def _conditions(table: Table | None) -> str:
@@ -180,7 +180,7 @@ def _conditions(table: Table | None) -> str:
         return ""
     more = len(table.cells) - _FEW
     note = f'<p class="note">… and {more} more in the CSV file.</p>' if more > 0 else ""
-    return page.table_html(table, _FEW) + note
+    return html.table_html(table, _FEW) + note
 
 
 def _ranks(ranks: Ranks) -> str:
@@ -196,7 +196,7 @@ def _ranks(ranks: Ranks) -> str:
         f"that all methods share (1 is best).{friedman}"
     )
     return (
-        f"<details><summary>ranks over seeds</summary>{page.frame_html(ranks.frame)}"
+        f"<details><summary>ranks over seeds</summary>{html.frame_html(ranks.frame)}"
         f'<p class="note">{escape(note)}</p></details>'
     )
 
@@ -207,7 +207,7 @@ def _points(points: Table) -> str:
     is_open = " open" if total <= 30 else ""
     return (
         f"<details{is_open}><summary>{total} points{more}</summary>"
-        f"{page.table_html(points, _FEW)}</details>"
+        f"{html.table_html(points, _FEW)}</details>"
     )
 
 
@@ -258,7 +258,7 @@ def _setup(snapshot: Snapshot) -> list[tuple[str, str]]:
         ("seeds of searches", _staged(record.spec.get("replicates"))),
         ("training", _pairs(training)),
         ("points", str(len(snapshot.points))),
-        ("replicates", sentences.progress(snapshot)),
+        ("replicates", summary.progress(snapshot)),
         ("reused from other studies", str(reused) if reused else ""),
         ("device time", _duration(record.device_seconds)),
         ("wall time", _duration(record.wall_seconds)),

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from modmix.analysis.frames import Snapshot, short
+from modmix.analysis.labels import higher_is_better
 from modmix.analysis.statistics import Floats
-from modmix.analysis.words import higher_is_better
-from modmix.errors import InputError
+from modmix.base.errors import InputError
 
 IMPORTANCE_METHOD = (
     "share of the objective's variance between five bins of the hyperparameter "

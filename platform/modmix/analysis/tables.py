@@ -13,11 +13,10 @@ import pandas as pd
 
 from modmix.analysis import statistics
 from modmix.analysis.best import BestPoint, best_of, candidates, default_metrics, not_ranked
+from modmix.analysis.comparisons import against_best, conditions_table, marks_of
 from modmix.analysis.conditions import Condition
-from modmix.analysis.contests import against_best, conditions_table, marks_of
-from modmix.analysis.formats import Cell, Table
 from modmix.analysis.frames import STATISTICS, Snapshot, read, short
-from modmix.analysis.words import (
+from modmix.analysis.labels import (
     TIE_DIGITS,
     higher_is_better,
     interval_text,
@@ -29,7 +28,8 @@ from modmix.analysis.words import (
     split_of,
     value_text,
 )
-from modmix.errors import InputError
+from modmix.analysis.render import Cell, Table
+from modmix.base.errors import InputError
 from modmix.ledger import Ledger
 
 # ---------------------------------------------------------------- the table of results

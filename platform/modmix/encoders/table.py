@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from modmix.space import Hyperparameter
+from modmix.base.space import Hyperparameter
 
 Inputs = Literal["flat", "image", "sequence", "any"]
 

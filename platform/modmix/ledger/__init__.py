@@ -23,8 +23,8 @@ These are the only files with sqlalchemy.
 
 from __future__ import annotations
 
-from modmix.ledger.asked import Asked
 from modmix.ledger.heartbeat import Heartbeat
+from modmix.ledger.proposals import Asked
 from modmix.ledger.records import (
     ENDED,
     REPLICATE_STATES,

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy import Column, Float, Integer, LargeBinary, String, Table, Text
 from sqlalchemy.dialects import postgresql, sqlite
 
-from modmix.errors import InputError, LedgerError
+from modmix.base.errors import InputError, LedgerError
 
 # Of the tables below; a database that says otherwise is refused rather than misread. One of an
 # earlier version is brought up to it: the columns that it lacks may be null.

@@ -12,7 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from modmix.errors import InputError, LeaseError
+from modmix.base.errors import InputError, LeaseError
 from modmix.ledger.database import STUDIES, Database, insert_new
 from modmix.ledger.records import Lease, StudyRecord, dump
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from modmix.errors import InputError
+from modmix.base.errors import InputError
 from modmix.methods.base import Method, cross_entropy, head, hidden_units
 from modmix.methods.unimodal import Logits
 

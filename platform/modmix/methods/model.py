@@ -11,8 +11,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from modmix.base.errors import InputError
 from modmix.encoders.table import ENCODERS
-from modmix.errors import InputError
 from modmix.methods.base import Method, Outputs
 from modmix.methods.table import METHODS
 from modmix.methods.table import modalities as modalities_used

@@ -11,7 +11,7 @@ from itertools import combinations
 from math import comb
 from typing import Any, Literal
 
-from modmix.space import Hyperparameter
+from modmix.base.space import Hyperparameter
 
 MAX_SOURCES = 127  # seven modalities with all their subsets
 

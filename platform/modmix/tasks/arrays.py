@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from modmix.errors import DataError
+from modmix.base.errors import DataError
 from modmix.tasks.arrays_csv import read_csv
 from modmix.tasks.arrays_labels import check_classes, encode_labels, given_splits
 from modmix.tasks.arrays_npz import read_npz

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from modmix.errors import DataError
+from modmix.base.errors import DataError
 from modmix.tasks.arrays_read import SPLIT_NAMES, Loaded, label_name, missing, pick
 from modmix.tasks.data import Array
 from modmix.tasks.options import suggestion

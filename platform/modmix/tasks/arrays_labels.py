@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from modmix.errors import DataError
+from modmix.base.errors import DataError
 from modmix.tasks.arrays_read import Loaded
 from modmix.tasks.data import Array
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from modmix.errors import DataError
+from modmix.base.errors import DataError
 from modmix.tasks.arrays_read import (
     LABEL_NAMES,
     SPLIT_NAMES,

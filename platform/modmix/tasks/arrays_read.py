@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modmix.errors import DataError
+from modmix.base.errors import DataError
 from modmix.tasks.data import Array
 from modmix.tasks.options import suggestion
 

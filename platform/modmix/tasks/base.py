@@ -24,8 +24,8 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from modmix.errors import DataError
-from modmix.packing import digest
+from modmix.base.errors import DataError
+from modmix.base.messages import digest
 from modmix.tasks.data import SPLITS, Array, Data, Kind, Modality, Split
 from modmix.tasks.files import (
     Progress,

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from modmix.errors import DataError
+from modmix.base.errors import DataError
 
 Kind = Literal["flat", "image", "sequence"]
 Array = npt.NDArray[Any]

@@ -11,7 +11,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from modmix.errors import DataError
+from modmix.base.errors import DataError
 from modmix.tasks.files import Progress, Source, hash_file, locked, silent
 
 _BLOCK = 1 << 20

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modmix.errors import DataError
-from modmix.home import write_text
-from modmix.packing import digest
+from modmix.base.errors import DataError
+from modmix.base.home import write_text
+from modmix.base.messages import digest
 
 # Told what is going on: a stage ("download", "read", "write", "check", "wait"), how much is done,
 # and of how much (None: not known). Bytes for download, read and check; rows for write.

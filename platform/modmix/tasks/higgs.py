@@ -18,7 +18,7 @@ from typing import ClassVar, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from modmix.errors import DataError
+from modmix.base.errors import DataError
 from modmix.tasks.base import Contents, Task
 from modmix.tasks.data import SPLITS, Array, Modality
 from modmix.tasks.download import fetch

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from modmix.space import Hyperparameter, Kind
+from modmix.base.space import Hyperparameter, Kind
 
 OptionKind = Literal["float", "int", "bool", "str", "path", "strs", "columns"]
 

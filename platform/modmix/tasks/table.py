@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modmix.errors import DataError
+from modmix.base.errors import DataError
 from modmix.tasks.options import Option, problems_of, suggestion
 
 MLP_64: Mapping[str, Any] = {"name": "mlp", "hidden": [64]}

@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from modmix.packing import digest
+from modmix.base.messages import digest
 from modmix.tasks.data import SPLITS, Array, Modality, check_modality_name
 from modmix.tasks.files import write_json
 

@@ -1,6 +1,6 @@
 """The mirror in MLflow: what the ledger holds, shown in an experiment per study.
 
-    store     MLflow's calls in our words; the only file with mlflow (beside `modmix.pyfunc`)
+    store     MLflow's calls in our words; the only file with mlflow (beside `modmix.registry.pyfunc`)
     database  the same and more for a local SQLite file, written directly
     content   what the runs of a study are to hold, computed from the ledger's records
     reader    what the ledger says of a study by now

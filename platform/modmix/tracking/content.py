@@ -25,9 +25,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+from modmix.base.messages import digest
+from modmix.base.metrics import higher_is_better
 from modmix.ledger import ENDED, Entry, PointRecord, ReplicateRecord, StudyRecord
-from modmix.metrics import higher_is_better
-from modmix.packing import digest
 from modmix.tracking.store import Dataset, Value
 
 LAYOUT = 2  # raised when a run's content changes in form, so that all runs are written again

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from modmix.errors import TrackingError
+from modmix.base.errors import TrackingError
 from modmix.tracking.store import (
     Dataset,
     Experiment,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from modmix.home import Home
+from modmix.base.home import Home
+from modmix.base.messages import digest
 from modmix.ledger import Ledger, PointRecord, StudyRecord
-from modmix.packing import digest
 from modmix.tracking.content import asked_digest, higher
 from modmix.tracking.database import Database
 from modmix.tracking.store import Experiment, RefusedError, Run, Store, shown

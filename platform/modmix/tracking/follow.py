@@ -25,8 +25,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from modmix.errors import InputError, LedgerError, TrackingError
-from modmix.home import Home
+from modmix.base.errors import InputError, LedgerError, TrackingError
+from modmix.base.home import Home
 from modmix.ledger import Ledger
 from modmix.tracking.content import LIVE_SECONDS
 from modmix.tracking.writer import PARTIAL_SECONDS, Live, Writer

@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from modmix.errors import InputError
-from modmix.home import Home
+from modmix.base.errors import InputError
+from modmix.base.home import Home
+from modmix.base.messages import Progress
 from modmix.ledger import Ledger
-from modmix.packing import Progress
 from modmix.tracking.content import LIVE_SECONDS, STATUS
 from modmix.tracking.store import check, shown
 

@@ -7,8 +7,8 @@ import socket
 import subprocess
 import sys
 
-from modmix.errors import InputError, TrackingError
-from modmix.home import Home
+from modmix.base.errors import InputError, TrackingError
+from modmix.base.home import Home
 from modmix.tracking.store import check, shown
 
 HOST = "127.0.0.1"

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modmix.errors import InputError, TrackingError
+from modmix.base.errors import InputError, TrackingError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

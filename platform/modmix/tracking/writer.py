@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from modmix.errors import TrackingError
-from modmix.home import Home
+from modmix.base.errors import TrackingError
+from modmix.base.home import Home
+from modmix.base.messages import digest
 from modmix.ledger import ENDED, Ledger, PointRecord, ReplicateRecord, StudyRecord
-from modmix.packing import digest
 from modmix.tracking.content import (
     LIVE_SECONDS,
     PASSING_TAGS,

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
+from modmix.base.messages import Pack
 from modmix.methods.model import build_model
-from modmix.packing import Pack
-from modmix.stacked import Stack
 from modmix.tasks.data import Data
 from modmix.training.group import Group, Member
+from modmix.training.stack import Stack
 
 
 class Builder:

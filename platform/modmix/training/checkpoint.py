@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modmix.packing import NUMERICS_VERSION
+from modmix.base.messages import NUMERICS_VERSION
 
 _FILE = "checkpoint.safetensors"
 # Raised whenever the same tensors lie in another order: one of before starts over.

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from modmix.base.metrics import METRICS, evaluate
 from modmix.methods.base import Stage
-from modmix.metrics import METRICS, evaluate
-from modmix.optim import Optimizer, Training
-from modmix.stacked import Stack
 from modmix.training.batches import Examples, Order
 from modmix.training.graphs import StepGraph
+from modmix.training.optimizers import Optimizer, Training
+from modmix.training.stack import Stack
 
 # Scores whose metrics are computed at a time.
 _METRIC_ELEMENTS = 1 << 22

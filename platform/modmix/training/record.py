@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from modmix.halving import mean, survivors
-from modmix.packing import Pack
+from modmix.base.messages import Pack
+from modmix.training.halving import mean, survivors
 
 # Position in the pack -> (state, reason) of the models that end with an evaluation.
 Endings = dict[int, tuple[str, str]]

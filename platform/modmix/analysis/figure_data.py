@@ -1,0 +1,202 @@
+"""The numbers behind the figures of best points: results, conditions, learning curves.
+
+`figures` draws them; here is nothing but values. Which point is a method's best is always decided
+on validation (see `best`), whatever split is drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from modmix.analysis.best import best_of, default_metrics
+from modmix.analysis.comparisons import Contest, contests_of
+from modmix.analysis.frames import Snapshot, estimate_columns, histories_of, short
+from modmix.analysis.statistics import Floats
+from modmix.analysis.tables import Row, behind, paper_number, result_rows
+from modmix.ledger import Ledger
+
+MOST_CONDITIONS = 40  # that a figure shows: more would not be read
+
+# ---------------------------------------------------------------- results side by side
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """The rows of the table of results on one test metric, with every seed's value."""
+
+    title: str
+    metric: str
+    rows: tuple[Row, ...]
+    values: tuple[tuple[float, ...], ...]  # per row, per seed
+    papers: tuple[tuple[float, float] | None, ...]
+
+    def frame(self) -> pd.DataFrame:
+        """One row per row of the figure."""
+        return pd.DataFrame(
+            [
+                {"label": row.label}
+                | estimate_columns(row.best.estimates[self.metric], self.metric)
+                for row in self.rows
+            ]
+        )
+
+
+def results(snapshot: Snapshot, metric: str | None = None) -> Results:
+    """What the table of results holds, for drawing."""
+    shown = metric or default_metrics(snapshot)[0]
+    rows = [r for r in result_rows(snapshot, shown) if math.isfinite(r.best.estimates[shown].mean)]
+    return Results(
+        title=f"{snapshot.name}: best point of each method",
+        metric=shown,
+        rows=tuple(rows),
+        values=tuple(tuple(snapshot.by_seed(row.best.point, shown).values()) for row in rows),
+        papers=tuple(paper_number(snapshot, row, shown) for row in rows),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distance:
+    """How far a method is behind the best of its condition, seed by seed; 0 for the best.
+
+    The interval is of the paired difference: seeds that are hard for all methods do not widen it.
+    """
+
+    mean: float
+    behind: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByCondition:
+    """How far each method's best point is behind the condition's best one, on one test metric.
+
+    ``left_out`` conditions are not shown.
+    """
+
+    title: str
+    metric: str
+    labels: tuple[str, ...]
+    methods: tuple[str, ...]
+    distances: tuple[Mapping[str, Distance], ...]  # per label, by method
+    left_out: int
+
+    def frame(self) -> pd.DataFrame:
+        """One row per condition and method."""
+        return pd.DataFrame(
+            [
+                {"condition": label, "method": method, f"{self.metric}/mean": found.mean}
+                | {"behind": found.behind, "behind_low": found.low, "behind_high": found.high}
+                for label, distances in zip(self.labels, self.distances, strict=True)
+                for method, found in distances.items()
+            ]
+        )
+
+
+def by_condition(
+    snapshot: Snapshot, metric: str | None = None, limit: int = MOST_CONDITIONS
+) -> ByCondition:
+    """What the table of conditions holds, for drawing; the first conditions of very many."""
+    shown = metric or default_metrics(snapshot)[0]
+    contests = contests_of(snapshot, shown)
+    distances = [_distances(one, snapshot.methods) for one in contests[:limit]]
+    return ByCondition(
+        title=f"{snapshot.name}: who is how far behind, condition by condition",
+        metric=shown,
+        labels=tuple(one.condition.label for one in contests[:limit] if one.condition),
+        methods=tuple(m for m in snapshot.methods if any(m in found for found in distances)),
+        distances=tuple(distances),
+        left_out=max(0, len(contests) - limit),
+    )
+
+
+def _distances(one: Contest, methods: Sequence[str]) -> dict[str, Distance]:
+    found = {}
+    for method in methods:
+        mean = one.mean(method)
+        if not math.isfinite(mean):
+            continue
+        test = one.entrants[method].paired
+        gap, low, high = behind(test, one.metric) if test else (0.0, math.nan, math.nan)
+        found[method] = Distance(mean=mean, behind=gap, low=low, high=high)
+    return found
+
+
+# ---------------------------------------------------------------- learning curves
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learning:
+    """The training of one method's best point: mean and band over replicates per epoch.
+
+    ``whole`` says at which epochs all replicates were still training; after early stops the rest
+    is a mean over fewer, which may jump.
+    """
+
+    method: str
+    point: str
+    epochs: Floats
+    mean: Floats
+    std: Floats
+    n: int
+    whole: np.ndarray[Any, np.dtype[np.bool_]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningCurves:
+    title: str
+    metric: str
+    lines: tuple[Learning, ...]
+
+    def frame(self) -> pd.DataFrame:
+        """One row per method and epoch."""
+        pieces = [
+            pd.DataFrame(
+                {
+                    "method": line.method,
+                    "point": short(line.point),
+                    "epoch": line.epochs,
+                    f"{self.metric}/mean": line.mean,
+                    f"{self.metric}/std": line.std,
+                    "all_replicates": line.whole,
+                }
+            )
+            for line in self.lines
+        ]
+        return pd.concat(pieces, ignore_index=True) if pieces else pd.DataFrame()
+
+
+def learning_curves(
+    ledger: Ledger, snapshot: Snapshot, metric: str | None = None
+) -> LearningCurves:
+    """Learning curves of every method's best point, on the first objective."""
+    drawn = metric or snapshot.objectives[0]
+    best = best_of(snapshot)
+    frame = histories_of(ledger, snapshot, [found.point for found in best])
+    lines = []
+    for found in best:
+        mine = frame[frame["point"] == short(found.point)]
+        if f"{drawn}/mean" not in mine or not mine[f"{drawn}/mean"].notna().any():
+            continue
+        mine = mine[mine[f"{drawn}/mean"].notna()]
+        counts = mine["n"].to_numpy()
+        lines.append(
+            Learning(
+                method=found.method,
+                point=found.point,
+                epochs=mine["epoch"].to_numpy(dtype=np.float64),
+                mean=mine[f"{drawn}/mean"].to_numpy(dtype=np.float64),
+                std=mine[f"{drawn}/std"].to_numpy(dtype=np.float64),
+                n=found.n,
+                whole=np.asarray(counts >= counts.max()),
+            )
+        )
+    return LearningCurves(
+        title=f"{snapshot.name}: training of the best points", metric=drawn, lines=tuple(lines)
+    )

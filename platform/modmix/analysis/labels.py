@@ -1,0 +1,128 @@
+"""How metrics, hyperparameters and values are called where people read them."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from modmix.base.metrics import METRICS
+from modmix.base.metrics import higher_is_better as _higher_is_better
+
+SPLITS = {"train": "training", "val": "validation", "test": "test"}
+_NAMES = {"auc": "AUC", "nll": "NLL", "ece": "ECE", "f1": "macro F1"}
+_PARAMETERS = {"beta": "β", "margin": "margin δ", "alpha": "α", "lambda": "λ", "tau": "τ"}
+_UNITS = {"depth": "hidden layers", "width": "units", "epochs": "epochs", "margin": "nats"}
+
+
+# Means that agree so far are equal: the same counts of errors, summed in another order.
+TIE_DIGITS = 6
+
+
+def split_of(metric: str) -> str:
+    """The split of a metric: "val" of "val/error"."""
+    return metric.partition("/")[0]
+
+
+def is_metric(metric: str) -> bool:
+    """Whether a name is one of the known metrics on a split: "val/error" is, "val/x" is not."""
+    split, _, name = metric.partition("/")
+    return split in SPLITS and name in METRICS
+
+
+def on_test(metric: str) -> str:
+    """The same metric on the test split: "test/error" of "val/error"."""
+    return f"test/{metric.partition('/')[2]}"
+
+
+def higher_is_better(metric: str) -> bool:
+    """Whether larger values of "val/auc" and the like are better; False for losses."""
+    return metric.partition("/")[2] != "loss" and _higher_is_better(metric)
+
+
+def unit(metric: str) -> str:
+    """The unit of a metric as it is printed: "%" for errors, "" for shares of one."""
+    name = metric.partition("/")[2]
+    if name not in METRICS:
+        return ""
+    written = METRICS[name].unit
+    return "" if written == "0..1" else written
+
+
+def metric_words(metric: str) -> str:
+    """A metric in a sentence: "test error", "validation AUC"."""
+    split, _, name = metric.partition("/")
+    return f"{SPLITS.get(split, split)} {_NAMES.get(name, name)}"
+
+
+def metric_label(metric: str) -> str:
+    """An axis label with the unit: "test error (%)"."""
+    shown = unit(metric)
+    return f"{metric_words(metric)} ({shown})" if shown else metric_words(metric)
+
+
+def decimals(metric: str) -> int:
+    """Decimals that a metric is printed with: 2 in percent, 4 otherwise."""
+    return 2 if unit(metric) == "%" else 4
+
+
+def metric_text(value: float, metric: str) -> str:
+    """One value of a metric; a dash where there is none."""
+    if not math.isfinite(value):
+        return _odd(value)
+    text = f"{value:.{decimals(metric)}f}"
+    return text.replace("-", "−") if float(text) else text.lstrip("-")
+
+
+def plus_minus(mean: float, spread: float, metric: str, sign: str = "±") -> str:
+    """ "3.10 ± 0.20"; without the spread where it is undefined (n = 1)."""
+    if not math.isfinite(mean) or math.isnan(spread):
+        return metric_text(mean, metric)
+    return f"{metric_text(mean, metric)} {sign} {metric_text(spread, metric)}"
+
+
+def interval_text(low: float, high: float, metric: str) -> str:
+    """ "2.91 to 3.29"; a dash where it is undefined."""
+    if math.isnan(low) or math.isnan(high):
+        return "–"
+    return f"{metric_text(low, metric)} to {metric_text(high, metric)}"
+
+
+def _odd(value: float) -> str:
+    return "–" if math.isnan(value) else ("∞" if value > 0 else "−∞")
+
+
+def p_text(p: float) -> str:
+    """A p value as people write it: "0.012", "< 0.001"; a dash where it is undefined."""
+    if math.isnan(p):
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def p_clause(p: float) -> str:
+    """ "p = 0.012" or "p < 0.001"."""
+    return f"p {p_text(p)}" if 0 <= p < 0.001 else f"p = {p_text(p)}"
+
+
+def parameter_words(name: str) -> str:
+    """A hyperparameter in a sentence: "β", "learning rate"."""
+    return _PARAMETERS.get(name, name.replace("_", " ").replace(".", " "))
+
+
+def parameter_label(name: str) -> str:
+    """An axis label of a hyperparameter: "β", "depth (hidden layers)"."""
+    words = parameter_words(name)
+    return f"{words} ({_UNITS[name]})" if name in _UNITS else words
+
+
+def value_text(value: Any) -> str:
+    """A hyperparameter's value, short: 0.3, 1e-05, [64, 64], none."""
+    if value is None or value != value:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (list, dict)):
+        return json.dumps(value)
+    return str(value)

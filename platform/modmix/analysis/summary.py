@@ -1,0 +1,181 @@
+"""A study in words: who wins and by how much, what is still missing, how to do it again."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from modmix.analysis import statistics
+from modmix.analysis.best import default_metrics
+from modmix.analysis.comparisons import Contest, common, contests_of, ranks_over
+from modmix.analysis.frames import Snapshot
+from modmix.analysis.labels import (
+    TIE_DIGITS,
+    higher_is_better,
+    interval_text,
+    metric_text,
+    metric_words,
+    p_clause,
+    unit,
+)
+from modmix.analysis.tables import Row, behind, result_rows, winner_of
+
+
+def headline(snapshot: Snapshot, metric: str | None = None) -> str:
+    """Which method wins on test, by how much, and whether chance would do.
+
+    The winner is the method whose best point (chosen on validation) has the best test mean; it is
+    compared with the next *method*, seed by seed. Where some points change the task's options,
+    this is about the task as given; where all do, about how many of the conditions each wins.
+    """
+    shown = metric or default_metrics(snapshot)[0]
+    if snapshot.conditions.is_split:
+        return _over_conditions(snapshot, shown)
+    sentence = _of_whole(snapshot, shown)
+    if len(snapshot.conditions.all) > 1:
+        return f"With the task as the study file gives it: {sentence}"
+    return sentence
+
+
+def _of_whole(snapshot: Snapshot, shown: str) -> str:
+    rows = result_rows(snapshot, shown)
+    winner = winner_of(rows, shown)
+    if winner is None and rows:
+        return f"No finished point has a {metric_words(shown)}. {progress(snapshot)}"
+    if winner is None:
+        return f"No method has a point with all replicates done yet. {progress(snapshot)}"
+    value = winner.best.estimates[shown]
+    word = "highest" if higher_is_better(shown) else "lowest"
+    interval = (
+        f"95 % CI {interval_text(value.ci_low, value.ci_high, shown)}, n = {value.n}"
+        if value.n > 1
+        else "one seed"
+    )
+    number = _with_unit(value.mean, shown)
+    others = [row for row in rows if row.best.method != winner.best.method]
+    second = winner_of(others, shown)
+    if second is None:
+        return f"{winner.label} reaches {number} {metric_words(shown)} ({interval})."
+    first = f"{winner.label} has the {word} {metric_words(shown)}: {number} ({interval})"
+    return f"{first}, {_distance(second, shown)} {_validation(rows, winner)}".strip()
+
+
+def _over_conditions(snapshot: Snapshot, metric: str) -> str:
+    """The headline where every point changes the task: wins over conditions and mean ranks."""
+    contests = contests_of(snapshot, metric)
+    found = ranks_over(contests)
+    begin = (
+        "Every point changes the task's options, so methods compete in each of "
+        f"{len(contests)} conditions on their own."
+    )
+    if found.blocks == 0 or len(found.frame) < 2:
+        return f"{begin} No condition has results of several methods yet. {progress(snapshot)}"
+    full = common(contests, list(found.frame["method"]))
+    wins = Counter(dict(zip(found.frame["method"], found.frame["wins"].tolist(), strict=True)))
+    (most, count), *rest = wins.most_common()  # of equals the one with the better rank
+    others = ", ".join(f"{method} in {n}" for method, n in rest if n)
+    which = f" that have results of all {len(wins)} methods" if len(full) < len(contests) else ""
+    word = "highest" if higher_is_better(metric) else "lowest"
+    clear = sum(_is_clear(one, most) for one in full)
+    return (
+        f"{begin} {most} has the {word} {metric_words(metric)} in {count} of the {len(full)}{which}"
+        f"{f' ({others})' if others else ''}, in {clear} of them against every other method by "
+        f"more than chance (paired t tests, Holm-corrected, 5 % level); {_best_rank(found, most)}."
+    )
+
+
+def _is_clear(one: Contest, method: str) -> bool:
+    """Whether a method is the best of a contest and chance would explain no other's distance."""
+    rest = [found for name, found in one.entrants.items() if name != method]
+    return one.entrants[method].paired is None and all(found.p_holm < 0.05 for found in rest)
+
+
+def _best_rank(found: statistics.Ranks, most: str) -> str:
+    methods, means = found.frame["method"].tolist(), found.frame["rank/mean"].tolist()
+    friedman = (
+        ""
+        if math.isnan(found.friedman_p)
+        else f" (Friedman's test that all methods are alike: {p_clause(found.friedman_p)})"
+    )
+    if means[0] == means[1]:
+        level = " and ".join(m for m, mean in zip(methods, means, strict=True) if mean == means[0])
+        return f"{level} share the best mean rank, {means[0]:.2f}{friedman}"
+    who = "it also" if methods[0] == most else methods[0]
+    return (
+        f"{who} has the best mean rank, {means[0]:.2f}, before {methods[1]} with {means[1]:.2f}"
+        f"{friedman}"
+    )
+
+
+def _distance(second: Row, metric: str) -> str:
+    """The end of the headline: how far ahead of the next method, and what that is worth."""
+    assert second.paired is not None
+    test = second.paired
+    if test.n == 0:
+        return (
+            f"ahead of {second.label} with "
+            f"{_with_unit(second.best.estimates[metric].mean, metric)}; they share no seed, so "
+            "they cannot be compared seed by seed."
+        )
+    gap, low, high = behind(test, metric)
+    if round(gap, TIE_DIGITS) == 0:
+        return f"level with {second.label}."
+    measure = " points" if unit(metric) == "%" else ""
+    ahead = f"{metric_text(gap, metric)}{measure} ahead of {second.label}, the next method"
+    if test.n == 1:
+        return f"{ahead}. With one seed nobody can tell this from chance."
+    interval = f"95 % CI {interval_text(low, high, metric)}"
+    if math.isnan(second.p_holm):
+        return f"{ahead} ({interval} over {test.n} common seeds; the t test is undefined here)."
+    judged = "more than chance" if second.p_holm < 0.05 else "chance could explain it"
+    return (
+        f"{ahead} ({interval}; paired t test over {test.n} common seeds, Holm-corrected "
+        f"{p_clause(second.p_holm)}, {judged} at the 5 % level)."
+    )
+
+
+def _validation(rows: Sequence[Row], winner: Row) -> str:
+    """A warning where validation alone would have chosen another method."""
+    first = rows[0]  # rows come best validation first
+    if first.best.method == winner.best.method:
+        return ""
+    return (
+        f"Validation alone ({metric_words(first.best.metric)}) would have chosen "
+        f"{first.best.method}."
+    )
+
+
+def _with_unit(value: float, metric: str) -> str:
+    shown = unit(metric)
+    return f"{metric_text(value, metric)} {shown}" if shown else metric_text(value, metric)
+
+
+def progress(snapshot: Snapshot) -> str:
+    """ "12 of 20 replicates are done (3 running, 1 failed, 4 pending)."""
+    counts = Counter(replicate.state for replicate in snapshot.replicates)
+    done, total = counts.pop("done", 0), len(snapshot.replicates)
+    order = ("running", "interrupted", "pending", "pruned", "failed")
+    rest = ", ".join(f"{counts[state]} {state}" for state in order if counts[state])
+    return f"{done} of {total} replicates are done{f' ({rest})' if rest else ''}."
+
+
+def is_finished(snapshot: Snapshot) -> bool:
+    """Whether the study has ended and nothing waits."""
+    waiting = any(r.state in ("pending", "running", "interrupted") for r in snapshot.replicates)
+    return snapshot.record.state == "finished" and not waiting
+
+
+def ranks(snapshot: Snapshot, metric: str | None = None) -> statistics.Ranks:
+    """Mean ranks of the methods' best points over the seeds that all of them share.
+
+    Where every point changes the task, they are over the conditions instead.
+    """
+    shown = metric or default_metrics(snapshot)[0]
+    if snapshot.conditions.is_split:
+        return ranks_over(contests_of(snapshot, shown))
+    rows = [row for row in result_rows(snapshot, shown) if not row.part]
+    return statistics.mean_ranks(
+        {row.best.method: snapshot.by_seed(row.best.point, shown) for row in rows},
+        higher_is_better=higher_is_better(shown),
+    )

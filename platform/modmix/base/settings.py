@@ -1,0 +1,195 @@
+"""The training settings a study file may give, with their defaults: one table, read by the plan
+(which checks them, in ``training:`` and as hyperparameters of a point) and by the trainer.
+
+Stackable ones may differ between the models of one pack. `WITHOUT_EFFECT` names those that change
+where or how fast a model is trained, never its numbers; they are left out of a replicate's key.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+from modmix.base.space import Hyperparameter
+
+_SETTINGS = (
+    Hyperparameter(
+        name="epochs", kind="int", default=20, low=1, doc="passes over the training data"
+    ),
+    Hyperparameter(
+        name="batch_size", kind="int", default=64, low=1, doc="examples a step; the rest is dropped"
+    ),
+    Hyperparameter(
+        name="optimizer",
+        kind="str",
+        default="adam",
+        choices=("sgd", "adam", "adamw"),
+        doc="update rule",
+    ),
+    Hyperparameter(
+        name="learning_rate",
+        kind="float",
+        default=1e-3,
+        low=0.0,
+        stackable=True,
+        doc="initial step size",
+    ),
+    Hyperparameter(
+        name="momentum",
+        kind="float",
+        default=0.9,
+        low=0.0,
+        high=1.0,
+        stackable=True,
+        doc="of sgd; 0 turns it off",
+    ),
+    Hyperparameter(name="nesterov", kind="bool", default=False, doc="Nesterov momentum, of sgd"),
+    Hyperparameter(
+        name="betas",
+        kind="floats",
+        default=[0.9, 0.999],
+        low=0.0,
+        high=1.0,
+        doc="decay of the two moments, of adam and adamw",
+    ),
+    Hyperparameter(
+        name="eps",
+        kind="float",
+        default=1e-8,
+        low=0.0,
+        doc="added to the denominator, of adam and adamw",
+    ),
+    Hyperparameter(
+        name="weight_decay",
+        kind="float",
+        default=0.0,
+        low=0.0,
+        stackable=True,
+        doc="L2 coefficient (decoupled in adamw)",
+    ),
+    Hyperparameter(
+        name="decay",
+        kind="str",
+        default="weights",
+        choices=("weights", "all"),
+        doc="what weight decay acts on: weights (two or more dimensions) or all",
+    ),
+    Hyperparameter(
+        name="clip_norm",
+        kind="float",
+        default=None,
+        optional=True,
+        low=0.0,
+        stackable=True,
+        doc="largest gradient norm of one model; null: not clipped",
+    ),
+    Hyperparameter(
+        name="schedule",
+        kind="str",
+        default="constant",
+        choices=("constant", "exponential", "step", "cosine"),
+        doc="of the learning rate",
+    ),
+    Hyperparameter(
+        name="decay_rate",
+        kind="float",
+        default=0.99,
+        low=0.0,
+        high=1.0,
+        stackable=True,
+        doc="factor per epoch (exponential) or per milestone (step)",
+    ),
+    Hyperparameter(
+        name="milestones", kind="ints", default=[], low=1, doc="epochs, of the step schedule"
+    ),
+    Hyperparameter(
+        name="patience",
+        kind="int",
+        default=None,
+        optional=True,
+        low=1,
+        doc="evaluations without improvement before a model stops; null: it never stops early",
+    ),
+    Hyperparameter(
+        name="evaluations_per_epoch", kind="int", default=1, low=1, doc="evaluations an epoch"
+    ),
+    Hyperparameter(
+        name="monitor",
+        kind="str",
+        default="val/error",
+        doc="validation metric that picks the best epoch and stops early",
+    ),
+    Hyperparameter(
+        name="precision",
+        kind="str",
+        default="float32",
+        choices=("float32", "tf32", "bf16"),
+        doc="of the arithmetic; tf32: float32 with shorter factors in products on a GPU",
+    ),
+    Hyperparameter(
+        name="eval_batch_size", kind="int", default=4096, low=1, doc="examples at a time"
+    ),
+    Hyperparameter(
+        name="stack",
+        kind="str",
+        default="auto",
+        choices=("auto", "always", "never"),
+        doc="train a pack stacked, one model after another, or as pays",
+    ),
+    Hyperparameter(
+        name="compile",
+        kind="str",
+        default="auto",
+        choices=("auto", "always", "never"),
+        doc="run the stacked step as a program of torch.compile; auto: where long training gains",
+    ),
+    Hyperparameter(
+        name="cuda_graphs",
+        kind="bool",
+        default=False,
+        doc="on a GPU, record a step's kernels once and start them all at a time",
+    ),
+    Hyperparameter(
+        name="halving",
+        kind="mapping",
+        default=None,
+        optional=True,
+        doc="{eta, min_epochs}: after min_epochs, and eta times as many each time, the best 1/eta "
+        "of a pack's points go on; packs of one point are held against each other",
+    ),
+)
+
+TRAINING: Mapping[str, Hyperparameter] = {setting.name: setting for setting in _SETTINGS}
+
+# Settings that change where or how fast a model is trained, never its numbers.
+WITHOUT_EFFECT = frozenset({"eval_batch_size", "stack", "compile", "cuda_graphs"})
+
+
+def training_defaults() -> dict[str, Any]:
+    """Every training setting with its default."""
+    return {name: setting.default for name, setting in TRAINING.items()}
+
+
+def training_problem(name: str, value: Any) -> str | None:
+    """Say in one clause why a training setting cannot have this value, or None when it can."""
+    problem = TRAINING[name].problem(value)
+    if problem is not None or value is None:
+        return problem
+    match name:
+        case "betas" if len(value) != 2 or max(value) >= 1:
+            return f"must be two numbers from 0 to below 1, got {value!r}"
+        case "milestones" if any(b <= a for a, b in itertools.pairwise(value)):
+            return f"must be epochs in rising order, got {value!r}"
+        case "halving":
+            return _halving_problem(value)
+    return None
+
+
+def _halving_problem(value: Mapping[str, Any]) -> str | None:
+    if set(value) != {"eta", "min_epochs"}:
+        return f"must be {{eta: 2 or more, min_epochs: 1 or more}}, got {dict(value)!r}"
+    for name, low in (("eta", 2), ("min_epochs", 1)):
+        if value[name] != int(value[name]) or value[name] < low:
+            return f"{name} must be a whole number of at least {low}, got {value[name]!r}"
+    return None

@@ -1,0 +1,241 @@
+"""What a person sees while a study runs: a live table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from modmix.analysis.labels import higher_is_better, metric_label, metric_text
+from modmix.execution.run import StudyRun
+from modmix.search.run_state import Status
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from modmix.base.messages import Progress as Evaluation
+    from modmix.execution.run import StudyRun
+    from modmix.search.run_state import Status
+
+LINE_SECONDS = 10.0
+_MOST_PACKS = 6  # shown one by one
+_WIDEST_BAR = 40
+
+
+class Display:
+    """Follows one study; used as a context manager around the run."""
+
+    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+        self._console = console
+        self._quiet = quiet
+        self._live: Live | None = None
+        self._last = 0.0
+        self._pace = Pace()
+        self._shown = ""
+
+    def __enter__(self) -> Display:
+        if not self._quiet and self._console.is_terminal:
+            self._live = Live(console=self._console, refresh_per_second=4, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def changed(self, run: StudyRun) -> None:
+        """Show where the run stands, at most a few times a second."""
+        if self._quiet:
+            return
+        now = time.monotonic()
+        if now - self._last < (0.25 if self._live is not None else LINE_SECONDS):
+            return
+        self._last = now
+        status, objective = run.status(), run.plan.spec.objective[0]
+        self._pace.look(now, status)
+        if self._live is not None:
+            self._live.update(self.table(run.plan.name, objective, status))
+        else:
+            line = self.line(objective, status)
+            if line != self._shown:
+                self._console.print(line, highlight=False)
+                self._shown = line
+
+    def line(self, objective: str, status: Status) -> str:
+        """Where the study stands, and the best point of each method, in one line."""
+        best = ", ".join(
+            f"{method} {metric_text(value, objective)}"
+            for method, (value, _) in _sorted(status, objective)
+        )
+        text = ", ".join(self._counts(status))
+        return text + (f"; best {metric_label(objective)} so far: {best}" if best else "")
+
+    def _counts(self, status: Status) -> list[str]:
+        points = status.points
+        ended = sum(points[s] for s in ("done", "pruned", "failed"))
+        words = [f"{ended}/{points['total']} points"]
+        words.append(f"{_ended(status.replicates)}/{status.replicates['total']} models")
+        if rate := self._pace.models_per_minute:
+            words.append(f"{rate:.0f} models/min" if rate >= 10 else f"{rate:.1f} models/min")
+        if (left := self._pace.left(status)) is not None:
+            words.append(f"about {_duration(left)} left")
+        return words
+
+    def table(self, name: str, objective: str, status: Status) -> RenderableType:
+        """The same for a terminal of any width, with what is in training."""
+        table = Table(title=f"study {name}", title_justify="left", expand=False)
+        table.add_column("method", overflow="fold")
+        table.add_column(f"best {metric_label(objective)} so far", overflow="fold")
+        table.add_column("with", overflow="fold")
+        for method, (value, params) in _sorted(status, objective):
+            table.add_row(method, metric_text(value, objective), _short(params))
+        total = max(1, status.replicates["total"])
+        width = max(1, min(_WIDEST_BAR, self._console.width - 1))
+        bar = Table.grid()  # alone a bar does not end its line
+        bar.add_row(ProgressBar(total=total, completed=_ended(status.replicates), width=width))
+        rows: list[RenderableType] = [table, bar, Text(", ".join(self._counts(status)))]
+        running = [progress for progress in status.running.values() if progress is not None]
+        for progress in running[:_MOST_PACKS]:
+            epoch = f"epoch {progress.epoch:g}/{progress.epochs}"
+            rows.append(Text(f"  pack: {epoch}, {progress.active} models", style="dim"))
+        if len(running) > _MOST_PACKS:
+            rows.append(Text(f"  and {len(running) - _MOST_PACKS} more packs", style="dim"))
+        return Group(*rows)
+
+
+class Pace:
+    """How fast a study goes, and how long it will take.
+
+    What packs in training have done counts, not only what has ended: models of a pack end
+    together. And whatever the average says, a study takes as long as its slowest pack.
+    """
+
+    def __init__(self) -> None:
+        self._first: tuple[float, float, int] | None = None  # when, models' worth, ended
+        self._now = 0.0
+        self._done = 0.0
+        self._ended = 0
+        self._packs: dict[str, tuple[float, float]] = {}  # when first seen, at which epoch
+
+    def look(self, now: float, status: Status) -> None:
+        """Take note of where the study stands now (seconds of any clock)."""
+        running = _running(status)
+        self._packs = {
+            pack: self._packs.get(pack, (now, progress.epoch)) for pack, progress in running.items()
+        }
+        self._now, self._ended = now, _ended(status.replicates)
+        self._done = self._ended + sum(
+            p.active * p.epoch / max(1, p.epochs) for p in running.values()
+        )
+        if self._first is None:
+            self._first = (now, self._done, self._ended)
+
+    @property
+    def models_per_minute(self) -> float:
+        """Models' worth of training a minute since the first look; 0: it cannot be told yet."""
+        if self._first is None or self._now - self._first[0] < 1:
+            return 0.0
+        return max(0.0, 60 * (self._done - self._first[1]) / (self._now - self._first[0]))
+
+    def left(self, status: Status) -> float | None:
+        """Seconds until the end, or None where they cannot be told."""
+        if not (rate := self.models_per_minute / 60):
+            return None
+        average = max(0.0, status.replicates["total"] - self._done) / rate
+        return max([average, *self._of_packs(_running(status))])
+
+    def _of_packs(self, running: Mapping[str, Evaluation]) -> Iterator[float]:
+        """How long each pack in training will take at its own pace."""
+        for pack, progress in running.items():
+            since, epoch = self._packs.get(pack, (self._now, progress.epoch))
+            if progress.epoch > epoch:
+                each = (self._now - since) / (progress.epoch - epoch)
+                yield each * (progress.epochs - progress.epoch)
+
+
+def _running(status: Status) -> dict[str, Evaluation]:
+    return {pack: p for pack, p in status.running.items() if p is not None}
+
+
+def _sorted(status: Status, objective: str) -> list[tuple[str, tuple[float, Mapping[str, object]]]]:
+    """Methods with their best points, the best of all on top."""
+    higher = higher_is_better(objective)
+    return sorted(status.best.items(), key=lambda item: item[1][0], reverse=higher)
+
+
+def _ended(replicates: Mapping[str, int]) -> int:
+    return sum(replicates[state] for state in ("done", "pruned", "failed"))
+
+
+def _short(params: Mapping[str, object]) -> str:
+    words = [
+        f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in params.items()
+        if value is not None
+    ]
+    return ", ".join(words[:6])
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+class DataProgress:
+    """Shows the preparation of data on a terminal, once it takes long enough to be noticed."""
+
+    _WORDS: ClassVar[dict[str, str]] = {
+        "download": "downloading",
+        "read": "reading",
+        "write": "preparing",
+        "check": "checking",
+        "wait": "waiting for another process that prepares the data",
+    }
+
+    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+        self._console = console
+        self._on = console.is_terminal and not quiet
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._began = time.monotonic()
+
+    def __enter__(self) -> DataProgress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def __call__(self, stage: str, done: int, total: int | None) -> None:
+        if not self._on or time.monotonic() - self._began < 0.5:
+            return
+        if self._bars is None:
+            self._bars = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TimeRemainingColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._bars.start()
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bars.add_task(self._WORDS.get(stage, stage), total=total)
+        self._bars.update(self._tasks[stage], completed=done, total=total)

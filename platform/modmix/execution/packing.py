@@ -1,0 +1,201 @@
+"""Which replicates share a pack: as few and as large packs as keep all workers busy. Pure."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+from modmix.base.messages import Replicate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """The work of a pack: ``fixed``, however many models it has, and ``each`` of them.
+
+    In any unit: only ratios matter.
+    """
+
+    fixed: float
+    each: float
+
+    def of(self, models: int) -> float:
+        return self.fixed + self.each * models
+
+
+# Packs are made smaller only for a gain in time of more than this share.
+TOLERANCE = 0.05
+
+
+def group(
+    replicates: Sequence[Replicate],
+    *,
+    slots: int,
+    max_models: int,
+    cost: Callable[[Replicate], Cost] = lambda _: Cost(fixed=0.0, each=1.0),
+    others: Sequence[float] = (),
+    busy: Sequence[float] = (),
+) -> list[tuple[Replicate, ...]]:
+    """Divide replicates into packs: one structure each, at most ``max_models`` models.
+
+    Packs are as few and as large as keep all slots busy to the end: structures are cut into equal
+    parts, the costly ones into more, while that lets the last slot end earlier (by more than
+    `TOLERANCE`) when each free slot takes the costliest pack that is left; but never so small that
+    its fixed cost is more than half of a pack's. The costliest comes first, and a point's
+    replicates stay side by side.
+
+    Where halving acts nothing is cut for the slots' sake, because a rung compares the points of
+    one pack: such a structure becomes as few packs of whole points as ``max_models`` allows (a
+    point with more replicates than that is a pack of its own).
+
+    Args:
+        slots: packs that can run at a time.
+        cost: of the packs of a replicate's structure.
+        others: the costs of packs that wait beside these.
+        busy: what some of the slots are still occupied with.
+    """
+    structures: dict[str, list[Replicate]] = {}
+    for replicate in replicates:
+        structures.setdefault(replicate.structure, []).append(replicate)
+    costs = {name: cost(members[0]) for name, members in structures.items()}
+    whole = [
+        (pack, costs[name].of(len(pack)))
+        for name, members in structures.items()
+        if members[0].training.get("halving")
+        for pack in _whole_points(members, max_models)
+    ]
+    free = {n: m for n, m in structures.items() if not m[0].training.get("halving")}
+    parts = _Division(
+        [(costs[name], len(members)) for name, members in free.items()],
+        slots=slots,
+        max_models=max_models,
+        others=[*others, *(spent for _, spent in whole)],
+        busy=busy,
+    ).best()
+    cut = [
+        (pack, costs[name].of(len(pack)))
+        for (name, members), count in zip(free.items(), parts, strict=True)
+        for pack in _cut(members, count)
+    ]
+    return [pack for pack, _ in sorted([*whole, *cut], key=lambda item: -item[1])]
+
+
+def makespan(costs: Iterable[float], slots: int, busy: Sequence[float] = ()) -> float:
+    """When the last slot ends, where each free one takes the costliest pack that is left.
+
+    ``busy``: what some of the slots are still occupied with.
+    """
+    ends = sorted(busy)[:slots]
+    ends += [0.0] * (slots - len(ends))
+    heapq.heapify(ends)
+    for spent in sorted(costs, reverse=True):
+        heapq.heapreplace(ends, ends[0] + spent)
+    return max(ends)
+
+
+class _Division:
+    """Into how many equal packs each of some structures is cut."""
+
+    def __init__(
+        self,
+        structures: Sequence[tuple[Cost, int]],  # and how many models
+        *,
+        slots: int,
+        max_models: int,
+        others: Sequence[float],  # packs that are not to be cut
+        busy: Sequence[float],
+    ) -> None:
+        self._structures = structures
+        self._slots = slots
+        self._others = others
+        self._busy = busy
+        self._fewest = [math.ceil(models / max_models) for _, models in structures]
+        self._most = [
+            max(fewest, math.floor(models / max(1.0, cost.fixed / cost.each)))
+            for (cost, models), fewest in zip(structures, self._fewest, strict=True)
+        ]
+
+    def best(self) -> tuple[int, ...]:
+        """The fewest packs that end about as early as any.
+
+        First a largest cost for all packs is looked for, then structures are cut once more one by
+        one while that helps.
+        """
+        ends = {parts: self._end(parts) for parts in {self._within(x) for x in self._limits()}}
+        good = min(ends.values()) / (1 - TOLERANCE)
+        _, end, parts = min((sum(p), end, p) for p, end in ends.items() if end <= good)
+        while True:
+            finer = [
+                (*parts[:i], parts[i] + 1, *parts[i + 1 :])
+                for i in range(len(parts))
+                if parts[i] < self._most[i]
+            ]
+            sooner, next_ = min(((self._end(p), p) for p in finer), default=(math.inf, parts))
+            if sooner > (1 - TOLERANCE) * end:
+                return parts
+            end, parts = sooner, next_
+
+    def _limits(self) -> set[float]:
+        """What the largest pack of each structure costs, cut into its fewest parts, one more, …
+
+        Much smaller packs than a fair share of the work cannot make the end any earlier.
+        """
+        work = sum(cost.of(models) for cost, models in self._structures)
+        work += sum(self._others) + sum(self._busy)
+        limits = {math.inf}
+        for i, (cost, models) in enumerate(self._structures):
+            for parts in range(self._fewest[i], self._most[i] + 1):
+                limit = cost.of(math.ceil(models / parts))
+                limits.add(limit)
+                if 4 * limit < work / self._slots:
+                    break
+        return limits
+
+    def _within(self, limit: float) -> tuple[int, ...]:
+        """The fewest parts of which none costs more than the limit, where that is possible."""
+        found = []
+        for i, (cost, models) in enumerate(self._structures):
+            parts = self._fewest[i]
+            if cost.of(math.ceil(models / parts)) > limit:
+                most = max(1, math.floor((limit - cost.fixed) / cost.each + 1e-9))
+                parts = min(self._most[i], max(parts, math.ceil(models / most)))
+            found.append(parts)
+        return tuple(found)
+
+    def _end(self, parts: Sequence[int]) -> float:
+        packs = [
+            cost.of(size)
+            for (cost, models), count in zip(self._structures, parts, strict=True)
+            for size in _sizes(models, count)
+        ]
+        return makespan([*packs, *self._others], self._slots, self._busy)
+
+
+def _sizes(models: int, parts: int) -> list[int]:
+    bounds = [round(i * models / parts) for i in range(parts + 1)]
+    return [b - a for a, b in pairwise(bounds)]
+
+
+def _cut(members: Sequence[Replicate], parts: int) -> list[tuple[Replicate, ...]]:
+    """Equal parts, in order."""
+    ends = list(accumulate(_sizes(len(members), parts)))
+    return [tuple(members[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
+
+
+def _whole_points(members: Sequence[Replicate], max_models: int) -> list[tuple[Replicate, ...]]:
+    """As few equal packs of whole points as hold at most ``max_models`` models each."""
+    points: dict[str, list[Replicate]] = {}
+    for replicate in members:
+        points.setdefault(replicate.point, []).append(replicate)
+    groups = list(points.values())
+    for parts in range(math.ceil(len(members) / max_models), len(groups) + 1):
+        ends = list(accumulate(_sizes(len(groups), parts)))
+        packs = [
+            tuple(r for point in groups[a:b] for r in point)
+            for a, b in zip([0, *ends], ends, strict=False)
+        ]
+        if all(len(pack) <= max_models for pack in packs):
+            return packs
+    return [tuple(point) for point in groups]

@@ -1,0 +1,382 @@
+"""From a study to a model: the best points as study files, and final runs as registered models.
+
+write_best     one complete study file per method, with fresh seeds, for `modmix final`
+register       the best replicate of a finished final study, in MLflow's model registry
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from modmix.base.errors import InputError
+from modmix.base.home import Home, is_name, write_text
+from modmix.base.messages import digest
+from modmix.base.metrics import higher_is_better
+from modmix.ledger import Ledger, PointRecord, ReplicateRecord, StudyRecord
+
+if TYPE_CHECKING:
+    from modmix.analysis.best import BestPoint
+    from modmix.tracking.models import NewModel
+
+FRESH_SEEDS = 1000  # final runs use seeds from here on that the study has not used
+FEWEST_SEEDS = 5
+ALIAS = "champion"
+
+
+# ---------------------------------------------------------------- best points as study files
+
+
+def write_best(
+    ledger: Ledger, home: Home, study: str, best_points: Sequence[BestPoint]
+) -> list[Path]:
+    """Write ``<home>/<study>/best/<method>.yaml`` for each point; return the files, in order.
+
+    A file is a whole study: the point's hyperparameters as constants, everything else as in the
+    study, seeds that the study never used. Its first lines say command, cost and what to expect.
+    """
+    record = ledger.study(study)
+    replicates: dict[str, list[ReplicateRecord]] = {}
+    for replicate in ledger.replicates(study):
+        replicates.setdefault(replicate.point, []).append(replicate)
+    used = {r.seed for rs in replicates.values() for r in rs}
+    used |= set(record.spec.get("seeds", ()))
+    paths = []
+    for best in best_points:
+        path = home.study(study) / "best" / f"{best.method}.yaml"
+        content = _study_file(record, best, _final_name(ledger, record, best), used)
+        body = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=96)
+        header = _header(record, best, path, content["seeds"], replicates.get(best.point, []))
+        write_text(path, header + body)
+        paths.append(path)
+    return paths
+
+
+def _study_file(record: StudyRecord, best: BestPoint, name: str, used: set[int]) -> dict[str, Any]:
+    spec, details = record.spec, record.details
+    resolved = details.get("task_options", {})  # with paths that do not depend on the file's place
+    task = {key: resolved.get(key, value) for key, value in spec["task"].items()}
+    seeds = _fresh_seeds(max(FEWEST_SEEDS, len(spec.get("seeds", ()))), used)
+    block = {name: _constant(value) for name, value in best.params.items()}
+    content: dict[str, Any] = {
+        "study": name,
+        "description": f"The best point of {best.method} in study {record.name}, on fresh seeds",
+        "task": task,
+        "encoders": spec.get("encoders") or None,
+        "training": spec.get("training") or None,
+        "seeds": seeds,
+        "objective": list(spec.get("objective", ["val/error"])),
+        "parts": {"final": {"methods": {best.method: block}}},
+        "paper": {best.method: paper}
+        if (paper := spec.get("paper", {}).get(best.method))
+        else None,
+        "final": {"of": record.name, "method": best.method, "point": best.point},
+        "resources": spec.get("resources") or None,
+        # A final run trains its own models: a result found elsewhere comes without its weights.
+        "reuse": False,
+    }
+    return {key: value for key, value in content.items() if value is not None}
+
+
+def _constant(value: Any) -> Any:
+    """A value as a study file gives it: a mapping would be read as a domain."""
+    return {"value": dict(value)} if isinstance(value, Mapping) else value
+
+
+def _fresh_seeds(count: int, used: set[int]) -> list[int]:
+    seeds: list[int] = []
+    candidate = FRESH_SEEDS
+    while len(seeds) < count:
+        if candidate not in used:
+            seeds.append(candidate)
+        candidate += 1
+    return seeds
+
+
+def _final_name(ledger: Ledger, record: StudyRecord, best: BestPoint) -> str:
+    """The final study's name; another one where that name is a final run of another point."""
+    name = f"{record.name}-{best.method}-final"
+    longer = f"{name[:80]}-{digest([record.name, best.point])[:8]}"
+    if not is_name(name):
+        return longer
+    if ledger.has_study(name):
+        final = ledger.study(name).spec.get("final") or {}
+        if final.get("point") != best.point:
+            return longer
+    return name
+
+
+def _header(
+    record: StudyRecord,
+    best: BestPoint,
+    path: Path,
+    seeds: Sequence[int],
+    replicates: Sequence[ReplicateRecord],
+) -> str:
+    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    seconds = sum(r.seconds for r in replicates) / max(1, len(replicates))
+    own = f"test/{best.metric.partition('/')[2]}"
+    names = sorted(best.test, key=lambda name: (name != own, name))[:3]
+    test = ", ".join(f"{name} {_estimate(best.test[name])}" for name in names)
+    low = "high" if higher_is_better(best.metric) else "low"
+    cost = _duration(seconds * len(seeds))
+    return f"""\
+# modmix final {shown}
+#
+# Cost:      {len(seeds)} models, about {cost} of device time by what the study took.
+# Expected:  {best.metric} {best.mean:.4g} ± {best.std:.2g}, or a little worse: it was picked for \
+being {low}.
+#            In the study: {test} (mean ± std over {best.n} seeds).
+# From:      the best point of {best.method} in study {record.name}, by {best.metric}; test had no \
+part in it.
+"""
+
+
+def _estimate(value: Mapping[str, float]) -> str:
+    return f"{value['mean']:.4g} ± {value['std']:.2g}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+# ---------------------------------------------------------------- final runs as models
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registered:
+    """A version of a model in MLflow's registry."""
+
+    name: str
+    version: str
+    alias: str
+
+
+def register(ledger: Ledger, home: Home, study: str, uri: str) -> Registered:
+    """Register the replicate of a final study that is best on validation; set the alias.
+
+    Doing it again finds the version that is there. The study's runs are brought up to date first.
+
+    Raises:
+        InputError: it is no final study, has not finished, or its weights are gone.
+        TrackingError: MLflow cannot be reached, or refuses.
+    """
+    from modmix import tracking
+    from modmix.tracking.models import add_version, find_version, set_alias
+    from modmix.tracking.store import Store
+
+    record = ledger.study(study)
+    final = record.spec.get("final")
+    if not final:
+        raise InputError(
+            f"study {study!r} is no final study: type 'modmix best {study}', then 'modmix final' "
+            "with one of the files it names"
+        )
+    point, replicates = _final_point(ledger, record, final)
+    chosen = _best_replicate(record, replicates)
+    weights = home.weights / f"{chosen.key}.safetensors"
+    if not weights.is_file():
+        raise InputError(
+            f"the weights {weights} of study {study!r} are gone: put them back, or run the final "
+            f"study under another name (study: in {record.source}) to train them again"
+        )
+    tracking.sync(ledger, study, uri, home)
+    run = next(p.mlflow_run for p in ledger.points(study) if p.key == point.key)
+    assert run is not None, "sync makes a run for every point that has ended"
+    name, store = f"{final['of']}-{final['method']}", Store(uri)
+    found = find_version(store, name, "modmix.replicate", chosen.key)
+    if found is None:
+        with tempfile.TemporaryDirectory(prefix="modmix-") as folder:
+            experiment = store.run(run)
+            assert experiment is not None
+            model = _model(record, point, weights, Path(folder))
+            found = add_version(
+                store,
+                model,
+                name=name,
+                run=run,
+                experiment=experiment.experiment,
+                description=_description(record, point, replicates, chosen, model),
+                tags=_tags(record, point, replicates, chosen),
+                folder=Path(folder),
+            )
+    set_alias(store, name, found, ALIAS)
+    return Registered(name=name, version=found, alias=ALIAS)
+
+
+def _final_point(
+    ledger: Ledger, record: StudyRecord, final: Mapping[str, Any]
+) -> tuple[PointRecord, list[ReplicateRecord]]:
+    """The point that is being retrained, and its replicates that are done."""
+    points = {point.key: point for point in ledger.points(record.name)}
+    point = points.get(final["point"]) or (
+        next(iter(points.values())) if len(points) == 1 else None
+    )
+    mine = [r for r in ledger.replicates(record.name) if point and r.point == point.key]
+    left = sum(r.state in ("pending", "running", "interrupted") for r in mine)
+    if point is None or left or not any(r.state == "done" for r in mine):
+        raise InputError(
+            f"study {record.name!r} has {left or 'no'} replicates "
+            f"{'to go' if left else 'that ended well'}: type 'modmix final {record.source}' first"
+        )
+    return point, [r for r in mine if r.state == "done"]
+
+
+def _best_replicate(record: StudyRecord, replicates: Sequence[ReplicateRecord]) -> ReplicateRecord:
+    """By the first objective on validation; the first seed wins a tie, NaN never wins."""
+    objective = record.spec.get("objective", ["val/error"])[0]
+    sign = -1.0 if higher_is_better(objective) else 1.0
+
+    def rank(replicate: ReplicateRecord) -> float:
+        value = sign * replicate.metrics.get(objective, math.nan)
+        return math.inf if math.isnan(value) else value
+
+    return min(replicates, key=rank)
+
+
+def _summary(replicates: Sequence[ReplicateRecord]) -> dict[str, str]:
+    """Metric -> "mean ± std (n=…)" over the replicates."""
+    import statistics
+
+    found = {}
+    for name in sorted({name for r in replicates for name in r.metrics}):
+        values = [v for r in replicates if math.isfinite(v := r.metrics.get(name, math.nan))]
+        if values and name.startswith(("val/", "test/")):
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            found[name] = f"{statistics.fmean(values):.5g} ± {spread:.3g} (n={len(values)})"
+    return found
+
+
+def _tags(
+    record: StudyRecord,
+    point: PointRecord,
+    replicates: Sequence[ReplicateRecord],
+    chosen: ReplicateRecord,
+) -> dict[str, str]:
+    return {
+        "modmix.study": record.name,
+        "modmix.of": str(record.spec["final"]["of"]),
+        "modmix.method": point.method,
+        "modmix.task": str(record.details.get("task", "")),
+        "modmix.fingerprint": str(record.details.get("fingerprint", "")),
+        "modmix.point": point.key,
+        "modmix.replicate": chosen.key,
+        "modmix.seed": str(chosen.seed),
+        **_summary(replicates),
+    }
+
+
+def _description(
+    record: StudyRecord,
+    point: PointRecord,
+    replicates: Sequence[ReplicateRecord],
+    chosen: ReplicateRecord,
+    model: NewModel,
+) -> str:
+    params = ", ".join(f"{k}={json.dumps(v)}" for k, v in point.params.items() if v is not None)
+    shapes = ", ".join(
+        f"{name} ({' × '.join(map(str, shape))})"
+        for name, shape in model.settings["modalities"].items()
+    )
+    rows = "\n".join(f"| {name} | {value} |" for name, value in _summary(replicates).items())
+    return f"""\
+The method **{point.method}** on the task {record.details.get("task")}: the replicate of study \
+`{record.name}` (seed {chosen.seed}) that is best on validation.
+
+Hyperparameters: {params}
+
+Inputs, raw values, one row an example: {shapes}
+
+| over all seeds | mean ± std |
+|---|---|
+{rows}
+"""
+
+
+# ---------------------------------------------------------------- what the model is made of
+
+
+def _model(record: StudyRecord, point: PointRecord, weights: Path, folder: Path) -> NewModel:
+    """The files, columns and example of the model (``folder`` takes those that must be made)."""
+    from modmix._version import VERSION
+    from modmix.methods.model import unpack_weights
+    from modmix.tracking.models import NewModel
+
+    blob = weights.read_bytes()
+    model, description = unpack_weights(blob)
+    shapes = {name: tuple(description["modalities"][name]) for name in model.modalities}
+    known = _scaling(record, point)
+    scaling = {name: known[name] for name in shapes if name in known}
+    (folder / "scaling.json").write_text(json.dumps(scaling), encoding="utf-8")
+    (folder / "model.safetensors").write_bytes(blob)
+    labels = [str(name) for name in description["class_names"]]
+    package = Path(__file__).parent
+    return NewModel(
+        script=package / "pyfunc.py",
+        files={"weights": folder / "model.safetensors", "scaling": folder / "scaling.json"},
+        package=package,
+        requirements=_requirements(),
+        inputs=tuple(shapes),
+        outputs={
+            "class": "long",
+            "label": "string",
+            **{f"probability.{label}": "double" for label in labels},
+        },
+        example=_example(shapes, scaling),
+        settings={
+            "modmix": VERSION,
+            "modalities": {name: list(shape) for name, shape in shapes.items()},
+            "scaled": sorted(scaling),
+            "labels": labels,
+        },
+    )
+
+
+def _scaling(record: StudyRecord, point: PointRecord) -> Mapping[str, Mapping[str, Any]]:
+    """Modality -> mean and scale, by which the task prepared its values (see `tasks.writer`)."""
+    from modmix.base.errors import DataError
+    from modmix.tasks.base import prepare_task
+
+    options = dict(record.details.get("task_options", {}))
+    for name, value in point.params.items():
+        if name.startswith("task."):
+            options[name.removeprefix("task.")] = value
+    try:
+        folder = prepare_task(record.details["task"], options)
+    except DataError as error:
+        raise InputError(
+            f"the data of study {record.name!r} are needed to register its model (how its values "
+            f"were scaled is part of it), but: {error}"
+        ) from error
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    found: Mapping[str, Mapping[str, Any]] = meta.get("scaling") or {}
+    return found
+
+
+def _example(
+    shapes: Mapping[str, tuple[int, ...]], scaling: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Two average examples. None of the data: who may use a model may not see them all."""
+    import numpy as np
+
+    means = {name: scaling[name]["mean"] if name in scaling else 0.0 for name in shapes}
+    return {
+        name: np.broadcast_to(np.asarray(means[name]), (2, *shape)).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+
+
+def _requirements() -> tuple[str, ...]:
+    """What a machine needs to run the model; the package itself travels with it."""
+    packages = ("mlflow", "numpy", "pandas", "safetensors", "torch")
+    return tuple(f"{package}=={version(package).partition('+')[0]}" for package in packages)

@@ -1,0 +1,494 @@
+"""The plan: a checked study file with its data; every point of its grids, the space of its
+searches, and how a point becomes replicates.
+
+Problems are collected over the whole file, so that a user sees everything at once. What the shelves
+can tell is told before the data is touched; what only the data can tell, after it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modmix._version import VERSION
+from modmix.base.errors import DataError, InputError, Problem, SpecError
+from modmix.base.messages import NUMERICS_VERSION, Replicate, TaskRef, digest
+from modmix.base.metrics import higher_is_better
+from modmix.base.settings import TRAINING, WITHOUT_EFFECT, training_defaults
+from modmix.base.space import (
+    Choices,
+    Domain,
+    Grid,
+    Range,
+    grid_points,
+)
+from modmix.encoders.table import ENCODERS
+from modmix.methods.table import METHODS
+from modmix.methods.table import modalities as modalities_used
+from modmix.methods.table import problems as method_problems
+from modmix.study import spec as spec_module
+from modmix.study.domains import EVERY_MODALITY
+from modmix.study.spec import Source, StudySpec, unknown
+from modmix.study.validate import Checker, PartPlan, is_key_of, task_options
+from modmix.tasks.table import TASKS, default_encoders, resolve_options
+
+if TYPE_CHECKING:
+    from modmix.tasks.data import Data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One configuration of one method: what is shown, and the replicates it needs."""
+
+    key: str
+    method: str
+    params: Mapping[str, Any]
+    task: TaskRef
+    replicates: tuple[Replicate, ...]
+
+
+@dataclass
+class Plan:
+    """A checked study file with its data: everything `study` needs to run it."""
+
+    spec: StudySpec
+    source: Source
+    parts: tuple[PartPlan, ...]
+    task_options: Mapping[str, Any]
+    data: Data
+    _variants: dict[str, Data] = field(default_factory=dict, repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.spec.study
+
+    @property
+    def task(self) -> TaskRef:
+        return self._task_ref(self.task_options, self.data)
+
+    @cached_property
+    def directions(self) -> tuple[bool, ...]:
+        """Per objective, whether higher is better."""
+        return tuple(higher_is_better(name) for name in self.spec.objective)
+
+    def _task_ref(self, options: Mapping[str, Any], data: Data) -> TaskRef:
+        return TaskRef(
+            name=self.spec.task["name"], options=dict(options), fingerprint=data.fingerprint
+        )
+
+    def data_of(self, options: Mapping[str, Any]) -> Data:
+        """The task's data under these options (loaded once per variant)."""
+        if options == self.task_options:
+            return self.data
+        key = digest(dict(options))
+        if key not in self._variants:
+            self._variants[key] = _load(self.spec.task["name"], options)
+        return self._variants[key]
+
+    @cached_property
+    def shown(self) -> Mapping[str, tuple[str, ...]]:
+        """Per method, what its points show beside its own hyperparameters.
+
+        Whatever one part of the study sets or varies, all points of the method show, so that two
+        parts that mean the same model by different words mean the same point.
+        """
+        found: dict[str, dict[str, None]] = {}
+        for part in self.parts:
+            for method, domains in part.domains.items():
+                own = {h.name for h in METHODS[method].hyperparameters}
+                names = found.setdefault(method, {})
+                names.update(dict.fromkeys(name for name in domains if name not in own))
+        return {method: tuple(names) for method, names in found.items()}
+
+    def point(self, method: str, assignment: Mapping[str, Any]) -> Point:
+        """Resolve what a part sets or a sampler proposes into a point and its replicates."""
+        entry = METHODS[method]
+        declared = {h.name: h for h in entry.hyperparameters}
+        params = {h.name: h.normalise(h.default) for h in entry.hyperparameters}
+        training = {**training_defaults(), **_recipe(self.spec)}
+        fields: dict[str, Any] = {}  # of every encoder
+        chosen: dict[str, Any] = {}  # of the task
+        for name, value in assignment.items():
+            if name in declared:
+                params[name] = declared[name].normalise(value)
+            elif name in TRAINING:
+                training[name] = TRAINING[name].normalise(value)
+            elif name.startswith("encoder."):
+                fields[name.removeprefix("encoder.")] = value
+            else:
+                chosen[name.removeprefix("task.")] = value
+        options = self._options_with(chosen)
+        data = self.data_of(options)
+        used = modalities_used(method, list(data.modalities), params)
+        encoders = (
+            {}
+            if entry.inputs == "raw"
+            else {modality: _encoder(self.spec, modality, fields) for modality in used}
+        )
+        setting = _Setting(
+            method=method,
+            params=params,
+            training=training,
+            encoders=encoders,
+            task=self._task_ref(options, data),
+        )
+        shown = self.shown.get(method, ())
+        key = digest([sorted(shown), setting.identity])
+        return Point(
+            key=key,
+            method=method,
+            params={**params, **{name: setting.value(name) for name in shown}},
+            task=setting.task,
+            replicates=setting.replicates(
+                key, self.spec.seeds, owner=None if self.spec.reuse else self.name
+            ),
+        )
+
+    def first(self, point: Point) -> Point:
+        """A searched point as it is asked for: with its first seeds, where they are staged."""
+        staged = self.spec.replicates
+        if staged is None:
+            return point
+        return replace(point, replicates=point.replicates[: staged.start])
+
+    def signatures(self) -> dict[tuple[str, str], str]:
+        """Per part and method, what its entries depend on: changed, they are asked anew."""
+        found = {}
+        for part in self.parts:
+            for method, domains in part.domains.items():
+                what: list[object] = [[name, repr(domain)] for name, domain in domains.items()]
+                # The method's plain point stands for all that its other points share: training,
+                # encoders, data, and which values are shown.
+                what += [self.point(method, {}).key]
+                if part.search is not None:
+                    what += [part.search.sampler, part.search.seed]
+                    what += [list(self.spec.objective)]
+                found[part.name, method] = digest(what)
+        return found
+
+    def _options_with(self, chosen: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The task's options with some of them replaced by what a point sets."""
+        if not chosen:
+            return self.task_options
+        options = {**self.task_options, **_expanded(chosen)}
+        return resolve_options(self.spec.task["name"], options, self.source.folder)
+
+    def details(self) -> dict[str, Any]:
+        """What a reader of the ledger wants to know of data and code, as JSON."""
+        data = self.data
+        return {
+            "task": self.spec.task["name"],
+            "task_options": dict(self.task_options),
+            "fingerprint": data.fingerprint,
+            "classes": data.classes,
+            "class_names": list(data.class_names),
+            "modalities": {name: list(shape) for name, shape in data.shapes.items()},
+            "rows": {name: split.rows for name, split in data.splits.items()},
+            "modmix": VERSION,
+            "numerics": NUMERICS_VERSION,
+            "git": _commit(),
+            **_versions(),
+        }
+
+
+Watch = Callable[[str, int, "int | None"], None]
+
+
+def make(
+    source: Source,
+    *,
+    data_path: str | None = None,
+    progress: Watch = lambda *_: None,
+    checked: Callable[[StudySpec], None] = lambda _: None,
+) -> Plan:
+    """Check a study file against everything and prepare its data.
+
+    Args:
+        source: the study file as read.
+        data_path: replaces the task's ``path`` option (where the data lies is not part of the
+            study, so a flag may say it).
+        progress: told about the preparation of large data.
+        checked: called once the file is right and its data is there, before the seconds that it
+            takes to import torch and to build a model of every kind.
+
+    Raises:
+        SpecError: everything that is wrong in the file.
+        DataError: the data is missing or damaged.
+    """
+    if data_path is not None:
+        source = _with_path(source, str(Path(data_path).expanduser().absolute()))
+    spec, problems = spec_module.check(source)
+    checker = Checker(source)
+    parts = checker.run()
+    problems = _merge([*source.problems, *problems], checker.problems)
+    if problems or spec is None:
+        raise SpecError(source.name, problems)
+    options = resolve_options(spec.task["name"], _expanded(task_options(spec.task)), source.folder)
+    plan = Plan(
+        spec=spec,
+        source=source,
+        parts=tuple(parts),
+        task_options=options,
+        data=_load(spec.task["name"], options, progress),
+    )
+    checked(spec)
+    _check_against_data(plan)
+    return plan
+
+
+# ---------------------------------------------------------------- resolving
+
+
+def _expanded(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: os.path.expandvars(value) if isinstance(value, str) else value
+        for name, value in options.items()
+    }
+
+
+def _with_path(source: Source, path: str) -> Source:
+    """The study file as if it gave the task this path.
+
+    Raises:
+        InputError: the task reads no file.
+    """
+    raw = source.raw.get("task")
+    task = {"name": raw} if isinstance(raw, str) else raw
+    if not isinstance(task, Mapping) or not is_key_of(task.get("name"), TASKS):
+        return source  # the checks say what is wrong
+    if all(option.name != "path" for option in TASKS[task["name"]].options):
+        raise InputError(f"--data: task {task['name']} reads no file: leave the flag out")
+    return replace(source, raw={**source.raw, "task": {**task, "path": path}})
+
+
+def _load(task: str, options: Mapping[str, Any], progress: Watch = lambda *_: None) -> Data:
+    from modmix.tasks.base import load_task
+
+    return load_task(task, options, progress)
+
+
+def _recipe(spec: StudySpec) -> dict[str, Any]:
+    recipe = {"monitor": spec.objective[0], **TASKS[spec.task["name"]].training, **spec.training}
+    return {name: TRAINING[name].normalise(value) for name, value in recipe.items()}
+
+
+def _encoder(spec: StudySpec, modality: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    own = spec.encoders.get(modality, spec.encoders.get("default"))
+    if own is None:
+        own = default_encoders(spec.task["name"], [modality])[modality]
+    own = {**own, **fields}
+    declared = ENCODERS[own["name"]].hyperparameters
+    values = {h.name: h.normalise(own.get(h.name, h.default)) for h in declared}
+    return {"name": own["name"], **values}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Setting:
+    """Everything a model is trained with but its seed, resolved."""
+
+    method: str
+    params: Mapping[str, Any]
+    training: Mapping[str, Any]
+    encoders: Mapping[str, Mapping[str, Any]]
+    task: TaskRef
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """All that its numbers depend on."""
+        return {
+            "method": self.method,
+            "params": dict(self.params),
+            "training": {k: v for k, v in self.training.items() if k not in WITHOUT_EFFECT},
+            "encoders": {name: dict(value) for name, value in self.encoders.items()},
+            "task": [self.task.name, self.task.fingerprint],
+            "numerics": NUMERICS_VERSION,
+        }
+
+    @cached_property
+    def structure(self) -> str:
+        """Names all that must be equal inside a pack."""
+        declared = {h.name: h for h in METHODS[self.method].hyperparameters}
+        rest = {
+            "params": {k: v for k, v in self.params.items() if not declared[k].stackable},
+            "training": {k: v for k, v in self.training.items() if not TRAINING[k].stackable},
+        }
+        return digest({**self.identity, **rest})
+
+    def value(self, name: str) -> Any:
+        """What holds here for a training setting, an encoder's field or a task's option.
+
+        None for a field on which the encoders differ, or that none of them has.
+        """
+        if name in self.training:
+            return self.training[name]
+        kind, _, field_name = name.partition(".")
+        if kind == "task":
+            return self.task.options[field_name]
+        values = [e[field_name] for e in self.encoders.values() if field_name in e]
+        return values[0] if values and all(value == values[0] for value in values) else None
+
+    def replicates(
+        self, point: str, seeds: Sequence[int], *, owner: str | None
+    ) -> tuple[Replicate, ...]:
+        """One replicate per seed; with an ``owner`` its results are that study's alone."""
+        alone = {} if owner is None else {"study": owner}
+        return tuple(
+            Replicate(
+                key=digest({**self.identity, **alone, "seed": seed}),
+                point=point,
+                seed=seed,
+                method=self.method,
+                params=self.params,
+                training=self.training,
+                encoders=self.encoders,
+                structure=self.structure,
+            )
+            for seed in seeds
+        )
+
+
+def _versions() -> dict[str, Any]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found: dict[str, Any] = {}
+    for package in ("torch", "ray", "optuna", "mlflow", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+# ---------------------------------------------------------------- checking against the data
+
+
+def _commit() -> str | None:
+    """The commit of the code, marked where it has changes; None outside a checkout."""
+    folder = Path(__file__).parent
+    if not any((parent / ".git").exists() for parent in folder.parents):
+        return None
+    try:
+        told = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--abbrev=12", "--dirty=+changes"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return told.stdout.strip() or None
+
+
+def _merge(first: Sequence[Problem], second: Sequence[Problem]) -> list[Problem]:
+    """Both lists, one problem per place: the outline's word goes before the shelves'."""
+    places = {problem.path for problem in first}
+    return [*first, *(problem for problem in second if problem.path not in places)]
+
+
+def _check_against_data(plan: Plan) -> None:
+    """What only the data can tell: modalities' names, and whether each model can be built."""
+    source, problems = plan.source, []
+    modalities = list(plan.data.modalities)
+    for name in plan.spec.encoders:
+        if name != "default" and name not in modalities:
+            message = unknown(name, [*modalities, "default"], "modality")
+            problems.append(source.problem(("encoders", name), message))
+    parts = []
+    for part in plan.parts:
+        domains = {}
+        for method, block in part.domains.items():
+            block = dict(block)
+            if block.get("modality") is EVERY_MODALITY:
+                names = tuple(modalities)
+                block["modality"] = (
+                    Grid(values=names) if part.search is None else Choices(values=names)
+                )
+            domains[method] = block
+        parts.append(PartPlan(name=part.name, x=part.x, search=part.search, domains=domains))
+    plan.parts = tuple(parts)
+    for part in plan.parts:
+        for method, block in part.domains.items():
+            path = ("parts", part.name, "methods", method)
+            try:
+                problem = _first_problem(plan, part, method, block)
+            except DataError as error:
+                problem = str(error)
+            if problem is not None:
+                problems.append(source.problem(path, problem))
+    if problems:
+        raise SpecError(source.name, problems)
+
+
+def _first_problem(
+    plan: Plan, part: PartPlan, method: str, block: Mapping[str, Domain]
+) -> str | None:
+    """Build one model of every structure (a sample of them for a search); None when all can be."""
+    seen: set[str] = set()
+    for assignment in part.assignments(method) if part.search is None else _samples(block):
+        point = plan.point(method, assignment)
+        data = plan.data_of(point.task.options)
+        if (chosen := point.params.get("modality")) is not None and chosen not in data.modalities:
+            return f"modality: {unknown(str(chosen), data.modalities, 'modality')}"
+        replicate = point.replicates[0]
+        # Values of stackable hyperparameters do not change shapes, but their names may (weights).
+        signature = digest([replicate.structure, replicate.params.get("weights")])
+        if signature in seen:
+            continue
+        seen.add(signature)
+        if problems := method_problems(method, list(data.modalities), replicate.params):
+            return problems[0]
+        if (problem := _unbuildable(replicate, data)) is not None:
+            return problem
+    return None
+
+
+def _unbuildable(replicate: Replicate, data: Data) -> str | None:
+    """Why a model with these values cannot be built (features that cannot be summed), or None."""
+    import torch
+
+    from modmix.methods.model import build_model
+
+    try:
+        with torch.device("meta"):  # shapes without memory: a search's largest corner is free
+            build_model(
+                replicate.method,
+                replicate.params,
+                replicate.encoders,
+                data.shapes,
+                data.classes,
+                replicate.seed,
+            )
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def _samples(block: Mapping[str, Domain], limit: int = 64) -> Iterator[dict[str, Any]]:
+    """Corners of a search space: every choice with the ranges at their ends, up to a limit."""
+    corners: dict[str, Domain] = {}
+    for name, domain in block.items():
+        match domain:
+            case Range():
+                ends = (domain.low, domain.high)
+                values = tuple(int(e) if domain.integer else e for e in ends)
+                corners[name] = Grid(values=values, when=domain.when)
+            case Choices():
+                corners[name] = Grid(values=domain.values, when=domain.when)
+            case _:
+                corners[name] = domain
+    while math.prod(len(d.values) for d in corners.values() if isinstance(d, Grid)) > limit:
+        longest = max(
+            (name for name, d in corners.items() if isinstance(d, Grid)),
+            key=lambda name: len(corners[name].values),  # type: ignore[union-attr]
+        )
+        grid = corners[longest]
+        assert isinstance(grid, Grid)
+        corners[longest] = Grid(values=grid.values[: max(1, len(grid.values) // 2)], when=grid.when)
+    yield from grid_points(corners)

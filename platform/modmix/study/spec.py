@@ -1,0 +1,439 @@
+"""The study file: what it may say, and where it says it.
+
+`read` turns a file into plain values plus the line of every key; `check` holds its outline against
+the models below. What depends on the shelves (methods and their hyperparameters, tasks, encoders,
+training settings) is checked in `plan`, which collects the problems of both, so that a user sees
+everything that is wrong at once. No torch here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from modmix.base.errors import InputError, Problem, SpecError
+from modmix.base.home import NAME_RULE, is_name, is_taken
+from modmix.base.space import shown
+
+SAMPLERS = ("tpe", "gp", "cmaes", "random", "qmc", "grid", "nsga2")
+
+Path_ = tuple[str | int, ...]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Positive = Annotated[Number, Field(gt=0)]
+
+MAX_NODES = 100_000  # of a study file, aliases counted wherever they are used
+
+
+# ---------------------------------------------------------------- the outline of a study file
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+def _checked_name(name: str) -> str:
+    if not is_name(name):
+        raise ValueError(f"a name must be {NAME_RULE}, got {name!r}")
+    return name
+
+
+class SearchSpec(_Model):
+    """How the points of one part are proposed. Every method gets the same number of points."""
+
+    points: Annotated[StrictInt, Field(ge=1)]
+    sampler: Literal["tpe", "gp", "cmaes", "random", "qmc", "grid", "nsga2"] = "tpe"
+    # Points asked at once; the sampler learns nothing between them (constant liar).
+    batch: Annotated[StrictInt, Field(ge=1)] = 5
+    # Batches in flight per method. "auto": as many as keep the workers busy; they share packs with
+    # whatever else has their structure. With 1 a batch has packs of its own, and the proposals do
+    # not depend on which pack happens to end first, so a study can be repeated exactly.
+    parallel: Annotated[StrictInt, Field(ge=1)] | Literal["auto"] = "auto"
+    seed: Annotated[StrictInt, Field(ge=0)] = 0
+
+
+class PartSpec(_Model):
+    """A grid (all its points) or a search; with ``x``, a curve over that hyperparameter."""
+
+    title: StrictStr | None = None
+    x: StrictStr | None = None
+    search: SearchSpec | None = None
+    # Settings of every method of the part: a method's own block goes before them.
+    shared: dict[str, Any] = {}
+    methods: dict[str, dict[str, Any] | None] = Field(min_length=1)
+    # Methods drawn as horizontal lines in the curve: the best point each has in the whole study.
+    references: list[StrictStr] = []
+
+
+class ReplicatesSpec(_Model):
+    """Seeds in two stages, in searches; grids train all seeds of all points.
+
+    Every point is trained with the first ``start`` seeds, and the better ``keep`` share of each
+    batch with the others, too.
+    """
+
+    start: Annotated[StrictInt, Field(ge=1)]
+    # As many as there are seeds, which it stands for where `seeds` is left out.
+    full: Annotated[StrictInt, Field(ge=2, le=10_000)] | None = None
+    keep: Annotated[Number, Field(gt=0, lt=1)] = 0.5
+
+
+class ResourcesSpec(_Model):
+    """What one pack occupies, and the largest pack."""
+
+    cpus: Positive = 1
+    gpus: Annotated[Number, Field(ge=0)] = 0
+    # "auto": as many as still gain from each other on that device, where its memory allows it.
+    max_models: Annotated[StrictInt, Field(ge=1)] | Literal["auto"] = "auto"
+
+    @property
+    def largest_pack(self) -> int:
+        """The most models in a pack."""
+        if self.max_models != "auto":
+            return self.max_models
+        return 1024 if self.gpus else 256
+
+
+class BudgetSpec(_Model):
+    """When searches stop asking for points. Null: no limit."""
+
+    wall_minutes: Positive | None = None
+    device_hours: Positive | None = None
+    target: Number | None = None  # a method's search ends once its best mean reaches this
+
+
+class FinalSpec(_Model):
+    """In files that `modmix best` writes: which best point is being retrained."""
+
+    of: StrictStr
+    method: StrictStr
+    point: StrictStr
+
+
+class StudySpec(_Model):
+    """A whole study file."""
+
+    study: StrictStr
+    description: StrictStr = ""
+    task: dict[str, Any]
+    encoders: dict[str, dict[str, Any]] = {}
+    training: dict[str, Any] = {}
+    seeds: list[Annotated[StrictInt, Field(ge=0, lt=2**31)]] = Field(
+        default=[0, 1, 2, 3, 4], min_length=1
+    )
+    replicates: ReplicatesSpec | None = None  # null: all seeds at once
+    objective: list[StrictStr] = Field(default=["val/error"], min_length=1, max_length=2)
+    parts: dict[Annotated[str, AfterValidator(_checked_name)], PartSpec] = Field(min_length=1)
+    paper: dict[str, dict[str, Number | list[Number]]] = {}
+    final: FinalSpec | None = None
+    resources: ResourcesSpec = ResourcesSpec()
+    budget: BudgetSpec = BudgetSpec()
+    reuse: StrictBool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _seeds_by_replicates(cls, raw: Any) -> Any:
+        staged = raw.get("replicates") if isinstance(raw, Mapping) else None
+        full = staged.get("full") if isinstance(staged, Mapping) else None
+        if "seeds" in raw or type(full) is not int or not 2 <= full <= 10_000:
+            return raw
+        return {**raw, "seeds": full}
+
+    @field_validator("study")
+    @classmethod
+    def _study_is_a_name(cls, value: str) -> str:
+        if is_taken(value):
+            raise ValueError(f"{value!r} is the name of something else in the results folder")
+        return _checked_name(value)
+
+    @field_validator("task", mode="before")
+    @classmethod
+    def _task_by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _one_objective(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _seeds_by_count(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool):
+            if not 1 <= value <= 10_000:
+                raise ValueError(f"the number of seeds must be between 1 and 10000, got {value}")
+            return list(range(value))
+        return value
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, value: list[int]) -> list[int]:
+        if len(set(value)) != len(value):
+            raise ValueError(f"must differ from each other, got {shown(value)}")
+        return value
+
+
+# ---------------------------------------------------------------- reading
+
+
+@dataclass(frozen=True)
+class Source:
+    """A study file as read: plain values, the line of every key, and the text."""
+
+    name: str  # for messages
+    text: str
+    raw: Mapping[str, Any]
+    lines: Mapping[Path_, int]
+    folder: Path  # relative data paths start here
+    problems: tuple[Problem, ...] = ()  # keys given twice; the first was kept
+
+    def line(self, path: Sequence[str | int]) -> int:
+        """Line of the deepest part of ``path`` that the file holds."""
+        for length in range(len(path), 0, -1):
+            if (found := self.lines.get(tuple(path[:length]))) is not None:
+                return found
+        return 1
+
+    def problem(self, path: Sequence[str | int], message: str) -> Problem:
+        return Problem(self.line(path), ".".join(map(str, path)), message)
+
+
+def read(path: Path) -> Source:
+    """Read a study file.
+
+    Raises:
+        InputError: it is missing or cannot be read.
+        SpecError: it is not YAML, or not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"no study file {path}: check the path{_neighbours(path)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the study file {path} cannot be read: {error}") from error
+    return parse(text, name=str(path), folder=path.absolute().parent)
+
+
+def parse(text: str, *, name: str, folder: Path) -> Source:
+    """As `read`, from text."""
+    builder = _Builder()
+    try:
+        root = yaml.compose(text, Loader=_Loader)
+        raw = None if root is None else builder.build(root, ())
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 0
+        message = f"not valid YAML: {error.problem or error.context}"
+        raise SpecError(name, [Problem(line, "", message)]) from error
+    except yaml.YAMLError as error:
+        raise SpecError(name, [Problem(0, "", f"not valid YAML: {_one_line(error)}")]) from error
+    except RecursionError as error:
+        raise SpecError(name, [Problem(0, "", "not valid YAML: nested too deep")]) from error
+    if not isinstance(raw, dict):
+        message = "a study file must be a mapping that begins with 'study: NAME'"
+        raise SpecError(name, [Problem(1, "", message)])
+    return Source(
+        name=name,
+        text=text,
+        raw=raw,
+        lines=builder.lines,
+        folder=folder,
+        problems=tuple(builder.problems),
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers: 1e-3 is a number (YAML 1.1 takes it for a word)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"""^(?:[-+]?(?:[0-9][0-9_]*)\.[0-9_]*(?:[eE][-+]?[0-9]+)?
+        |[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+
+        |\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?
+        |[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$""",
+        re.X,
+    ),
+    list("-+0123456789."),
+)
+
+
+class _Builder:
+    """Turns nodes into plain values, noting lines; anchors work, tags other than plain do not."""
+
+    def __init__(self) -> None:
+        self.lines: dict[Path_, int] = {}
+        self.problems: list[Problem] = []
+        self._nodes = 0
+
+    def build(self, node: yaml.Node, path: Path_) -> Any:
+        self.lines.setdefault(path, node.start_mark.line + 1)
+        self._nodes += 1
+        if len(path) > 50:
+            raise _wrong(node, "nested deeper than 50 levels")
+        if self._nodes > MAX_NODES:  # a few aliases of aliases are enough for billions
+            raise _wrong(node, f"more than {MAX_NODES} values")
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, path)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.build(child, (*path, i)) for i, child in enumerate(node.value)]
+        return _scalar(node)
+
+    def _mapping(self, node: yaml.MappingNode, path: Path_) -> dict[str, Any]:
+        built: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = key_node.value
+            if not isinstance(key, str):
+                raise _wrong(key_node, "a key must be a word, not a list or a mapping")
+            here = (*path, key)
+            line = key_node.start_mark.line + 1
+            if key in built:
+                dotted = ".".join(map(str, here))
+                message = f"this key is given twice (first on line {self.lines[here]}); keep one"
+                self.problems.append(Problem(line, dotted, message))
+                continue
+            self.lines[here] = line
+            built[key] = self.build(value_node, here)
+        return built
+
+
+def _wrong(node: yaml.Node, message: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=message, problem_mark=node.start_mark)
+
+
+def _scalar(node: yaml.Node) -> Any:
+    loader = _Loader("")
+    try:
+        value = loader.construct_object(node)
+    except (ValueError, OverflowError) as error:  # the 45th of March, a number of 5000 digits
+        raise _wrong(node, f"{shown(node.value)} is no value ({_one_line(error)})") from error
+    finally:
+        loader.dispose()
+    if value is not None and not isinstance(value, (str, int, float, bool)):
+        return str(node.value)  # dates and the like stay words
+    return value
+
+
+def _neighbours(path: Path) -> str:
+    folder = path.parent if path.parent.is_dir() else Path()
+    near = difflib.get_close_matches(path.name, [p.name for p in folder.glob("*.y*ml")], n=3)
+    return f" (near: {', '.join(near)})" if near else ""
+
+
+# ---------------------------------------------------------------- checking the outline
+
+
+def check(source: Source) -> tuple[StudySpec | None, list[Problem]]:
+    """Hold a file against the outline: the checked spec, or None and everything that is wrong."""
+    try:
+        return StudySpec.model_validate(dict(source.raw)), []
+    except ValidationError as error:
+        return None, _problems(source, error)
+
+
+def _problems(source: Source, error: ValidationError) -> list[Problem]:
+    found: dict[Path_, Problem] = {}
+    for item in error.errors():
+        path = _known_path(source, item["loc"])
+        message = _message(item, path)
+        if path not in found:  # a union reports each of its branches; the first is enough
+            found[path] = source.problem(path, message)
+    return list(found.values())
+
+
+def _known_path(source: Source, loc: Sequence[str | int]) -> Path_:
+    """Drop the names of union branches and validators that pydantic puts into a location."""
+    path: list[str | int] = []
+    for i, name in enumerate(loc):
+        if (*path, name) in source.lines or (i == len(loc) - 1 and not _is_branch(name)):
+            path.append(name)
+    return tuple(path)
+
+
+def _is_branch(name: str | int) -> bool:
+    return isinstance(name, str) and (
+        name in ("int", "float", "str", "bool")
+        or name.startswith(("constrained-", "literal[", "list[", "dict[", "[", "function-"))
+    )
+
+
+def _message(item: Mapping[str, Any], path: Path_) -> str:
+    given = item.get("input")
+    got = "null" if given is None else shown(given)
+    match item["type"]:
+        case "extra_forbidden":
+            return unknown(str(path[-1]), _fields_at(path[:-1]), "key")
+        case "missing":
+            return "is required but missing"
+        case "model_type":
+            return f"must be a mapping, got {got}"
+        case "too_short":
+            return f"must have at least {item['ctx']['min_length']} entry, got {got}"
+        case "too_long":
+            return f"must have at most {item['ctx']['max_length']} entries, got {got}"
+        case "value_error":
+            return str(item["ctx"]["error"])
+        case _:
+            text = str(item["msg"]).replace("Input should", "must")
+            for theirs, ours in _WORDS.items():
+                text = text.replace(theirs, ours)
+            return f"{text}, got {got}"
+
+
+_WORDS = {  # Pydantic's, and those of our other messages
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid string": "a word",
+    "a valid boolean": "true or false",
+    "a valid list": "a list",
+    "a valid dictionary": "a mapping",
+}
+
+
+def _fields_at(path: Sequence[str | int]) -> list[str]:
+    """Names of the keys that a study file may hold at ``path``."""
+    model: Any = StudySpec
+    for name in path:
+        if isinstance(model, type) and issubclass(model, _Model):
+            field = model.model_fields.get(str(name))
+            model = field.annotation if field is not None else None
+        elif get_origin(model) is dict:
+            model = get_args(model)[1]
+        if get_origin(model) is not dict:  # X | None: the model in it
+            model = next((a for a in get_args(model) if _is_model(a)), model)
+    return list(model.model_fields) if _is_model(model) else []
+
+
+def _is_model(candidate: Any) -> bool:
+    return isinstance(candidate, type) and issubclass(candidate, _Model)
+
+
+def unknown(name: str, known: Iterable[str], what: str) -> str:
+    """Say that a name is not known, and which near one might have been meant."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if near:
+        return f"unknown {what} {name!r}: did you mean {near[0]!r}?"
+    return f"unknown {what} {name!r}: it may be {', '.join(names) if names else 'nothing here'}"

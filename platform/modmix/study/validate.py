@@ -1,0 +1,415 @@
+"""A study file held against the shelves: every problem at once, and what its parts vary.
+
+A method's block may name the method's own hyperparameters, any training setting
+(`learning_rate`), any encoder field for all modalities (`encoder.hidden`) and any option of the
+task (`task.share`), each with a value or a domain (see `domains`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+from modmix.base.errors import Problem
+from modmix.base.metrics import METRICS
+from modmix.base.settings import TRAINING
+from modmix.base.space import (
+    Choices,
+    Constant,
+    Domain,
+    Grid,
+    Range,
+    every_value,
+    grid_points,
+    in_order_of_conditions,
+)
+from modmix.encoders.table import ENCODERS
+from modmix.methods.table import METHODS
+from modmix.study.domains import (
+    EVERY_MODALITY,
+    DomainError,
+    condition_problem,
+    read,
+    value_problem,
+    variable_problem,
+)
+from modmix.study.spec import SearchSpec, Source, unknown
+from modmix.tasks.table import TASKS, option_problems
+from modmix.training.halving import share
+
+MAX_GRID_POINTS = 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartPlan:
+    """One part: per method its domains, and for a grid its assignments."""
+
+    name: str
+    x: str | None
+    search: SearchSpec | None
+    domains: Mapping[str, Mapping[str, Domain]]  # method -> name -> domain
+
+    def assignments(self, method: str) -> list[dict[str, Any]]:
+        """The points of a grid, as what the file varies or sets."""
+        assert self.search is None
+        return grid_points(self.domains[method])
+
+
+class Checker:
+    """Holds the raw file against the shelves, tolerant of a file whose outline is wrong."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.problems: list[Problem] = []
+        self.task = ""
+
+    def add(self, path: Sequence[str | int], message: str) -> None:
+        problem = self.source.problem(path, message)
+        if problem not in self.problems:  # what methods share is looked at for each of them
+            self.problems.append(problem)
+
+    def run(self) -> list[PartPlan]:
+        raw = self.source.raw
+        self._task(raw.get("task"))
+        self._encoders(raw.get("encoders"))
+        training = raw.get("training")
+        for name, value in training.items() if isinstance(training, Mapping) else ():
+            self._value(("training", name), TRAINING.get(name), name, value, list(TRAINING))
+        self._objective(raw.get("objective", "val/error"))
+        self._paper(raw.get("paper"))
+        final = raw.get("final")
+        retrained = final.get("method") if isinstance(final, Mapping) else None
+        if isinstance(retrained, str) and retrained not in METHODS:
+            self.add(("final", "method"), unknown(retrained, METHODS, "method"))
+        parts = raw.get("parts")
+        plans = [
+            plan
+            for name, part in (parts.items() if isinstance(parts, Mapping) else ())
+            if isinstance(part, Mapping) and (plan := self._part(name, part)) is not None
+        ]
+        if isinstance(staged := raw.get("replicates"), Mapping):
+            self._replicates(staged, plans)
+        return plans
+
+    def _value(
+        self,
+        path: Sequence[str | int],
+        declared: Any,
+        name: str,
+        value: Any,
+        known: Sequence[str],
+    ) -> None:
+        if declared is None:
+            self.add(path, unknown(name, known, "setting"))
+        elif (problem := value_problem(declared, value)) is not None:
+            self.add(path, problem)
+        elif name == "monitor" and not _is_validation_metric(value):
+            self.add(path, f"must be one of {', '.join(_validation_metrics())}, got {value!r}")
+
+    def _task(self, raw: Any) -> None:
+        task = {"name": raw} if isinstance(raw, str) else raw
+        if not isinstance(task, Mapping):
+            return
+        name = task.get("name")
+        if name is None:
+            self.add(("task",), "must name a task: task: {name: digits}")
+        elif not is_key_of(name, TASKS):
+            self.add(("task",), unknown(str(name), TASKS, "task"))
+        else:
+            self.task = str(name)
+            options = task_options(task)
+            for option, value in options.items():
+                if (problem := variable_problem(value)) is not None:
+                    self.add(("task", option), problem)
+            for option, message in option_problems(self.task, options):
+                self.add(("task", option), message)
+
+    def _encoders(self, raw: Any) -> None:
+        for modality, encoder in raw.items() if isinstance(raw, Mapping) else ():
+            path = ("encoders", modality)
+            if not isinstance(encoder, Mapping):
+                continue
+            name = encoder.get("name")
+            if not is_key_of(name, ENCODERS):
+                message = unknown(str(name), ENCODERS, "encoder") if name else "must have a name"
+                self.add(path, message)
+                continue
+            declared = {h.name: h for h in ENCODERS[name].hyperparameters}
+            for key, value in encoder.items():
+                if key != "name":
+                    self._value((*path, key), declared.get(key), key, value, list(declared))
+
+    def _objective(self, raw: Any) -> None:
+        objectives = [raw] if isinstance(raw, str) else raw
+        for name in objectives if isinstance(objectives, list) else ():
+            if isinstance(name, str) and not _is_validation_metric(name):
+                known = ", ".join(_validation_metrics())
+                self.add(
+                    ("objective",),
+                    f"must be a validation metric ({known}), got {name!r}: the test split is "
+                    "never selected on",
+                )
+
+        if isinstance(objectives, list) and len(objectives) == 2 and objectives[0] == objectives[1]:
+            self.add(("objective",), f"names {objectives[0]!r} twice: give it once")
+
+    def _paper(self, raw: Any) -> None:
+        for row, numbers in raw.items() if isinstance(raw, Mapping) else ():
+            method = row.partition(" (")[0]  # "mul", or "mul (table)" for its row in that part
+            if method not in METHODS:
+                self.add(("paper", row), unknown(method, METHODS, "method"))
+            for metric, value in numbers.items() if isinstance(numbers, Mapping) else ():
+                if metric not in _metrics():
+                    self.add(("paper", row, metric), unknown(metric, _metrics(), "metric"))
+                if isinstance(value, list) and not 1 <= len(value) <= 2:
+                    message = f"must be a mean or [mean, deviation], got {value!r}"
+                    self.add(("paper", row, metric), message)
+
+    def _part(self, name: str, raw: Mapping[str, Any]) -> PartPlan | None:
+        path = ("parts", name)
+        methods = raw.get("methods")
+        if not isinstance(methods, Mapping):
+            return None
+        search = _search(raw.get("search"))
+        references = raw.get("references")
+        for reference in references if isinstance(references, list) else ():
+            if not is_key_of(reference, METHODS):
+                self.add((*path, "references"), unknown(str(reference), METHODS, "method"))
+        shared = raw.get("shared")
+        shared = shared if isinstance(shared, Mapping) else {}
+        used: set[str] = set()
+        domains: dict[str, dict[str, Domain]] = {}
+        for method, block in methods.items():
+            here = (*path, "methods", method)
+            if method not in METHODS:
+                self.add(here, unknown(method, METHODS, "method"))
+                continue
+            if block is not None and not isinstance(block, Mapping):
+                continue
+            known = self._known(method)
+            own = {key: ((*here, key), value) for key, value in (block or {}).items()}
+            common = {
+                key: ((*path, "shared", key), value)
+                for key, value in shared.items()
+                if key not in own and key in known
+            }
+            used |= set(shared) & set(known)
+            before = len(self.problems)
+            searched = raw.get("search") is not None
+            block = {**common, **own}
+            domains[method] = self._block(method, block, known, searched)
+            if len(self.problems) == before:  # what follows from a mistake is not another one
+                self._x(path, raw.get("x"), method, domains[method])
+                self._size(here, domains[method], search)
+                where = block["halving"][0] if "halving" in block else ("training", "halving")
+                self._halving(where, (*path, "search", "batch"), domains[method], search)
+        for key in shared:
+            if key not in used:
+                known_names = {n for m in methods if m in METHODS for n in self._known(m)}
+                message = unknown(key, known_names, "setting of these methods")
+                self.add((*path, "shared", key), message)
+        self._objectives_of(path, search)
+        return PartPlan(name=name, x=raw.get("x"), search=search, domains=domains)
+
+    def _objectives_of(self, path: Sequence[str | int], search: SearchSpec | None) -> None:
+        objective = self.source.raw.get("objective")
+        two = isinstance(objective, list) and len(objective) > 1
+        if search is not None and search.sampler == "cmaes" and two:
+            message = "cmaes takes one objective: use nsga2, tpe or gp for two"
+            self.add((*path, "search", "sampler"), message)
+
+    def _known(self, method: str) -> dict[str, Any]:
+        """Everything a method's block may name, with its declaration."""
+        encoder = {f"encoder.{h.name}": h for e in ENCODERS.values() for h in e.hyperparameters}
+        task = TASKS[self.task].options if self.task else ()
+        return {
+            **{h.name: h for h in METHODS[method].hyperparameters},
+            **TRAINING,
+            **encoder,
+            **{f"task.{option.name}": option for option in task},
+        }
+
+    def _block(
+        self,
+        method: str,
+        block: Mapping[str, tuple[Sequence[str | int], Any]],
+        known: Mapping[str, Any],
+        searched: bool,
+    ) -> dict[str, Domain]:
+        domains: dict[str, Domain] = {}
+        if method == "base" and "modality" not in block:
+            domains["modality"] = EVERY_MODALITY
+        for name, (path, value) in block.items():
+            if name not in known:
+                self.add(path, unknown(name, known, f"hyperparameter of {method}"))
+                continue
+            try:
+                domain = read(known[name], value)
+            except DomainError as error:
+                self.add((*path, *error.path), error.message)
+                continue
+            if name == "monitor":
+                self.add(path, "give it under training, once for the study")
+            elif searched and isinstance(domain, Grid):
+                self.add(path, "a search takes ranges and choices: write choices for grid")
+            elif searched and name.startswith("task.") and not isinstance(domain, Constant):
+                self.add(path, "a search over data would only find the easiest: use a grid")
+            elif not searched and isinstance(domain, (Range, Choices)):
+                self.add(path, "ranges and choices need a search: add search: {points: 20}")
+            else:
+                domains[name] = domain
+        for name, domain in domains.items():
+            if (message := condition_problem(domain.when, domains)) is not None:
+                self.add((*block[name][0], "when"), message)
+        try:
+            in_order_of_conditions(domains)
+        except ValueError as error:
+            first = next(iter(block.values()))[0]
+            self.add(first[:-1], str(error))
+            return {}
+        return domains
+
+    def _x(
+        self, path: Sequence[str | int], x: Any, method: str, domains: Mapping[str, Domain]
+    ) -> None:
+        if isinstance(x, str) and (x not in domains or isinstance(domains[x], Constant)):
+            message = f"method {method} does not vary {x!r}: give it a grid there or in shared"
+            self.add((*path, "x"), message)
+
+    def _size(
+        self,
+        path: Sequence[str | int],
+        domains: Mapping[str, Domain],
+        search: SearchSpec | None,
+    ) -> None:
+        if search is not None:
+            if all(isinstance(domain, Constant) for domain in domains.values()):
+                self.add(path, "nothing to search: give it a range or choices, there or in shared")
+            endless = [n for n, d in domains.items() if every_value(d) is None]
+            if search.sampler == "grid" and endless:
+                message = f"the grid sampler needs an end: give {endless[0]} a step or choices"
+                self.add(path, message)
+            return
+        size = math.prod(len(d.values) for d in domains.values() if isinstance(d, Grid))
+        if size > MAX_GRID_POINTS:
+            self.add(path, f"its grid has {size} points, more than {MAX_GRID_POINTS}: use a search")
+
+    def _halving(
+        self,
+        path: Sequence[str | int],
+        batch_path: Sequence[str | int],
+        domains: Mapping[str, Domain],
+        search: SearchSpec | None,
+    ) -> None:
+        """What a rung needs: an epoch to come, one value to compare by, points to choose from."""
+        objective = self.source.raw.get("objective")
+        epochs = max(self._settings("epochs", domains), default=None)
+        for halving in self._settings("halving", domains):
+            if halving is None:
+                continue
+            eta, first = int(halving["eta"]), int(halving["min_epochs"])
+            if isinstance(objective, list) and len(objective) > 1:
+                message = "compares points by one value, the study has two objectives: leave it out"
+                self.add(path, message)
+            if epochs is not None and first >= epochs:
+                message = f"min_epochs must be below epochs ({epochs}), got {first}: lower it"
+                self.add(path, message)
+            if search is not None and 1 < search.batch < eta:
+                message = (
+                    f"must be at least halving's eta ({eta}), got {search.batch}: the best "
+                    f"1/{eta} of {search.batch} points is none (with batch: 1 packs of one point "
+                    "are compared with each other)"
+                )
+                self.add(batch_path, message)
+            seeds = self._seeds
+            if search is not None and isinstance(start := self._given("replicates", "start"), int):
+                seeds = min(seeds, start)  # a batch's first pack
+            most = self._given("resources", "max_models")
+            if seeds > 0 and isinstance(most, int) and (search is None or search.batch > 1):
+                points = most // seeds
+                if 1 < points < eta:
+                    message = (
+                        f"a pack of {most} holds {points} points of {seeds} seeds, fewer than "
+                        f"halving's eta ({eta}): make it at least {eta * seeds}"
+                    )
+                    self.add(("resources", "max_models"), message)
+
+    @property
+    def _seeds(self) -> int:
+        """How many seeds a point has; 0 where the file is wrong."""
+        raw = self.source.raw.get("seeds", self._given("replicates", "full") or 5)
+        if isinstance(raw, list):
+            return len(raw)
+        return raw if isinstance(raw, int) and raw > 0 else 0
+
+    def _replicates(self, staged: Mapping[str, Any], plans: Sequence[PartPlan]) -> None:
+        """Whether staging the seeds saves any."""
+        start, full, keep = staged.get("start"), staged.get("full"), staged.get("keep", 0.5)
+        seeds, objective = self._seeds, self.source.raw.get("objective")
+        if all(plan.search is None for plan in plans):
+            self.add(("replicates",), "stages the seeds of searches, no part is one: leave it out")
+        if isinstance(objective, list) and len(objective) > 1:
+            message = "compares points by one value, the study has two objectives: leave it out"
+            self.add(("replicates",), message)
+        if isinstance(full, int) and seeds and full != seeds:
+            message = f"must be the number of seeds ({seeds}), got {full}: leave it or seeds out"
+            self.add(("replicates", "full"), message)
+        if isinstance(start, int) and seeds and start >= seeds:
+            message = f"must be below the number of seeds ({seeds}), got {start}"
+            self.add(("replicates", "start"), message)
+        for plan in plans:
+            batch = plan.search.batch if plan.search is not None else None
+            fits = isinstance(keep, (int, float)) and 0 < keep < 1
+            if batch and fits and share(keep, batch) >= batch:
+                message = (
+                    f"keep: {keep:g} (of replicates) of a batch of {batch} is all of it: give a "
+                    "larger batch, or keep less"
+                )
+                self.add(("parts", plan.name, "search", "batch"), message)
+
+    def _given(self, *path: str) -> Any:
+        """What the file says at a path of mappings, or None."""
+        found: Any = self.source.raw
+        for name in path:
+            found = found.get(name) if isinstance(found, Mapping) else None
+        return found
+
+    def _settings(self, name: str, domains: Mapping[str, Domain]) -> tuple[Any, ...]:
+        """Every value that a training setting takes in a block; none where the file is wrong."""
+        if (domain := domains.get(name)) is not None:
+            return every_value(domain) or ()
+        training = self.source.raw.get("training")
+        recipe = TASKS[self.task].training if self.task else {}
+        given = {**recipe, **(training if isinstance(training, Mapping) else {})}
+        value = given.get(name, TRAINING[name].default)
+        return (value,) if value_problem(TRAINING[name], value) is None else ()
+
+
+def _search(raw: Any) -> SearchSpec | None:
+    try:
+        return None if raw is None else SearchSpec.model_validate(raw)
+    except ValueError:
+        return None  # the outline's check has said it
+
+
+def task_options(task: Mapping[str, Any]) -> dict[str, Any]:
+    """The options in a file's task block."""
+    return {name: value for name, value in task.items() if name != "name"}
+
+
+def is_key_of(name: Any, table: Mapping[str, Any]) -> TypeGuard[str]:
+    return isinstance(name, str) and name in table
+
+
+def _metrics() -> list[str]:
+    return [f"{split}/{name}" for split in ("test", "val") for name in METRICS]
+
+
+def _validation_metrics() -> list[str]:
+    return [f"val/{name}" for name in METRICS]
+
+
+def _is_validation_metric(name: Any) -> bool:
+    return name in _validation_metrics()
