@@ -11,7 +11,7 @@ import numpy as np
 import sqlalchemy as sa
 
 from modmix.base.messages import digest
-from modmix.ledger import Entry, Ledger, NewPoint, Result
+from modmix.ledger import Entry, Ledger, NewConfiguration, Result
 
 DETAILS = {
     "task": "digits",
@@ -49,24 +49,24 @@ class Written:
         self.lease = ledger.acquire(name)
         self.numbers: dict[tuple[str, str], int] = {}
 
-    def point(
+    def configuration(
         self, part: str, method: str, params: Mapping[str, Any], seeds: Sequence[int] = range(5)
     ) -> str:
-        """Ask for a point; return its key."""
+        """Ask for a configuration; return its key."""
         key = digest([method, dict(params)])
         number = self.numbers.get((part, method), 0)
         self.numbers[part, method] = number + 1
         replicates = [(digest([key, seed]), seed) for seed in seeds]
         self.ledger.add(
             self.name,
-            [NewPoint(key=key, method=method, params=params, replicates=replicates)],
-            [Entry(part=part, method=method, number=number, point=key)],
+            [NewConfiguration(key=key, method=method, params=params, replicates=replicates)],
+            [Entry(part=part, method=method, number=number, configuration=key)],
         )
         return key
 
     def end(
         self,
-        point: str,
+        configuration: str,
         seed: int,
         metrics: Mapping[str, float],
         *,
@@ -75,11 +75,11 @@ class Written:
         history: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         """Record one replicate's end."""
-        self.record([self.result(point, seed, metrics, state, reason, history)])
+        self.record([self.result(configuration, seed, metrics, state, reason, history)])
 
     def result(
         self,
-        point: str,
+        configuration: str,
         seed: int,
         metrics: Mapping[str, float],
         state: str = "done",
@@ -87,7 +87,7 @@ class Written:
         history: Mapping[str, Sequence[float]] | None = None,
     ) -> Result:
         return Result(
-            replicate=digest([point, seed]),
+            replicate=digest([configuration, seed]),
             state=state,
             reason=reason,
             metrics=metrics,
@@ -104,14 +104,19 @@ class Written:
         self.ledger.finish(self.lease, results)
 
     def fill(
-        self, point: str, error: float, seeds: Sequence[int] = range(5), *, spread: float = 0.3
+        self,
+        configuration: str,
+        error: float,
+        seeds: Sequence[int] = range(5),
+        *,
+        spread: float = 0.3,
     ) -> None:
         """End replicates with plausible metrics around a test error (percent) and a history."""
-        self.record([self._plausible(point, error, seed, spread) for seed in seeds])
+        self.record([self._plausible(configuration, error, seed, spread) for seed in seeds])
 
-    def _plausible(self, point: str, error: float, seed: int, spread: float) -> Result:
-        noise = np.random.default_rng([seed, int(point[:6], 16)]).normal(0, spread, 2)
-        shared = 0.8 * spread * math.sin(1.7 * seed)  # what a seed does to every point
+    def _plausible(self, configuration: str, error: float, seed: int, spread: float) -> Result:
+        noise = np.random.default_rng([seed, int(configuration[:6], 16)]).normal(0, spread, 2)
+        shared = 0.8 * spread * math.sin(1.7 * seed)  # what a seed does to every configuration
         test, val = error + shared + noise[0], error - 0.2 + shared + noise[1]
         epochs = np.arange(1, 11, dtype=float)
         history = {
@@ -132,7 +137,7 @@ class Written:
             "train/error": val / 2,
         }
         shortened = {name: column[:stop] for name, column in history.items()}
-        return self.result(point, seed, metrics, history=shortened)
+        return self.result(configuration, seed, metrics, history=shortened)
 
 
 def beta_study(ledger: Ledger, name: str = "demo", **spec: Any) -> Written:
@@ -140,36 +145,36 @@ def beta_study(ledger: Ledger, name: str = "demo", **spec: Any) -> Written:
     study = Written(ledger, name, parts=PARTS, paper=PAPER, **spec)
     base = {"depth": 0, "width": 64}
     for method, error in (("base", 14.0), ("late", 9.5)):
-        study.fill(study.point("table", method, base), error)
+        study.fill(study.configuration("table", method, base), error)
     for depth in range(5):
         params = {"depth": depth, "merge": "concat", "width": 64}
-        study.fill(study.point("depth", "add", params), 8.0 + 0.5 * (depth - 1) ** 2)
-    study.fill(study.point("table", "mulmix", mul_params(0.5)), 6.9)
+        study.fill(study.configuration("depth", "add", params), 8.0 + 0.5 * (depth - 1) ** 2)
+    study.fill(study.configuration("table", "mulmix", mul_params(0.5)), 6.9)
     betas = [i / 10 for i in range(11)]
     for method, low, at in (("mul", 7.4, 0.6), ("mulmix", 6.4, 0.3)):
         for beta in betas:
-            point = study.point("beta_curve", method, mul_params(beta))
+            configuration = study.configuration("beta_curve", method, mul_params(beta))
             if not (method == "mulmix" and beta == 0.5):  # found in the table already
-                study.fill(point, error_of_beta(beta, low, at))
+                study.fill(configuration, error_of_beta(beta, low, at))
     rng = np.random.default_rng(0)
     for number in range(12):
         beta, rate = float(rng.uniform()), float(10 ** rng.uniform(-3, -1))
         params = mul_params(beta) | {"learning_rate": rate}
-        point = study.point("search", "mul", params)
+        configuration = study.configuration("search", "mul", params)
         error = error_of_beta(beta, 7.3, 0.6) + 3 * abs(math.log10(rate) + 2)
         if number == 4:
             for seed in range(5):
-                study.end(point, seed, {"val/error": 30.0}, state="pruned", reason="rung 1")
+                study.end(configuration, seed, {"val/error": 30.0}, state="pruned", reason="rung 1")
             tell(study, "search", "mul", number, "pruned", 30.0)
         else:
-            study.fill(point, error)
+            study.fill(configuration, error)
             tell(study, "search", "mul", number, "done", error)
     return study
 
 
 def tell(study: Written, part: str, method: str, number: int, state: str, value: float) -> None:
     """Record what a sampler was told."""
-    entry = Entry(part=part, method=method, number=number, point="")
+    entry = Entry(part=part, method=method, number=number, configuration="")
     study.ledger.tell(study.name, entry, state=state, values=[value], told=number)
 
 
@@ -185,7 +190,7 @@ PARTS: dict[str, Any] = {
     "table": {"x": None, "title": None, "search": None, "references": [], "methods": {}},
     "beta_curve": {"x": "beta", "title": "Test error over β", "references": ["add"]},
     "depth": {"x": "depth", "title": None, "references": ["mul", "mulmix"]},
-    "search": {"x": None, "search": {"points": 12, "sampler": "tpe"}, "references": []},
+    "search": {"x": None, "search": {"configurations": 12, "sampler": "tpe"}, "references": []},
 }
 PAPER: dict[str, Any] = {
     "add": {"test/error": [8.3, 0.1]},

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from modmix.base.home import Home
-from modmix.ledger import Entry, Ledger, NewPoint, Result
+from modmix.ledger import Entry, Ledger, NewConfiguration, Result
 from modmix.tracking import Mirror
 from modmix.tracking.database import Database
 from modmix.tracking.store import Store
@@ -36,10 +36,10 @@ class Bench:
         self.ledger = Ledger(f"sqlite:///{folder / 'ledger.db'}")
         self.url = f"sqlite:///{folder / 'ledger.db'}"
         self.uri = uri or f"sqlite:///{folder / 'mlflow.db'}"
-        self.points: list[NewPoint] = []
+        self.configurations: list[NewConfiguration] = []
         self.open_store: Callable[[str], Store | Database] = open_store
 
-    def start(self, points: int = 3, seeds: int = 2, study: str = STUDY) -> Bench:
+    def start(self, configurations: int = 3, seeds: int = 2, study: str = STUDY) -> Bench:
         spec = {
             "study": study,
             "description": "Three curves",
@@ -55,29 +55,33 @@ class Bench:
         )
         self.study = study
         self.lease = self.ledger.acquire(study)
-        self.extend(points, seeds)
+        self.extend(configurations, seeds)
         return self
 
-    def extend(self, points: int, seeds: int) -> None:
-        self.points, entries = [], []
-        for i in range(points):
+    def extend(self, configurations: int, seeds: int) -> None:
+        self.configurations, entries = [], []
+        for i in range(configurations):
             method, name = ("mul", "beta") if i % 2 == 0 else ("add", "depth")
-            self.points.append(
-                NewPoint(
-                    key=f"point-{i:03}",
+            self.configurations.append(
+                NewConfiguration(
+                    key=f"configuration-{i:03}",
                     method=method,
                     params={name: i / 4 if i % 2 == 0 else i, "hidden": [64, 32], "margin": None},
-                    replicates=[(f"point-{i:03}-{seed}", seed) for seed in range(seeds)],
+                    replicates=[(f"configuration-{i:03}-{seed}", seed) for seed in range(seeds)],
                 )
             )
             part = "curve" if method == "mul" else "depth"
-            entries.append(Entry(part=part, method=method, number=i, point=f"point-{i:03}"))
+            entries.append(
+                Entry(part=part, method=method, number=i, configuration=f"configuration-{i:03}")
+            )
         known = {(e.part, e.method, e.number) for e in self.ledger.entries(self.study)}
         fresh = [e for e in entries if (e.part, e.method, e.number) not in known]
-        self.ledger.add(self.study, self.points, fresh)
+        self.ledger.add(self.study, self.configurations, fresh)
 
     def finish(self, keys: Sequence[str] | None = None, **more: Any) -> list[Result]:
-        keys = keys or [key for point in self.points for key, _ in point.replicates]
+        keys = keys or [
+            key for configuration in self.configurations for key, _ in configuration.replicates
+        ]
         results = [result(key, **more) for key in keys]
         self.ledger.finish(self.lease, results)
         return results
@@ -101,10 +105,10 @@ class Bench:
         return list(client.search_runs([experiment.experiment_id], max_results=1000))
 
     def children(self, name: str | None = None) -> dict[str, Any]:
-        """The one run of each point."""
-        runs = [r for r in self.runs(name) if "modmix.point" in r.data.tags]
-        found = {r.data.tags["modmix.point"]: r for r in runs}
-        assert len(found) == len(runs), "two runs of one point"
+        """The one run of each configuration."""
+        runs = [r for r in self.runs(name) if "modmix.configuration" in r.data.tags]
+        found = {r.data.tags["modmix.configuration"]: r for r in runs}
+        assert len(found) == len(runs), "two runs of one configuration"
         return found
 
     def study_run(self, name: str | None = None) -> Any:
@@ -112,18 +116,18 @@ class Bench:
         return run
 
     def check_whole(self, name: str | None = None) -> None:
-        """One finished run per point, below the study's; nothing else, nothing running."""
+        """One finished run per configuration, below the study's; nothing else, nothing running."""
         children, parent = self.children(name), self.study_run(name)
-        assert set(children) == {p.key for p in self.points}
+        assert set(children) == {p.key for p in self.configurations}
         assert {r.info.status for r in children.values()} == {"FINISHED"}
         assert {r.data.tags["mlflow.parentRunId"] for r in children.values()} == {
             parent.info.run_id
         }
         assert parent.info.status == "FINISHED"
         assert len(self.runs(name)) == len(children) + 1
-        for point in self.ledger.points(self.study):
-            assert point.mlflow_run == children[point.key].info.run_id
-            assert point.mirrored == children[point.key].data.tags["modmix.digest"]
+        for configuration in self.ledger.configurations(self.study):
+            assert configuration.mlflow_run == children[configuration.key].info.run_id
+            assert configuration.mirrored == children[configuration.key].data.tags["modmix.digest"]
 
     def rows(self, run: Any, key: str) -> list[tuple[int, float]]:
         from mlflow import MlflowClient

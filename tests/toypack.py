@@ -55,19 +55,21 @@ def defaults(method: str) -> dict[str, Any]:
 
 def make_replicates(
     method: str,
-    points: Sequence[Mapping[str, Any]] = ({},),
+    configurations: Sequence[Mapping[str, Any]] = ({},),
     seeds: Sequence[int] = (0, 1),
     *,
     data: Data,
     encoder: Mapping[str, Any] | None = None,
     **training: Any,
 ) -> tuple[Replicate, ...]:
-    """One replicate per point and seed; a point's ``training`` overrides the settings."""
+    """One replicate per configuration and seed; a configuration's ``training`` overrides the
+    settings.
+    """
     # What is probed depends on the machine; tests say how to train.
     settings = {name: h.default for name, h in TRAINING.items()}
     settings |= {"stack": "always", "compile": "never", **training}
     replicates = []
-    for i, values in enumerate(points):
+    for i, values in enumerate(configurations):
         params = {k: v for k, v in values.items() if k != "training"}
         if method == "base":
             params.setdefault("modality", "m0")
@@ -75,7 +77,7 @@ def make_replicates(
         replicates += [
             Replicate(
                 key=f"{method}-{i}-{seed}",
-                point=f"{method}-{i}",
+                configuration=f"{method}-{i}",
                 seed=seed,
                 method=method,
                 params={**defaults(method), **params},

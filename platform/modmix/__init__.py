@@ -5,12 +5,12 @@ The modules, in reading order; each imports only what stands above it:
     errors      what can go wrong, as a tree, with the exit codes
     allocator   memory that was freed is kept
     home        where everything a person's studies produce lies
-    ledger/     studies, points, replicates, histories: the truth, in a database
+    ledger/     studies, configurations, replicates, histories: the truth, in a database
     space       hyperparameters, constants, grids, ranges, choices, conditions
     settings    the training settings a study file may give, with their defaults
     spec        the study file as read: its outline, checked, with lines
     metrics     error, AUC, NLL, ECE, macro-F1
-    halving     which points go on after a rung, and which get all their seeds
+    halving     which configurations go on after a rung, and which get all their seeds
     packing     what travels to a worker and back
     grouping    which replicates share a pack
     tasks/      shelf: data
@@ -18,7 +18,7 @@ The modules, in reading order; each imports only what stands above it:
     methods/    shelf: combinations
     domains     what a study file says about one hyperparameter
     checker     a study file held against the shelves: every problem at once
-    plan        a checked file with its data: points, search spaces, seeds, replicates
+    plan        a checked file with its data: configurations, search spaces, seeds, replicates
     costs       what training a pack costs, estimated
     search      ask and tell: Optuna behind one small class
     optim       SGD, Adam, AdamW, schedules and clipping with a leading model axis
@@ -33,7 +33,7 @@ The modules, in reading order; each imports only what stands above it:
     bridge      the driver's half: who gets which pack, who died
     ray_seats   seats as Ray Tune trials
     ray_runner  a runner on a Ray cluster, there or started here
-    book        what a running study knows of its points and replicates
+    state        what a running study knows of its configurations and replicates
     waiting     models that wait for a worker, and the packs they make
     rungs       values at rungs of halving over all packs
     searches    what the searches of a running study ask for and are told
@@ -41,7 +41,7 @@ The modules, in reading order; each imports only what stands above it:
     tracking/   ledger -> MLflow
     analysis/   shelf: frames, statistics, tables, curves, figures, report
     pyfunc      what a registered model runs
-    registry    best points, final runs, registered models
+    registry    best configurations, final runs, registered models
     starting    a runner that starts while the study is still being checked
     api         the whole of a run in one call
     display     what a person sees while a study runs

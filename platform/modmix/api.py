@@ -26,7 +26,7 @@ from modmix.study.spec import StudySpec
 if TYPE_CHECKING:
     import pandas as pd
 
-    from modmix.analysis.best import BestPoint
+    from modmix.analysis.best import BestConfiguration
     from modmix.execution.local import Runner
     from modmix.execution.run import StudyRun
     from modmix.study.plan import Plan
@@ -56,22 +56,24 @@ class Study:
         return self.home.study(self.name)
 
     def frame(self) -> pd.DataFrame:
-        """One row per point: `method`, each hyperparameter, `n`, and per metric mean, std, CI."""
-        from modmix.analysis.frames import points_frame
+        """One row per configuration: `method`, each hyperparameter, `n`, and per metric mean, std,
+        CI.
+        """
+        from modmix.analysis.frames import configurations_frame
 
-        return points_frame(self._ledger, self.name)
+        return configurations_frame(self._ledger, self.name)
 
     def replicates(self) -> pd.DataFrame:
-        """One row per replicate: point, seed, state and metrics."""
+        """One row per replicate: configuration, seed, state and metrics."""
         from modmix.analysis.frames import replicates_frame
 
         return replicates_frame(self._ledger, self.name)
 
-    def best(self) -> list[BestPoint]:
-        """The best complete point of each method, selected on validation."""
-        from modmix.analysis.best import best_points
+    def best(self) -> list[BestConfiguration]:
+        """The best complete configuration of each method, selected on validation."""
+        from modmix.analysis.best import best_configurations
 
-        return best_points(self._ledger, self.name)
+        return best_configurations(self._ledger, self.name)
 
     def status(self) -> dict[str, Any]:
         """Counts and seconds, as `modmix status --json` prints them."""
@@ -271,7 +273,8 @@ def _run(
             if work.dropped:
                 say(
                     f"{work.dropped} models that this study had before are no longer part of it: "
-                    "its file asks for other data, settings or points now (their results stay in "
+                    "its file asks for other data, settings or configurations now (their "
+                    "results stay in "
                     "the ledger; another name for the study keeps both)"
                 )
             found = work.reused
@@ -283,7 +286,9 @@ def _run(
             if not work.finished:
                 runner.start()
                 runner.run(work)
-            if work.reused > found:  # a search meets known points only when it proposes them
+            if (
+                work.reused > found
+            ):  # a search meets known configurations only when it proposes them
                 say(f"{work.reused} replicates found in the ledger are reused in all")
             work.let_go()
             state = "stopped"
@@ -317,10 +322,10 @@ def _run(
 def _refuse_only_failures(work: StudyRun) -> None:
     """A study of which nothing came out is no success, although there is nothing left to do."""
     status = work.status()
-    if status.points["failed"] and not status.points["done"]:
+    if status.configurations["failed"] and not status.configurations["done"]:
         why = (status.failed or ["no reason recorded"])[0].strip().splitlines()[-1]
         raise ModmixError(
-            f"every point of study {work.plan.name} failed ({why}): mend that, then add "
+            f"every configuration of study {work.plan.name} failed ({why}): mend that, then add "
             "--retry-failed to the same command"
         )
 
@@ -390,16 +395,16 @@ def _signals(work: StudyRun, say: Callable[[str], None]) -> Iterator[None]:
 
 def status(ledger: Ledger, name: str) -> dict[str, Any]:
     """A study's counts and seconds, from the ledger alone."""
-    from modmix.search.run_state import point_state
+    from modmix.search.run_state import configuration_state
 
     record = ledger.study(name)
     replicates = ledger.replicates(name)
-    by_point: dict[str, list[ReplicateRecord]] = {}
+    by_configuration: dict[str, list[ReplicateRecord]] = {}
     for replicate in replicates:
-        by_point.setdefault(replicate.point, []).append(replicate)
-    points = dict.fromkeys(("done", "pruned", "failed", "running", "pending"), 0)
-    for members in by_point.values():
-        points[point_state([r.state for r in members])] += 1
+        by_configuration.setdefault(replicate.configuration, []).append(replicate)
+    configurations = dict.fromkeys(("done", "pruned", "failed", "running", "pending"), 0)
+    for members in by_configuration.values():
+        configurations[configuration_state([r.state for r in members])] += 1
     states = dict.fromkeys(("done", "running", "pending", "interrupted", "pruned", "failed"), 0)
     for replicate in replicates:
         states[replicate.state] += 1
@@ -411,7 +416,7 @@ def status(ledger: Ledger, name: str) -> dict[str, Any]:
     return {
         "study": name,
         "state": state,
-        "points": {"total": len(by_point), **points},
+        "configurations": {"total": len(by_configuration), **configurations},
         "replicates": {"total": len(replicates), **states},
         "trained": sum(r.origin == "trained" for r in replicates),
         "reused": sum(r.origin == "reused" for r in replicates),

@@ -1,4 +1,6 @@
-"""What the driver costs per point: everything but training, on 1,000 and on 10,000 points."""
+"""What the driver costs per configuration: everything but training, on 1,000 and on 10,000
+configurations.
+"""
 
 from __future__ import annotations
 
@@ -39,18 +41,19 @@ seeds: 5
 training: {{epochs: 20}}
 parts:
   search:
-    search: {{points: {points}, batch: 10}}
+    search: {{configurations: {configurations}, batch: 10}}
     methods:
       mul:
         beta: {{low: 0, high: 1}}
         learning_rate: {{low: 0.0003, high: 0.03, log: true}}
 """
 TEXT = """\
-A study of {small:,} points of 5 seeds, and one of {large:,}, whose training is replaced by results
-made at once (20 epochs, every metric). Everything else is real and counted, from the command's
-start to its exit: imports, planning, the ledger on SQLite, packs, recording, figures, tables, the
-report, and the MLflow mirror until it holds every point. The models are handed over in the driver's
-own process, so Ray's part is not in these numbers."""
+A study of {small:,} configurations of 5 seeds, and one of {large:,}, whose training is replaced by
+results made at once (20 epochs, every metric). Everything else is real and counted, from the
+command's start to its exit: imports, planning, the ledger on SQLite, packs, recording, figures,
+tables, the report, and the MLflow mirror until it holds every configuration. The models are handed
+over in the driver's own process, so Ray's part is not in these numbers.
+"""
 # The large study is made smaller, and the report says so, where it would take longer than this.
 LARGE_SECONDS = 420.0
 
@@ -59,7 +62,7 @@ LARGE_SECONDS = 420.0
 class Driven:
     """One run of `driver_child`."""
 
-    points: int
+    configurations: int
     wall: float
     cpu: float
     peak: int
@@ -69,17 +72,17 @@ class Driven:
 
     @property
     def wall_ms(self) -> float:
-        return 1000 * self.wall / self.points
+        return 1000 * self.wall / self.configurations
 
     @property
     def cpu_ms(self) -> float:
         """Of the driver's process."""
-        return 1000 * self.cpu / self.points
+        return 1000 * self.cpu / self.configurations
 
     @property
     def others_ms(self) -> float:
         """Of processes that the driver has started."""
-        return 1000 * self.others / self.points
+        return 1000 * self.others / self.configurations
 
     @property
     def growth(self) -> float:
@@ -96,14 +99,15 @@ def run(options: Options) -> Section:
     small, large, searched = (100, 400, 40) if options.quick else (1000, 10_000, 200)
     # One repetition less than of short commands: each takes long enough to be steady.
     few = [_drive("grid", _grid(small)) for _ in range(max(1, options.rounds - 1))]
-    search = _drive("search", SEARCH.format(points=searched))
+    search = _drive("search", SEARCH.format(configurations=searched))
     typical = sorted(few, key=lambda one: one.wall)[len(few) // 2]
     wall = median(one.wall_ms for one in few)
     notes = []
     if (predicted := wall / 1000 * large) > LARGE_SECONDS:
         large = max(2 * small, round(large * LARGE_SECONDS / predicted / small) * small)
         notes.append(
-            f"10,000 points would have taken {predicted:.0f} s: measured with {large:,} instead"
+            f"10,000 configurations would have taken {predicted:.0f} s: measured with "
+            f"{large:,} instead"
         )
         say(f"driver: {notes[-1]}")
     many = _drive("grid", _grid(large))
@@ -113,12 +117,12 @@ def run(options: Options) -> Section:
     ]
     return Section(
         name="driver",
-        title="What the driver costs per point",
+        title="What the driver costs per configuration",
         text=TEXT.format(small=small, large=large),
         figures=[
             Figure(
-                what=f"driver: wall time per point, {small:,} points",
-                key="driver_ms_per_point_1000",
+                what=f"driver: wall time per configuration, {small:,} configurations",
+                key="driver_ms_per_configuration_1000",
                 value=wall,
                 target=20,
                 at_least=False,
@@ -126,7 +130,8 @@ def run(options: Options) -> Section:
                 spread=between([one.wall_ms for one in few], "ms"),
             ),
             Figure(
-                what=f"driver: wall time per point, {large:,} points over {small:,}",
+                what=f"driver: wall time per configuration, {large:,} configurations over "
+                f"{small:,}",
                 key="driver_growth_10000",
                 value=many.wall_ms / wall,
                 target=1.5,
@@ -135,7 +140,7 @@ def run(options: Options) -> Section:
                 spread=f"processor time: {number(many.cpu_ms / typical.cpu_ms, 'x')}",
             ),
             Figure(
-                what=f"driver: memory at the end over the middle, {large:,} points",
+                what=f"driver: memory at the end over the middle, {large:,} configurations",
                 value=many.growth,
                 target=1.1,
                 at_least=False,
@@ -144,10 +149,10 @@ def run(options: Options) -> Section:
         ],
         tables=[
             Table(
-                "per point",
+                "per configuration",
                 [
                     "study",
-                    "points",
+                    "configurations",
                     "wall ms",
                     "processor ms, driver",
                     "processor ms, its children",
@@ -157,7 +162,7 @@ def run(options: Options) -> Section:
                 rows,
             ),
             Table(
-                "where it goes, wall (driver's processor) ms per point",
+                "where it goes, wall (driver's processor) ms per configuration",
                 ["phase", f"grid, {small:,}", f"grid, {large:,}", f"search, {searched:,}"],
                 phases,
             ),
@@ -166,17 +171,19 @@ def run(options: Options) -> Section:
     )
 
 
-def _grid(points: int) -> str:
+def _grid(configurations: int) -> str:
     """A curve over β at several learning rates: a figure that a study of this size would have."""
     rates = [round(0.001 * (i + 1), 4) for i in range(20)]
-    betas = [round(i / (points // len(rates)), 5) for i in range(points // len(rates))]
+    betas = [
+        round(i / (configurations // len(rates)), 5) for i in range(configurations // len(rates))
+    ]
     return GRID.format(betas=betas, rates=rates)
 
 
 def _row(kind: str, one: Driven) -> list[str]:
     return [
         kind,
-        f"{one.points:,}",
+        f"{one.configurations:,}",
         number(one.wall_ms),
         number(one.cpu_ms),
         number(one.others_ms),
@@ -186,7 +193,7 @@ def _row(kind: str, one: Driven) -> list[str]:
 
 
 def _phase(one: Driven, phase: str) -> str:
-    wall, cpu = (1000 * seconds / one.points for seconds in one.phases[phase])
+    wall, cpu = (1000 * seconds / one.configurations for seconds in one.phases[phase])
     return f"{number(wall)} ({number(cpu)})"
 
 
@@ -208,7 +215,7 @@ def _drive(kind: str, text: str) -> Driven:
             raise BenchmarkError(f"the driver gave no numbers:\n{run.output[-2000:]}")
         told: dict[str, Any] = json.loads(target.read_text())
     one = Driven(
-        points=told["points"],
+        configurations=told["configurations"],
         wall=told["wall"],
         cpu=told["cpu"],
         peak=told["peak"],
@@ -217,8 +224,8 @@ def _drive(kind: str, text: str) -> Driven:
         memory=[(done, own, others) for done, own, others in told["memory"]],
     )
     say(
-        f"driver: {kind}, {one.points:,} points in {one.wall:.1f} s "
-        f"({one.wall_ms:.1f} ms a point, processor {one.cpu_ms:.1f} ms)"
+        f"driver: {kind}, {one.configurations:,} configurations in {one.wall:.1f} s "
+        f"({one.wall_ms:.1f} ms a configuration, processor {one.cpu_ms:.1f} ms)"
     )
     return one
 

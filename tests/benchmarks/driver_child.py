@@ -3,9 +3,9 @@
     python -m tests.benchmarks.driver_child STUDY.yaml RESULT.json
 
 The command line, planning, ledger, packs, recording, telling, figures and the MLflow mirror run as
-they do for a person; only `modmix.execution.local.train`, which a runner calls for a pack's events, gives
-invented ones. RESULT.json gets wall and processor seconds by phase, and resident memory after each
-pack.
+they do for a person; only `modmix.execution.local.train`, which a runner calls for a pack's events,
+gives invented ones. RESULT.json gets wall and processor seconds by phase, and resident memory after
+each pack.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def main() -> None:
     phases = {name: [b[0] - a[0], b[1] - a[1]] for name, a, b in zip(names, marks, marks[1:])}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     told = {
-        "points": found["points"]["done"],
+        "configurations": found["configurations"]["done"],
         "wall": ended[0] - begun[0],
         "cpu": ended[1] - begun[1],
         "others": of_others(),
@@ -121,9 +121,9 @@ def _ledger() -> Any:
 
 
 def _mirrored(study: str) -> bool:
-    """Whether the ledger says of every point that MLflow holds it."""
+    """Whether the ledger says of every configuration that MLflow holds it."""
     ledger = _ledger()
-    return all(point.mirrored for point in ledger.points(study))
+    return all(configuration.mirrored for configuration in ledger.configurations(study))
 
 
 if __name__ == "__main__":

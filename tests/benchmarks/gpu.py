@@ -111,7 +111,7 @@ def make_pack(work: Work, models: int, **settings: Any) -> Pack:
     replicates = tuple(
         Replicate(
             key=f"{i:032x}",
-            point=f"{i // 5:032x}",
+            configuration=f"{i // 5:032x}",
             seed=i % 5,
             method=work.method,
             params={**declared, "beta": round(i / max(1, models - 1), 4)},

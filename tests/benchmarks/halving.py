@@ -14,10 +14,10 @@ study: {name}
 task: {{name: digits, train_rows: 300}}
 seeds: 3
 training: {{epochs: 36, batch_size: 32{halving}}}
-resources: {{max_models: 81}}     # 27 points of 3 seeds in one pack
+resources: {{max_models: 81}}     # 27 configurations of 3 seeds in one pack
 parts:
   search:
-    search: {{points: {points}, batch: 27, sampler: qmc}}
+    search: {{configurations: {configurations}, batch: 27, sampler: qmc}}
     shared:
       learning_rate: {{low: 0.00003, high: 0.3, log: true}}
     methods:
@@ -27,9 +27,11 @@ parts:
 SEARCHED = ("beta", "learning_rate")
 HALVING = ", halving: {eta: 3, min_epochs: 4}"
 TEXT = """\
-{points} points each of `mul` and `add` with learning rates from 0.00003 to 0.3, 27 points a batch,
-3 seeds, 36 epochs, with and without `halving: {{eta: 3, min_epochs: 4}}`. The sampler draws the
-same points in both (quasi-random), so that the winners can be compared."""
+{configurations} configurations each of `mul` and `add` with learning rates from 0.00003 to 0.3, 27
+configurations a batch, 3 seeds, 36 epochs, with and without `halving: {{eta: 3, min_epochs: 4}}`.
+The sampler draws the same configurations in both (quasi-random), so that the winners can be
+compared.
+"""
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,10 @@ class Searched:
 
 
 def run(options: Options) -> Section:
-    points = 27 if options.quick else 54
+    configurations = 27 if options.quick else 54
     with scratch("halving") as folder:
-        whole = _search(folder, "whole", "", points)
-        halved = _search(folder, "halved", HALVING, points)
+        whole = _search(folder, "whole", "", configurations)
+        halved = _search(folder, "halved", HALVING, configurations)
     share = halved.epochs / whole.epochs
     rows, same = [], []
     for method, best in whole.best.items():
@@ -67,7 +69,7 @@ def run(options: Options) -> Section:
     return Section(
         name="halving",
         title="Successive halving",
-        text=TEXT.format(points=points),
+        text=TEXT.format(configurations=configurations),
         figures=[
             Figure(
                 what="halving: share of epochs trained",
@@ -84,7 +86,7 @@ def run(options: Options) -> Section:
         ],
         tables=[
             Table(
-                "best point of each method, validation error in % (95 % interval)",
+                "best configuration of each method, validation error in % (95 % interval)",
                 ["method", "without halving", "with halving", "the same?"],
                 rows,
             ),
@@ -97,11 +99,11 @@ def run(options: Options) -> Section:
     )
 
 
-def _search(folder: Path, name: str, halving: str, points: int) -> Searched:
+def _search(folder: Path, name: str, halving: str, configurations: int) -> Searched:
     import modmix
 
     study, home = folder / f"{name}.yaml", folder / f"home-{name}"
-    study.write_text(STUDY.format(name=name, halving=halving, points=points))
+    study.write_text(STUDY.format(name=name, halving=halving, configurations=configurations))
     run = workload.modmix_run(study, home, data=folder / "data", tracking=None)
     found = modmix.open_study(name, home)
     frame = found.replicates()
@@ -126,7 +128,7 @@ def _words(best: Best) -> str:
 
 def _verdict(whole: Best, halved: Best) -> str:
     if whole.number == halved.number:
-        return "the same point"
+        return "the same configuration"
     if whole.low <= halved.mean <= whole.high:
         return "within the interval"
     return "another"

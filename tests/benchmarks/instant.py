@@ -29,7 +29,9 @@ def _invented() -> list[tuple[dict[str, list[float]], dict[str, float]]]:
 
 
 class Instant:
-    """Stands where `modmix.execution.local.train` stands, which a runner calls for a pack's events."""
+    """Stands where `modmix.execution.local.train` stands, which a runner calls for a pack's
+    events.
+    """
 
     def __init__(self) -> None:
         self._models = _invented()

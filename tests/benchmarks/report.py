@@ -27,7 +27,7 @@ KEYS = (
     "search_vs_ray",
     "higgs_vs_loop",
     "higgs_step_over_floor",
-    "driver_ms_per_point_1000",
+    "driver_ms_per_configuration_1000",
     "driver_growth_10000",
     "halving_epoch_share",
     "prepare_vs_pyarrow",

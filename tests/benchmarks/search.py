@@ -1,4 +1,6 @@
-"""A search of 100 points, five seeds each, against Ray Tune's OptunaSearch and Optuna alone."""
+"""A search of 100 configurations, five seeds each, against Ray Tune's OptunaSearch and Optuna
+alone.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ seeds: {seeds}
 training: {{epochs: {epochs}, batch_size: 32}}
 parts:
   search:
-    search: {{points: {points}, batch: 10}}
+    search: {{configurations: {configurations}, batch: 10}}
     methods:
       mul:
         beta: {{low: 0, high: 1}}
@@ -34,12 +36,16 @@ parts:
         weight_decay: {{low: 0.000001, high: 0.01, log: true}}
 """
 TEXT = """\
-TPE over β, learning rate and weight decay of `mul` on digits, {points} points of {seeds} seeds, 30
-epochs; `modmix run` as a whole command, in batches of 10 points. A trial of the peers is a point,
-whose seeds are trained one after another. Ray Tune gets a result an epoch, as in the curve, and
-once a result a seed, which spares it 29 of 30 and leaves MLflow without learning curves. The peers
-work for {seconds:.0f} s each and their rate leaves out their start. Every sampler proposes other
-points: a few of ours are trained again by plain PyTorch, to show that both train the same."""
+TPE over β, learning rate and weight decay of `mul` on digits, {configurations} configurations of
+{seeds} seeds, 30 epochs; `modmix run` as a whole command, in batches of 10 configurations. A trial
+of the peers is a configuration, whose seeds are trained one after another. Ray Tune gets a result
+an epoch, as in the curve, and once a result a seed, which spares it 29 of 30 and leaves MLflow
+without learning curves. The peers work for {seconds:.0f} s each and their rate leaves out their
+start. Every sampler proposes other configurations: a few of ours are trained again by plain
+PyTorch, to show that both
+train the
+same.
+"""
 SEED = ", a result a seed"
 
 
@@ -52,13 +58,13 @@ class _Search:
     def __init__(self, options: Options, folder: Path, tracking: str) -> None:
         self.options, self.folder, self.tracking = options, folder, tracking
         self.study, self.data = folder / "search.yaml", folder / "data"
-        self.points = 20 if options.quick else 100
-        text = STUDY.format(points=self.points, seeds=SEEDS, epochs=EPOCHS)
+        self.configurations = 20 if options.quick else 100
+        text = STUDY.format(configurations=self.configurations, seeds=SEEDS, epochs=EPOCHS)
         self.study.write_text(text)
         self.models = folder / "models.json"
         workload.write_models(self.study, self.models, data=self.data)
         self.peers = Peers(self.models, self.data, tracking)
-        self.rates = Turns()  # points a minute
+        self.rates = Turns()  # configurations a minute
         self.notes: list[str] = []
 
     def section(self) -> Section:
@@ -85,14 +91,16 @@ class _Search:
             ]
             for name in self.rates.values
         ]
-        text = TEXT.format(points=self.points, seeds=SEEDS, seconds=self.options.ray_seconds)
+        text = TEXT.format(
+            configurations=self.configurations, seeds=SEEDS, seconds=self.options.ray_seconds
+        )
         return Section(
             name="search",
             title="A search, against Ray Tune with OptunaSearch and Optuna alone",
             text=text,
             figures=[
                 Figure(
-                    what="search: points a minute, over Ray Tune with OptunaSearch",
+                    what="search: configurations a minute, over Ray Tune with OptunaSearch",
                     key="search_vs_ray",
                     value=self.rates.ratio(OURS, best),
                     target=10,
@@ -101,7 +109,11 @@ class _Search:
                 )
             ],
             tables=[
-                Table("", ["contestant", "points a minute", "range", "modmix is faster by"], rows)
+                Table(
+                    "",
+                    ["contestant", "configurations a minute", "range", "modmix is faster by"],
+                    rows,
+                )
             ],
             notes=[*self.notes, f"the target is for the faster with the callback: {best}"],
         )
@@ -109,28 +121,28 @@ class _Search:
     def _ours(self, turn: int) -> None:
         home = self.folder / f"home-{turn}"
         run = workload.modmix_run(self.study, home, data=self.data, tracking=self.tracking)
-        self.rates.add(OURS, 60 * self.points / run.wall)
-        say(f"search: {OURS}: {self.points} points in {run.wall:.1f} s")
+        self.rates.add(OURS, 60 * self.configurations / run.wall)
+        say(f"search: {OURS}: {self.configurations} configurations in {run.wall:.1f} s")
         if turn == 0:
             self._train_again(home)
 
     def _train_again(self, home: Path) -> None:
-        """Hold some of our points against plain PyTorch."""
-        from tests.benchmarks.peers.plain import point_of
+        """Hold some of our configurations against plain PyTorch."""
+        from tests.benchmarks.peers.plain import configuration_of
 
         given = json.loads(self.models.read_text())
         space = given.pop("space")
-        keys, again = workload.our_points(home, "search", 3), []
+        keys, again = workload.our_configurations(home, "search", 3), []
         for params, by_seed in keys:
             values = {name: params[name] for name in space}
-            point = point_of(given["models"], values)
-            again += [{**model, "key": by_seed[model["seed"]]} for model in point]
+            configuration = configuration_of(given["models"], values)
+            again += [{**model, "key": by_seed[model["seed"]]} for model in configuration]
         target = self.folder / "again.json"
         target.write_text(json.dumps({**given, "models": again}))
         output = Peers(target, self.data, self.tracking, self.peers.optimizer).loop().output
         found = workload.read_results(output.splitlines())
         same = workload.compare(workload.our_results(home, "search"), found, LOOP)
-        self.notes.append(f"our points trained again by plain PyTorch: {same}")
+        self.notes.append(f"our configurations trained again by plain PyTorch: {same}")
         say(f"search: {self.notes[-1]}")
 
     def _slice(self, name: str, each: str) -> None:
@@ -139,4 +151,4 @@ class _Search:
         results = {"epoch": EPOCHS * SEEDS, "seed": SEEDS, "": 1}[each]
         shown = name + SEED if each == "seed" else name
         self.rates.add(shown, done.per_minute / results)
-        say(f"search: {shown}: {done.done / results:.1f} points in {done.seconds:.1f} s")
+        say(f"search: {shown}: {done.done / results:.1f} configurations in {done.seconds:.1f} s")

@@ -28,7 +28,7 @@ class Result:
 class Difference:
     """How far two contestants are from each other over the models both have trained.
 
-    Losses relative to ours, errors in points of percent; ``val`` and ``test`` are differences of
+    Losses relative to ours, errors in percentage points; ``val`` and ``test`` are differences of
     the means over models.
     """
 
@@ -48,7 +48,7 @@ class Difference:
 
 # The same sums in another order drift apart over hundreds of steps; other weights, batches or
 # settings would be far outside of these.
-LOSS_MEDIAN, LOSS_LARGEST, ERROR_POINTS = 0.01, 0.25, 0.25
+LOSS_MEDIAN, LOSS_LARGEST, ERROR_CONFIGURATIONS = 0.01, 0.25, 0.25
 
 
 def modmix_run(
@@ -88,22 +88,28 @@ def our_results(home: Path, study: str) -> dict[str, Result]:
     }
 
 
-def our_points(
+def our_configurations(
     home: Path, study: str, count: int
 ) -> list[tuple[Mapping[str, Any], dict[int, str]]]:
-    """Some finished points, evenly over the study: parameters, and replicate keys by seed."""
+    """Some finished configurations, evenly over the study: parameters, and replicate keys by
+    seed.
+    """
     from modmix.ledger import Ledger
 
     ledger = Ledger(f"sqlite:///{home / 'ledger.db'}")
     try:
-        points, replicates = ledger.points(study), ledger.replicates(study)
+        configurations, replicates = ledger.configurations(study), ledger.replicates(study)
     finally:
         ledger.close()
     keys: dict[str, dict[int, str]] = {}
     for r in replicates:
         if r.state == "done":
-            keys.setdefault(r.point, {})[r.seed] = r.key
-    done = [(point.params, keys[point.key]) for point in points if point.key in keys]
+            keys.setdefault(r.configuration, {})[r.seed] = r.key
+    done = [
+        (configuration.params, keys[configuration.key])
+        for configuration in configurations
+        if configuration.key in keys
+    ]
     return [done[round((i + 0.5) * len(done) / count - 0.5)] for i in range(count)]
 
 
@@ -132,7 +138,7 @@ def compare(ours: Mapping[str, Result], theirs: Mapping[str, Result], who: str) 
         fmean(theirs[k].test - ours[k].test for k in both),
     )
     # The fewer models, the more one prediction more or less moves their mean.
-    allowed = ERROR_POINTS * max(1.0, math.sqrt(20 / len(both)))
+    allowed = ERROR_CONFIGURATIONS * max(1.0, math.sqrt(20 / len(both)))
     if not (
         found.loss_median <= LOSS_MEDIAN
         and found.loss_largest <= LOSS_LARGEST
@@ -180,7 +186,9 @@ def read_results(lines: Iterable[str]) -> dict[str, Result]:
 
 
 def _models_of(study: Path) -> dict[str, Any]:
-    """Every model of the grids; or the space of a search, and a point of it without its values."""
+    """Every model of the grids; or the space of a search, and a configuration of it without its
+    values.
+    """
     from modmix.api import make_plan
 
     plan = make_plan(study)
@@ -194,7 +202,7 @@ def _models_of(study: Path) -> dict[str, Any]:
                 found["space"] = {n: [d.low, d.high, d.log] for n, d in domains.items()}  # type: ignore[union-attr]
             assignments = [{}] if part.search is not None else part.assignments(method)
             for assignment in assignments:
-                for replicate in plan.point(method, assignment).replicates:
+                for replicate in plan.configuration(method, assignment).replicates:
                     models.setdefault(replicate.key, asdict(replicate))
     return {**found, "models": list(models.values())}
 

@@ -18,7 +18,7 @@ from toypack import make_data, make_replicates, train
 
 FILE = Path(__file__).with_name("golden_losses.txt")
 DATA = make_data(rows=(96, 40, 30), noise=2.0, seed=11)
-POINTS: dict[str, dict[str, Any]] = {
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "late": {"combine": "learned"},
     "add": {"merge": "mean"},
     "mul": {"beta": 0.5, "margin": 0.3},
@@ -28,7 +28,13 @@ POINTS: dict[str, dict[str, Any]] = {
 
 def curve(method: str) -> list[float]:
     replicates = make_replicates(
-        method, [POINTS.get(method, {})], [5], data=DATA, epochs=4, batch_size=16, clip_norm=2.0
+        method,
+        [CONFIGURATIONS.get(method, {})],
+        [5],
+        data=DATA,
+        epochs=4,
+        batch_size=16,
+        clip_norm=2.0,
     )
     (end,) = train(replicates, DATA).values()
     return list(end.history["train/loss"])

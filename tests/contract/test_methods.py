@@ -276,7 +276,7 @@ def test_mixtures_and_their_names() -> None:
         ("mulmix", ["a", "b"], {"weights": {"b+a": 1.0}}, "(a, b, a+b), got 'b+a'"),
     ],
 )
-def test_what_speaks_against_a_point(
+def test_what_speaks_against_a_configuration(
     method: str, names: list[str], params: dict[str, Any], expected: str
 ) -> None:
     found = problems(method, names, {**defaults(method), **params})
@@ -284,7 +284,7 @@ def test_what_speaks_against_a_point(
     assert expected in found[0]
 
 
-def test_nothing_speaks_against_good_points() -> None:
+def test_nothing_speaks_against_good_configurations() -> None:
     for name in METHODS:
         assert problems(name, ["a", "b"], defaults(name)) == []
     assert problems("mulmix", list("abcdefgh"), {**defaults("mulmix"), "max_subset": 2}) == []

@@ -23,8 +23,8 @@ from toypack import make_data, make_replicates, train
 # 800 examples make 25 steps an epoch, 50 in two.
 DATA = make_data(rows=(800, 120, 90), noise=2.5)
 
-# Points of one pack: what may differ between stacked models does.
-POINTS: dict[str, list[dict[str, Any]]] = {
+# Configurations of one pack: what may differ between stacked models does.
+CONFIGURATIONS: dict[str, list[dict[str, Any]]] = {
     "late": [{}, {}],
     "mul": [
         {"beta": 0.0},
@@ -82,14 +82,16 @@ def assert_equals_plain_loop(found: Finished, replicate: Replicate, data: Data) 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("method", METHODS)
 def test_stacked_models_equal_single_ones(method: str, recipe: str, batch_norm: bool) -> None:
-    points = [
-        {**point, "training": {"learning_rate": rate}}
-        for point, rate in zip(POINTS.get(method, [{}, {}]), (3e-3, 1e-3), strict=True)
+    configurations = [
+        {**configuration, "training": {"learning_rate": rate}}
+        for configuration, rate in zip(
+            CONFIGURATIONS.get(method, [{}, {}]), (3e-3, 1e-3), strict=True
+        )
     ]
     encoder = {"name": "mlp", "hidden": [8], "batch_norm": batch_norm}
     replicates = make_replicates(
         method,
-        points,
+        configurations,
         data=DATA,
         encoder=encoder,
         epochs=2,
@@ -136,8 +138,10 @@ def test_one_after_another_equals_stacked(method: str) -> None:
 
 def test_early_stopping_is_that_of_each_model_alone() -> None:
     data = make_data(rows=(96, 60, 30), noise=3.0)
-    points = [{"training": {"learning_rate": rate}} for rate in (0.1, 0.03, 0.01, 0.003)]
-    replicates = make_replicates("mul", points, data=data, epochs=30, batch_size=32, patience=3)
+    configurations = [{"training": {"learning_rate": rate}} for rate in (0.1, 0.03, 0.01, 0.003)]
+    replicates = make_replicates(
+        "mul", configurations, data=data, epochs=30, batch_size=32, patience=3
+    )
     found = train(replicates, data, keep_weights=True)
     for replicate in replicates:
         assert_equals_plain_loop(found[replicate.key], replicate, data)

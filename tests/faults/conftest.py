@@ -35,14 +35,14 @@ parts:
     x: depth
     methods: {add: {depth: {grid: [0, 1, 2]}}}
   search:
-    search: {points: 6, batch: 2, parallel: 1, sampler: tpe}
+    search: {configurations: 6, batch: 2, parallel: 1, sampler: tpe}
     shared: {learning_rate: {low: 0.001, high: 0.1, log: true}}
     methods:
       late:
       mul: {beta: {low: 0, high: 1}}
 """
-POINTS = 4 + 2 + 3 + 6 + 6
-MODELS = 3 * POINTS
+CONFIGURATIONS = 4 + 2 + 3 + 6 + 6
+MODELS = 3 * CONFIGURATIONS
 
 
 @dataclass
@@ -115,13 +115,13 @@ class Place:
         return wrong
 
     def results(self) -> dict[tuple[str, int], tuple[float, ...]]:
-        """Everything measured, by point and seed, and the histories."""
+        """Everything measured, by configuration and seed, and the histories."""
         ledger = Ledger(self.home.ledger_url)
         records = ledger.replicates("fragile")
         histories = ledger.histories([r.key for r in records])
         ledger.close()
         return {
-            (r.point, r.seed): (
+            (r.configuration, r.seed): (
                 *(value for _, value in sorted(r.metrics.items())),
                 *(v for _, column in sorted(histories[r.key].items()) for v in column),
             )
@@ -159,7 +159,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 @pytest.fixture
 def same_as(undisturbed: Place) -> Callable[[Place], None]:
-    """Check that a study ended as the undisturbed one: points, seeds, and every number."""
+    """Check that a study ended as the undisturbed one: configurations, seeds, and every number."""
 
     def check(other: Place) -> None:
         expected, found = undisturbed.results(), other.results()

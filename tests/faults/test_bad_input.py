@@ -263,7 +263,7 @@ FILES = {
         lines=line(6, "parts.one.methods.mul.beta: must be at least 0, got -0.1"),
     ),
     "reversed range": Case(
-        study=of(one="{search: {points: 2}, methods: {mul: {beta: {low: 1, high: 0}}}}"),
+        study=of(one="{search: {configurations: 2}, methods: {mul: {beta: {low: 1, high: 0}}}}"),
         lines=line(6, "parts.one.methods.mul.beta: low must be below high, got low 1 and high 0"),
     ),
     "range without search": Case(
@@ -271,11 +271,11 @@ FILES = {
         lines=line(6, "parts.one.methods.mul.beta: ranges and choices need a search: .*"),
     ),
     "grid in search": Case(
-        study=of(one="{search: {points: 2}, methods: {mul: {beta: {grid: [0, 1]}}}}"),
+        study=of(one="{search: {configurations: 2}, methods: {mul: {beta: {grid: [0, 1]}}}}"),
         lines=line(6, "parts.one.methods.mul.beta: a search takes ranges and choices: .*"),
     ),
     "nothing to search": Case(
-        study=of(one="{search: {points: 2}, methods: {mul: }}"),
+        study=of(one="{search: {configurations: 2}, methods: {mul: }}"),
         lines=line(6, "parts.one.methods.mul: nothing to search: give it a range or choices, .*"),
     ),
     "x that no method varies": Case(
@@ -289,7 +289,8 @@ FILES = {
     "two objectives for cmaes": Case(
         study=of(
             "objective: [val/error, val/auc]\n",
-            one="{search: {points: 2, sampler: cmaes}, methods: {mul: {beta: {low: 0, high: 1}}}}",
+            one="{search: {configurations: 2, sampler: cmaes}, "
+            "methods: {mul: {beta: {low: 0, high: 1}}}}",
         ),
         lines=line(6, "parts.one.search.sampler: cmaes takes one objective: use nsga2, .*"),
     ),
@@ -325,7 +326,7 @@ FILES = {
         prepared=True,
     ),
     "final of a method that is none": Case(
-        study=of("final: {of: small, method: nul, point: abc}\n"),
+        study=of("final: {of: small, method: nul, configuration: abc}\n"),
         command=("final", "x.yaml", "--local"),
         lines=line(7, "final.method: unknown method 'nul': did you mean 'mul'."),
     ),
@@ -437,10 +438,10 @@ PLACES = {
         setup=known,
         lines=(r"--by must be .*, got 'seed'",),
     ),
-    "best of a study without a complete point": Case(
+    "best of a study without a complete configuration": Case(
         command=("best", "known"),
         setup=known,
-        lines=(r"study 'known' has no complete point yet: let it run on",),
+        lines=(r"study 'known' has no complete configuration yet: let it run on",),
     ),
     **{
         f"{command} of an unknown study": Case(
@@ -748,7 +749,7 @@ def test_a_disk_that_fills_in_the_middle(shell: Shell, disk: Callable[..., Path]
     shell.monkeypatch.setattr(sys, "argv", ["modmix", *LOCAL, "--quiet"])
     with pytest.raises(SystemExit, match=r"^0$"):
         cli.main()
-    assert "study small is finished: 1 points, 1 models" in shell.capture.readouterr().out
+    assert "study small is finished: 1 configurations, 1 models" in shell.capture.readouterr().out
     ledger = Ledger(Home(runs).ledger_url)
     assert [r.state for r in ledger.replicates("small")] == ["done"]
     ledger.close()

@@ -1,8 +1,8 @@
 """Drivers, workers and servers are killed in the middle of a real study; nothing may be lost.
 
 Afterwards the same command finishes; every replicate is in the ledger once and none was trained
-again after it had finished; MLflow has one finished run per point and none left running; and the
-numbers are those of an undisturbed run.
+again after it had finished; MLflow has one finished run per configuration and none left running;
+and the numbers are those of an undisturbed run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from tests.faults.conftest import MODELS, POINTS, Place, Server
+from tests.faults.conftest import CONFIGURATIONS, MODELS, Place, Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(420)]
 
@@ -45,11 +45,11 @@ def check_mlflow(uri: str) -> None:
     experiment = client.get_experiment_by_name("fragile")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
-    points = Counter(run.data.tags.get("modmix.point") for run in runs)
-    parents = points.pop(None, 0)
+    configurations = Counter(run.data.tags.get("modmix.configuration") for run in runs)
+    parents = configurations.pop(None, 0)
     assert parents == 1
-    assert len(points) == POINTS
-    assert set(points.values()) == {1}
+    assert len(configurations) == CONFIGURATIONS
+    assert set(configurations.values()) == {1}
     assert {run.info.status for run in runs} == {"FINISHED"}
 
 

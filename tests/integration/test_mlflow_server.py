@@ -101,7 +101,7 @@ def test_a_busy_port_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.slow
 @pytest.mark.cluster
 def test_the_server_shows_the_studies_of_the_results_folder(bench: Bench) -> None:
-    bench.start(points=1, seeds=1)
+    bench.start(configurations=1, seeds=1)
     bench.finish()
     bench.writer().update("finished")
     port = free_port()
@@ -123,7 +123,8 @@ def test_the_server_shows_the_studies_of_the_results_folder(bench: Bench) -> Non
 def test_the_pages_open_and_ctrl_c_ends_them(bench: Bench) -> None:
     port = free_port()
     code = (
-        "from pathlib import Path; from modmix.base.home import Home; from modmix.tracking import serve;"
+        "from pathlib import Path; from modmix.base.home import Home; from modmix.tracking "
+        "import serve;"
         f"serve(Home(Path({str(bench.home.path)!r})), port={port})"
     )
     settings = environment(bench.home.path)

@@ -24,7 +24,7 @@ def blocks(language: str) -> list[str]:
 
 @pytest.mark.parametrize("name", ["wikipedia.npz", "handwritten.npz"])
 def test_your_own_data(name: str, tmp_path: Path) -> None:
-    """The study file of that section, with fewer epochs, seeds and points."""
+    """The study file of that section, with fewer epochs, seeds and configurations."""
     folder = os.environ.get("MODMIX_TEST_DATA")
     if folder is None or not (Path(folder) / name).exists():
         pytest.skip(f"MODMIX_TEST_DATA has no {name}")
@@ -32,7 +32,7 @@ def test_your_own_data(name: str, tmp_path: Path) -> None:
     file = yaml.safe_load(text)
     assert file["task"] == {"name": "arrays", "path": "mine.npz"}
     file["training"]["epochs"], file["seeds"] = 3, 2
-    file["parts"]["search"]["search"]["points"] = 2
+    file["parts"]["search"]["search"]["configurations"] = 2
     file["parts"]["beta_curve"]["methods"]["mulmix"]["max_subset"] = 2
     shutil.copy(Path(folder) / name, tmp_path / "mine.npz")
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(file, sort_keys=False))

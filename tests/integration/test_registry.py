@@ -1,4 +1,4 @@
-"""Best points as study files, and final runs as models that MLflow loads and serves."""
+"""Best configurations as study files, and final runs as models that MLflow loads and serves."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from mlflow_bench import METRICS, Bench, Server
-from modmix.analysis.best import best_points
+from modmix.analysis.best import best_configurations
 from modmix.base.errors import InputError
-from modmix.ledger import Entry, NewPoint, Result
+from modmix.ledger import Entry, NewConfiguration, Result
 from modmix.methods.model import build_model, pack_weights
 from modmix.registry import registry
 from modmix.study import plan as plan_module
@@ -67,25 +67,30 @@ class Studies:
         for part in plan.parts:
             for method in part.domains:
                 for number, assignment in enumerate(part.assignments(method)):
-                    point = plan.point(method, assignment)
-                    new = NewPoint(
-                        key=point.key,
+                    configuration = plan.configuration(method, assignment)
+                    new = NewConfiguration(
+                        key=configuration.key,
                         method=method,
-                        params=point.params,
-                        replicates=[(r.key, r.seed) for r in point.replicates],
+                        params=configuration.params,
+                        replicates=[(r.key, r.seed) for r in configuration.replicates],
                     )
-                    entry = Entry(part=part.name, method=method, number=number, point=point.key)
-                    known = [e.point for e in ledger.entries(plan.name)]
-                    ledger.add(plan.name, [new], [] if point.key in known else [entry])
+                    entry = Entry(
+                        part=part.name,
+                        method=method,
+                        number=number,
+                        configuration=configuration.key,
+                    )
+                    known = [e.configuration for e in ledger.entries(plan.name)]
+                    ledger.add(plan.name, [new], [] if configuration.key in known else [entry])
                     ledger.finish(
                         lease,
                         [
                             self._result(r.key, (errors or {}).get(r.seed, 9.0 + number))
-                            for r in point.replicates
+                            for r in configuration.replicates
                         ],
                     )
                     if plan.spec.final is not None:
-                        self._weights(plan, point)
+                        self._weights(plan, configuration)
         ledger.set_state(plan.name, "finished")
         ledger.release(lease)
         return plan
@@ -96,10 +101,10 @@ class Studies:
         metrics |= {"val/error": error, "test/error": error + 1}
         return Result(replicate=key, state="done", metrics=metrics, epochs=2, seconds=30.0)
 
-    def _weights(self, plan: Plan, point: Any) -> None:
+    def _weights(self, plan: Plan, configuration: Any) -> None:
         """Untrained weights: what a model says is compared, not whether it is right."""
         self.bench.home.weights.mkdir(exist_ok=True)
-        for r in point.replicates:
+        for r in configuration.replicates:
             shapes = plan.data.shapes
             model = build_model(r.method, r.params, r.encoders, shapes, plan.data.classes, r.seed)
             blob = pack_weights(
@@ -117,9 +122,12 @@ class Studies:
             (self.bench.home.weights / f"{r.key}.safetensors").write_bytes(blob)
 
     def best(self, study: str = "views") -> dict[str, Path]:
-        points = best_points(self.bench.ledger, study)
-        paths = registry.write_best(self.bench.ledger, self.bench.home, study, points)
-        return {point.method: path for point, path in zip(points, paths, strict=True)}
+        configurations = best_configurations(self.bench.ledger, study)
+        paths = registry.write_best(self.bench.ledger, self.bench.home, study, configurations)
+        return {
+            configuration.method: path
+            for configuration, path in zip(configurations, paths, strict=True)
+        }
 
     def register(self, study: str = "views-mul-final") -> registry.Registered:
         return registry.register(self.bench.ledger, self.bench.home, study, self.bench.uri)
@@ -144,30 +152,35 @@ def tracking_uri(studies: Studies) -> Iterator[str]:
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
 
 
-# ---------------------------------------------------------------- best points as study files
+# ---------------------------------------------------------------- best configurations as study
+# files
 
 
 @pytest.mark.slow
-def test_a_best_file_is_the_same_point_on_fresh_seeds(studies: Studies) -> None:
+def test_a_best_file_is_the_same_configuration_on_fresh_seeds(studies: Studies) -> None:
     original = studies.run(STUDY)
     paths = studies.best()
     assert set(paths) == {"mul", "mulmix", "base"}
-    known = {point.key for point in studies.bench.ledger.points("views")}
+    known = {configuration.key for configuration in studies.bench.ledger.configurations("views")}
     for method, path in paths.items():
         assert path == studies.bench.home.study("views") / "best" / f"{method}.yaml"
         plan = plan_module.make(spec.read(path))
         (part,) = plan.parts
         (assignment,) = part.assignments(method)
-        point = plan.point(method, assignment)
-        assert point.key in known
+        configuration = plan.configuration(method, assignment)
+        assert configuration.key in known
         assert plan.spec.final is not None
-        assert plan.spec.final.model_dump() == {"of": "views", "method": method, "point": point.key}
-        assert [r.seed for r in point.replicates] == [1001, 1002, 1003, 1004, 1005]
+        assert plan.spec.final.model_dump() == {
+            "of": "views",
+            "method": method,
+            "configuration": configuration.key,
+        }
+        assert [r.seed for r in configuration.replicates] == [1001, 1002, 1003, 1004, 1005]
         assert plan.spec.objective == original.spec.objective
         # Trained just as in the study, but for the seed.
-        twin = original.point(method, assignment).replicates[0]
-        assert point.replicates[0].structure == twin.structure
-        assert point.replicates[0].training == twin.training
+        twin = original.configuration(method, assignment).replicates[0]
+        assert configuration.replicates[0].structure == twin.structure
+        assert configuration.replicates[0].training == twin.training
 
 
 @pytest.mark.slow
@@ -180,7 +193,7 @@ def test_a_best_file_opens_with_command_cost_and_expectation(studies: Studies) -
     assert expected.startswith("# Expected:  val/error 9 ± 0, or a little worse")
     assert "test/error 10 ± 0" in test
     assert "over 3 seeds" in test
-    assert "the best point of mul in study views, by val/error" in source
+    assert "the best configuration of mul in study views, by val/error" in source
     content = spec.read(path).raw
     assert content["paper"] == {"mul": {"test/error": [21.8, 0.1]}}
     assert content["parts"]["final"]["methods"]["mul"]["beta"] == 0
@@ -188,15 +201,15 @@ def test_a_best_file_opens_with_command_cost_and_expectation(studies: Studies) -
 
 
 @pytest.mark.slow
-def test_a_final_run_of_another_point_gets_another_name(studies: Studies) -> None:
+def test_a_final_run_of_another_configuration_gets_another_name(studies: Studies) -> None:
     studies.run(STUDY)
     text = studies.best()["mul"].read_text()
     studies.run(text)
     assert spec.parse(text, name="", folder=Path()).raw["study"] == "views-mul-final"
-    assert studies.best()["mul"].read_text() == text  # the same point: the same file
+    assert studies.best()["mul"].read_text() == text  # the same configuration: the same file
     studies.bench.ledger.start_study(
         "views-mul-final",
-        spec={"final": {"of": "views", "method": "mul", "point": "another"}},
+        spec={"final": {"of": "views", "method": "mul", "configuration": "another"}},
         text="",
         source="",
         details={},
@@ -227,8 +240,8 @@ def test_the_best_replicate_is_registered_once_and_is_the_champion(
     assert version.tags["test/error"] == "8.5 ± 1.29 (n=4)"
     assert "seed 1002" in version.description
     assert "| test/error | 8.5 ± 1.29 (n=4) |" in version.description
-    (point,) = studies.bench.ledger.points(plan.name)
-    assert version.run_id == point.mlflow_run
+    (configuration,) = studies.bench.ledger.configurations(plan.name)
+    assert version.run_id == configuration.mlflow_run
     # A better final run becomes the new champion, the old version stays.
     longer = studies.best()["mul"].read_text().replace("1005", "1005\n- 1006")
     studies.run(longer, {1006: 1.0})
@@ -311,8 +324,8 @@ def probabilities(studies: Studies, plan: Plan, inputs: dict[str, Any]) -> Any:
     """By torch alone, from the weights that the final run kept."""
     (part,) = plan.parts
     (method,) = part.domains
-    point = plan.point(method, part.assignments(method)[0])
-    r = point.replicates[0]  # all have the same error: the first seed wins
+    configuration = plan.configuration(method, part.assignments(method)[0])
+    r = configuration.replicates[0]  # all have the same error: the first seed wins
     model = build_model(r.method, r.params, r.encoders, plan.data.shapes, 10, r.seed).eval()
     with torch.no_grad():
         tensors = {k: torch.tensor(np.asarray(v)) for k, v in inputs.items()}
@@ -388,9 +401,12 @@ def test_what_cannot_be_registered(studies: Studies) -> None:
     with pytest.raises(InputError, match=r"the weights .*safetensors of study .* are gone"):
         studies.register(plan.name)
     key = plan.parts[0].assignments("mul")
-    point = plan.point("mul", key[0])
-    more = NewPoint(
-        key=point.key, method="mul", params=point.params, replicates=[("unfinished", 77)]
+    configuration = plan.configuration("mul", key[0])
+    more = NewConfiguration(
+        key=configuration.key,
+        method="mul",
+        params=configuration.params,
+        replicates=[("unfinished", 77)],
     )
     studies.bench.ledger.add(plan.name, [more], [])
     with pytest.raises(InputError, match="has 1 replicates to go: type 'modmix final"):

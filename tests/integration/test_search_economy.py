@@ -41,18 +41,18 @@ def run(folder: Path, search: str, text: str = FILE, **how: Any) -> modmix.Study
 
 
 def known(study: modmix.Study) -> tuple[list[Entry], dict[str, list[ReplicateRecord]]]:
-    """The entries of the search by number, and the replicates by point."""
+    """The entries of the search by number, and the replicates by configuration."""
     ledger = Ledger(study.home.ledger_url)
     replicates: dict[str, list[ReplicateRecord]] = {}
     for replicate in ledger.replicates(study.name):
-        replicates.setdefault(replicate.point, []).append(replicate)
+        replicates.setdefault(replicate.configuration, []).append(replicate)
     entries = [e for e in ledger.entries(study.name) if e.part == "search"]
     ledger.close()
     return entries, replicates
 
 
-def test_pruned_points_are_told_with_their_last_values(tmp_path: Path) -> None:
-    study = run(tmp_path, "points: 8, batch: 4")
+def test_pruned_configurations_are_told_with_their_last_values(tmp_path: Path) -> None:
+    study = run(tmp_path, "configurations: 8, batch: 4")
     entries, replicates = known(study)
     histories = Ledger(study.home.ledger_url).histories(
         [r.key for m in replicates.values() for r in m]
@@ -64,48 +64,50 @@ def test_pruned_points_are_told_with_their_last_values(tmp_path: Path) -> None:
             ("done", None), ("pruned", 2), ("pruned", 2), ("pruned", 4)
         ]  # fmt: skip
         at_rung = {
-            e.point: fmean(min(histories[r.key]["val/error"][:2]) for r in replicates[e.point])
+            e.configuration: fmean(
+                min(histories[r.key]["val/error"][:2]) for r in replicates[e.configuration]
+            )
             for e in mine
         }
-        kept = {e.point for e in mine if e.step != 2}
+        kept = {e.configuration for e in mine if e.step != 2}
         assert max(at_rung[p] for p in kept) <= min(
             value for p, value in at_rung.items() if p not in kept
         )
     for entry in entries:
         assert entry.values is not None
-        last = [histories[r.key]["val/error"][-1] for r in replicates[entry.point]]
+        last = [histories[r.key]["val/error"][-1] for r in replicates[entry.configuration]]
         if entry.state == "pruned":
             assert entry.values == (pytest.approx(fmean(last)),)
-            assert {r.epochs for r in replicates[entry.point]} == {entry.step}
-    counts = study.status()["points"]
+            assert {r.epochs for r in replicates[entry.configuration]} == {entry.step}
+    counts = study.status()["configurations"]
     assert (counts["done"], counts["pruned"]) == (2, 6)
     (best,) = study.best()
-    assert best.point in {e.point for e in entries if e.state == "done"}
+    assert best.configuration in {e.configuration for e in entries if e.state == "done"}
     frame = study.frame()
     assert set(frame["state"]) == {"done", "pruned"}
     assert all(math.isnan(v) for v in frame.query("state == 'pruned'")["val/error/mean"])
 
 
-def test_a_search_with_pruned_points_goes_on_as_if_never_stopped(tmp_path: Path) -> None:
-    """The sampler is rebuilt with what it was told of pruned points."""
-    whole, _ = known(run(tmp_path / "a", "points: 16, batch: 4, parallel: 1"))
-    run(tmp_path / "b", "points: 12, batch: 4, parallel: 1")
-    extended, _ = known(run(tmp_path / "b", "points: 16, batch: 4, parallel: 1"))
+def test_a_search_with_pruned_configurations_goes_on_as_if_never_stopped(tmp_path: Path) -> None:
+    """The sampler is rebuilt with what it was told of pruned configurations."""
+    whole, _ = known(run(tmp_path / "a", "configurations: 16, batch: 4, parallel: 1"))
+    run(tmp_path / "b", "configurations: 12, batch: 4, parallel: 1")
+    extended, _ = known(run(tmp_path / "b", "configurations: 16, batch: 4, parallel: 1"))
     assert [e.proposal for e in extended] == [e.proposal for e in whole]
     assert [(e.state, e.values, e.step) for e in extended] == [
         (e.state, e.values, e.step) for e in whole
     ]
 
 
-def test_packs_of_one_point_race_with_each_other(tmp_path: Path) -> None:
+def test_packs_of_one_configuration_race_with_each_other(tmp_path: Path) -> None:
     """Whoever is not among the best half of what was at a rung before stops there."""
-    study = run(tmp_path, "points: 10, batch: 1, parallel: 1")
+    study = run(tmp_path, "configurations: 10, batch: 1, parallel: 1")
     entries, replicates = known(study)
     keys = [r.key for mine in replicates.values() for r in mine]
     histories = Ledger(study.home.ledger_url).histories(keys)
     there: dict[int, list[float]] = {2: [], 4: []}
     for entry in entries:  # one after another: the order of arrival
-        mine = [histories[r.key]["val/error"] for r in replicates[entry.point]]
+        mine = [histories[r.key]["val/error"] for r in replicates[entry.configuration]]
         expected = None
         for rung, before in there.items():
             value = fmean(min(history[:rung]) for history in mine)
@@ -115,11 +117,14 @@ def test_packs_of_one_point_race_with_each_other(tmp_path: Path) -> None:
                 expected = rung
                 break
         assert (entry.state, entry.step) == ("pruned" if expected else "done", expected)
-        reasons = {r.reason for r in replicates[entry.point]}
+        reasons = {r.reason for r in replicates[entry.configuration]}
         if expected:
             n = len(there[expected])
             assert reasons == {
-                f"not among the best {n // 2} of the {n} points so far after epoch {expected}"
+                (
+                    f"not among the best {n // 2} of the {n} configurations so far after epoch "
+                    f"{expected}"
+                )
             }
     states = [e.state for e in entries]
     assert states[0] == "done"
@@ -127,22 +132,22 @@ def test_packs_of_one_point_race_with_each_other(tmp_path: Path) -> None:
 
 
 def test_a_race_goes_on_after_a_restart(tmp_path: Path) -> None:
-    whole, _ = known(run(tmp_path / "a", "points: 10, batch: 1, parallel: 1"))
-    run(tmp_path / "b", "points: 6, batch: 1, parallel: 1")
-    extended, _ = known(run(tmp_path / "b", "points: 10, batch: 1, parallel: 1"))
+    whole, _ = known(run(tmp_path / "a", "configurations: 10, batch: 1, parallel: 1"))
+    run(tmp_path / "b", "configurations: 6, batch: 1, parallel: 1")
+    extended, _ = known(run(tmp_path / "b", "configurations: 10, batch: 1, parallel: 1"))
     assert [(e.proposal, e.state, e.values, e.step) for e in extended] == [
         (e.proposal, e.state, e.values, e.step) for e in whole
     ]
 
 
-def test_pruned_points_get_no_further_seeds(tmp_path: Path) -> None:
-    """Seeds that are added later go to the points that were not pruned."""
-    run(tmp_path, "points: 8, batch: 4")
-    study = run(tmp_path, "points: 8, batch: 4", FILE.replace("seeds: 2", "seeds: 3"))
+def test_pruned_configurations_get_no_further_seeds(tmp_path: Path) -> None:
+    """Seeds that are added later go to the configurations that were not pruned."""
+    run(tmp_path, "configurations: 8, batch: 4")
+    study = run(tmp_path, "configurations: 8, batch: 4", FILE.replace("seeds: 2", "seeds: 3"))
     entries, replicates = known(study)
     assert len(entries) == 8
     for entry in entries:
-        mine = replicates[entry.point]
+        mine = replicates[entry.configuration]
         assert {r.state for r in mine} == {entry.state}  # nobody is pruned by the third seeds
         assert len(mine) == (3 if entry.state == "done" else 2)
     counts = study.status()["replicates"]
@@ -159,13 +164,13 @@ STAGED = FILE.replace("seeds: 2", "replicates: {start: 2, full: 4, keep: 0.5}").
 def asked(study: modmix.Study) -> list[tuple[Any, ...]]:
     """What the sampler proposed and was told, and with how many seeds."""
     entries, replicates = known(study)
-    return [(e.proposal, e.state, e.values, len(replicates[e.point])) for e in entries]
+    return [(e.proposal, e.state, e.values, len(replicates[e.configuration])) for e in entries]
 
 
 def test_the_better_half_of_each_batch_gets_all_seeds(tmp_path: Path) -> None:
     totals: list[int] = []
     study = run(
-        tmp_path, "points: 7, batch: 4, parallel: 1", STAGED,
+        tmp_path, "configurations: 7, batch: 4, parallel: 1", STAGED,
         changed=lambda work: totals.append(work.status().replicates["total"]),
     )  # fmt: skip
     entries, replicates = known(study)
@@ -175,19 +180,24 @@ def test_the_better_half_of_each_batch_gets_all_seeds(tmp_path: Path) -> None:
     for batch, expected in zip(batches, (2, 2), strict=True):  # the best 2 of 4, and of 3
         mine = [e for e in entries if e.batch == batch]
         first = {
-            e.point: fmean(r.metrics["val/error"] for r in replicates[e.point] if r.seed < 2)
+            e.configuration: fmean(
+                r.metrics["val/error"] for r in replicates[e.configuration] if r.seed < 2
+            )
             for e in mine
         }
         best = sorted(first, key=lambda p: first[p])[:expected]
         for entry in mine:
-            results = replicates[entry.point]
-            assert [r.seed for r in results] == ([0, 1, 2, 3] if entry.point in best else [0, 1])
+            results = replicates[entry.configuration]
+            assert [r.seed for r in results] == (
+                [0, 1, 2, 3] if entry.configuration in best else [0, 1]
+            )
             assert entry.values == (pytest.approx(fmean(r.metrics["val/error"] for r in results)),)
-    # What displays count on was known from the beginning: 7 points of 2, and 4 points of 2 more.
+    # What displays count on was known from the beginning: 7 configurations of 2, and 4
+    # configurations of 2 more.
     assert set(totals) == {22}
     (best,) = study.best()
     assert best.n == 4
-    full = [e for e in entries if len(replicates[e.point]) == 4]
+    full = [e for e in entries if len(replicates[e.configuration]) == 4]
     assert best.mean == pytest.approx(min(e.values[0] for e in full if e.values))
     assert sorted(study.frame()["n"]) == [2, 2, 2, 4, 4, 4, 4]
 
@@ -195,7 +205,7 @@ def test_the_better_half_of_each_batch_gets_all_seeds(tmp_path: Path) -> None:
 @pytest.mark.parametrize("halving", [False, True])
 def test_a_staged_search_may_be_stopped_anywhere(tmp_path: Path, halving: bool) -> None:
     """Stopped after every pack and continued, it asks, promotes and tells as one undisturbed."""
-    text, search = STAGED, "points: 8, batch: 4, parallel: 1"
+    text, search = STAGED, "configurations: 8, batch: 4, parallel: 1"
     if halving:
         text = text.replace("batch_size: 32", "batch_size: 32, halving: {eta: 2, min_epochs: 4}")
     undisturbed = asked(run(tmp_path / "a", search, text))
@@ -217,12 +227,12 @@ def test_a_staged_search_may_be_stopped_anywhere(tmp_path: Path, halving: bool) 
     assert stops >= 3
     assert asked(study) == undisturbed
     if halving:  # of each four, two are pruned; of these two, two are promoted (the best 2 of 4)
-        assert [len(known(study)[1][e.point]) for e in known(study)[0]].count(4) == 4
+        assert [len(known(study)[1][e.configuration]) for e in known(study)[0]].count(4) == 4
         assert {state for _, state, _, _ in undisturbed} == {"done", "pruned"}
 
 
 def test_staging_may_begin_and_end_at_any_time(tmp_path: Path) -> None:
-    search = "points: 4, batch: 4, parallel: 1"
+    search = "configurations: 4, batch: 4, parallel: 1"
     study = run(tmp_path, search, STAGED)
     assert sorted(n for *_, n in asked(study)) == [2, 2, 4, 4]
     trained = study.status()["trained"]
@@ -242,12 +252,12 @@ def test_staging_may_begin_and_end_at_any_time(tmp_path: Path) -> None:
 
 
 def test_grids_train_all_seeds(tmp_path: Path) -> None:
-    """Also of the points that a search meets there."""
+    """Also of the configurations that a search meets there."""
     text = STAGED.replace(
         "parts:\n", "parts:\n  grid: {methods: {mul: {learning_rate: {grid: [0.001, 0.01]}}}}\n"
     ).replace("{low: 0.0001, high: 0.1, log: true}", "{choices: [0.001, 0.01, 0.02, 0.03, 0.05]}")
     text = text.replace("keep: 0.5", "keep: 0.3")  # the best two of five
-    study = run(tmp_path, "points: 5, batch: 5, sampler: grid", text)
+    study = run(tmp_path, "configurations: 5, batch: 5, sampler: grid", text)
     seeds = dict(zip(study.frame()["learning_rate"], study.frame()["n"], strict=True))
     assert (seeds[0.001], seeds[0.01]) == (4, 4)
     assert 2 in seeds.values()
@@ -274,28 +284,28 @@ parts:
 def packs(study: modmix.Study) -> list[dict[str, int]]:
     """Models of each part in each pack, in the order they were trained."""
     ledger = Ledger(study.home.ledger_url)
-    parts = {entry.point: entry.part for entry in ledger.entries(study.name)}
-    owners = {r.key: parts[r.point] for r in ledger.replicates(study.name)}
+    parts = {entry.configuration: entry.part for entry in ledger.entries(study.name)}
+    owners = {r.key: parts[r.configuration] for r in ledger.replicates(study.name)}
     found = [dict(Counter(owners[key] for key in p.replicates)) for p in ledger.packs(study.name)]
     ledger.close()
     return found
 
 
 def test_grids_and_searches_share_packs(tmp_path: Path) -> None:
-    study = run(tmp_path, "points: 4, batch: 2", SHARED)
+    study = run(tmp_path, "configurations: 4, batch: 2", SHARED)
     # All that is wanted at first is of one structure; the second batches were asked together.
     assert packs(study) == [{"grid": 6, "one": 4, "two": 4}, {"one": 4, "two": 4}]
-    assert study.status()["points"]["done"] == 11
+    assert study.status()["configurations"]["done"] == 11
 
 
 def test_a_search_of_one_batch_at_a_time_stays_apart(tmp_path: Path) -> None:
     """So that it can be repeated exactly, whatever else a study holds at that moment."""
-    study = run(tmp_path, "points: 4, batch: 2, parallel: 1", SHARED)
+    study = run(tmp_path, "configurations: 4, batch: 2, parallel: 1", SHARED)
     found = packs(study)
     assert sorted(found, key=str) == sorted([{"grid": 6}, *2 * [{"one": 4}, {"two": 4}]], key=str)
 
 
-def test_halving_compares_the_points_of_one_part_alone(tmp_path: Path) -> None:
+def test_halving_compares_the_configurations_of_one_part_alone(tmp_path: Path) -> None:
     more = "  more: {methods: {mul: {beta: {grid: [0.6, 0.7, 0.8]}}}}\n"
     text = SHARED[: SHARED.index("  one:")] + more
     assert packs(run(tmp_path / "plain", "", text)) == [{"grid": 6, "more": 6}]
@@ -305,21 +315,23 @@ def test_halving_compares_the_points_of_one_part_alone(tmp_path: Path) -> None:
     assert sorted(study.frame()["state"]) == [*4 * ["done"], *2 * ["pruned"]]  # two of each three
 
 
-def test_halving_compares_the_points_of_one_batch_alone(tmp_path: Path) -> None:
+def test_halving_compares_the_configurations_of_one_batch_alone(tmp_path: Path) -> None:
     text = SHARED.replace("epochs: 2,", "epochs: 2, halving: {eta: 2, min_epochs: 1},")
-    study = run(tmp_path, "points: 4, batch: 2", text)
+    study = run(tmp_path, "configurations: 4, batch: 2", text)
     found = packs(study)
     assert sorted(found, key=str) == sorted([{"grid": 6}, *2 * [{"one": 4}, {"two": 4}]], key=str)
-    # Of 3 points 2 are kept, of each batch one.
-    counts = study.status()["points"]
+    # Of 3 configurations 2 are kept, of each batch one.
+    counts = study.status()["configurations"]
     assert (counts["done"], counts["pruned"]) == (2 + 4, 1 + 4)
 
 
 def test_a_search_whose_batch_is_given_up_ends(tmp_path: Path) -> None:
-    """It has points to ask for, and none of its batches will ever be done."""
+    """It has configurations to ask for, and none of its batches will ever be done."""
     path = tmp_path / "small.yaml"
     path.write_text(
-        SHARED.replace("NAME", "small").replace("SEARCH", "points: 6, batch: 2, parallel: 1")
+        SHARED.replace("NAME", "small").replace(
+            "SEARCH", "configurations: 6, batch: 2, parallel: 1"
+        )
     )
     plan = api.make_plan(path)
     home = Home(tmp_path / "runs")

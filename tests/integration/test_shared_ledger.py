@@ -26,7 +26,7 @@ parts:
   curve: {x: beta, methods: {mul: {beta: {grid: [0, 0.5, 1]}}}}
   same: {methods: {mul: {beta: 0.5, learning_rate: 3e-3, encoder.hidden: [64]}}}
   search:
-    search: {points: 4, batch: 2}
+    search: {configurations: 4, batch: 2}
     methods:
       mul: {beta: {choices: [0, 0.5]}, learning_rate: {choices: [0.003, 0.01]}}
 """
@@ -56,24 +56,26 @@ def ledger(folder: Path) -> Ledger:
 
 @pytest.mark.usefixtures("environment")
 def test_parts_that_mean_the_same_model_all_get_its_results(tmp_path: Path) -> None:
-    """A search meets points of other parts, spelled otherwise: none waits, none is missing."""
+    """A search meets configurations of other parts, spelled otherwise: none waits, none is
+    missing.
+    """
     study = modmix.run(tmp_path / "one.yaml", runner="local", mlflow=False)
     status = study.status()
     # β in 0, 0.5, 1 at the usual rate; the search adds at most β in 0, 0.5 at the other one.
-    assert 3 <= status["points"]["done"] == status["points"]["total"] <= 5
-    assert status["trained"] == 3 * status["points"]["total"]
+    assert 3 <= status["configurations"]["done"] == status["configurations"]["total"] <= 5
+    assert status["trained"] == 3 * status["configurations"]["total"]
     opened = ledger(tmp_path)
-    points = {p.key: p for p in opened.points("one")}
+    configurations = {p.key: p for p in opened.configurations("one")}
     entries = opened.entries("one")
     assert {e.part: sum(f.part == e.part for f in entries) for e in entries} == {
         "curve": 3, "same": 1, "search": 4,
     }  # fmt: skip
     assert {e.state for e in entries if e.part == "search"} == {"done"}
-    (same,) = [e.point for e in entries if e.part == "same"]
-    assert same in [e.point for e in entries if e.part == "curve"]
-    with_results = {r.point for r in opened.replicates("one") if r.metrics}
-    assert {e.point for e in entries} == with_results == set(points)
-    assert all(p.params["learning_rate"] in (0.003, 0.01) for p in points.values())
+    (same,) = [e.configuration for e in entries if e.part == "same"]
+    assert same in [e.configuration for e in entries if e.part == "curve"]
+    with_results = {r.configuration for r in opened.replicates("one") if r.metrics}
+    assert {e.configuration for e in entries} == with_results == set(configurations)
+    assert all(p.params["learning_rate"] in (0.003, 0.01) for p in configurations.values())
     opened.close()
 
 
@@ -102,7 +104,7 @@ def test_two_drivers_at_once_train_nothing_twice(tmp_path: Path) -> None:
 EDITS: dict[str, Callable[[str], str]] = {
     "as it was": lambda text: text,
     "another seed": lambda text: text.replace("seeds: 3", "seeds: 4"),
-    "more points": lambda text: text.replace("points: 4", "points: 6"),
+    "more configurations": lambda text: text.replace("configurations: 4", "configurations: 6"),
     "a part less, which showed more": lambda text: re.sub(r"\n  same: .*", "", text),
     "a part of another name": lambda text: text.replace("  search:\n", "  tuned:\n"),
     "a constant spelled out": lambda text: text.replace(
@@ -126,11 +128,15 @@ def test_a_study_file_may_be_edited_at_any_time(tmp_path: Path) -> None:
         study = modmix.run(path, runner="local", mlflow=False)
         status = study.status()
         assert status["state"] == "finished", what
-        assert status["points"]["done"] == status["points"]["total"] > 0, what
+        assert status["configurations"]["done"] == status["configurations"]["total"] > 0, what
         opened = ledger(tmp_path)
         records = opened.replicates("one")
-        assert {e.point for e in opened.entries("one")} == {r.point for r in records}, what
-        assert {p.key for p in opened.points("one")} == {r.point for r in records}, what
+        assert {e.configuration for e in opened.entries("one")} == {
+            r.configuration for r in records
+        }, what
+        assert {p.key for p in opened.configurations("one")} == {
+            r.configuration for r in records
+        }, what
         assert {r.attempts for r in records} == {1}, what
         now = {r.key for r in records}
         if what in ("a constant spelled out", "back again"):

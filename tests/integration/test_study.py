@@ -31,7 +31,7 @@ parts:
     methods:
       mul: {{beta: {{grid: {grid}}}}}
   search:
-    search: {{points: {points}, batch: 2, parallel: 1}}
+    search: {{configurations: {configurations}, batch: 2, parallel: 1}}
     methods:
       late: {{learning_rate: {{low: 0.001, high: 0.1, log: true}}}}
 """
@@ -39,7 +39,7 @@ parts:
 
 def write(folder: Path, name: str = "small", **values: object) -> Path:
     path = folder / f"{name}.yaml"
-    filled = {"seeds": 2, "grid": [0, 0.5], "points": 4, **values}
+    filled = {"seeds": 2, "grid": [0, 0.5], "configurations": 4, **values}
     path.write_text(FILE.format(name=name, **filled))
     return path
 
@@ -65,7 +65,10 @@ def test_file_in_numbers_out(tmp_path: Path) -> None:
     assert set(frame["n"]) == {2}
     # Mean, deviation and interval against the replicates, by hand: t(0.975, 1) = 12.7062.
     for _, row in frame.iterrows():
-        mine = study.replicates().query("point == @row.point or point.str.startswith(@row.point)")
+        mine = study.replicates().query(
+            "configuration == @row.configuration or "
+            "configuration.str.startswith(@row.configuration)"
+        )
         values = mine["test/error"].to_numpy()
         mean = values.sum() / 2
         std = abs(values[0] - values[1]) / np.sqrt(2)
@@ -76,7 +79,7 @@ def test_file_in_numbers_out(tmp_path: Path) -> None:
     names = {path.name for path in (study.folder / "figures").iterdir()}
     assert {"curve.png", "curve.svg"} <= names
     names = {path.name for path in (study.folder / "tables").iterdir()}
-    assert {"points.csv", "results.csv", "results.md", "results.tex"} <= names
+    assert {"configurations.csv", "results.csv", "results.md", "results.tex"} <= names
     assert "<html" in (study.folder / "report.html").read_text()[:500]
 
 
@@ -92,10 +95,10 @@ def test_again_extended_and_shared(tmp_path: Path) -> None:
     attempts = {r.attempts for r in Ledger(first.home.ledger_url).replicates("small")}
     assert attempts == {1}
 
-    # Two points more for the search, one value more for the grid, one seed more for all.
-    wider = local(write(tmp_path, points=6, grid=[0, 0.5, 1], seeds=3), home)
+    # Two configurations more for the search, one value more for the grid, one seed more for all.
+    wider = local(write(tmp_path, configurations=6, grid=[0, 0.5, 1], seeds=3), home)
     status = wider.status()
-    assert status["points"] == {
+    assert status["configurations"] == {
         "total": 9, "done": 9, "pruned": 0, "failed": 0, "running": 0, "pending": 0,
     }  # fmt: skip
     assert status["replicates"]["done"] == 27
@@ -104,16 +107,20 @@ def test_again_extended_and_shared(tmp_path: Path) -> None:
     assert kept[done.index].equals(done)
 
     said.clear()
-    other = local(write(tmp_path, "other", points=4, grid=[0, 1], seeds=2), home, say=said.append)
-    assert other.status()["reused"] == 4 + 8  # both β, and the four points of the same search
+    other = local(
+        write(tmp_path, "other", configurations=4, grid=[0, 1], seeds=2), home, say=said.append
+    )
+    assert (
+        other.status()["reused"] == 4 + 8
+    )  # both β, and the four configurations of the same search
     assert other.status()["trained"] == 0
     assert any("12 replicates found in the ledger are reused in all" in text for text in said)
 
 
 def test_reuse_can_be_turned_off(tmp_path: Path) -> None:
     home = tmp_path / "runs"
-    local(write(tmp_path, points=2), home)
-    path = write(tmp_path, "alone", points=2)
+    local(write(tmp_path, configurations=2), home)
+    path = write(tmp_path, "alone", configurations=2)
     path.write_text(path.read_text() + "reuse: false\n")
     status = local(path, home).status()
     assert (status["trained"], status["reused"]) == (8, 0)
@@ -135,7 +142,7 @@ def test_interfaces_of_the_command_line(tmp_path: Path) -> None:
     status = json.loads(cli(home, "status", "small", "--json").stdout)
     assert status["study"] == "small"
     assert status["state"] == "finished"
-    assert status["points"]["total"] == status["points"]["done"] == 6
+    assert status["configurations"]["total"] == status["configurations"]["done"] == 6
     assert status["replicates"]["total"] == status["replicates"]["done"] == 12
     assert {"running", "interrupted", "failed"} <= status["replicates"].keys()
     assert (status["trained"], status["reused"]) == (12, 0)
@@ -154,14 +161,14 @@ def test_interfaces_of_the_command_line(tmp_path: Path) -> None:
     assert {float(row["beta"]) for row in rows if row["method"] == "mul"} == {0.0, 0.5}
 
     best = json.loads(cli(home, "best", "small", "--json").stdout)
-    assert {point["method"] for point in best} == {"mul", "late"}
-    for point in best:
-        of_method = [row for row in rows if row["method"] == point["method"]]
+    assert {configuration["method"] for configuration in best} == {"mul", "late"}
+    for configuration in best:
+        of_method = [row for row in rows if row["method"] == configuration["method"]]
         lowest = min(float(row["val/error/mean"]) for row in of_method)
-        assert point["mean"] == pytest.approx(lowest)
-        assert point["n"] == 2
-        assert point["std"] is not None
-        assert Path(point["file"]).exists()
+        assert configuration["mean"] == pytest.approx(lowest)
+        assert configuration["n"] == 2
+        assert configuration["std"] is not None
+        assert Path(configuration["file"]).exists()
 
     begun = time.monotonic()
     again = cli(home, "run", str(path), "--no-mlflow")
@@ -172,7 +179,7 @@ def test_interfaces_of_the_command_line(tmp_path: Path) -> None:
 
 def test_stop_and_continue(tmp_path: Path) -> None:
     home = tmp_path / "runs"
-    path = write(tmp_path, points=40, seeds=4)
+    path = write(tmp_path, configurations=40, seeds=4)
     command = [sys.executable, "-m", "modmix", "run", str(path), "--local", "--no-mlflow"]
     process = subprocess.Popen(
         command,
@@ -217,7 +224,7 @@ parts:
     study = local(path, tmp_path / "runs")
     frame = study.frame().sort_values("learning_rate").reset_index()
     assert list(frame["n"]) == [2, 0]
-    assert study.status()["points"]["failed"] == 1
+    assert study.status()["configurations"]["failed"] == 1
     reasons = set(study.replicates().query("state == 'failed'")["reason"])
     assert len(reasons) == 1
     assert "diverged" in reasons.pop()
@@ -232,7 +239,7 @@ def test_machines_that_fail_again_and_again(tmp_path: Path, epochs: list[int]) -
     from modmix.base.messages import Progress
     from modmix.execution.run import MAX_FAILURES, StudyRun
 
-    plan = api.make_plan(write(tmp_path, points=1, grid=[0.5], seeds=1))
+    plan = api.make_plan(write(tmp_path, configurations=1, grid=[0.5], seeds=1))
     home = Home(tmp_path / "runs")
     home.make()
     ledger = Ledger(home.ledger_url)
@@ -275,7 +282,7 @@ parts: {all: {methods: {add: }}}
     )
     ran = cli(tmp_path / "runs", "run", str(path), "--local", "--no-mlflow")
     assert ran.returncode == 1
-    assert "every point of study wild failed (diverged" in ran.stderr
+    assert "every configuration of study wild failed (diverged" in ran.stderr
     assert "Traceback" not in ran.stderr
 
 

@@ -41,12 +41,12 @@ def test_importing_it_does_not_import_mlflow() -> None:
 
 @pytest.mark.slow
 def test_a_run_holds_means_deviations_and_curves_over_replicates(bench: Bench) -> None:
-    bench.start(points=2, seeds=3)
+    bench.start(configurations=2, seeds=3)
     results = {r.replicate: r for r in bench.finish()}
     assert bench.writer().update("finished")
     bench.check_whole()
-    run = bench.children()["point-000"]
-    mine = [results[f"point-000-{seed}"] for seed in range(3)]
+    run = bench.children()["configuration-000"]
+    mine = [results[f"configuration-000-{seed}"] for seed in range(3)]
     for name in ("val/error", "test/error", "test/auc"):
         values = np.array([r.metrics[name] for r in mine])
         assert run.data.metrics[name] == pytest.approx(values.mean())
@@ -67,11 +67,11 @@ def test_a_run_holds_means_deviations_and_curves_over_replicates(bench: Bench) -
 
 @pytest.mark.slow
 def test_a_run_says_what_it_is(bench: Bench) -> None:
-    bench.start(points=2, seeds=2)
+    bench.start(configurations=2, seeds=2)
     results = bench.finish()
     writer = bench.writer()
     writer.update("finished")
-    run = bench.children()["point-001"]
+    run = bench.children()["configuration-001"]
     assert run.info.run_name == "add depth=1"
     assert run.data.params == {
         "method": "add",
@@ -91,7 +91,7 @@ def test_a_run_says_what_it_is(bench: Bench) -> None:
     assert bench.artifact(parent, "study.yaml") == "study: curves\n"
     best = min(
         np.mean([r.metrics["val/error"] for r in results if r.replicate.startswith(p)])
-        for p in ("point-000",)
+        for p in ("configuration-000",)
     )
     assert parent.data.metrics["study/mul_val_error"] == pytest.approx(best)
     assert "mul beta=0" in parent.data.tags["mlflow.note.content"]
@@ -99,12 +99,14 @@ def test_a_run_says_what_it_is(bench: Bench) -> None:
 
 @pytest.mark.slow
 def test_values_that_are_no_numbers_and_diverged_replicates(bench: Bench) -> None:
-    bench.start(points=2, seeds=2)
-    bench.finish(["point-000-0"], **{"val/auc": math.nan, "test/nll": math.inf})
-    bench.finish(["point-000-1"], state="failed", reason="diverged: epoch 3")
-    bench.finish(["point-001-0", "point-001-1"], state="failed", reason="diverged: epoch 1")
+    bench.start(configurations=2, seeds=2)
+    bench.finish(["configuration-000-0"], **{"val/auc": math.nan, "test/nll": math.inf})
+    bench.finish(["configuration-000-1"], state="failed", reason="diverged: epoch 3")
+    bench.finish(
+        ["configuration-001-0", "configuration-001-1"], state="failed", reason="diverged: epoch 1"
+    )
     bench.writer().update("finished")
-    half, lost = bench.children()["point-000"], bench.children()["point-001"]
+    half, lost = bench.children()["configuration-000"], bench.children()["configuration-001"]
     assert half.info.status == "FINISHED"
     assert lost.info.status == "FAILED"
     assert "val/auc" not in half.data.metrics
@@ -116,10 +118,10 @@ def test_values_that_are_no_numbers_and_diverged_replicates(bench: Bench) -> Non
 
 @pytest.mark.slow
 def test_long_curves_are_thinned_out_and_many_rows_arrive(bench: Bench) -> None:
-    bench.start(points=1, seeds=2)
+    bench.start(configurations=1, seeds=2)
     results = bench.finish(epochs=1003)
     bench.writer().update("finished")
-    run = bench.children()["point-000"]
+    run = bench.children()["configuration-000"]
     rows = bench.rows(run, "epoch/val/error")
     assert len(rows) == 200
     assert rows[0][0] == 1
@@ -142,7 +144,7 @@ DRAWN = {
 
 
 def content_of(path: Path) -> dict[str, list[Any]]:
-    """Every row of every table of an MLflow database, with runs named by their points."""
+    """Every row of every table of an MLflow database, with runs named by their configurations."""
     database = sqlite3.connect(path)
     database.row_factory = sqlite3.Row
     tables = [
@@ -150,7 +152,7 @@ def content_of(path: Path) -> dict[str, list[Any]]:
     ]
     names = dict(
         database.execute(
-            "SELECT run_uuid, value FROM tags WHERE key IN ('modmix.point', 'modmix.kind')"
+            "SELECT run_uuid, value FROM tags WHERE key IN ('modmix.configuration', 'modmix.kind')"
         ).fetchall()
     )
     found = {}
@@ -177,11 +179,13 @@ def test_a_database_written_directly_is_as_mlflow_would_have_written_it(
     bench: Bench, empty_database: Path
 ) -> None:
     """Every table, row by row; so no release of MLflow can change them without our knowing."""
-    bench.start(points=3, seeds=3)
-    bench.finish(["point-000-0", "point-000-1", "point-000-2"], epochs=300)
-    bench.finish(["point-001-0"], **{"val/auc": math.nan, "test/nll": math.inf})
-    bench.finish(["point-001-1"], state="failed", reason="diverged: epoch 3")
-    bench.finish(["point-001-2", "point-002-0", "point-002-1", "point-002-2"])
+    bench.start(configurations=3, seeds=3)
+    bench.finish(["configuration-000-0", "configuration-000-1", "configuration-000-2"], epochs=300)
+    bench.finish(["configuration-001-0"], **{"val/auc": math.nan, "test/nll": math.inf})
+    bench.finish(["configuration-001-1"], state="failed", reason="diverged: epoch 3")
+    bench.finish(
+        ["configuration-001-2", "configuration-002-0", "configuration-002-1", "configuration-002-2"]
+    )
     bench.writer().update("finished")
     direct = content_of(bench.home.path / "mlflow.db")
     other = bench.home.path / "other.db"
@@ -214,22 +218,22 @@ def test_only_a_database_of_a_known_schema_is_written_directly(bench: Bench) -> 
 def test_what_a_person_adds_to_a_run_stays(bench: Bench) -> None:
     from mlflow import MlflowClient
 
-    bench.start(points=1, seeds=2)
-    bench.finish(["point-000-0"], state="failed", reason="diverged: epoch 1")
-    bench.finish(["point-000-1"])
+    bench.start(configurations=1, seeds=2)
+    bench.finish(["configuration-000-0"], state="failed", reason="diverged: epoch 1")
+    bench.finish(["configuration-000-1"])
     bench.writer().update("finished")
     client = MlflowClient(bench.uri)
-    run = bench.children()["point-000"].info.run_id
+    run = bench.children()["configuration-000"].info.run_id
     client.set_tag(run, "mlflow.note.content", "look at this one")
-    bench.extend(points=1, seeds=3)
+    bench.extend(configurations=1, seeds=3)
     bench.ledger.forget_failures(STUDY)
     bench.finish()
     bench.writer().update("finished")
-    tags = bench.children()["point-000"].data.tags
+    tags = bench.children()["configuration-000"].data.tags
     assert tags["mlflow.note.content"] == "look at this one"
-    assert bench.children()["point-000"].info.run_id == run
+    assert bench.children()["configuration-000"].info.run_id == run
     assert not {"modmix.reason", "modmix.failed"} & set(tags)
-    assert bench.children()["point-000"].data.metrics["replicates"] == 3
+    assert bench.children()["configuration-000"].data.metrics["replicates"] == 3
 
 
 # ---------------------------------------------------------------- again and again
@@ -246,12 +250,14 @@ def test_writing_again_changes_nothing(bench: Bench, way: Any) -> None:
     bench.release()
     assert sync(bench.ledger, STUDY, bench.uri, bench.home).written == 0
     # Even where the ledger forgot what was written, the rows are the same ones.
-    for point in bench.ledger.points(STUDY):
-        bench.ledger.set_point_run(STUDY, point.key, run=point.mlflow_run, mirrored=None)
+    for configuration in bench.ledger.configurations(STUDY):
+        bench.ledger.set_configuration_run(
+            STUDY, configuration.key, run=configuration.mlflow_run, mirrored=None
+        )
     bench.writer().update("finished")
     bench.check_whole()
     assert {r.info.run_id: r.data.metrics for r in bench.runs()} == before
-    assert len(bench.rows(bench.children()["point-000"], "epoch/val/error")) == 4
+    assert len(bench.rows(bench.children()["configuration-000"], "epoch/val/error")) == 4
 
 
 class Killed(BaseException):
@@ -280,7 +286,7 @@ class Fuse:
 
 
 WRITES = ("create_experiment", "create_run", "delete_run", "log", "log_file", "end_run")
-NOTES = ("set_point_runs", "set_study_run")
+NOTES = ("set_configuration_runs", "set_study_run")
 
 
 @pytest.mark.slow
@@ -292,9 +298,9 @@ def test_a_kill_at_any_call_leaves_no_duplicate_and_nothing_running(
     bench.open_store = way
     writes = WRITES if way is Store else (*WRITES, "replace")
     for calls in range(100):
-        bench.start(points=2, seeds=1, study=f"killed-{calls}")
-        for point in bench.points:
-            for key, _ in point.replicates:
+        bench.start(configurations=2, seeds=1, study=f"killed-{calls}")
+        for configuration in bench.configurations:
+            for key, _ in configuration.replicates:
                 if bench.ledger.replicate_states(bench.study)[key] == "pending":
                     bench.finish([key])
         fuse = Fuse(calls, after=after)
@@ -317,30 +323,30 @@ def test_a_kill_at_any_call_leaves_no_duplicate_and_nothing_running(
 @pytest.mark.parametrize("way", [Store, Database])
 def test_more_seeds_make_new_curves_not_second_values(bench: Bench, way: Any) -> None:
     bench.open_store = way
-    bench.start(points=2, seeds=2)
+    bench.start(configurations=2, seeds=2)
     bench.finish()
     bench.writer().update("finished")
-    bench.extend(points=2, seeds=4)
+    bench.extend(configurations=2, seeds=4)
     bench.writer().update("running")  # nothing of it has ended: the old means stand
     bench.finish()
     bench.writer().update("finished")
     bench.check_whole()
-    run = bench.children()["point-001"]
+    run = bench.children()["configuration-001"]
     assert run.data.metrics["replicates"] == 4
     assert [step for step, _ in bench.rows(run, "epoch/val/error")] == [1, 2, 3, 4]
 
 
 @pytest.mark.slow
 def test_a_stopped_study_has_no_running_runs_and_goes_on(bench: Bench) -> None:
-    bench.start(points=2, seeds=2)
-    bench.finish(["point-000-0", "point-000-1", "point-001-0"])
+    bench.start(configurations=2, seeds=2)
+    bench.finish(["configuration-000-0", "configuration-000-1", "configuration-001-0"])
     mirror = bench.mirror()
     mirror.start()
     assert mirror.close("stopped"), mirror.trouble
     children = bench.children()
-    assert children["point-000"].info.status == "FINISHED"
-    assert children["point-001"].info.status == "KILLED"
-    assert "epoch/val/error" not in children["point-001"].data.metrics
+    assert children["configuration-000"].info.status == "FINISHED"
+    assert children["configuration-001"].info.status == "KILLED"
+    assert "epoch/val/error" not in children["configuration-001"].data.metrics
     assert bench.study_run().info.status == "KILLED"
     mirror = bench.mirror()
     mirror.start()
@@ -348,13 +354,16 @@ def test_a_stopped_study_has_no_running_runs_and_goes_on(bench: Bench) -> None:
     mirror.wake()
     assert mirror.close("finished"), mirror.trouble
     bench.check_whole()
-    assert bench.children()["point-001"].info.run_id == children["point-001"].info.run_id
+    assert (
+        bench.children()["configuration-001"].info.run_id
+        == children["configuration-001"].info.run_id
+    )
 
 
 @pytest.mark.slow
 def test_a_driver_that_was_killed_leaves_runs_that_are_ended_later(bench: Bench) -> None:
-    bench.start(points=2, seeds=2)
-    bench.finish(["point-000-0"])
+    bench.start(configurations=2, seeds=2)
+    bench.finish(["configuration-000-0"])
     old = (
         time.time() - 2 * PARTIAL_SECONDS
     )  # old enough to be shown although its other replicate is missing
@@ -362,35 +371,35 @@ def test_a_driver_that_was_killed_leaves_runs_that_are_ended_later(bench: Bench)
         database.execute("UPDATE replicates SET finished = ? WHERE finished > 0", (old,))
     database.close()
     bench.writer().update("running")
-    assert bench.children()["point-000"].info.status == "RUNNING"
+    assert bench.children()["configuration-000"].info.status == "RUNNING"
     bench.ledger.release(bench.lease)  # and the driver is gone without a word
     sync(bench.ledger, STUDY, bench.uri, bench.home)
-    assert bench.children()["point-000"].info.status == "KILLED"
+    assert bench.children()["configuration-000"].info.status == "KILLED"
     assert bench.study_run().info.status == "KILLED"
 
 
 @pytest.mark.slow
 def test_long_trainings_are_shown_as_they_go(bench: Bench) -> None:
-    def run(point: str) -> Any:
-        return bench.children()[point]
+    def run(configuration: str) -> Any:
+        return bench.children()[configuration]
 
-    bench.start(points=2, seeds=2)
-    keys = [key for point in bench.points for key, _ in point.replicates]
+    bench.start(configurations=2, seeds=2)
+    keys = [key for configuration in bench.configurations for key, _ in configuration.replicates]
     bench.ledger.claim(bench.lease, "pack", keys)
     mirror = bench.mirror(live_seconds=0.0)
     mirror.start()
     for epoch in (1, 2):
         metrics = {key: {"val/error": 10.0 * i, "train/loss": 1.0} for i, key in enumerate(keys)}
         mirror.observe(Progress(pack="pack", epoch=epoch, epochs=9, active=4, metrics=metrics))
-        eventually(lambda epoch=epoch: bench.rows(run("point-001"), LIVE)[-1][0] == epoch)
-    assert bench.rows(run("point-000"), LIVE)[-1] == (2, 5.0)
-    assert bench.rows(run("point-001"), LIVE)[-1] == (2, 25.0)
-    assert run("point-001").info.status == "RUNNING"
+        eventually(lambda epoch=epoch: bench.rows(run("configuration-001"), LIVE)[-1][0] == epoch)
+    assert bench.rows(run("configuration-000"), LIVE)[-1] == (2, 5.0)
+    assert bench.rows(run("configuration-001"), LIVE)[-1] == (2, 25.0)
+    assert run("configuration-001").info.status == "RUNNING"
     bench.finish(keys[:2])
     bench.ledger.let_go(bench.lease, keys[2:])
     assert mirror.close("stopped"), mirror.trouble
     ended = bench.children()
-    assert (ended["point-000"].info.status, ended["point-001"].info.status) == (
+    assert (ended["configuration-000"].info.status, ended["configuration-001"].info.status) == (
         "FINISHED",
         "KILLED",
     )
@@ -412,28 +421,33 @@ def eventually(holds: Callable[..., bool]) -> None:
 
 
 @pytest.mark.slow
-def test_dropped_points_and_failures_that_were_mended(bench: Bench) -> None:
-    bench.start(points=3, seeds=1)
-    bench.finish(["point-000-0", "point-001-0"])
-    bench.finish(["point-002-0"], state="failed", reason="diverged: epoch 1")
+def test_dropped_configurations_and_failures_that_were_mended(bench: Bench) -> None:
+    bench.start(configurations=3, seeds=1)
+    bench.finish(["configuration-000-0", "configuration-001-0"])
+    bench.finish(["configuration-002-0"], state="failed", reason="diverged: epoch 1")
     bench.writer().update("finished")
-    assert bench.children()["point-002"].info.status == "FAILED"
-    # The study file was edited: it no longer asks for point 1, and failures are tried again.
+    assert bench.children()["configuration-002"].info.status == "FAILED"
+    # The study file was edited: it no longer asks for configuration 1, and failures are tried
+    # again.
     bench.ledger.forget_failures(STUDY)
     with sqlite3.connect(bench.home.path / "ledger.db") as database:
-        for table in ("study_points", "study_replicates", "entries"):
-            database.execute(f"DELETE FROM {table} WHERE point = 'point-001'")
+        for table in ("study_configurations", "study_replicates", "entries"):
+            database.execute(f"DELETE FROM {table} WHERE configuration = 'configuration-001'")
     database.close()
     record = bench.ledger.study(STUDY)
     bench.ledger.start_study(
         STUDY, spec=record.spec, text="study: curves # edited", source="x.yaml",
         details=record.details,
     )  # fmt: skip
-    bench.finish(["point-002-0"])
+    bench.finish(["configuration-002-0"])
     bench.writer().update("finished")
-    bench.points = [point for point in bench.points if point.key != "point-001"]
+    bench.configurations = [
+        configuration
+        for configuration in bench.configurations
+        if configuration.key != "configuration-001"
+    ]
     bench.check_whole()
-    assert "modmix.reason" not in bench.children()["point-002"].data.tags
+    assert "modmix.reason" not in bench.children()["configuration-002"].data.tags
 
 
 @pytest.mark.slow
@@ -462,7 +476,7 @@ def test_a_deleted_experiment_is_restored_and_deleted_runs_come_back_on_sync(ben
     bench.finish()
     bench.writer().update("finished")
     client = MlflowClient(bench.uri)
-    client.delete_run(bench.children()["point-001"].info.run_id)
+    client.delete_run(bench.children()["configuration-001"].info.run_id)
     bench.release()
     assert sync(bench.ledger, STUDY, bench.uri, bench.home).written == 1
     bench.check_whole()
@@ -487,7 +501,7 @@ def test_an_experiment_of_somebody_else_is_left_alone(bench: Bench) -> None:
 
 
 @pytest.mark.slow
-def test_one_refused_point_does_not_stop_the_others(
+def test_one_refused_configuration_does_not_stop_the_others(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench.open_store = Store
@@ -522,16 +536,16 @@ def test_sync_leaves_a_running_study_to_its_driver(bench: Bench) -> None:
 
 @pytest.mark.slow
 def test_a_mirror_s_process_that_is_killed_is_started_again(bench: Bench) -> None:
-    bench.start(points=4, seeds=1)
-    table = bench.home.study(STUDY) / "tables" / "points.csv"
+    bench.start(configurations=4, seeds=1)
+    table = bench.home.study(STUDY) / "tables" / "configurations.csv"
     table.parent.mkdir(parents=True)
     table.write_text("a,b\n")
     mirror = bench.mirror()
     mirror.start()
     mirror.log_outputs([table])  # told to the process that dies
-    bench.finish(["point-000-0"])
+    bench.finish(["configuration-000-0"])
     mirror.wake()
-    eventually(lambda: "point-000" in bench.children())
+    eventually(lambda: "configuration-000" in bench.children())
     first = mirror._process
     assert first is not None
     first.kill()
@@ -539,7 +553,7 @@ def test_a_mirror_s_process_that_is_killed_is_started_again(bench: Bench) -> Non
     assert mirror.close("finished"), mirror.trouble
     assert mirror._process is not first
     bench.check_whole()
-    assert bench.artifact(bench.study_run(), "tables/points.csv") == "a,b\n"
+    assert bench.artifact(bench.study_run(), "tables/configurations.csv") == "a,b\n"
 
 
 DRIVER = """
@@ -560,7 +574,7 @@ time.sleep(60)
 @pytest.mark.slow
 def test_a_killed_driver_takes_its_mirror_along(bench: Bench) -> None:
     """Two of one study would write into each other's runs."""
-    bench.start(points=1, seeds=1)
+    bench.start(configurations=1, seeds=1)
     words = [bench.url, bench.study, bench.uri, str(bench.home.path)]
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, *words], stdout=subprocess.PIPE)
     assert driver.stdout is not None
@@ -574,13 +588,13 @@ def test_a_killed_driver_takes_its_mirror_along(bench: Bench) -> None:
 
 @pytest.mark.slow
 def test_nothing_is_started_before_there_is_something_to_show(bench: Bench) -> None:
-    bench.start(points=1, seeds=1)
+    bench.start(configurations=1, seeds=1)
     mirror = bench.mirror()
     mirror.start(delay=1000.0)
     mirror.wake()  # packs are handed out
     time.sleep(0.2)
     assert mirror._process is None
-    metrics = {"point-000-0": {"val/error": 1.0}}
+    metrics = {"configuration-000-0": {"val/error": 1.0}}
     mirror.observe(Progress(pack="pack", epoch=1, epochs=9, active=1, metrics=metrics))
     eventually(lambda: mirror._process is not None)
     bench.finish()
@@ -593,7 +607,7 @@ def test_the_end_says_how_much_is_left(bench: Bench, monkeypatch: pytest.MonkeyP
     from modmix.tracking import writer
 
     monkeypatch.setattr(writer, "_CHUNK", 2)
-    bench.start(points=5, seeds=1)
+    bench.start(configurations=5, seeds=1)
     bench.finish()
     bench.release()
     told: list[int] = []
@@ -648,40 +662,42 @@ def test_a_database_server_that_is_away_is_said_within_seconds() -> None:
 @pytest.mark.slow
 @pytest.mark.cluster
 def test_a_server_holds_the_same_as_a_database(tmp_path: Path, server: Server) -> None:
-    bench = Bench(tmp_path / "home", server.uri).start(points=2, seeds=2)
+    bench = Bench(tmp_path / "home", server.uri).start(configurations=2, seeds=2)
     mirror = bench.mirror()
     mirror.check()
     mirror.start()
     results = bench.finish(epochs=300)
     mirror.wake()
-    table = bench.home.study(STUDY) / "tables" / "points.csv"
+    table = bench.home.study(STUDY) / "tables" / "configurations.csv"
     table.parent.mkdir(parents=True)
     table.write_text("a,b\n")
     mirror.log_outputs([table])
     assert mirror.close("finished"), mirror.trouble
     bench.check_whole()
-    run = bench.children()["point-000"]
+    run = bench.children()["configuration-000"]
     mean = np.mean([r.metrics["test/f1"] for r in results[:2]])
     assert run.data.metrics["test/f1"] == pytest.approx(mean)
     assert len(bench.rows(run, "epoch/val/error")) == 200
-    assert bench.artifact(bench.study_run(), "tables/points.csv") == "a,b\n"
+    assert bench.artifact(bench.study_run(), "tables/configurations.csv") == "a,b\n"
     assert len(json.loads(bench.artifact(run, "replicates.json"))["replicates"]) == 2
 
 
 @pytest.mark.slow
 @pytest.mark.cluster
 def test_a_server_that_goes_away_and_comes_back(tmp_path: Path, server: Server) -> None:
-    bench = Bench(tmp_path / "home", server.uri).start(points=8, seeds=1, study="interrupted")
+    bench = Bench(tmp_path / "home", server.uri).start(
+        configurations=8, seeds=1, study="interrupted"
+    )
     mirror = bench.mirror(longest_pause=2.0)
     mirror.start()
-    keys = [key for point in bench.points for key, _ in point.replicates]
+    keys = [key for configuration in bench.configurations for key, _ in configuration.replicates]
     for i, key in enumerate(keys):
         begun = time.monotonic()
         bench.finish([key])
         mirror.wake()
         assert time.monotonic() - begun < 1.0  # training does not wait
         if i == 1:
-            eventually(lambda: "point-000" in bench.children())
+            eventually(lambda: "configuration-000" in bench.children())
         if i == 2:
             server.stop()
         if i == 5:
@@ -701,7 +717,7 @@ def test_a_server_that_goes_away_and_comes_back(tmp_path: Path, server: Server) 
 @pytest.mark.slow
 @pytest.mark.cluster
 def test_a_mirror_catches_up_by_itself(tmp_path: Path, server: Server) -> None:
-    bench = Bench(tmp_path / "home", server.uri).start(points=4, seeds=1, study="caught-up")
+    bench = Bench(tmp_path / "home", server.uri).start(configurations=4, seeds=1, study="caught-up")
     server.stop()
     mirror = bench.mirror(longest_pause=1.0)
     mirror.start()

@@ -1,4 +1,6 @@
-"""The best point: validation decides, only finished points count, test never does."""
+"""The best configuration: validation decides, only finished configurations count, test never
+does.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import math
 import pytest
 
 from analysis_ledger import Written, open_ledger
-from modmix.analysis.best import best_points
+from modmix.analysis.best import best_configurations
 from modmix.base.errors import InputError
 
 
@@ -18,19 +20,21 @@ def study(tmp_path):
 
 
 def add(study, method, number, val, test, *, part="a", seeds=2, **metrics):
-    """A finished point whose replicates lie one to each side of the given means."""
-    point = study.point(part, method, {"beta": float(number)}, seeds=range(seeds))
+    """A finished configuration whose replicates lie one to each side of the given means."""
+    configuration = study.configuration(part, method, {"beta": float(number)}, seeds=range(seeds))
     for seed in range(seeds):
         off = seed - (seeds - 1) / 2
-        study.end(point, seed, {"val/error": val + off, "test/error": test + off, **metrics})
-    return point
+        study.end(
+            configuration, seed, {"val/error": val + off, "test/error": test + off, **metrics}
+        )
+    return configuration
 
 
 def test_validation_decides_and_test_is_only_reported(study):
     chosen = add(study, "mul", 0, val=9.0, test=30.0)
     add(study, "mul", 1, val=10.0, test=1.0)
-    (best,) = best_points(study.ledger, study.name)
-    assert best.point == chosen
+    (best,) = best_configurations(study.ledger, study.name)
+    assert best.configuration == chosen
     assert best.params == {"beta": 0.0}
     assert (best.metric, best.n, best.mean) == ("val/error", 2, 9.0)
     assert best.std == pytest.approx(math.sqrt(0.5))
@@ -44,48 +48,50 @@ def test_methods_come_best_first(study):
     add(study, "add", 0, val=12.0, test=1.0)
     add(study, "mul", 0, val=9.0, test=2.0)
     add(study, "base", 0, val=15.0, test=3.0)
-    found = best_points(study.ledger, study.name)
+    found = best_configurations(study.ledger, study.name)
     assert [best.method for best in found] == ["mul", "add", "base"]
 
 
-def test_unfinished_and_failed_points_are_left_out(study):
-    point = study.point("a", "mul", {"beta": 5.0}, seeds=[0, 1])
-    study.end(point, 0, {"val/error": 0.0, "test/error": 0.0})  # seed 1 is still to come
-    failed = study.point("a", "mul", {"beta": 6.0}, seeds=[0, 1])
+def test_unfinished_and_failed_configurations_are_left_out(study):
+    configuration = study.configuration("a", "mul", {"beta": 5.0}, seeds=[0, 1])
+    study.end(configuration, 0, {"val/error": 0.0, "test/error": 0.0})  # seed 1 is still to come
+    failed = study.configuration("a", "mul", {"beta": 6.0}, seeds=[0, 1])
     study.end(failed, 0, {"val/error": 0.0, "test/error": 0.0})
     study.end(failed, 1, {}, state="failed", reason="diverged")
-    assert best_points(study.ledger, study.name) == []
+    assert best_configurations(study.ledger, study.name) == []
     chosen = add(study, "mul", 0, val=9.0, test=9.0)
-    assert [best.point for best in best_points(study.ledger, study.name)] == [chosen]
+    assert [best.configuration for best in best_configurations(study.ledger, study.name)] == [
+        chosen
+    ]
 
 
 def test_ties_go_to_the_lower_number(study):
     first = add(study, "mul", 0, val=9.0, test=9.0)
     add(study, "mul", 1, val=9.0, test=1.0)
-    assert best_points(study.ledger, study.name)[0].point == first
+    assert best_configurations(study.ledger, study.name)[0].configuration == first
 
 
 def test_a_lucky_mean_over_fewer_seeds_does_not_win(study):
     full = add(study, "mul", 0, val=9.0, test=9.0, seeds=5)
     add(study, "mul", 1, val=8.5, test=9.0, seeds=2)
-    assert best_points(study.ledger, study.name)[0].point == full
+    assert best_configurations(study.ledger, study.name)[0].configuration == full
 
 
 def test_undefined_values_never_win(study):
     add(study, "mul", 0, val=math.nan, test=1.0)
     chosen = add(study, "mul", 1, val=20.0, test=2.0)
-    assert best_points(study.ledger, study.name)[0].point == chosen
+    assert best_configurations(study.ledger, study.name)[0].configuration == chosen
 
 
 def test_another_metric_chooses_in_its_own_direction(study):
     add(study, "mul", 0, val=9.0, test=9.0, **{"val/auc": 0.7})
     chosen = add(study, "mul", 1, val=10.0, test=9.0, **{"val/auc": 0.9})
-    (best,) = best_points(study.ledger, study.name, by="val/auc")
-    assert best.point == chosen
+    (best,) = best_configurations(study.ledger, study.name, by="val/auc")
+    assert best.configuration == chosen
     assert best.metric == "val/auc"
 
 
 @pytest.mark.parametrize("by", ["test/error", "train/error", "val/accuracy", "error"])
 def test_anything_but_a_validation_metric_is_refused(study, by):
-    with pytest.raises(InputError, match="points are chosen by a metric on validation"):
-        best_points(study.ledger, study.name, by=by)
+    with pytest.raises(InputError, match="configurations are chosen by a metric on validation"):
+        best_configurations(study.ledger, study.name, by=by)

@@ -1,4 +1,6 @@
-"""Points on different data do not compete: conditions, who wins in each, what is said of it."""
+"""Configurations on different data do not compete: conditions, who wins in each, what is said of
+it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from analysis_ledger import DETAILS, Written, open_ledger
-from modmix.analysis.best import best_points, why_none
+from modmix.analysis.best import best_configurations, why_none
 from modmix.analysis.compare import compare_table
 from modmix.analysis.comparisons import conditions_table
 from modmix.analysis.curves import curve
@@ -27,7 +29,7 @@ from modmix.analysis.tables import results_table
 from modmix.base.errors import InputError
 from modmix.base.home import Home
 from modmix.cli.main import app
-from modmix.ledger import Entry, PointRecord, ReplicateRecord
+from modmix.ledger import ConfigurationRecord, Entry, ReplicateRecord
 
 # Test error by method and share. mul has the lowest value of all, 1.0, but only where the data is
 # easy; add is better on the other three. Ranks: mul 1, 2, 2, 2; add 2, 1, 1, 1; late always 3.
@@ -53,21 +55,21 @@ def details(study, **more):
 
 
 def put(study, part, method, params, error, off=(-0.1, 0.0, 0.1), **more):
-    """A finished point with a test error per seed; validation lies one below."""
-    point = study.point(part, method, params, seeds=range(len(off)))
+    """A finished configuration with a test error per seed; validation lies one below."""
+    configuration = study.configuration(part, method, params, seeds=range(len(off)))
     metrics = [
         {"test/error": error + d, "val/error": error + d - 1.0, "test/nll": error / 10, **more}
         for d in off
     ]
     history = {"epoch": [1.0, 2.0], "val/error": [50.0, error - 1.0]}
     study.record(
-        [study.result(point, s, found, history=history) for s, found in enumerate(metrics)]
+        [study.result(configuration, s, found, history=history) for s, found in enumerate(metrics)]
     )
-    return point
+    return configuration
 
 
 def split_study(ledger, name="demo"):
-    """Every point changes the task."""
+    """Every configuration changes the task."""
     part = {
         "x": "task.share",
         "references": ["mul"],
@@ -119,8 +121,10 @@ def test_conditions_come_in_order_of_asking_and_are_named_by_what_differs(fresh)
     study = Written(fresh, parts={"a": {}})
     for weakness, share in (("noise", 0.4), ("conflict", 0.4), ("noise", 0.0)):
         params = {"task.weakness": weakness, "task.share": share, "task.rows": 100, "beta": 1.0}
-        study.point("a", "mul", params, seeds=[0])
-    study.point("a", "add", {"task.weakness": "conflict", "task.share": 0.4, "task.rows": 100})
+        study.configuration("a", "mul", params, seeds=[0])
+    study.configuration(
+        "a", "add", {"task.weakness": "conflict", "task.share": 0.4, "task.rows": 100}
+    )
     found = read(fresh, "demo").conditions
     assert [one.label for one in found.all] == [
         "weakness = noise, share = 0.4", "weakness = conflict, share = 0.4",
@@ -134,7 +138,7 @@ def test_conditions_come_in_order_of_asking_and_are_named_by_what_differs(fresh)
     assert found.whole is None
 
 
-def test_a_point_that_shows_the_tasks_own_value_is_on_the_task_as_given(fresh):
+def test_a_configuration_that_shows_the_tasks_own_value_is_on_the_task_as_given(fresh):
     mixed_study(fresh)
     found = read(fresh, "demo").conditions
     assert [one.label for one in found.all] == [
@@ -143,7 +147,7 @@ def test_a_point_that_shows_the_tasks_own_value_is_on_the_task_as_given(fresh):
         "share = 0.9",
     ]
     assert found.whole is found.all[0]
-    assert len(found.members[found.whole]) == 4  # with base, whose points show no share
+    assert len(found.members[found.whole]) == 4  # with base, whose configurations show no share
     assert not found.is_split
 
 
@@ -153,7 +157,7 @@ def test_one_condition_is_the_whole_whether_as_given_or_not(fresh):
     put(study, "a", "add", {"task.share": 0.3}, 6.0)
     snapshot = read(fresh, "demo")
     assert snapshot.conditions.whole is not None
-    assert [best.method for best in best_points(fresh, "demo")] == ["mul", "add"]
+    assert [best.method for best in best_configurations(fresh, "demo")] == ["mul", "add"]
     assert headline(snapshot).startswith("mul has the lowest test error: 5.00 %")
     assert "conditions" not in figure_names(fresh, "demo")
 
@@ -175,7 +179,8 @@ def test_a_part_that_sets_the_very_values_of_the_task_is_one_condition_among_oth
 
 
 def test_an_option_that_makes_no_difference_is_not_named(fresh):
-    # Where nothing is weak, the kind of weakness is idle: both parts ask for the same point.
+    # Where nothing is weak, the kind of weakness is idle: both parts ask for the same
+    # configuration.
     parts = {
         weakness: {
             "shared": {"task.weakness": weakness, "task.share": {"grid": [0.0, 0.4]}},
@@ -186,8 +191,10 @@ def test_an_option_that_makes_no_difference_is_not_named(fresh):
     study = Written(fresh, parts=parts)
     for weakness in parts:
         params = {"task.weakness": "noise", "task.share": 0.0}
-        study.point(weakness, "mul", params, seeds=[0])
-        study.point(weakness, "mul", {"task.weakness": weakness, "task.share": 0.4}, seeds=[0])
+        study.configuration(weakness, "mul", params, seeds=[0])
+        study.configuration(
+            weakness, "mul", {"task.weakness": weakness, "task.share": 0.4}, seeds=[0]
+        )
     found = read(fresh, "demo").conditions
     assert [one.label for one in found.all] == [
         "share = 0 (any weakness)", "weakness = noise, share = 0.4",
@@ -197,7 +204,7 @@ def test_an_option_that_makes_no_difference_is_not_named(fresh):
     assert "as in task: {weakness: noise, share: 0.4}" in why_none(fresh, "demo")
 
 
-def test_a_point_that_a_part_asks_for_without_touching_the_task_is_as_given(fresh):
+def test_a_configuration_that_a_part_asks_for_without_touching_the_task_is_as_given(fresh):
     # The task has share 0, so a part that varies the weakness meets the task as given, too.
     parts = {
         "main": {"methods": {"mul": None, "base": None}},
@@ -210,9 +217,11 @@ def test_a_point_that_a_part_asks_for_without_touching_the_task_is_as_given(fres
     study = Written(fresh, parts=parts)
     details(study, task_options={"weakness": "noise", "share": 0.0})
     for part in parts:  # the ledger keeps what the last part showed
-        study.point(part, "mul", {"task.weakness": "missing", "task.share": 0.0}, seeds=[0])
-    study.point("missing", "mul", {"task.weakness": "missing", "task.share": 0.4}, seeds=[0])
-    study.point("main", "base", {"depth": 0}, seeds=[0])
+        study.configuration(part, "mul", {"task.weakness": "missing", "task.share": 0.0}, seeds=[0])
+    study.configuration(
+        "missing", "mul", {"task.weakness": "missing", "task.share": 0.4}, seeds=[0]
+    )
+    study.configuration("main", "base", {"depth": 0}, seeds=[0])
     found = read(fresh, "demo").conditions
     assert [one.label for one in found.all] == [
         "weakness = noise, share = 0 (as given)", "weakness = missing, share = 0.4",
@@ -221,28 +230,32 @@ def test_a_point_that_a_part_asks_for_without_touching_the_task_is_as_given(fres
     assert [p.method for p in found.members[found.whole]] == ["mul", "base"]
 
 
-def test_a_study_without_points_has_no_conditions(fresh):
+def test_a_study_without_configurations_has_no_conditions(fresh):
     Written(fresh, parts={"a": {}})
     found = read(fresh, "demo").conditions
     assert (found.all, found.whole, found.is_split) == ((), None, False)
-    assert "has no complete point yet" in why_none(fresh, "demo")
+    assert "has no complete configuration yet" in why_none(fresh, "demo")
 
 
-# ---------------------------------------------------------------- every point changes the task
+# ---------------------------------------------------------------- every configuration changes the
+# task
 
 
 def test_easy_data_makes_no_winner(fresh):
     split_study(fresh)
-    assert best_points(fresh, "demo") == []
+    assert best_configurations(fresh, "demo") == []
     assert why_none(fresh, "demo") == (
-        "no point of study 'demo' is best over all, because every point changes the task's options "
-        "(share) and points on different data cannot be compared: fix them in the study file, as "
+        "no configuration of study 'demo' is best over all, because every configuration "
+        "changes the task's options "
+        "(share) and configurations on different data cannot be compared: fix them in the "
+        "study file, as "
         "in task: {share: 0}"
     )
     # Friedman: 12 · 4 / (3 · 4) · Σ (mean rank − 2)² = 4 · (0.25² + 0.75² + 1²) = 6.5 with two
     # degrees of freedom, p = exp(−3.25) = 0.0388. Wins beyond chance: see the tests below.
     assert headline(read(fresh, "demo")) == (
-        "Every point changes the task's options, so methods compete in each of 4 conditions on "
+        "Every configuration changes the task's options, so methods compete in each of 4 "
+        "conditions on "
         "their own. add has the lowest test error in 3 of the 4 (mul in 1), in 3 of them against "
         "every other method by more than chance (paired t tests, Holm-corrected, 5 % level); it "
         "also has the best mean rank, 1.25, before mul with 1.75 (Friedman's test that all methods "
@@ -271,7 +284,7 @@ def test_the_results_are_one_row_per_condition(fresh):
     for form in ("text", "md", "tex", "csv", "json"):
         assert table.render(form)
     rows = json.loads(table.render("json"))["rows"]
-    assert len(rows) == 12  # the error only: the ledger has no other metric of these points
+    assert len(rows) == 12  # the error only: the ledger has no other metric of these configurations
     assert rows[0]["task.share"] == 0.0
     found = ranks(read(fresh, "demo"))
     assert list(found.frame["method"]) == ["add", "mul", "late"]
@@ -300,12 +313,12 @@ def test_validation_chooses_within_each_condition(fresh):
     better = put(study, "a", "mul", {"task.share": 0.2, "beta": 2.0}, 3.5)
     frame = results_table(fresh, "demo").frame
     mine = frame[frame["method"] == "mul"].set_index("task.share")
-    assert mine.loc[0.2, "point"] == short(better)
+    assert mine.loc[0.2, "configuration"] == short(better)
     assert list(mine["mean"]) == pytest.approx([1.0, 3.5, 8.0, 16.0])
-    assert list(mine["chosen_among"]) == [1, 2, 1, 1]
+    assert list(mine["n_candidates"]) == [1, 2, 1, 1]
     assert (
-        "Methods chose among unequal numbers of points in share = 0.2 (mul 2, add 1, late 1)."
-        in results_table(fresh, "demo").notes
+        "Methods chose among unequal numbers of configurations in share = 0.2 (mul 2, add 1, "
+        "late 1)." in results_table(fresh, "demo").notes
     )
 
 
@@ -358,7 +371,7 @@ def test_conditions_are_drawn_in_place_of_the_results(fresh):
     assert best == ["mul 1.00", "add 3.00", "add 7.00", "add 15.00"]
     drawn = {c.get_label(): list(c.lines[0].get_xdata()) for c in ax.containers}
     assert drawn["late"] == pytest.approx([8, 7, 13, 15])
-    assert ax.get_xlabel() == "test error behind the best method of the condition (points)"
+    assert ax.get_xlabel() == "test error behind the best method of the condition (configurations)"
     assert to_bytes(picture, "svg")
     assert results(snapshot).rows == ()
     assert learning_curves(fresh, snapshot).lines == ()
@@ -372,7 +385,7 @@ def test_a_curve_over_the_task_has_no_best_place(fresh):
     assert [(line.label, line.minimum, line.chosen) for line in found.lines] == [
         ("mul", None, None), ("add", None, None), ("late", None, None),
     ]  # fmt: skip
-    assert found.references == ()  # mul has no best point for all of these data
+    assert found.references == ()  # mul has no best configuration for all of these data
     assert (found.conditions, found.x_doc) == (
         4, "probability that a modality is weak in an example",
     )  # fmt: skip
@@ -382,7 +395,7 @@ def test_a_curve_over_the_task_has_no_best_place(fresh):
     assert "ring" not in " ".join(text.get_text() for text in ax.texts)
     html = report_html(fresh, "demo")
     assert "Validation chooses" not in html
-    assert "so no point can be a reference for all of them" in html
+    assert "so no configuration can be a reference for all of them" in html
 
 
 def test_several_weaknesses_in_one_part_are_lines_of_their_own(fresh):
@@ -403,7 +416,7 @@ def test_references_are_of_the_curves_own_condition(fresh):
     put(study, "b", "mul", {"task.share": 0.0}, 1.0)  # easier data
     same = put(study, "b", "mul", {"task.share": 0.4}, 6.0)
     found = curve(read(fresh, "demo"), "depth")
-    assert [reference.point for reference in found.references] == [same]
+    assert [reference.configuration for reference in found.references] == [same]
     (line,) = found.lines
     assert (line.minimum, line.chosen) == (0, 0)
 
@@ -414,7 +427,7 @@ def test_files_of_a_study_without_a_winner(tmp_path, fresh):
     assert {p.name for p in outputs.figures} == {
         f"{n}.{f}" for n in ("a", "results") for f in ("png", "svg")
     }
-    names = {f"{n}.{f}" for n in ("results", "points") for f in ("csv", "md", "tex")}
+    names = {f"{n}.{f}" for n in ("results", "configurations") for f in ("csv", "md", "tex")}
     assert {p.name for p in outputs.tables} == names | {"ranks.csv", "a.csv"}
     html = outputs.report.read_text()
     assert "add has the lowest test error in 3 of the 4" in html
@@ -428,7 +441,7 @@ def test_files_of_a_study_without_a_winner(tmp_path, fresh):
 def test_nothing_finished_yet_in_a_study_that_varies_its_task(tmp_path, fresh):
     study = Written(fresh, parts={"a": {"x": "task.share"}})
     for share in (0.0, 0.5):
-        study.point("a", "mul", {"task.share": share})
+        study.configuration("a", "mul", {"task.share": share})
     snapshot = read(fresh, "demo")
     assert "No condition has results of several methods yet. 0 of 10 replicates" in headline(
         snapshot
@@ -437,12 +450,13 @@ def test_nothing_finished_yet_in_a_study_that_varies_its_task(tmp_path, fresh):
     assert write_all(fresh, Home(tmp_path / "home"), "demo").report.exists()
 
 
-# ---------------------------------------------------------------- some points change the task
+# ---------------------------------------------------------------- some configurations change the
+# task
 
 
 def test_the_winner_is_of_the_task_as_given(fresh):
     mixed_study(fresh)
-    found = best_points(fresh, "demo")
+    found = best_configurations(fresh, "demo")
     assert [(best.method, best.mean) for best in found] == [
         ("add", pytest.approx(3.0)), ("mul", pytest.approx(4.0)), ("base", pytest.approx(8.0)),
     ]  # fmt: skip
@@ -453,9 +467,10 @@ def test_the_winner_is_of_the_task_as_given(fresh):
     assert [row[0] for row in texts(table)] == ["add", "mul", "base"]
     chosen = table.header.index("chosen")
     assert [row[chosen] for row in texts(table)] == ["", "β = 1", ""]  # the share was not chosen
-    assert list(table.frame["chosen_among"]) == [1, 2, 1]
+    assert list(table.frame["n_candidates"]) == [1, 2, 1]
     assert (
-        "Points with the task as the study file gives it (share = 0.5); the other 2 conditions are "
+        "Configurations with the task as the study file gives it (share = 0.5); the other 2 "
+        "conditions are "
         "in the table of conditions." in table.notes
     )
     lines = learning_curves(fresh, read(fresh, "demo")).lines
@@ -485,7 +500,7 @@ def test_conditions_are_an_extra_table_and_figure(tmp_path, fresh):
 
 
 def test_a_search_over_the_task_has_no_best_so_far(fresh):
-    study = Written(fresh, parts={"s": {"search": {"points": 2}}})
+    study = Written(fresh, parts={"s": {"search": {"configurations": 2}}})
     for number, share in enumerate((0.9, 0.0)):
         put(study, "s", "mul", {"task.share": share}, 10 * share + 1)
         put(study, "s", "add", {"task.share": 0.9, "depth": number}, 5.0 + number)
@@ -493,15 +508,18 @@ def test_a_search_over_the_task_has_no_best_so_far(fresh):
     assert np.isnan(mul.best).all()
     assert list(add.best) == pytest.approx([4.0, 4.0])
     labels = figure(fresh, "demo", "search_s").axes[0].get_legend().get_texts()
-    assert [text.get_text() for text in labels] == ["mul, 2 points", "add, 2 points, best 4.00"]
+    assert [text.get_text() for text in labels] == [
+        "mul, 2 configurations",
+        "add, 2 configurations, best 4.00",
+    ]
 
 
-def test_a_front_is_of_points_on_the_same_data(fresh):
+def test_a_front_is_of_configurations_on_the_same_data(fresh):
     study = Written(fresh, parts={"a": {}}, objective=["val/error", "val/nll"])
     mine = put(study, "a", "mul", {"beta": 1.0}, 9.0, **{"val/nll": 2.0})
     put(study, "a", "mul", {"task.share": 0.0}, 1.0, **{"val/nll": 0.1})
     found = trade_off(read(fresh, "demo"))
-    assert found.points == (mine,)
+    assert found.configurations == (mine,)
     assert list(found.front) == [True]
 
 
@@ -539,7 +557,7 @@ def test_commands_for_studies_that_vary_their_task(tmp_path, fresh, monkeypatch)
     split_study(fresh)
     found = run("best", "demo")
     assert isinstance(found.exception, InputError)
-    assert "because every point changes the task's options (share)" in str(found.exception)
+    assert "because every configuration changes the task's options (share)" in str(found.exception)
     assert found.exception.exit_code == 2
     assert "mean rank over 4 conditions" in run("table", "demo", "--by", "method").stdout
     assert "demo: share = 0.2" in run("compare", "demo").stdout
@@ -558,28 +576,33 @@ def test_commands_for_studies_that_vary_their_task(tmp_path, fresh, monkeypatch)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("conditions", [5, 5000])
-def test_ten_thousand_points_in_conditions_take_a_few_seconds(fresh, conditions):
+def test_ten_thousand_configurations_in_conditions_take_a_few_seconds(fresh, conditions):
     study = Written(fresh, parts={"a": {"x": "task.share"}})
     small = read(fresh, study.name)
     values = np.random.default_rng(0).normal(10, 1, (10_000, 5))
-    points = [
-        PointRecord(key=f"{i:032x}", number=i, method=("mul", "add")[i % 2],
+    configurations = [
+        ConfigurationRecord(key=f"{i:032x}", number=i, method=("mul", "add")[i % 2],
                     params={"task.share": (i // 2) % conditions / 1e4, "beta": float(i)},
                     mlflow_run=None, mirrored=None)
         for i in range(10_000)
     ]  # fmt: skip
     template = ReplicateRecord(
-        key="", point="", seed=0, state="done", owner=None, pack=None, attempts=1, epochs=1,
+        key="", configuration="", seed=0, state="done", owner=None, pack=None, attempts=1, epochs=1,
         best_epoch=1.0, metrics={}, reason="", seconds=1.0, finished=0.0, origin="trained",
     )  # fmt: skip
     replicates = [
-        dataclasses.replace(template, key=f"{p.key}{seed}", point=p.key, seed=seed,
+        dataclasses.replace(template, key=f"{p.key}{seed}", configuration=p.key, seed=seed,
                             metrics=dict.fromkeys(("val/error", "test/error"),
                                                   float(values[p.number, seed])))
-        for p in points for seed in range(5)
+        for p in configurations for seed in range(5)
     ]  # fmt: skip
-    entries = [Entry(part="a", method=p.method, number=p.number, point=p.key) for p in points]
-    snapshot = Snapshot(record=small.record, points=points, replicates=replicates, entries=entries)
+    entries = [
+        Entry(part="a", method=p.method, number=p.number, configuration=p.key)
+        for p in configurations
+    ]
+    snapshot = Snapshot(
+        record=small.record, configurations=configurations, replicates=replicates, entries=entries
+    )
     begin = time.perf_counter()
     table = conditions_table(snapshot)
     headline(snapshot)

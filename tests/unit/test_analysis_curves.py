@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from analysis_ledger import Written, beta_study, mul_params, open_ledger, tell
-from modmix.analysis.best import best_points
+from modmix.analysis.best import best_configurations
 from modmix.analysis.curves import curve
 from modmix.analysis.figure_data import learning_curves, results
-from modmix.analysis.frames import points_frame, read, short
+from modmix.analysis.frames import configurations_frame, read, short
 from modmix.analysis.searches import importance, search_history, trade_off
 from modmix.base.errors import InputError
 
@@ -29,43 +29,43 @@ def fresh(tmp_path):
 
 
 def put(study, part, method, params, error, *, seeds=(0, 1), **more):
-    """A finished point without spread."""
-    point = study.point(part, method, params, seeds=seeds)
+    """A finished configuration without spread."""
+    configuration = study.configuration(part, method, params, seeds=seeds)
     metrics = {"val/error": error, "test/error": error, **more}
-    study.record([study.result(point, seed, metrics) for seed in seeds])
-    return point
+    study.record([study.result(configuration, seed, metrics) for seed in seeds])
+    return configuration
 
 
-def test_a_curve_holds_the_points_statistics(ledger):
+def test_a_curve_holds_the_configurations_statistics(ledger):
     found = curve(read(ledger, "demo"), "beta_curve")
     assert (found.x, found.metric, found.title) == ("beta", "test/error", "Test error over β")
     assert found.connected
     assert not found.logarithmic
-    frame = points_frame(ledger, "demo").set_index("point")
+    frame = configurations_frame(ledger, "demo").set_index("configuration")
     assert sorted(line.label for line in found.lines) == ["mul", "mulmix"]
     for line in found.lines:
         assert [dot.x for dot in line.dots] == [i / 10 for i in range(11)]
         for dot in line.dots:
-            row = frame.loc[short(dot.point)]
+            row = frame.loc[short(dot.configuration)]
             assert dot.value.mean == pytest.approx(row["test/error/mean"])
             assert dot.value.ci_low == pytest.approx(row["test/error/ci_low"])
             assert dot.complete
         means = [dot.value.mean for dot in line.dots]
         assert line.minimum == int(np.argmin(means))
-        validation = [frame.loc[short(dot.point), "val/error/mean"] for dot in line.dots]
+        validation = [frame.loc[short(dot.configuration), "val/error/mean"] for dot in line.dots]
         assert line.chosen == int(np.argmin(validation))
 
 
-def test_references_are_best_points_of_the_whole_study(ledger):
+def test_references_are_best_configurations_of_the_whole_study(ledger):
     found = curve(read(ledger, "demo"), "depth")
-    best = {b.method: b for b in best_points(ledger, "demo")}
+    best = {b.method: b for b in best_configurations(ledger, "demo")}
     assert [r.method for r in found.references] == ["mul", "mulmix"]
     for reference in found.references:
-        assert reference.point == best[reference.method].point
+        assert reference.configuration == best[reference.method].configuration
         assert reference.value == best[reference.method].estimates["test/error"]
 
 
-def test_points_that_share_an_x_become_lines_of_their_own(fresh):
+def test_configurations_that_share_an_x_become_lines_of_their_own(fresh):
     study = Written(fresh, parts={"a": {"x": "beta"}})
     for beta in (0.0, 1.0):
         for margin in (None, 0.1):
@@ -77,7 +77,7 @@ def test_points_that_share_an_x_become_lines_of_their_own(fresh):
     assert all(len(line.dots) == 2 for line in found.lines)
 
 
-def test_a_point_without_the_conditional_hyperparameter_belongs_to_every_line(fresh):
+def test_a_configuration_without_the_conditional_hyperparameter_belongs_to_every_line(fresh):
     study = Written(fresh, parts={"a": {"x": "depth"}})
     put(study, "a", "add", {"depth": 0}, 9.0)
     for width in (16, 32):
@@ -115,7 +115,7 @@ def test_an_axis_is_logarithmic_where_x_goes_by_factors(fresh, xs, expected):
 
 def test_a_search_with_an_x_is_not_connected(fresh):
     domain = {"low": 0.001, "high": 1.0, "log": True}
-    part = {"x": "beta", "search": {"points": 3}, "methods": {"mul": {"beta": domain}}}
+    part = {"x": "beta", "search": {"configurations": 3}, "methods": {"mul": {"beta": domain}}}
     study = Written(fresh, parts={"a": part})
     for i, beta in enumerate((0.9, 0.1, 0.5)):
         put(study, "a", "mul", {"beta": beta, "width": 8 + i}, 9.0)
@@ -128,9 +128,9 @@ def test_a_search_with_an_x_is_not_connected(fresh):
 def test_unfinished_dots_are_shown_but_not_chosen(fresh):
     study = Written(fresh, parts={"a": {"x": "beta"}})
     put(study, "a", "mul", {"beta": 0.0}, 9.0)
-    partial = study.point("a", "mul", {"beta": 1.0}, seeds=[0, 1])
+    partial = study.configuration("a", "mul", {"beta": 1.0}, seeds=[0, 1])
     study.end(partial, 0, {"val/error": 1.0, "test/error": 1.0})
-    study.point("a", "mul", {"beta": 2.0}, seeds=[0, 1])  # nothing yet: no dot
+    study.configuration("a", "mul", {"beta": 2.0}, seeds=[0, 1])  # nothing yet: no dot
     (line,) = curve(read(fresh, "demo"), "a").lines
     assert [(dot.x, dot.complete) for dot in line.dots] == [(0.0, True), (1.0, False)]
     assert line.minimum == 1
@@ -174,14 +174,14 @@ def test_learning_curves_know_where_seeds_have_stopped(ledger):
 
 
 def test_search_history_keeps_the_best_and_never_a_pruned_one(fresh):
-    study = Written(fresh, parts={"s": {"search": {"points": 5}}})
+    study = Written(fresh, parts={"s": {"search": {"configurations": 5}}})
     for number, error in enumerate((9.0, 8.0, None, 1.0, 7.0)):
         params = {"beta": float(number)}
         if error is None:
-            study.point("s", "mul", params, seeds=[0])  # still running
+            study.configuration("s", "mul", params, seeds=[0])  # still running
         elif error == 1.0:
-            point = study.point("s", "mul", params, seeds=[0])
-            study.end(point, 0, {"val/error": 1.0}, state="pruned")
+            configuration = study.configuration("s", "mul", params, seeds=[0])
+            study.end(configuration, 0, {"val/error": 1.0}, state="pruned")
             tell(study, "s", "mul", number, "pruned", 1.0)
         else:
             put(study, "s", "mul", params, error, seeds=[0])
@@ -192,8 +192,8 @@ def test_search_history_keeps_the_best_and_never_a_pruned_one(fresh):
     assert list(trace.pruned) == [False, False, False, True, False]
 
 
-def test_points_of_few_seeds_are_drawn_and_never_chosen(fresh):
-    study = Written(fresh, parts={"s": {"search": {"points": 3}, "x": "beta"}})
+def test_configurations_of_few_seeds_are_drawn_and_never_chosen(fresh):
+    study = Written(fresh, parts={"s": {"search": {"configurations": 3}, "x": "beta"}})
     for number, (error, seeds) in enumerate([(5.0, [0]), (8.0, [0, 1]), (7.0, [0, 1]), (2.0, [0])]):
         put(study, "s", "mul", {"beta": float(number)}, error, seeds=seeds)
     (trace,) = search_history(read(fresh, "demo"), "s").traces
@@ -210,7 +210,7 @@ def test_search_history_needs_a_search(ledger):
 
 
 def test_importance_finds_what_matters(fresh):
-    study = Written(fresh, parts={"s": {"search": {"points": 120}}})
+    study = Written(fresh, parts={"s": {"search": {"configurations": 120}}})
     rng = np.random.default_rng(0)
     for _ in range(120):
         beta, rate, merge = rng.uniform(), rng.uniform(), ("sum", "mean")[int(rng.integers(2))]
@@ -229,7 +229,7 @@ def test_importance_finds_what_matters(fresh):
 
 
 def test_importance_survives_missing_and_constant_values(fresh):
-    study = Written(fresh, parts={"s": {"search": {"points": 12}}})
+    study = Written(fresh, parts={"s": {"search": {"configurations": 12}}})
     for i in range(12):
         params = {"beta": i / 10, "depth": i % 2} | ({"width": 8 * i} if i % 2 else {})
         put(study, "s", "mul", params, 9.0 + i, seeds=[0])
@@ -241,8 +241,8 @@ def test_importance_survives_missing_and_constant_values(fresh):
     assert all(0 <= share <= 1 for share in found.share)
 
 
-def test_importance_needs_ten_points(ledger, fresh):
-    study = Written(fresh, parts={"s": {"search": {"points": 9}}})
+def test_importance_needs_ten_configurations(ledger, fresh):
+    study = Written(fresh, parts={"s": {"search": {"configurations": 9}}})
     for i in range(9):
         put(study, "s", "mul", {"beta": i / 10, "width": i}, 9.0 + i, seeds=[0])
     assert importance(read(fresh, "demo")) == []

@@ -108,17 +108,17 @@ def test_learning_is_solid_while_all_seeds_train(ledger, ax):
     assert ax.get_ylabel() == "validation error (%)"
 
 
-def test_very_bad_points_do_not_flatten_a_search(fresh, ax):
-    study = Written(fresh, parts={"s": {"search": {"points": 20}}})
+def test_very_bad_configurations_do_not_flatten_a_search(fresh, ax):
+    study = Written(fresh, parts={"s": {"search": {"configurations": 20}}})
     for number in range(20):
         error = 90.0 if number in (3, 7) else 10 - number / 10
-        point = study.point("s", "mul", {"beta": float(number)}, seeds=[0])
-        study.end(point, 0, {"val/error": error, "test/error": error})
+        configuration = study.configuration("s", "mul", {"beta": float(number)}, seeds=[0])
+        study.end(configuration, 0, {"val/error": error, "test/error": error})
         tell(study, "s", "mul", number, "done", error)
     draw_search(ax, search_history(read(fresh, "demo"), "s"), looks(["mul"]))
     assert ax.get_ylim()[1] < 20
     assert "2 worse outside" in " ".join(text.get_text() for text in ax.texts)
-    assert ax.get_legend().get_texts()[0].get_text() == "mul, 20 points, best 8.10"
+    assert ax.get_legend().get_texts()[0].get_text() == "mul, 20 configurations, best 8.10"
 
 
 @pytest.mark.slow
@@ -158,16 +158,16 @@ def test_unknown_figures_and_formats_are_refused(ledger):
 def test_titles_are_text_not_formulas_and_any_script_will_do(fresh):
     title = "costs $5_000$ & <b>more</b> 多模态"
     study = Written(fresh, parts={"a": {"x": "beta", "title": title}})
-    study.fill(study.point("a", "mul", mul_params(0.5)), 9.0)
+    study.fill(study.configuration("a", "mul", mul_params(0.5)), 9.0)
     picture = figure(fresh, "demo", "a")
     assert picture.axes[0].get_title(loc="left") == title
     assert to_bytes(picture, "png").startswith(PNG)
 
 
 def test_nothing_finished_is_drawn_as_that(fresh):
-    parts = {"a": {"x": "beta", "references": ["add"]}, "s": {"search": {"points": 3}}}
+    parts = {"a": {"x": "beta", "references": ["add"]}, "s": {"search": {"configurations": 3}}}
     study = Written(fresh, parts=parts, objective=["val/error", "val/nll"])
-    study.point("a", "mul", mul_params(0.5))
+    study.configuration("a", "mul", mul_params(0.5))
     drawn = figures_of(fresh, read(fresh, "demo"))
     assert list(drawn) == ["results", "a", "learning", "search_s", "trade_off"]
     for found in drawn.values():
@@ -179,7 +179,7 @@ def test_nothing_finished_is_drawn_as_that(fresh):
 def test_one_seed_is_drawn_without_bars(fresh):
     study = Written(fresh, parts={"a": {"x": "beta"}}, seeds=[0])
     for beta in (0.0, 1.0):
-        study.fill(study.point("a", "mul", mul_params(beta), seeds=[0]), 9.0, seeds=[0])
+        study.fill(study.configuration("a", "mul", mul_params(beta), seeds=[0]), 9.0, seeds=[0])
     picture = figure(fresh, "demo", "a")
     assert to_bytes(picture, "png").startswith(PNG)
     assert "one seed: no error bars" in " ".join(text.get_text() for text in picture.axes[0].texts)
@@ -200,8 +200,10 @@ def test_many_lines_leave_room_for_the_axes(fresh):
     study = Written(fresh, parts={"a": {"x": "beta"}})
     for method in range(14):
         for beta in (0.0, 1.0):
-            point = study.point("a", f"method_{method}", {"beta": beta, "m": method}, seeds=[0])
-            study.end(point, 0, {"val/error": 9.0 + method, "test/error": 9.0 + method})
+            configuration = study.configuration(
+                "a", f"method_{method}", {"beta": beta, "m": method}, seeds=[0]
+            )
+            study.end(configuration, 0, {"val/error": 9.0 + method, "test/error": 9.0 + method})
     picture = figure(fresh, "demo", "a")
     to_bytes(picture, "png")  # lays it out
     (ax,) = picture.axes
@@ -217,8 +219,8 @@ def test_many_lines_leave_room_for_the_axes(fresh):
 def test_only_as_many_lines_as_can_be_read_are_drawn(fresh):
     study = Written(fresh, parts={"a": {"x": "beta"}})
     for variant in range(45):
-        point = study.point("a", "mul", {"beta": 0.0, "m": variant}, seeds=[0])
-        study.end(point, 0, {"val/error": 9.0, "test/error": 9.0})
+        configuration = study.configuration("a", "mul", {"beta": 0.0, "m": variant}, seeds=[0])
+        study.end(configuration, 0, {"val/error": 9.0, "test/error": 9.0})
     found = figures_of(fresh, read(fresh, "demo"))["a"]
     (ax,) = found.draw().axes
     assert len(ax.get_legend().get_texts()) == 40

@@ -75,7 +75,7 @@ def test_everything_is_written_where_it_belongs(tmp_path, fresh):
     folder = home.study("demo")
     names = ["results", "depth", "beta_curve", "learning", "search_search", "importance"]
     assert {p.name for p in outputs.figures} == {f"{n}.{f}" for n in names for f in ("png", "svg")}
-    tables = {f"{n}.{f}" for n in ("results", "points") for f in ("csv", "md", "tex")}
+    tables = {f"{n}.{f}" for n in ("results", "configurations") for f in ("csv", "md", "tex")}
     tables |= {f"{n}.csv" for n in [*names[1:], "ranks"]}
     assert {p.name for p in outputs.tables} == tables
     assert outputs.report == folder / "report.html"
@@ -93,8 +93,10 @@ def html(tmp_path_factory):
     """The page of a study with everything in it: also a failed and some missing replicates."""
     ledger = open_ledger(tmp_path_factory.mktemp("ledger"))
     study = beta_study(ledger)
-    point = study.point("table", "early", {"hidden": [64]})
-    study.end(point, 0, {}, state="failed", reason="Traceback …\n  line 1\nDiverged: <NaN> & more")
+    configuration = study.configuration("table", "early", {"hidden": [64]})
+    study.end(
+        configuration, 0, {}, state="failed", reason="Traceback …\n  line 1\nDiverged: <NaN> & more"
+    )
     finish(study)
     return report_html(ledger, "demo")
 
@@ -130,7 +132,7 @@ def test_the_page_says_what_a_reader_asks(html):
 def test_what_comes_from_files_cannot_break_the_page(fresh):
     nasty = "</style><script>alert(1)</script>\"'&"
     study = Written(fresh, description=nasty, parts={"a": {"x": "beta", "title": nasty}})
-    study.fill(study.point("a", nasty, {"beta": nasty, "merge": nasty}), 9.0)
+    study.fill(study.configuration("a", nasty, {"beta": nasty, "merge": nasty}), 9.0)
     fresh.start_study(
         "demo", spec=fresh.study("demo").spec, text=nasty, source=f"/x/{nasty}", details={}
     )
@@ -143,7 +145,7 @@ def test_an_empty_study_has_a_report(tmp_path, fresh):
     Written(fresh, parts={"a": {"x": "beta"}})
     outputs = write_all(fresh, Home(tmp_path / "home"), "demo")
     text = Page(outputs.report.read_text()).text
-    assert "No method has a point with all replicates done yet. 0 of 0 replicates" in text
+    assert "No method has a configuration with all replicates done yet. 0 of 0 replicates" in text
     with pytest.raises(InputError, match="no study 'other'"):
         write_all(fresh, Home(tmp_path / "home"), "other")
 
@@ -152,10 +154,12 @@ def test_an_empty_study_has_a_report(tmp_path, fresh):
 
 
 def put(study, method, errors, *, beta=0.5, **more):
-    point = study.point("a", method, {"beta": beta}, seeds=list(errors))
+    configuration = study.configuration("a", method, {"beta": beta}, seeds=list(errors))
     for seed, error in errors.items():
         metrics = {"val/error": error, "test/error": error}
-        study.end(point, seed, metrics | {name: values[seed] for name, values in more.items()})
+        study.end(
+            configuration, seed, metrics | {name: values[seed] for name, values in more.items()}
+        )
 
 
 def test_headline_of_a_clear_win(fresh):
@@ -195,7 +199,7 @@ def test_headline_of_equals_of_strangers_and_of_constant_gaps(fresh):
         ("constant", {0: 8.0, 1: 9.0}, {0: 9.0, 1: 10.0}, "the t test is undefined here"),
     ):
         study = Written(fresh, name, parts={"a": {}})
-        salt = len(name) / 100  # other points than in the other studies
+        salt = len(name) / 100  # other configurations than in the other studies
         put(study, "mul", first, beta=salt)
         put(study, "add", second, beta=salt)
         assert words in headline(read(fresh, name))
@@ -221,17 +225,17 @@ def test_headline_of_an_objective_that_should_be_high(fresh):
 
 def test_progress_counts_states(fresh):
     study = Written(fresh, parts={"a": {}})
-    point = study.point("a", "mul", mul_params(0.0), seeds=range(4))
-    study.end(point, 0, {"val/error": 1.0})
-    study.end(point, 1, {}, state="failed")
+    configuration = study.configuration("a", "mul", mul_params(0.0), seeds=range(4))
+    study.end(configuration, 0, {"val/error": 1.0})
+    study.end(configuration, 1, {}, state="failed")
     assert progress(read(fresh, "demo")) == "1 of 4 replicates are done (2 pending, 1 failed)."
 
 
-def test_ranks_are_of_the_best_points(fresh):
+def test_ranks_are_of_the_best_configurations(fresh):
     study = Written(fresh, parts={"a": {}})
     put(study, "mul", {0: 8.0, 1: 9.5})
     put(study, "add", {0: 9.0, 1: 9.0})
-    put(study, "add", {0: 1.0, 1: 99.0}, beta=0.9)  # a worse point, which does not count
+    put(study, "add", {0: 1.0, 1: 99.0}, beta=0.9)  # a worse configuration, which does not count
     found = ranks(read(fresh, "demo"))
     assert found.blocks == 2
     assert set(found.frame["rank/mean"]) == {1.5}

@@ -12,9 +12,9 @@ from scipy import stats
 
 from analysis_ledger import Written, beta_study, open_ledger
 from modmix.analysis.compare import compare_table
-from modmix.analysis.frames import points_frame, read
+from modmix.analysis.frames import configurations_frame, read
 from modmix.analysis.render import FORMATS, tex_escape
-from modmix.analysis.tables import points_table, result_rows, results_table
+from modmix.analysis.tables import configurations_table, result_rows, results_table
 from modmix.base.errors import InputError
 
 
@@ -47,7 +47,7 @@ def test_one_row_per_method_and_one_per_part_with_another_best(ledger):
     assert chosen["mulmix (table)"] == "β = 0.5"
     assert chosen["add"] == "depth = 1"
     assert chosen["base"] == ""
-    among = table.frame.set_index("label")["chosen_among"]
+    among = table.frame.set_index("label")["n_candidates"]
     # 11 of the curve and 11 of the search (one of its 12 was pruned)
     assert dict(among) == {
         "mulmix": 11, "mulmix (table)": 1, "mul": 22, "mul (search)": 11,
@@ -66,18 +66,18 @@ def test_best_and_second_by_test_mean(ledger):
 def test_equal_means_share_the_mark_and_higher_auc_is_better(fresh):
     study = Written(fresh, parts={"a": {}}, objective=["val/auc"])
     for method, auc in (("mul", 0.9), ("add", 0.9), ("base", 0.7)):
-        point = study.point("a", method, {"x": 1.0}, seeds=[0])
-        study.end(point, 0, {"val/auc": auc, "test/auc": auc, "test/error": 9.0})
+        configuration = study.configuration("a", method, {"x": 1.0}, seeds=[0])
+        study.end(configuration, 0, {"val/auc": auc, "test/auc": auc, "test/error": 9.0})
     table = results_table(fresh, "demo")
     assert [cell.mark for cell in column(table, "test AUC")] == ["best", "best", "second"]
 
 
-def test_numbers_are_those_of_the_chosen_points(ledger):
+def test_numbers_are_those_of_the_chosen_configurations(ledger):
     frame = results_table(ledger, "demo").frame.set_index("label")
-    points = points_frame(ledger, "demo").set_index("point")
+    configurations = configurations_frame(ledger, "demo").set_index("configuration")
     for label, row in frame.iterrows():
         for name in ("n", "val/error/mean", "test/error/mean", "test/auc/std"):
-            assert row[name] == pytest.approx(points.loc[row["point"], name]), label
+            assert row[name] == pytest.approx(configurations.loc[row["configuration"], name]), label
 
 
 def test_p_values_are_paired_and_corrected_by_holm(ledger):
@@ -85,10 +85,10 @@ def test_p_values_are_paired_and_corrected_by_holm(ledger):
     rows = result_rows(snapshot, "test/error")
     best = min(rows, key=lambda row: row.best.estimates["test/error"].mean)
     assert best.paired is None
-    reference = list(snapshot.by_seed(best.best.point, "test/error").values())
+    reference = list(snapshot.by_seed(best.best.configuration, "test/error").values())
     raw = {
         row.label: stats.ttest_rel(
-            list(snapshot.by_seed(row.best.point, "test/error").values()), reference
+            list(snapshot.by_seed(row.best.configuration, "test/error").values()), reference
         ).pvalue
         for row in rows
         if row is not best
@@ -120,7 +120,7 @@ def test_auc_is_shown_for_two_classes(fresh):
     record = fresh.study("demo")
     fresh.start_study("demo", spec=record.spec, text="", source="",
                       details={**record.details, "classes": 2})  # fmt: skip
-    study.fill(study.point("a", "mul", {"beta": 0.0}), 8.0)
+    study.fill(study.configuration("a", "mul", {"beta": 0.0}), 8.0)
     assert "test AUC" in results_table(fresh, "demo").header
 
 
@@ -131,46 +131,50 @@ def test_metrics_can_be_chosen_but_only_of_test(ledger):
         results_table(ledger, "demo", metrics=["val/error"])
 
 
-def test_points_that_are_not_ranked_are_named(fresh):
-    """Pruned points, and those with fewer seeds than the best ones; a failed one is neither."""
+def test_configurations_that_are_not_ranked_are_named(fresh):
+    """Pruned configurations, and those with fewer seeds than the best ones; a failed one is
+    neither.
+    """
     study = Written(fresh, parts={"a": {}})
     for i, (seeds, state) in enumerate([
         ([0, 1, 2], "done"), ([0, 1], "done"), ([0, 1], "pruned"), ([0, 1], "pruned"),
         ([0, 1, 2], "failed"),
     ]):  # fmt: skip
-        point = study.point("a", "mul", {"beta": float(i)}, seeds=seeds)
+        configuration = study.configuration("a", "mul", {"beta": float(i)}, seeds=seeds)
         for seed in seeds:
             # The best value is of the one with two seeds.
-            study.end(point, seed, {"val/error": 9.0 - i, "test/error": 9.0 - i}, state=state)
+            study.end(
+                configuration, seed, {"val/error": 9.0 - i, "test/error": 9.0 - i}, state=state
+            )
     table = results_table(fresh, "demo")
     assert [cell.text for cell in column(table, "n")] == ["3"]
     assert [cell.text for cell in column(table, "test error (%)")] == ["9.00 ± 0.00"]
     said = (
-        "2 points (mul 2) were pruned by halving, without a result: not ranked.",
-        "1 point (mul 1) was trained with fewer seeds than the best ones: not ranked.",
+        "2 configurations (mul 2) were pruned by halving, without a result: not ranked.",
+        "1 configuration (mul 1) was trained with fewer seeds than the best ones: not ranked.",
     )
-    for shown in (table, points_table(fresh, "demo")):
+    for shown in (table, configurations_table(fresh, "demo")):
         assert shown.notes[-2:] == said
-    states = [cell.text for cell in column(points_table(fresh, "demo"), "state")]
+    states = [cell.text for cell in column(configurations_table(fresh, "demo"), "state")]
     assert states == ["done", "done", "pruned", "pruned", "failed"]
 
 
 def test_nothing_finished_is_said(fresh):
     study = Written(fresh, parts={"a": {}})
-    study.point("a", "mul", {"beta": 0.0})
+    study.configuration("a", "mul", {"beta": 0.0})
     table = results_table(fresh, "demo")
     assert table.cells == ()
     for form in FORMATS:
         assert table.render(form)
-    assert "No point has all its replicates done yet." in table.render("text")
+    assert "No configuration has all its replicates done yet." in table.render("text")
     assert table.render("csv").startswith("label,method,part,n,chosen_among,val")
 
 
 def test_one_seed_shows_means_without_spread(fresh):
     study = Written(fresh, parts={"a": {}})
     for method, error in (("mul", 8.0), ("add", 9.0)):
-        point = study.point("a", method, {"x": 1.0}, seeds=[0])
-        study.end(point, 0, {"val/error": error, "test/error": error})
+        configuration = study.configuration("a", method, {"x": 1.0}, seeds=[0])
+        study.end(configuration, 0, {"val/error": error, "test/error": error})
     table = results_table(fresh, "demo")
     assert [cell.text for cell in column(table, "test error (%)")] == ["8.00", "9.00"]
     assert [cell.text for cell in column(table, "p (Holm)")] == ["–", "–"]
@@ -180,9 +184,9 @@ def test_one_seed_shows_means_without_spread(fresh):
 # ---------------------------------------------------------------- formats
 
 
-def test_csv_of_points_is_the_frame(ledger):
-    text = points_table(ledger, "demo").render("csv")
-    assert text == points_frame(ledger, "demo").to_csv(index=False, lineterminator="\n")
+def test_csv_of_configurations_is_the_frame(ledger):
+    text = configurations_table(ledger, "demo").render("csv")
+    assert text == configurations_frame(ledger, "demo").to_csv(index=False, lineterminator="\n")
     rows = list(csv.DictReader(io.StringIO(text)))
     assert len(rows) == 41
     assert rows[0]["method"] == "base"
@@ -214,8 +218,8 @@ def test_text_is_aligned(ledger):
 def test_markdown_marks_and_escapes(fresh):
     study = Written(fresh, parts={"a": {}})
     for method, error in (("my_method|x", 8.0), ("b*", 9.0)):
-        point = study.point("a", method, {"x": 1.0}, seeds=[0])
-        study.end(point, 0, {"val/error": error, "test/error": error})
+        configuration = study.configuration("a", method, {"x": 1.0}, seeds=[0])
+        study.end(configuration, 0, {"val/error": error, "test/error": error})
     lines = results_table(fresh, "demo").render("md").splitlines()
     assert lines[1].startswith("| --- | ---: |")
     assert "| my\\_method\\|x |" in lines[2]
@@ -249,8 +253,8 @@ def test_studies_stand_beside_each_other_with_mean_ranks(fresh):
     for name, values in errors.items():
         study = Written(fresh, name, parts={"a": {}})
         for method, error in values.items():
-            point = study.point("a", method, {"study": name}, seeds=[0])
-            study.end(point, 0, {"val/error": error, "test/error": error})
+            configuration = study.configuration("a", method, {"study": name}, seeds=[0])
+            study.end(configuration, 0, {"val/error": error, "test/error": error})
     table = compare_table(fresh, ["one", "two", "three"])
     assert table.header == ("study", "metric", "mul", "add", "base")
     texts = [[cell.text for cell in row] for row in table.cells]

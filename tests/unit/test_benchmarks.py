@@ -102,8 +102,10 @@ def test_the_peers_train_what_modmix_trains(settings: dict[str, Any]) -> None:
     from tests.benchmarks.peers import plain
 
     data = make_data()
-    points = ({"beta": 0.3}, {"beta": 0.9})
-    replicates = make_replicates("mul", points, data=data, epochs=3, batch_size=32, **settings)
+    configurations = ({"beta": 0.3}, {"beta": 0.9})
+    replicates = make_replicates(
+        "mul", configurations, data=data, epochs=3, batch_size=32, **settings
+    )
     ours = {
         key: Result(
             end.history["train/loss"][-1], end.metrics["val/error"], end.metrics["test/error"]

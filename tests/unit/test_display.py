@@ -18,9 +18,9 @@ STATES = ("pending", "running", "done", "pruned", "failed", "interrupted")
 def status(
     total: int = 100, done: int = 0, running: dict[str, Progress | None] | None = None, **more: Any
 ) -> Status:
-    points = {"done": done // 5, "pruned": 0, "failed": 0, "running": 0, "pending": 0}
+    configurations = {"done": done // 5, "pruned": 0, "failed": 0, "running": 0, "pending": 0}
     return Status(
-        points={"total": total // 5, **points},
+        configurations={"total": total // 5, **configurations},
         replicates={"total": total, **dict.fromkeys(STATES, 0), "done": done},
         trained=done,
         reused=0,
@@ -52,7 +52,8 @@ def test_the_best_so_far_says_of_what_and_in_which_unit() -> None:
     display = Display(Console(file=io.StringIO(), width=100))
     of = status(done=10, best=BEST)
     assert display.line("val/error", of) == (
-        "2/20 points, 10/100 models; best validation error (%) so far: add 3.50, mulmix 7.25"
+        "2/20 configurations, 10/100 models; best validation error (%) so far: add 3.50, "
+        "mulmix 7.25"
     )
     whole = " ".join(" ".join(shown(100, of)).split())
     assert "best validation error (%) so far" in whole
@@ -70,7 +71,7 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     assert max(map(len, lines)) <= width
     if width >= 40:
         text = " ".join(lines)
-        assert "8/20 points, 40/100 models" in [line.rstrip() for line in lines]
+        assert "8/20 configurations, 40/100 models" in [line.rstrip() for line in lines]
         assert "and 24 more packs" in text
 
 

@@ -11,16 +11,19 @@ import pytest
 
 from modmix.base.messages import Replicate
 from modmix.execution.packing import TOLERANCE, Cost, group, makespan
-from modmix.execution.queue import Members, Waiting
+from modmix.execution.queue import Members, PackQueue
 
 PLAIN = Cost(fixed=0.0, each=1.0)
 # As measured for stacks of small networks: milliseconds an epoch.
 MUL, MULMIX, ADD = Cost(fixed=28, each=1.5), Cost(fixed=60, each=12), Cost(fixed=15, each=2.1)
 
 
-def replicate(key: str, structure: str = "s", point: str = "p", **training: Any) -> Replicate:
+def replicate(
+    key: str, structure: str = "s", configuration: str = "p", **training: Any
+) -> Replicate:
     return Replicate(
-        key=key, point=point, seed=0, method="mul", params={}, training=training, encoders={},
+        key=key, configuration=configuration, seed=0, method="mul", params={}, training=training,
+        encoders={},
         structure=structure,
     )  # fmt: skip
 
@@ -142,20 +145,22 @@ def test_structures_that_come_mixed_are_sorted_out() -> None:
         (20, 5, 64, [20]),  # however many slots there are
         (20, 5, 12, [10, 10]),
         (35, 5, 12, [10, 10, 10, 5]),
-        (35, 5, 15, [15, 10, 10]),  # 3, 2 and 2 points, not 3, 3 and 1
-        (20, 5, 3, [5, 5, 5, 5]),  # whole points, although they are larger
+        (35, 5, 15, [15, 10, 10]),  # 3, 2 and 2 configurations, not 3, 3 and 1
+        (20, 5, 3, [5, 5, 5, 5]),  # whole configurations, although they are larger
         (7, 1, 4, [4, 3]),
     ],
 )
-def test_packs_that_halve_hold_whole_points(
+def test_packs_that_halve_hold_whole_configurations(
     models: int, seeds: int, max_models: int, expected: list[int]
 ) -> None:
     members = of("a", models, seeds, halving={"eta": 2.0, "min_epochs": 1.0})
     found = group(members, slots=8, max_models=max_models)
     assert sorted((len(p) for p in found), reverse=True) == expected
     assert [r for p in sorted(found, key=lambda p: int(p[0].key[1:])) for r in p] == members
-    points = [r.point for p in found for r in {r.point: r for r in p}.values()]
-    assert len(points) == len(set(points))
+    configurations = [
+        r.configuration for p in found for r in {r.configuration: r for r in p}.values()
+    ]
+    assert len(configurations) == len(set(configurations))
 
 
 def test_packs_that_halve_are_work_for_the_others() -> None:
@@ -218,8 +223,8 @@ def test_many_structures_and_slots_take_no_time() -> None:
 # ---------------------------------------------------------------- what waits
 
 
-def waiting(slots: int = 1, max_models: int = 8) -> Waiting:
-    return Waiting(slots=slots, max_models=max_models, cost=lambda _: PLAIN)
+def waiting(slots: int = 1, max_models: int = 8) -> PackQueue:
+    return PackQueue(slots=slots, max_models=max_models, cost=lambda _: PLAIN)
 
 
 def names(pack: Members | None) -> str:

@@ -1,4 +1,4 @@
-"""Which points go on after a rung, in a pack and across packs."""
+"""Which configurations go on after a rung, in a pack and across packs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 
 from modmix.base.messages import Finished, Pack, Progress, Replicate, TaskRef
 from modmix.ledger import Entry
-from modmix.search.run_state import Book
+from modmix.search.run_state import RunState
 from modmix.search.rungs import Rungs
-from modmix.study.plan import Point
+from modmix.study.plan import Configuration
 from modmix.training.halving import goes_on, mean, promoted, rungs, share, survivors
 
 NAN = math.nan
@@ -36,7 +36,7 @@ def test_the_best_go_on() -> None:
     assert survivors(values, 9, higher_is_better=False) == ["c"]
 
 
-def test_a_point_with_a_diverged_replicate_is_last() -> None:
+def test_a_configuration_with_a_diverged_replicate_is_last() -> None:
     values = {"a": mean([0.0, NAN]), "b": mean([50.0, 60.0])}
     assert values["b"] == 55.0
     for higher in (True, False):
@@ -52,14 +52,14 @@ def test_equals_keep_their_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("keep", "points", "expected"),
+    ("keep", "configurations", "expected"),
     [(0.5, 4, 2), (0.5, 5, 3), (0.1, 30, 3), (0.1, 31, 4), (0.34, 3, 2), (0.01, 5, 1)],
 )
-def test_how_many_get_all_their_seeds(keep: float, points: int, expected: int) -> None:
-    assert share(keep, points) == expected
+def test_how_many_get_all_their_seeds(keep: float, configurations: int, expected: int) -> None:
+    assert share(keep, configurations) == expected
 
 
-def test_the_better_points_of_a_batch_are_promoted() -> None:
+def test_the_better_configurations_of_a_batch_are_promoted() -> None:
     values: dict[str, float | None] = {"a": 3.0, "b": None, "c": 1.0, "d": 2.0, "e": 3.0}
     assert promoted(values, 0.5, higher_is_better=False) == ["c", "d", "a"]  # ⌈0.5 · 5⌉
     assert promoted(values, 0.4, higher_is_better=True) == ["a", "e"]
@@ -68,52 +68,52 @@ def test_the_better_points_of_a_batch_are_promoted() -> None:
 
 
 def test_a_book_learns_of_further_seeds() -> None:
-    book = Book(["val/error"], higher_is_better=False, fingerprint="d")
-    whole = point("a", seeds=3)
-    book.add([replace(whole, replicates=whole.replicates[:2])])
+    state = RunState(["val/error"], higher_is_better=False, fingerprint="d")
+    whole = configuration("a", seeds=3)
+    state.add([replace(whole, replicates=whole.replicates[:2])])
 
     def end(key: str, error: float, state: str = "done", epochs: int = 9) -> None:
         metrics = {"val/error": error}
         event = Finished(pack="i", replicate=key, state=state, metrics=metrics, epochs=epochs)
-        book.take_result(key, event)
+        state.take_result(key, event)
 
     end("a-0", 4.0)
-    assert book.lacks_first("a", 2)
+    assert state.lacks_first("a", 2)
     end("a-1", 6.0)
-    assert not book.lacks_first("a", 2)
-    assert book.mean_of_first("a", 2) == 5.0
-    assert (book.is_waiting("a"), book.state_of("a")) == (False, "done")
-    assert book.best["mul"][0] == 5.0
-    book.add([whole])
-    assert (book.is_waiting("a"), book.state_of("a")) == (True, "running")
-    assert [r.seed for r in book.replicates_of("a")] == [0, 1, 2]
+    assert not state.lacks_first("a", 2)
+    assert state.mean_of_first("a", 2) == 5.0
+    assert (state.is_waiting("a"), state.state_of("a")) == (False, "done")
+    assert state.best["mul"][0] == 5.0
+    state.add([whole])
+    assert (state.is_waiting("a"), state.state_of("a")) == (True, "running")
+    assert [r.seed for r in state.replicates_of("a")] == [0, 1, 2]
     end("a-2", 8.0)
-    assert book.means("a") == (6.0,)
-    assert book.mean_of_first("a", 2) == 5.0
-    assert book.best["mul"][0] == 6.0  # over three seeds, although 5 was lower
+    assert state.means("a") == (6.0,)
+    assert state.mean_of_first("a", 2) == 5.0
+    assert state.best["mul"][0] == 6.0  # over three seeds, although 5 was lower
 
-    book.add([replace(point("b", seeds=2))])
+    state.add([replace(configuration("b", seeds=2))])
     end("b-0", 1.0)
     end("b-1", 1.0)
-    assert book.best["mul"][0] == 6.0  # b is better, over two seeds
+    assert state.best["mul"][0] == 6.0  # b is better, over two seeds
 
 
-def test_pruned_points_get_no_further_seeds() -> None:
-    book = Book(["val/error"], higher_is_better=False, fingerprint="d")
-    book.add([point("a", seeds=4), point("b", seeds=2)])
+def test_pruned_configurations_get_no_further_seeds() -> None:
+    state = RunState(["val/error"], higher_is_better=False, fingerprint="d")
+    state.add([configuration("a", seeds=4), configuration("b", seeds=2)])
     for key, error, epochs in (("a-0", 40.0, 2), ("a-1", 50.0, 4)):
         metrics = {"val/error": error}
         event = Finished(pack="i", replicate=key, state="pruned", metrics=metrics, epochs=epochs)
-        book.take_result(key, event)
-    book.states["a-2"] = "interrupted"  # it has begun: its pack has a checkpoint
-    assert book.leave_out_spare()
-    assert [r.key for r in book.replicates_of("a")] == ["a-0", "a-1", "a-2"]
-    assert set(book.replicates) == set(book.states) == {"a-0", "a-1", "a-2", "b-0", "b-1"}
-    assert book.is_waiting("a")
-    assert not book.leave_out_spare()
-    assert (book.means("a"), book.pruned_at("a")) == ((45.0,), 4)
-    assert book.mean_of_first("a", 2) is None
-    assert book.best == {}
+        state.take_result(key, event)
+    state.states["a-2"] = "interrupted"  # it has begun: its pack has a checkpoint
+    assert state.leave_out_spare()
+    assert [r.key for r in state.replicates_of("a")] == ["a-0", "a-1", "a-2"]
+    assert set(state.replicates) == set(state.states) == {"a-0", "a-1", "a-2", "b-0", "b-1"}
+    assert state.is_waiting("a")
+    assert not state.leave_out_spare()
+    assert (state.means("a"), state.pruned_at("a")) == ((45.0,), 4)
+    assert state.mean_of_first("a", 2) is None
+    assert state.best == {}
 
 
 # ---------------------------------------------------------------- across packs
@@ -147,15 +147,17 @@ def test_who_goes_on(value: float, others: list[float], eta: int, expected: bool
 TRAINING: Mapping[str, Any] = {"monitor": "val/error", "halving": {"eta": 2.0, "min_epochs": 2.0}}
 
 
-def point(name: str, seeds: int = 1, data: str = "d", monitor: str = "val/error") -> Point:
-    return Point(
+def configuration(
+    name: str, seeds: int = 1, data: str = "d", monitor: str = "val/error"
+) -> Configuration:
+    return Configuration(
         key=name,
         method="mul",
         params={},
         task=TaskRef(name="t", options={}, fingerprint=data),
         replicates=tuple(
             Replicate(
-                key=f"{name}-{seed}", point=name, seed=seed, method="mul", params={},
+                key=f"{name}-{seed}", configuration=name, seed=seed, method="mul", params={},
                 training={**TRAINING, "monitor": monitor}, encoders={}, structure="s",
             )
             for seed in range(seeds)
@@ -164,28 +166,31 @@ def point(name: str, seeds: int = 1, data: str = "d", monitor: str = "val/error"
 
 
 class Races:
-    """Points of a study as a driver sees them; every pack holds one point unless told."""
+    """Configurations of a study as a driver sees them; every pack holds one configuration unless
+    told.
+    """
 
-    def __init__(self, *points: Point, part: str = "p") -> None:
-        self.book = Book(["val/error"], higher_is_better=False, fingerprint="d")
+    def __init__(self, *configurations: Configuration, part: str = "p") -> None:
+        self.state = RunState(["val/error"], higher_is_better=False, fingerprint="d")
         self.histories: dict[str, dict[str, list[float]]] = {}
         self.asked: list[str] = []
-        self.rungs = Rungs(self.book, self._read)
-        self.add(*points, part=part)
+        self.rungs = Rungs(self.state, self._read)
+        self.add(*configurations, part=part)
 
     def _read(self, keys: Sequence[str]) -> dict[str, dict[str, list[float]]]:
         self.asked += keys
         return {key: self.histories[key] for key in keys if key in self.histories}
 
-    def add(self, *points: Point, part: str = "p") -> None:
-        self.book.add(points)
+    def add(self, *configurations: Configuration, part: str = "p") -> None:
+        self.state.add(configurations)
         self.rungs.enter(
-            Entry(part=part, method=p.method, number=i, point=p.key) for i, p in enumerate(points)
+            Entry(part=part, method=p.method, number=i, configuration=p.key)
+            for i, p in enumerate(configurations)
         )
 
     def at(self, values: Mapping[str, float], rung: int = 2, before: int = 0) -> str | None:
-        members = [r for name in values for r in self.book.replicates_of(name)]
-        task = self.book.points[next(iter(values))].point.task
+        members = [r for name in values for r in self.state.replicates_of(name)]
+        task = self.state.configurations[next(iter(values))].configuration.task
         pack = Pack(id="i", study="s", task=task, replicates=tuple(members))
         event = Progress(
             pack="i", epoch=before + rung, epochs=9, active=1, metrics={}, rung=rung, at_rung=values
@@ -195,44 +200,50 @@ class Races:
     def end(self, key: str, state: str, errors: Sequence[float]) -> None:
         epochs = [float(i + 1) for i in range(len(errors))]
         self.histories[key] = {"epoch": epochs, "val/error": list(errors)}
-        self.book.take_result(key, Finished(pack="i", replicate=key, state=state))
+        self.state.take_result(key, Finished(pack="i", replicate=key, state=state))
 
 
-def test_points_race_in_order_of_arrival() -> None:
-    races = Races(*(point(name) for name in "abcdef"))
+def test_configurations_race_in_order_of_arrival() -> None:
+    races = Races(*(configuration(name) for name in "abcdef"))
     assert races.at({"a": 5.0}) is None
-    assert races.at({"b": 6.0}) == "not among the best 1 of the 2 points so far after epoch 2"
+    assert (
+        races.at({"b": 6.0}) == "not among the best 1 of the 2 configurations so far after epoch 2"
+    )
     assert races.at({"c": 5.0}) is None  # 1 of 3, level with the best
     assert races.at({"d": 5.5}) is not None  # the best 2 of 4 are a and c
     assert races.at({"e": 1.0}) is None
     assert races.at({"a": 9.0}, rung=4) is None  # the first at that rung
     assert races.asked == []
-    # Told again (its worker died), a point is not its own rival.
+    # Told again (its worker died), a configuration is not its own rival.
     assert races.at({"e": 1.0}) is None
 
 
 def test_other_parts_methods_and_data_are_other_races() -> None:
-    races = Races(point("a"), point("x", data="other"))
-    races.add(point("b"), replace(point("c"), method="add"), part="q")
+    races = Races(configuration("a"), configuration("x", data="other"))
+    races.add(configuration("b"), replace(configuration("c"), method="add"), part="q")
     for name in "axbc":
         assert races.at({name: 5.0 + ord(name)}) is None
-    # A point of two parts goes on while one of them lets it.
-    races.add(point("d"), part="p")
-    races.add(point("d"), part="q")
+    # A configuration of two parts goes on while one of them lets it.
+    races.add(configuration("d"), part="p")
+    races.add(configuration("d"), part="q")
     value = (5.0 + ord("a") + 5.0 + ord("b")) / 2  # behind a, ahead of b
     assert races.at({"d": value}) is None
-    races.add(point("e"), part="p")
+    races.add(configuration("e"), part="p")
     assert races.at({"e": value}) is not None
 
 
-def test_a_pack_of_several_points_is_no_race_but_its_values_count() -> None:
-    races = Races(*(point(name, seeds=2) for name in "abc"))
+def test_a_pack_of_several_configurations_is_no_race_but_its_values_count() -> None:
+    races = Races(*(configuration(name, seeds=2) for name in "abc"))
     assert races.at({"a": 1.0, "b": 9.0}) is None
-    assert races.at({"c": 5.0}) == "not among the best 1 of the 3 points so far after epoch 2"
+    assert (
+        races.at({"c": 5.0}) == "not among the best 1 of the 3 configurations so far after epoch 2"
+    )
 
 
 def test_what_ended_before_is_read_from_the_ledger() -> None:
-    races = Races(*(point(name, seeds=2) for name in "abcdefg"), point("z", seeds=2))
+    races = Races(
+        *(configuration(name, seeds=2) for name in "abcdefg"), configuration("z", seeds=2)
+    )
     for seed in (0, 1):
         races.end(f"a-{seed}", "done", [8.0, 7.0 + seed, 0.0])  # its best up to the rung: 7, 8
         races.end(f"b-{seed}", "pruned", [8.0, 9.0])
@@ -243,24 +254,28 @@ def test_what_ended_before_is_read_from_the_ledger() -> None:
     races.end("f-0", "done", [1.0, 1.0])  # its other replicate is still training
     # There: a 7.5, b 8, d 1, e 1.5. Of five values with its own, the best two go on.
     assert races.at({"g": 1.5}) is None
-    assert races.at({"g": 1.6}) == "not among the best 2 of the 5 points so far after epoch 2"
+    assert (
+        races.at({"g": 1.6}) == "not among the best 2 of the 5 configurations so far after epoch 2"
+    )
     assert sorted(set(races.asked)) == sorted(f"{n}-{s}" for n in "abcde" for s in (0, 1))
     assert len(races.asked) == 10  # once
     races.end("f-1", "done", [1.0, NAN])
     assert races.at({"g": 1.4}) is None  # behind d and f, ahead of e
-    assert races.at({"g": 1.6}) == "not among the best 3 of the 6 points so far after epoch 2"
+    assert (
+        races.at({"g": 1.6}) == "not among the best 3 of the 6 configurations so far after epoch 2"
+    )
     assert races.at({"z": 1.0}) is None
 
 
 def test_epochs_of_earlier_stages_do_not_count() -> None:
-    races = Races(point("a"), point("b"), point("c"))
+    races = Races(configuration("a"), configuration("b"), configuration("c"))
     races.end("a-0", "done", [0.0, 0.0, 0.0, 6.0, 5.0, 1.0])  # three epochs of the first stage
     assert races.at({"b": 4.9}, before=3) is None
     assert races.at({"b": 5.1}, before=3) is not None
 
 
 def test_higher_may_be_better() -> None:
-    races = Races(*(point(name, monitor="val/auc") for name in "ab"))
+    races = Races(*(configuration(name, monitor="val/auc") for name in "ab"))
     assert races.at({"a": 0.8}) is None
     assert races.at({"b": 0.7}) is not None
     assert races.at({"b": 0.9}) is None

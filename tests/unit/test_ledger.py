@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from tests import postgres
 
 from modmix.base.errors import InputError, LeaseError, LedgerError
-from modmix.ledger import Entry, Lease, Ledger, NewPoint, ReplicateRecord, Result
+from modmix.ledger import Entry, Lease, Ledger, NewConfiguration, ReplicateRecord, Result
 from modmix.ledger import studies as leases
 from modmix.ledger.database import STUDIES
 
@@ -54,13 +54,13 @@ def start(ledger: Ledger, name: str = "s", **more: Any) -> Lease:
     return ledger.acquire(name)
 
 
-def point(key: str, seeds: int = 2, **params: Any) -> NewPoint:
+def configuration(key: str, seeds: int = 2, **params: Any) -> NewConfiguration:
     replicates = [(f"{key}-{seed}", seed) for seed in range(seeds)]
-    return NewPoint(key=key, method="mul", params=params, replicates=replicates)
+    return NewConfiguration(key=key, method="mul", params=params, replicates=replicates)
 
 
 def entry(number: int, key: str, **more: Any) -> Entry:
-    return Entry(part="p", method="mul", number=number, point=key, **more)
+    return Entry(part="p", method="mul", number=number, configuration=key, **more)
 
 
 def record(ledger: Ledger, key: str, study: str = "s") -> ReplicateRecord:
@@ -240,20 +240,26 @@ def test_elsewhere_the_heartbeat_decides(ledger: Ledger) -> None:
     assert not ledger.heartbeat(lease)  # the old driver learns that it lost
 
 
-# ---------------------------------------------------------------- points and entries
+# ---------------------------------------------------------------- configurations and entries
 
 
-def test_points_are_numbered_by_first_appearance(ledger: Ledger) -> None:
+def test_configurations_are_numbered_by_first_appearance(ledger: Ledger) -> None:
     start(ledger)
-    ledger.add("s", [point("b", beta=0.1), point("a", beta=1e-300)], [entry(0, "b"), entry(1, "a")])
-    ledger.add("s", [point("a", beta=9.0), point("c")], [entry(2, "a"), entry(3, "c")])
-    found = ledger.points("s")
+    ledger.add(
+        "s",
+        [configuration("b", beta=0.1), configuration("a", beta=1e-300)],
+        [entry(0, "b"), entry(1, "a")],
+    )
+    ledger.add(
+        "s", [configuration("a", beta=9.0), configuration("c")], [entry(2, "a"), entry(3, "c")]
+    )
+    found = ledger.configurations("s")
     assert [(p.key, p.number, dict(p.params)) for p in found] == [
         ("b", 0, {"beta": 0.1}),
         ("a", 1, {"beta": 1e-300}),  # what is there stays as it is
         ("c", 2, {}),
     ]
-    assert [(e.number, e.point) for e in ledger.entries("s")] == [
+    assert [(e.number, e.configuration) for e in ledger.entries("s")] == [
         (0, "b"), (1, "a"), (2, "a"), (3, "c")
     ]  # fmt: skip
 
@@ -261,8 +267,8 @@ def test_points_are_numbered_by_first_appearance(ledger: Ledger) -> None:
 def test_what_is_new_can_be_asked_for(ledger: Ledger) -> None:
     """Who follows a study reads what has come since, not all of it again."""
     lease = start(ledger)
-    ledger.add("s", [point("a"), point("b"), point("c")], [])
-    assert [p.key for p in ledger.points("s", after=0)] == ["b", "c"]
+    ledger.add("s", [configuration("a"), configuration("b"), configuration("c")], [])
+    assert [p.key for p in ledger.configurations("s", after=0)] == ["b", "c"]
     ledger.claim(lease, "pack", ["a-0", "a-1", "b-0"])
     ledger.finish(lease, [Result(replicate="a-0", state="done")])
     (first,) = [r.finished for r in ledger.replicates("s") if r.finished is not None]
@@ -270,42 +276,44 @@ def test_what_is_new_can_be_asked_for(ledger: Ledger) -> None:
     ledger.finish(lease, [Result(replicate="b-0", state="failed", reason="diverged")])
     assert [r.key for r in ledger.replicates("s", since=first)] == ["b-0"]
     assert [r.key for r in ledger.replicates("s", since=first - 1)] == ["a-0", "b-0"]
-    mine = ledger.replicates("s", points=["c", "a"])
+    mine = ledger.replicates("s", configurations=["c", "a"])
     assert [(r.key, r.state) for r in mine] == [
         ("a-0", "done"), ("a-1", "running"), ("c-0", "pending"), ("c-1", "pending"),
     ]  # fmt: skip
-    assert ledger.replicates("s", points=[]) == []
+    assert ledger.replicates("s", configurations=[]) == []
 
 
 def test_many_runs_are_noted_at_once(ledger: Ledger) -> None:
     start(ledger)
     start(ledger, "other")
-    ledger.add("s", [point("a"), point("b"), point("c")], [])
-    ledger.add("other", [point("a")], [])
-    ledger.set_point_runs("s", [("a", "run-a", None), ("c", "run-c", "digest")])
-    ledger.set_point_runs("s", [])
-    held = {p.key: (p.mlflow_run, p.mirrored) for p in ledger.points("s")}
+    ledger.add("s", [configuration("a"), configuration("b"), configuration("c")], [])
+    ledger.add("other", [configuration("a")], [])
+    ledger.set_configuration_runs("s", [("a", "run-a", None), ("c", "run-c", "digest")])
+    ledger.set_configuration_runs("s", [])
+    held = {p.key: (p.mlflow_run, p.mirrored) for p in ledger.configurations("s")}
     assert held == {"a": ("run-a", None), "b": (None, None), "c": ("run-c", "digest")}
-    assert [p.mlflow_run for p in ledger.points("other")] == [None]
+    assert [p.mlflow_run for p in ledger.configurations("other")] == [None]
 
 
 def test_numbers_are_not_given_twice(ledger: Ledger) -> None:
     start(ledger)
-    ledger.add("s", [point("a"), point("b"), point("c")], [])
-    ledger.keep_only_points("s", ["b", "c"], ["b-0", "c-0"])
-    ledger.add("s", [point("d")], [])
-    assert [(p.key, p.number) for p in ledger.points("s")] == [("b", 1), ("c", 2), ("d", 3)]
+    ledger.add("s", [configuration("a"), configuration("b"), configuration("c")], [])
+    ledger.keep_only_configurations("s", ["b", "c"], ["b-0", "c-0"])
+    ledger.add("s", [configuration("d")], [])
+    assert [(p.key, p.number) for p in ledger.configurations("s")] == [("b", 1), ("c", 2), ("d", 3)]
 
 
-def test_a_point_may_take_over_another_s_replicates(ledger: Ledger) -> None:
-    """A changed study file shows more of the same models: new points, old results."""
+def test_a_configuration_may_take_over_another_s_replicates(ledger: Ledger) -> None:
+    """A changed study file shows more of the same models: new configurations, old results."""
     lease = start(ledger)
-    ledger.add("s", [point("a")], [])
+    ledger.add("s", [configuration("a")], [])
     ledger.finish(lease, [Result(replicate="a-0", state="done")])
-    wider = NewPoint(key="wider", method="mul", params={}, replicates=[("a-0", 0), ("a-1", 1)])
+    wider = NewConfiguration(
+        key="wider", method="mul", params={}, replicates=[("a-0", 0), ("a-1", 1)]
+    )
     ledger.add("s", [wider], [])
-    ledger.keep_only_points("s", ["wider"], ["a-0", "a-1"])
-    assert [(r.key, r.point, r.state, r.origin) for r in ledger.replicates("s")] == [
+    ledger.keep_only_configurations("s", ["wider"], ["a-0", "a-1"])
+    assert [(r.key, r.configuration, r.state, r.origin) for r in ledger.replicates("s")] == [
         ("a-0", "wider", "done", "trained"),
         ("a-1", "wider", "pending", ""),
     ]
@@ -314,7 +322,9 @@ def test_a_point_may_take_over_another_s_replicates(ledger: Ledger) -> None:
 def test_entries_come_back_as_they_were(ledger: Ledger) -> None:
     start(ledger)
     proposal = {"rate": 0.1 + 0.2, "hidden": [64, 32], "merge": None, "deep": True, "n": 3}
-    ledger.add("s", [point("a"), point("b")], [entry(0, "a", batch=7, proposal=proposal)])
+    ledger.add(
+        "s", [configuration("a"), configuration("b")], [entry(0, "a", batch=7, proposal=proposal)]
+    )
     (found,) = ledger.entries("s")
     assert found == entry(0, "a", batch=7, proposal=proposal)
     assert list(found.proposal) == list(proposal)
@@ -345,7 +355,7 @@ def test_a_ledger_of_an_earlier_version_is_brought_up_to_date(url: str) -> None:
             opened.close()
             opened = Ledger(url)
             start(opened)
-            opened.add("s", [point("a")], [entry(0, "a")])
+            opened.add("s", [configuration("a")], [entry(0, "a")])
         opened.close()
         opened = Ledger(url)
         (found,) = opened.entries("s")
@@ -363,8 +373,8 @@ def test_changed_parts_are_asked_anew(ledger: Ledger) -> None:
     start(ledger)
     first = {("p", "mul"): "1", ("q", "mul"): "1", ("p", "add"): "1"}
     ledger.keep_only_entries("s", first)
-    entries = [Entry(part=p, method=m, number=0, point="a") for p, m in first]
-    ledger.add("s", [point("a")], entries)
+    entries = [Entry(part=p, method=m, number=0, configuration="a") for p, m in first]
+    ledger.add("s", [configuration("a")], entries)
     ledger.keep_only_entries("s", first)
     assert len(ledger.entries("s")) == 3
     ledger.keep_only_entries("s", {("p", "mul"): "1", ("q", "mul"): "2"})
@@ -373,12 +383,12 @@ def test_changed_parts_are_asked_anew(ledger: Ledger) -> None:
     assert ledger.entries("t") == []
 
 
-def test_many_points_at_once(ledger: Ledger) -> None:
+def test_many_configurations_at_once(ledger: Ledger) -> None:
     start(ledger)
-    points = [point(f"{i:04d}", seeds=3) for i in range(700)]
-    ledger.add("s", points, [entry(i, p.key) for i, p in enumerate(points)])
+    configurations = [configuration(f"{i:04d}", seeds=3) for i in range(700)]
+    ledger.add("s", configurations, [entry(i, p.key) for i, p in enumerate(configurations)])
     assert len(ledger.replicates("s")) == 2100
-    keys = [key for p in points for key, _ in p.replicates]
+    keys = [key for p in configurations for key, _ in p.replicates]
     lease = Lease(study="s", token="t" * 32)
     assert ledger.claim(lease, "k", keys) == keys
     assert len(ledger.histories(keys)) == 0
@@ -391,7 +401,7 @@ def test_many_points_at_once(ledger: Ledger) -> None:
 
 def test_claim_and_finish(ledger: Ledger) -> None:
     lease = start(ledger)
-    ledger.add("s", [point("a")], [entry(0, "a")])
+    ledger.add("s", [configuration("a")], [entry(0, "a")])
     assert ledger.claim(lease, "pack", ["a-0", "a-1"]) == ["a-0", "a-1"]
     running = record(ledger, "a-0")
     assert (running.state, running.owner, running.pack) == ("running", lease.token, "pack")
@@ -410,7 +420,7 @@ def test_claim_and_finish(ledger: Ledger) -> None:
     assert ledger.finish(lease, [result]) == ["a-0"]
     done = record(ledger, "a-0")
     assert (done.state, done.owner, done.epochs, done.best_epoch) == ("done", None, 2, 0.5)
-    assert (done.seed, done.point, done.seconds, done.origin) == (0, "a", 1.5, "trained")
+    assert (done.seed, done.configuration, done.seconds, done.origin) == (0, "a", 1.5, "trained")
     assert math.isnan(done.metrics["val/auc"])
     assert {k: v for k, v in done.metrics.items() if k != "val/auc"} == {
         "val/error": 3.0, "val/nll": math.inf, "x": -math.inf,
@@ -423,7 +433,7 @@ def test_claim_and_finish(ledger: Ledger) -> None:
 
 def test_a_result_is_recorded_once(ledger: Ledger) -> None:
     lease = start(ledger)
-    ledger.add("s", [point("a")], [entry(0, "a")])
+    ledger.add("s", [configuration("a")], [entry(0, "a")])
     ledger.claim(lease, "pack", ["a-0"])
     first = Result(replicate="a-0", state="done", metrics={"val/error": 1.0}, seconds=1)
     ledger.finish(lease, [first, first])
@@ -440,7 +450,7 @@ def test_a_result_is_recorded_once(ledger: Ledger) -> None:
 
 def test_what_is_let_go_is_free_again(ledger: Ledger) -> None:
     lease = start(ledger)
-    ledger.add("s", [point("a", 3)], [])
+    ledger.add("s", [configuration("a", 3)], [])
     ledger.claim(lease, "pack", ["a-0", "a-1", "a-2"])
     ledger.finish(lease, [Result(replicate="a-2", state="done")])
     ledger.let_go(Lease(study="s", token="another"), ["a-0"])  # not theirs to give
@@ -453,7 +463,7 @@ def test_what_is_let_go_is_free_again(ledger: Ledger) -> None:
 
 def test_a_dead_driver_s_replicates_are_interrupted(ledger: Ledger, url: str) -> None:
     ledger.start_study("s", spec={}, text="", source="", details={})
-    ledger.add("s", [point("a")], [])
+    ledger.add("s", [configuration("a")], [])
     code = (
         "lease = ledger.acquire('s'); ledger.claim(lease, 'pack', ['a-0', 'a-1'])\n"
         "ledger.finish(lease, [Result(replicate='a-1', state='done')])\n"
@@ -477,10 +487,10 @@ def test_a_dead_driver_s_replicates_are_interrupted(ledger: Ledger, url: str) ->
 
 def test_recovering_leaves_other_studies_alone(ledger: Ledger) -> None:
     lease = start(ledger, "living")
-    ledger.add("living", [point("a"), point("b")], [])
+    ledger.add("living", [configuration("a"), configuration("b")], [])
     ledger.claim(lease, "pack", ["a-0", "b-0"])
     start(ledger, "s")
-    ledger.add("s", [point("a")], [])  # wants what the other one trains
+    ledger.add("s", [configuration("a")], [])  # wants what the other one trains
     assert ledger.recover("s") == 0
     ledger.release(lease)
     assert ledger.recover("s") == 1
@@ -490,16 +500,22 @@ def test_recovering_leaves_other_studies_alone(ledger: Ledger) -> None:
 
 def test_studies_find_each_other_s_results(ledger: Ledger) -> None:
     lease = start(ledger, "one")
-    ledger.add("one", [point("a", beta=1)], [])
+    ledger.add("one", [configuration("a", beta=1)], [])
     ledger.claim(lease, "pack", ["a-0", "a-1"])
     ledger.finish(lease, [Result(replicate="a-0", state="done", metrics={"val/error": 1.0})])
     start(ledger, "two")
-    same = NewPoint(key="other", method="mul", params={}, replicates=[("a-0", 0), ("a-1", 1)])
+    same = NewConfiguration(
+        key="other", method="mul", params={}, replicates=[("a-0", 0), ("a-1", 1)]
+    )
     ledger.add("two", [same], [])
     assert ledger.adopt("two") == 1
     assert ledger.adopt("two") == 0
     found = record(ledger, "a-0", "two")
-    assert (found.origin, found.point, found.metrics) == ("reused", "other", {"val/error": 1.0})
+    assert (found.origin, found.configuration, found.metrics) == (
+        "reused",
+        "other",
+        {"val/error": 1.0},
+    )
     assert record(ledger, "a-0", "one").origin == "trained"
     assert record(ledger, "a-1", "two").origin == ""
     assert ledger.study("two").device_seconds == 0
@@ -507,7 +523,7 @@ def test_studies_find_each_other_s_results(ledger: Ledger) -> None:
 
 def test_failures_can_be_forgotten(ledger: Ledger) -> None:
     lease = start(ledger)
-    ledger.add("s", [point("a", 3)], [])
+    ledger.add("s", [configuration("a", 3)], [])
     ledger.finish(
         lease,
         [
@@ -526,7 +542,7 @@ def test_failures_can_be_forgotten(ledger: Ledger) -> None:
 
 def test_packs(ledger: Ledger) -> None:
     lease = start(ledger)
-    ledger.add("s", [point("a"), point("b")], [])
+    ledger.add("s", [configuration("a"), configuration("b")], [])
     ledger.claim(lease, "one", ["a-0"])
     ledger.claim(lease, "two", ["b-0", "b-1"])
     ledger.update_pack("s", "two", note={"device": "cpu", "why": "ü"}, failed=True)
@@ -570,11 +586,11 @@ def test_a_replicate_has_one_owner(ledger: Ledger, url: str) -> None:
     """Two studies that want the same models, in two ledgers' connections, at the same moment."""
     drivers = [Ledger(url) for _ in range(2)]
     held = [start(drivers[i], f"s{i}") for i in range(2)]
-    points = [point(f"{i:02d}", seeds=1) for i in range(30)]
-    keys = [key for p in points for key, _ in p.replicates]
+    configurations = [configuration(f"{i:02d}", seeds=1) for i in range(30)]
+    keys = [key for p in configurations for key, _ in p.replicates]
 
     def work(number: int) -> list[str]:
-        order = points if number else points[::-1]
+        order = configurations if number else configurations[::-1]
         drivers[number].add(f"s{number}", order, [])
         mine: list[str] = []
         for key in keys:
@@ -592,7 +608,7 @@ def test_a_replicate_has_one_owner(ledger: Ledger, url: str) -> None:
 def test_a_result_that_comes_twice_at_once_is_recorded_once(ledger: Ledger, url: str) -> None:
     drivers = [Ledger(url) for _ in range(2)]
     lease = start(ledger)
-    ledger.add("s", [point("a", 20)], [])
+    ledger.add("s", [configuration("a", 20)], [])
     results = [Result(replicate=f"a-{seed}", state="done", seconds=1) for seed in range(20)]
 
     def work(number: int) -> list[str]:
@@ -607,7 +623,7 @@ def test_a_result_that_comes_twice_at_once_is_recorded_once(ledger: Ledger, url:
 
 def test_threads_share_a_ledger(ledger: Ledger) -> None:
     lease = start(ledger)
-    ledger.add("s", [point("a", 20)], [])
+    ledger.add("s", [configuration("a", 20)], [])
 
     def work(number: int) -> None:
         for seed in range(number, 20, 4):

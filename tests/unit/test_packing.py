@@ -10,10 +10,10 @@ import pytest
 from modmix.base.messages import Pack, Replicate, TaskRef, digest, pack_id
 
 
-def replicate(key: str, structure: str = "s", point: str = "p", seed: int = 0) -> Replicate:
+def replicate(key: str, structure: str = "s", configuration: str = "p", seed: int = 0) -> Replicate:
     return Replicate(
         key=key,
-        point=point,
+        configuration=configuration,
         seed=seed,
         method="mul",
         params={"beta": 0.1, "weights": None, "hidden": [64]},

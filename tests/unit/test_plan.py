@@ -1,4 +1,6 @@
-"""The plan: points counted by hand, keys that are the same and differ when they must, problems."""
+"""The plan: configurations counted by hand, keys that are the same and differ when they must,
+problems.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from modmix.base.space import Choices, Constant, Range
 from modmix.execution.costs import Costs
 from modmix.study import plan as plan_module
 from modmix.study import spec
-from modmix.study.plan import Plan, Point
+from modmix.study.plan import Configuration, Plan
 from modmix.tasks.data import Data, Modality, Split
 
 FOLDER = Path("/studies")
@@ -60,11 +62,13 @@ def make(parts: str, more: str = "", *, task: str = "task: digits") -> Plan:
     return plan_module.make(spec.parse(text, name="x.yaml", folder=FOLDER))
 
 
-def one(block: str, more: str = "", *, method: str = "mul", task: str = "task: digits") -> Point:
-    """The single point of a study with one method's block."""
+def one(
+    block: str, more: str = "", *, method: str = "mul", task: str = "task: digits"
+) -> Configuration:
+    """The single configuration of a study with one method's block."""
     (part,) = (plan := make(f"  p: {{methods: {{{method}: {{{block}}}}}}}", more, task=task)).parts
     (assignment,) = part.assignments(method)
-    return plan.point(method, assignment)
+    return plan.configuration(method, assignment)
 
 
 def problems(parts: str, more: str = "", *, task: str = "task: digits") -> list[str]:
@@ -73,10 +77,10 @@ def problems(parts: str, more: str = "", *, task: str = "task: digits") -> list[
     return [str(problem) for problem in caught.value.problems]
 
 
-# ---------------------------------------------------------------- points
+# ---------------------------------------------------------------- configurations
 
 
-def test_a_grid_with_conditions_becomes_these_points() -> None:
+def test_a_grid_with_conditions_becomes_these_configurations() -> None:
     plan = make(
         """\
   p:
@@ -87,38 +91,42 @@ def test_a_grid_with_conditions_becomes_these_points() -> None:
         project: {grid: [8, 16], when: {merge: [sum]}}
 """
     )
-    points = [plan.point("add", a) for a in plan.parts[0].assignments("add")]
-    shown = [(p.params["learning_rate"], p.params["merge"], p.params["project"]) for p in points]
+    configurations = [plan.configuration("add", a) for a in plan.parts[0].assignments("add")]
+    shown = [
+        (p.params["learning_rate"], p.params["merge"], p.params["project"]) for p in configurations
+    ]
     assert shown == [
         (rate, merge, project)
         for rate in (0.01, 0.1)
         for merge, project in (("concat", None), ("sum", 8), ("sum", 16))
     ]
-    assert len({p.key for p in points}) == 6
-    assert len({r.key for p in points for r in p.replicates}) == 6 * 5
+    assert len({p.key for p in configurations}) == 6
+    assert len({r.key for p in configurations for r in p.replicates}) == 6 * 5
 
 
-def test_base_has_a_point_per_modality() -> None:
+def test_base_has_a_configuration_per_modality() -> None:
     plan = make("  p: {methods: {base: }}")
-    points = [plan.point("base", a) for a in plan.parts[0].assignments("base")]
-    assert [p.params["modality"] for p in points] == ["left", "right"]
-    assert [list(p.replicates[0].encoders) for p in points] == [["left"], ["right"]]
-    searched = make("  p: {search: {points: 2}, methods: {base: }}").parts[0].domains["base"]
+    configurations = [plan.configuration("base", a) for a in plan.parts[0].assignments("base")]
+    assert [p.params["modality"] for p in configurations] == ["left", "right"]
+    assert [list(p.replicates[0].encoders) for p in configurations] == [["left"], ["right"]]
+    searched = (
+        make("  p: {search: {configurations: 2}, methods: {base: }}").parts[0].domains["base"]
+    )
     assert searched["modality"] == Choices(values=("left", "right"))
 
 
-def test_a_point_is_resolved() -> None:
-    point = one(
+def test_a_configuration_is_resolved() -> None:
+    configuration = one(
         "beta: 1, encoder.hidden: [5], clip_norm: 10",
         "training: {epochs: 3}\nseeds: [4, 2]\nencoders: {right: {name: mlp, activation: tanh}}",
     )
-    (first, second) = point.replicates
+    (first, second) = configuration.replicates
     assert (first.seed, second.seed) == (4, 2)
     assert first.params == {
         "beta": 1.0, "margin": None, "detach_weights": True, "alpha": 0.0, "weights": None,
         "depth": 0, "width": 64,
     }  # fmt: skip
-    assert point.params == {**first.params, "encoder.hidden": [5], "clip_norm": 10.0}
+    assert configuration.params == {**first.params, "encoder.hidden": [5], "clip_norm": 10.0}
     assert first.encoders == {
         "left": {"name": "mlp", "hidden": [5], "activation": "relu", "batch_norm": False},
         "right": {"name": "mlp", "hidden": [5], "activation": "tanh", "batch_norm": False},
@@ -132,8 +140,8 @@ def test_a_point_is_resolved() -> None:
 
 def test_the_monitor_is_the_objective() -> None:
     assert one("", "objective: val/auc").replicates[0].training["monitor"] == "val/auc"
-    point = one("", "objective: val/auc\ntraining: {monitor: val/nll}")
-    assert point.replicates[0].training["monitor"] == "val/nll"
+    configuration = one("", "objective: val/auc\ntraining: {monitor: val/nll}")
+    assert configuration.replicates[0].training["monitor"] == "val/nll"
 
 
 def test_directions() -> None:
@@ -146,7 +154,7 @@ def test_domains_of_a_search() -> None:
         make(
             """\
   p:
-    search: {points: 3}
+    search: {configurations: 3}
     methods:
       mul:
         beta: {low: 0, high: 1, step: 0.25}
@@ -280,7 +288,7 @@ def test_a_key_is_this_digest() -> None:
     )
 
 
-def test_two_parts_that_mean_the_same_model_share_its_point() -> None:
+def test_two_parts_that_mean_the_same_model_share_its_configuration() -> None:
     plan = make(
         """\
   one: {methods: {mul: {beta: {grid: [0, 0.5]}}}}
@@ -288,13 +296,15 @@ def test_two_parts_that_mean_the_same_model_share_its_point() -> None:
   three: {methods: {mul: {beta: 0.5, learning_rate: {grid: [0.001, 0.01]}, stack: never}}}
 """
     )
-    keys = [[plan.point("mul", a).key for a in part.assignments("mul")] for part in plan.parts]
+    keys = [
+        [plan.configuration("mul", a).key for a in part.assignments("mul")] for part in plan.parts
+    ]
     assert keys[0][1] == keys[1][0] == keys[2][0]
     assert len({key for part in keys for key in part}) == 3
     # Each shows what any of them varies, with the value that holds for it.
-    point = plan.point("mul", {"beta": 0.0})
+    configuration = plan.configuration("mul", {"beta": 0.0})
     names = ("learning_rate", "encoder.hidden", "task.split_seed", "stack")
-    assert [point.params[name] for name in names] == [0.001, [64], 0, "auto"]
+    assert [configuration.params[name] for name in names] == [0.001, [64], 0, "auto"]
 
 
 def test_what_encoders_do_not_share_is_shown_as_null() -> None:
@@ -303,9 +313,9 @@ def test_what_encoders_do_not_share_is_shown_as_null() -> None:
         "  q: {methods: {mul: {encoder.hidden: [8], encoder.batch_norm: true}}}",
         "encoders: {left: {name: mlp, hidden: [3]}, right: {name: mlp, hidden: [4]}}",
     )
-    assert plan.point("mul", {}).params["encoder.hidden"] is None
-    assert plan.point("mul", {}).params["encoder.batch_norm"] is False
-    assert plan.point("mul", {"encoder.hidden": [8]}).params["encoder.hidden"] == [8]
+    assert plan.configuration("mul", {}).params["encoder.hidden"] is None
+    assert plan.configuration("mul", {}).params["encoder.batch_norm"] is False
+    assert plan.configuration("mul", {"encoder.hidden": [8]}).params["encoder.hidden"] == [8]
 
 
 def test_options_of_the_task_may_vary(
@@ -316,9 +326,9 @@ def test_options_of_the_task_may_vary(
         "  p: {methods: {mul: {task.path: {grid: [b.npz, $WHERE/c.npz]}, beta: {grid: [0, 1]}}}}",
         task="task: {name: arrays, path: a.npz}",
     )
-    points = [plan.point("mul", a) for a in plan.parts[0].assignments("mul")]
+    configurations = [plan.configuration("mul", a) for a in plan.parts[0].assignments("mul")]
     paths = ["/studies/b.npz", "/studies/elsewhere/c.npz"]  # beside the study file, as task.path
-    assert [p.task.options["path"] for p in points] == [paths[0]] * 2 + [paths[1]] * 2
+    assert [p.task.options["path"] for p in configurations] == [paths[0]] * 2 + [paths[1]] * 2
     assert [options["path"] for options in loaded] == ["/studies/a.npz", *paths]  # once each
 
 
@@ -347,7 +357,7 @@ def test_the_outline_and_the_shelves_speak_at_once() -> None:
       mlu: {}
       add: {depth: {low: 1, high: 2}}
   q:
-    search: {points: 0}
+    search: {configurations: 0}
     methods: {mul: {beta: {grid: [0]}}}
 """,
         """\
@@ -387,8 +397,8 @@ paper: {nul: {test/error: 1}, mul: {tst/error: 1, test/auc: [1, 2, 3]}, mul (q):
         "'beta'?"),
         "line 18: parts.p.methods.mlu: unknown method 'mlu': did you mean 'mul'?",
         ("line 19: parts.p.methods.add.depth: ranges and choices need a search: add search: "
-        "{points: 20}"),
-        "line 21: parts.q.search.points: must be greater than or equal to 1, got 0",
+        "{configurations: 20}"),
+        "line 21: parts.q.search.configurations: must be greater than or equal to 1, got 0",
         ("line 22: parts.q.methods.mul.beta: a search takes ranges and choices: write choices for "
         "grid"),
     ]  # fmt: skip
@@ -429,7 +439,7 @@ paper: {nul: {test/error: 1}, mul: {tst/error: 1, test/auc: [1, 2, 3]}, mul (q):
 )
 def test_domains_that_are_none(value: str, message: str) -> None:
     block = f"{{beta: {value}, depth: {{choices: [0, 1]}}}}"
-    (found,) = problems(f"  p: {{search: {{points: 2}}, methods: {{mul: {block}}}}}")
+    (found,) = problems(f"  p: {{search: {{configurations: 2}}, methods: {{mul: {block}}}}}")
     start = "line 5: parts.p.methods.mul.beta"
     assert found.startswith(start + (message if message.startswith(".") else f": {message}")), found
 
@@ -438,17 +448,23 @@ def test_domains_that_are_none(value: str, message: str) -> None:
     ("parts", "more", "expected"),
     [
         (
-            "  p: {search: {points: 2}, methods: {mul: {width: {low: 1, high: 9, step: 0.5}}}}",
+            (
+                "  p: {search: {configurations: 2}, "
+                "methods: {mul: {width: {low: 1, high: 9, step: 0.5}}}}"
+            ),
             "",
             "p.methods.mul.width.step: must be a whole number, got 0.5",
         ),
         (
-            "  p: {search: {points: 2}, methods: {mul: {width: {low: 1, high: 9, int: false}}}}",
+            (
+                "  p: {search: {configurations: 2}, "
+                "methods: {mul: {width: {low: 1, high: 9, int: false}}}}"
+            ),
             "",
             "p.methods.mul.width.int: must be true, or left out",
         ),
         (
-            "  p: {search: {points: 2}, methods: {add: {merge: {low: 1, high: 9}}}}",
+            "  p: {search: {configurations: 2}, methods: {add: {merge: {low: 1, high: 9}}}}",
             "",
             "p.methods.add.merge: has no range: use choices",
         ),
@@ -463,17 +479,23 @@ def test_domains_that_are_none(value: str, message: str) -> None:
             "p.methods.mul.beta: ranges and choices need a search",
         ),
         (
-            "  p: {search: {points: 2}, methods: {mul: {beta: 1}}}",
+            "  p: {search: {configurations: 2}, methods: {mul: {beta: 1}}}",
             "",
             "p.methods.mul: nothing to search: give it a range or choices",
         ),
         (
-            "  p: {search: {points: 2, sampler: grid}, methods: {mul: {beta: {low: 0, high: 1}}}}",
+            (
+                "  p: {search: {configurations: 2, sampler: grid}, "
+                "methods: {mul: {beta: {low: 0, high: 1}}}}"
+            ),
             "",
             "p.methods.mul: the grid sampler needs an end: give beta a step or choices",
         ),
         (
-            "  p: {search: {points: 2, sampler: cmaes}, methods: {mul: {beta: {low: 0, high: 1}}}}",
+            (
+                "  p: {search: {configurations: 2, sampler: cmaes}, "
+                "methods: {mul: {beta: {low: 0, high: 1}}}}"
+            ),
             "objective: [val/error, val/auc]",
             "p.search.sampler: cmaes takes one objective: use nsga2, tpe or gp for two",
         ),
@@ -496,7 +518,7 @@ def test_domains_that_are_none(value: str, message: str) -> None:
                 f" alpha: {{grid: {list(range(400))}}}}}}}}}"
             ),
             "",
-            "p.methods.mul: its grid has 160000 points, more than 100000: use a search",
+            "p.methods.mul: its grid has 160000 configurations, more than 100000: use a search",
         ),
         (
             "  p: {methods: {mul: {monitor: val/auc}}}",
@@ -520,24 +542,32 @@ def test_domains_that_are_none(value: str, message: str) -> None:
         ),
         (
             (
-                "  p: {search: {points: 9, batch: 2}, shared: {halving: {eta: 3, min_epochs: 1}},"
+                "  p: {search: {configurations: 9, batch: 2}, "
+                "shared: {halving: {eta: 3, min_epochs: 1}},"
                 " methods: {mul: {beta: {low: 0, high: 1}}, add: {depth: {low: 0, high: 4}}}}"
             ),
             "",
-            "p.search.batch: must be at least halving's eta (3), got 2: the best 1/3 of 2 points",
+            (
+                "p.search.batch: must be at least halving's eta (3), got 2: the best 1/3 of 2 "
+                "configurations"
+            ),
         ),
         (
-            "  p: {search: {points: 9}, methods: {mul: {beta: {low: 0, high: 1}}}}",
+            "  p: {search: {configurations: 9}, methods: {mul: {beta: {low: 0, high: 1}}}}",
             "training: {halving: {eta: 3, min_epochs: 1}}\nresources: {max_models: 12}",
             (
-                "resources.max_models: a pack of 12 holds 2 points of 5 seeds, fewer than halving's"
+                "resources.max_models: a pack of 12 holds 2 configurations of 5 seeds, fewer "
+                "than halving's"
                 " eta (3): make it at least 15"
             ),
         ),
         (
             "  p: {methods: {mul: {beta: {grid: [0, 1]}}}}",
             "training: {halving: {eta: 2, min_epochs: 1}}\nobjective: [val/error, val/auc]",
-            "training.halving: compares points by one value, the study has two objectives: leave",
+            (
+                "training.halving: compares configurations by one value, the study has two "
+                "objectives: leave"
+            ),
         ),
         (
             "  p: {methods: {mul: {beta: {grid: [0, 1]}}}}",
@@ -545,27 +575,33 @@ def test_domains_that_are_none(value: str, message: str) -> None:
             "replicates: stages the seeds of searches, no part is one: leave it out",
         ),
         (
-            "  p: {search: {points: 9}, methods: {mul: {beta: {low: 0, high: 1}}}}",
+            "  p: {search: {configurations: 9}, methods: {mul: {beta: {low: 0, high: 1}}}}",
             "replicates: {start: 2}\nobjective: [val/error, val/auc]",
-            "replicates: compares points by one value, the study has two objectives: leave it out",
+            (
+                "replicates: compares configurations by one value, the study has two objectives: "
+                "leave it out"
+            ),
         ),
         (
-            "  p: {search: {points: 9}, methods: {mul: {beta: {low: 0, high: 1}}}}",
+            "  p: {search: {configurations: 9}, methods: {mul: {beta: {low: 0, high: 1}}}}",
             "replicates: {start: 2, full: 4}\nseeds: [7, 8, 9]",
             "replicates.full: must be the number of seeds (3), got 4: leave it or seeds out",
         ),
         (
-            "  p: {search: {points: 9}, methods: {mul: {beta: {low: 0, high: 1}}}}",
+            "  p: {search: {configurations: 9}, methods: {mul: {beta: {low: 0, high: 1}}}}",
             "replicates: {start: 5}",
             "replicates.start: must be below the number of seeds (5), got 5",
         ),
         (
-            "  p: {search: {points: 9, batch: 1}, methods: {mul: {beta: {low: 0, high: 1}}}}",
+            (
+                "  p: {search: {configurations: 9, batch: 1}, "
+                "methods: {mul: {beta: {low: 0, high: 1}}}}"
+            ),
             "replicates: {start: 2, full: 3}",
             "p.search.batch: keep: 0.5 (of replicates) of a batch of 1 is all of it: give a larger",
         ),
         (
-            "  p: {search: {points: 9}, methods: {mul: {beta: {low: 0, high: 1}}}}",
+            "  p: {search: {configurations: 9}, methods: {mul: {beta: {low: 0, high: 1}}}}",
             "replicates: {start: 2, keep: 0.9}",
             "p.search.batch: keep: 0.9 (of replicates) of a batch of 5 is all of it: give a larger",
         ),
@@ -593,15 +629,15 @@ def test_problems_of_the_shelves(parts: str, more: str, expected: str) -> None:
     assert len(found) == 1 or "references" in expected
 
 
-def test_staged_points_are_asked_for_with_their_first_seeds() -> None:
-    part = "  p: {search: {points: 4}, methods: {mul: {beta: {low: 0, high: 1}}}}"
+def test_staged_configurations_are_asked_for_with_their_first_seeds() -> None:
+    part = "  p: {search: {configurations: 4}, methods: {mul: {beta: {low: 0, high: 1}}}}"
     plan = make(part, "seeds: [4, 9, 2]\nreplicates: {start: 2}")
-    point = plan.point("mul", {"beta": 0.5})
-    assert [r.seed for r in point.replicates] == [4, 9, 2]
-    assert [r.seed for r in plan.first(point).replicates] == [4, 9]
-    assert plan.first(point).key == point.key
+    configuration = plan.configuration("mul", {"beta": 0.5})
+    assert [r.seed for r in configuration.replicates] == [4, 9, 2]
+    assert [r.seed for r in plan.first(configuration).replicates] == [4, 9]
+    assert plan.first(configuration).key == configuration.key
     whole = make(part, "seeds: [4, 9, 2]")
-    assert whole.first(point) == point
+    assert whole.first(configuration) == configuration
     # Staging asks for nothing else than the study did without it.
     assert whole.signatures() == plan.signatures()
 
@@ -609,12 +645,15 @@ def test_staged_points_are_asked_for_with_their_first_seeds() -> None:
 @pytest.mark.parametrize(
     ("search", "more"),
     [
-        ("points: 9, batch: 3", ""),
-        ("points: 9, batch: 1", ""),  # packs of one point are compared with each other
-        ("points: 9, batch: 1", "resources: {max_models: 12}"),
-        ("points: 9", "resources: {max_models: 9}"),  # a point a pack
-        ("points: 9", "resources: {max_models: 15}"),
-        ("points: 9", "resources: {max_models: 12}\nreplicates: {start: 4}"),
+        ("configurations: 9, batch: 3", ""),
+        (
+            "configurations: 9, batch: 1",
+            "",
+        ),  # packs of one configuration are compared with each other
+        ("configurations: 9, batch: 1", "resources: {max_models: 12}"),
+        ("configurations: 9", "resources: {max_models: 9}"),  # a configuration a pack
+        ("configurations: 9", "resources: {max_models: 15}"),
+        ("configurations: 9", "resources: {max_models: 12}\nreplicates: {start: 4}"),
     ],
 )
 def test_halving_that_has_enough_to_choose_from(search: str, more: str) -> None:
@@ -652,7 +691,10 @@ def test_halving_that_has_enough_to_choose_from(search: str, more: str) -> None:
             "line 5: parts.p.methods.add: ",
         ),
         (
-            "  p: {search: {points: 3}, methods: {add: {merge: {choices: [concat, mean]}}}}",
+            (
+                "  p: {search: {configurations: 3}, "
+                "methods: {add: {merge: {choices: [concat, mean]}}}}"
+            ),
             "encoders: {default: {name: identity}}",
             "line 5: parts.p.methods.add: ",
         ),
@@ -699,18 +741,18 @@ def test_what_a_pack_costs_is_counted() -> None:
     block = "hidden: [5], epochs: 4, batch_size: 2, evaluations_per_epoch: 1"
     parts = f"  p: {{methods: {{add: {{{block}}}, mul: {{batch_size: 100}}}}}}"
     plan = make(parts, "encoders: {default: {name: identity}}\nresources: {cpus: 1}")
-    point = plan.point("add", plan.parts[0].assignments("add")[0])
-    tasks = {r.structure: point.task for r in point.replicates}
-    cost = Costs(plan, tasks).of(point.replicates[0])
+    configuration = plan.configuration("add", plan.parts[0].assignments("add")[0])
+    tasks = {r.structure: configuration.task for r in configuration.replicates}
+    cost = Costs(plan, tasks).of(configuration.replicates[0])
     # 7 columns to 5 units to 3 classes, with biases, in 4 tensors; 6 rows, 3 steps, 1 evaluation.
     assert cost.each == 4 * (6 + 6 / 3) * (7 * 5 + 5 + 5 * 3 + 3)
     assert cost.fixed == 4 * (3 + 1) * (5e6 + 4 * 3e5)
-    alone = dict(point.replicates[0].training, stack="never")
-    other = replace(point.replicates[0], training=alone, structure="t")
-    single = Costs(plan, {"t": point.task}).of(other)
+    alone = dict(configuration.replicates[0].training, stack="never")
+    other = replace(configuration.replicates[0], training=alone, structure="t")
+    single = Costs(plan, {"t": configuration.task}).of(other)
     assert (single.fixed, single.each) == (0.0, cost.fixed + cost.each)
     # A batch of more rows than there are is all of them: one step.
-    mul = plan.point("mul", plan.parts[0].assignments("mul")[0])
+    mul = plan.configuration("mul", plan.parts[0].assignments("mul")[0])
     found = Costs(plan, {mul.replicates[0].structure: mul.task}).of(mul.replicates[0])
     assert found.each == 20 * (6 + 6 / 3) * (4 * 3 + 3 + 3 * 3 + 3)
     assert found.fixed == 20 * (1 + 1) * (5e6 + 4 * 3e5)

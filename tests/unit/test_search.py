@@ -80,7 +80,7 @@ class Driver:
                 part="part",
                 method="mul",
                 number=a.number,
-                point="",
+                configuration="",
                 batch=a.batch,
                 proposal=a.values,
             )
@@ -150,7 +150,7 @@ def tell_all(driver: Driver, asked: Sequence[Asked]) -> Sequence[Asked]:
     return asked
 
 
-def test_the_grid_ends_after_every_point_once() -> None:
+def test_the_grid_ends_after_every_configuration_once() -> None:
     driver = Driver(proposer(FINITE, "grid"))
     asked = [a for _ in range(4) for a in tell_all(driver, driver.ask(3))]
     # By hand: a in 1, 2 has two c's each, a = 3 has none; times two values of b.
@@ -187,7 +187,7 @@ def test_higher_can_be_better() -> None:
     assert sum(a.values["x"] for a in asked[-10:]) / 10 > 0.7
 
 
-def test_a_point_is_told_once() -> None:
+def test_a_configuration_is_told_once() -> None:
     made = proposer(SMOOTH, "tpe")
     made.ask(1)
     assert made.tell(0, [1.0]) == 1
@@ -212,25 +212,29 @@ def learn(sampler: str, tell: Any) -> list[float]:
 
 
 @pytest.mark.parametrize("sampler", ["cmaes", "nsga2"])
-def test_samplers_that_rank_learn_from_pruned_points(sampler: str) -> None:
-    """What is finished is all alike: one that left pruned points out would learn nothing."""
+def test_samplers_that_rank_learn_from_pruned_configurations(sampler: str) -> None:
+    """What is finished is all alike: one that left pruned configurations out would learn
+    nothing.
+    """
     late = learn(sampler, lambda x: ([1.0], None) if x > 0.7 else ([x], 1))[-20:]
     assert sum(late) / 20 < 0.35
 
 
-def test_tpe_learns_from_pruned_points() -> None:
+def test_tpe_learns_from_pruned_configurations() -> None:
     late = learn("tpe", lambda x: ([x], 1))[-20:]
     assert sum(late) / 20 < 0.35
 
 
 def test_tpe_prefers_a_later_rung_to_an_earlier_one() -> None:
-    """Nothing is ever finished; high points come further, and low ones have the better values."""
+    """Nothing is ever finished; high configurations come further, and low ones have the better
+    values.
+    """
     late = learn("tpe", lambda x: ([x], 9 if x > 0.8 else 1))[-20:]
     assert sum(late) / 20 > 0.6
 
 
 @pytest.mark.parametrize("higher", [False, True])
-def test_gp_sees_pruned_points_no_worse_than_the_worst_finished_one(higher: bool) -> None:
+def test_gp_sees_pruned_configurations_no_worse_than_the_worst_finished_one(higher: bool) -> None:
     sign = -1 if higher else 1
     made = Proposer(SMOOTH, sampler="gp", seed=0, label="", directions=(higher,))
     made.ask(6)
@@ -239,7 +243,7 @@ def test_gp_sees_pruned_points_no_worse_than_the_worst_finished_one(higher: bool
     made.tell(2, [sign * 50.0], step=1)  # worse than the worst: counts as that
     made.tell(3, [sign * 2.0], step=4)
     made.tell(4, None)  # diverged
-    states = [(trial.state.name, trial.values) for trial in made._from_points(9).trials]
+    states = [(trial.state.name, trial.values) for trial in made._from_configurations(9).trials]
     assert states[:5] == [("COMPLETE", [sign * v]) for v in (1.0, 3.0, 3.0, 2.0, 3.0)]
     assert states[5] == ("RUNNING", None)
 
@@ -314,7 +318,7 @@ def test_foreign_proposals_are_taken_as_they_are(sampler: str) -> None:
             part="part",
             method="mul",
             number=n,
-            point="",
+            configuration="",
             batch=0,
             proposal={"rate": 0.001 * (n + 1), "beta": 0.1 * n},
             state="done" if n < 4 else "pending",

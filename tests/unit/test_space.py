@@ -1,4 +1,4 @@
-"""Hyperparameters and domains, against points counted by hand."""
+"""Hyperparameters and domains, against configurations counted by hand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from modmix.base.space import (
     Range,
     active,
     every_value,
-    grid_points,
+    grid_configurations,
     in_order_of_conditions,
     shown,
 )
@@ -88,10 +88,10 @@ def test_long_values_are_quoted_short() -> None:
 
 
 def test_a_grid_is_a_product_with_the_last_name_fastest() -> None:
-    points = grid_points(
+    configurations = grid_configurations(
         {"a": Grid(values=(1, 2)), "c": Constant(value=7), "b": Grid(values=(3, 4))}
     )
-    assert points == [
+    assert configurations == [
         {"a": 1, "c": 7, "b": 3},
         {"a": 1, "c": 7, "b": 4},
         {"a": 2, "c": 7, "b": 3},
@@ -99,20 +99,20 @@ def test_a_grid_is_a_product_with_the_last_name_fastest() -> None:
     ]
 
 
-def test_no_names_make_one_point() -> None:
-    assert grid_points({}) == [{}]
+def test_no_names_make_one_configuration() -> None:
+    assert grid_configurations({}) == [{}]
 
 
 def when(name: str, *values: Any) -> Condition:
     return Condition(name=name, values=values)
 
 
-def test_conditions_leave_names_out_and_equal_points_count_once() -> None:
+def test_conditions_leave_names_out_and_equal_configurations_count_once() -> None:
     domains: dict[str, Domain] = {
         "project": Grid(values=([8], [16]), when=when("merge", "sum", "mean")),
         "merge": Grid(values=("concat", "sum")),
     }
-    assert grid_points(domains) == [
+    assert grid_configurations(domains) == [
         {"merge": "concat"},  # once, although project has two values
         {"project": [8], "merge": "sum"},
         {"project": [16], "merge": "sum"},
@@ -126,7 +126,7 @@ def test_conditions_on_conditions() -> None:
         "a": Grid(values=(False, True)),
     }
     assert in_order_of_conditions(domains) == ["a", "b", "c"]
-    assert grid_points(domains) == [
+    assert grid_configurations(domains) == [
         {"a": False},
         {"b": 0, "a": True},
         {"c": 1, "b": 1, "a": True},
@@ -151,7 +151,7 @@ def test_a_large_grid_with_a_condition_takes_no_time() -> None:
         "b": Grid(values=tuple(range(200))),
         "c": Grid(values=(0, 1), when=when("a", 0)),
     }
-    assert len(grid_points(domains)) == 99 * 200 + 400
+    assert len(grid_configurations(domains)) == 99 * 200 + 400
 
 
 # ---------------------------------------------------------------- every value

@@ -204,7 +204,7 @@ parts:
   odd:
     x: 5
     title: [t]
-    search: {points: 0, sampler: best, extra: 1}
+    search: {configurations: 0, sampler: best, extra: 1}
     shared: 4
     references: mul
     methods: [mul]
@@ -240,9 +240,9 @@ sead: 4
             "14: parts.odd.title: must be a word, got ['t']",
             (
                 "15: parts.odd.search.extra: unknown key 'extra': it may be batch, parallel, "
-                "points, sampler, seed"
+                "configurations, sampler, seed"
             ),
-            "15: parts.odd.search.points: must be greater than or equal to 1, got 0",
+            "15: parts.odd.search.configurations: must be greater than or equal to 1, got 0",
             (
                 "15: parts.odd.search.sampler: must be 'tpe', 'gp', 'cmaes', 'random', 'qmc', "
                 "'grid' or 'nsga2', got 'best'"
@@ -250,7 +250,7 @@ sead: 4
             "16: parts.odd.shared: must be a mapping, got 4",
             "17: parts.odd.references: must be a list, got 'mul'",
             "18: parts.odd.methods: must be a mapping, got ['mul']",
-            "20: parts.two.search.points: is required but missing",
+            "20: parts.two.search.configurations: is required but missing",
             "21: parts.two.methods.mul: must be a mapping, got 4",
             "23: resources.cpus: must be greater than 0, got 0",
             "24: resources.gpus: must be a number, got '1'",
@@ -263,7 +263,7 @@ sead: 4
             "29: paper.mul: must be a mapping, got 5",
             "30: final.method: is required but missing",
             "30: final.of: must be a word, got 1",
-            "30: final.point: is required but missing",
+            "30: final.configuration: is required but missing",
             "31: sead: unknown key 'sead': did you mean 'seeds'?",
         ]
     ]

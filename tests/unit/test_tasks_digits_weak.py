@@ -136,7 +136,7 @@ def test_noise_says_nothing_of_the_class() -> None:
     assert abs(values.std() - 1.0) < 0.03
 
 
-def test_conflict_points_to_another_class() -> None:
+def test_conflict_configurations_to_another_class() -> None:
     options = {**SMALL, "weakness": "conflict", "noise": 0.01, "signal": 1.0}
     data = load_task("weak", options)
     means = class_means(resolve_options("weak", options))[2]

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from modmix.ledger import PointRecord, ReplicateRecord
+from modmix.ledger import ConfigurationRecord, ReplicateRecord
 from modmix.tracking import shown
 from modmix.tracking.content import (
     MAX_STEPS,
-    best_points,
+    best_configurations,
+    configuration_name,
     half_interval,
-    point_name,
     thinned,
 )
 
@@ -31,16 +31,18 @@ SPEC = {
 }
 
 
-def point(method: str, **params: Any) -> PointRecord:
-    return PointRecord(
+def configuration(method: str, **params: Any) -> ConfigurationRecord:
+    return ConfigurationRecord(
         key=f"{method}-{params}", number=0, method=method, params=params, mlflow_run=None,
         mirrored=None,
     )  # fmt: skip
 
 
-def replicate(of: PointRecord, seed: int, error: float, state: str = "done") -> ReplicateRecord:
+def replicate(
+    of: ConfigurationRecord, seed: int, error: float, state: str = "done"
+) -> ReplicateRecord:
     return ReplicateRecord(
-        key=f"{of.key}-{seed}", point=of.key, seed=seed, state=state, owner=None, pack=None,
+        key=f"{of.key}-{seed}", configuration=of.key, seed=seed, state=state, owner=None, pack=None,
         attempts=1, epochs=1, best_epoch=1.0, metrics={"val/error": error, "test/error": 50.0},
         reason="", seconds=1.0, finished=1.0, origin="trained",
     )  # fmt: skip
@@ -49,22 +51,26 @@ def replicate(of: PointRecord, seed: int, error: float, state: str = "done") -> 
 @pytest.mark.parametrize(
     ("made", "parts", "name"),
     [
-        (point("mul", beta=0.5, learning_rate=0.001), ["curve"], "mul beta=0.5"),
+        (configuration("mul", beta=0.5, learning_rate=0.001), ["curve"], "mul beta=0.5"),
         (
-            point("mul", beta=1 / 3, learning_rate=0.00123456),
+            configuration("mul", beta=1 / 3, learning_rate=0.00123456),
             ["tuned"],
             "mul beta=0.333 learning_rate=0.00123",
         ),
-        (point("base", modality="left"), ["curve"], "base left"),
+        (configuration("base", modality="left"), ["curve"], "base left"),
         # Nothing varies in that part, but the two parts disagree.
-        (point("add", merge="concat", depth=2, width=64), ["wide"], "add merge=concat depth=2"),
-        (point("late", merge="mean"), [], "late"),
+        (
+            configuration("add", merge="concat", depth=2, width=64),
+            ["wide"],
+            "add merge=concat depth=2",
+        ),
+        (configuration("late", merge="mean"), [], "late"),
     ],
 )
 def test_a_run_is_named_by_what_its_part_varies(
-    made: PointRecord, parts: list[str], name: str
+    made: ConfigurationRecord, parts: list[str], name: str
 ) -> None:
-    assert point_name(SPEC, made, parts) == name
+    assert configuration_name(SPEC, made, parts) == name
 
 
 def test_half_an_interval_is_that_of_students_t() -> None:
@@ -83,15 +89,15 @@ def test_long_curves_keep_both_ends_and_even_gaps(length: int) -> None:
         assert len(gaps) == 0 or gaps.max() - gaps.min() <= 1
 
 
-def test_the_best_point_is_complete_and_has_the_most_replicates() -> None:
-    few, bad, good, running = (point("mul", beta=b) for b in (0.0, 0.1, 0.2, 0.3))
+def test_the_best_configuration_is_complete_and_has_the_most_replicates() -> None:
+    few, bad, good, running = (configuration("mul", beta=b) for b in (0.0, 0.1, 0.2, 0.3))
     replicates = {
         few.key: [replicate(few, 0, 1.0)],
         bad.key: [replicate(bad, s, 9.0) for s in range(2)],
         good.key: [replicate(good, s, 4.0 + s) for s in range(2)],
         running.key: [replicate(running, 0, 0.0), replicate(running, 1, 0.0, "running")],
     }
-    found = best_points(SPEC, [few, bad, good, running], replicates)
+    found = best_configurations(SPEC, [few, bad, good, running], replicates)
     assert found == {"mul": (good, {"val/error": 4.5, "test/error": 50.0})}
 
 

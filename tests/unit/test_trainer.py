@@ -139,8 +139,8 @@ def test_the_faster_way_is_taken(
 
 
 def test_a_pack_is_cut_to_what_the_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    points = [{"beta": b / 6} for b in range(7)]
-    replicates = make_replicates("mul", points, data=DATA, epochs=2)
+    configurations = [{"beta": b / 6} for b in range(7)]
+    replicates = make_replicates("mul", configurations, data=DATA, epochs=2)
     whole = train(replicates, DATA)
     run = trainer._Run(make_pack(replicates), DATA, torch.device("cpu"))
     asked = probe.Probe(run.builder, run.train, run.order, threads=1)
@@ -174,8 +174,8 @@ def test_probing_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_a_compiled_pack_gives_the_same_numbers() -> None:
     def events(compile: str) -> list[Any]:
-        points = [{"beta": 0.5}]
-        replicates = make_replicates("mul", points, data=DATA, epochs=2, compile=compile)
+        configurations = [{"beta": 0.5}]
+        replicates = make_replicates("mul", configurations, data=DATA, epochs=2, compile=compile)
         return list(train_pack(make_pack(replicates), DATA))
 
     compiled, plain = events("always"), events("never")
@@ -249,8 +249,8 @@ def test_the_global_generator_is_neither_read_nor_moved() -> None:
 
 
 def test_company_does_not_change_a_model() -> None:
-    points = [{"beta": 0.2}, {"beta": 0.9}, {"margin": 0.1}]
-    replicates = make_replicates("mul", points, (0, 1, 2), data=DATA, epochs=3)
+    configurations = [{"beta": 0.2}, {"beta": 0.9}, {"margin": 0.1}]
+    replicates = make_replicates("mul", configurations, (0, 1, 2), data=DATA, epochs=3)
     together = train(replicates, DATA)
     for replicate in replicates[::4]:
         same(train([replicate], DATA), {replicate.key: together[replicate.key]}, rel=1e-4)
@@ -284,7 +284,7 @@ def test_nothing_is_read_back_inside_an_epoch(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("stack", ["always", "never"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_one_diverging_model_spoils_no_other(optimizer: str, stack: str) -> None:
-    def points(rate: float) -> list[dict[str, Any]]:
+    def configurations(rate: float) -> list[dict[str, Any]]:
         rates = (0.01, rate, 0.03)
         return [{"training": {"learning_rate": r}} for r in rates]
 
@@ -297,8 +297,8 @@ def test_one_diverging_model_spoils_no_other(optimizer: str, stack: str) -> None
         "encoder": {"name": "mlp", "hidden": [8], "batch_norm": True},
         "clip_norm": 1.0,
     }
-    calm = train(make_replicates("mul", points(0.02), **fields), DATA, keep_weights=True)
-    wild = train(make_replicates("mul", points(1e38), **fields), DATA, keep_weights=True)
+    calm = train(make_replicates("mul", configurations(0.02), **fields), DATA, keep_weights=True)
+    wild = train(make_replicates("mul", configurations(1e38), **fields), DATA, keep_weights=True)
     end = wild.pop("mul-1-0")
     assert end.state == "failed"
     assert end.reason.startswith("diverged: loss, weights or scores were not finite in epoch 1;")
@@ -516,8 +516,10 @@ def test_groups_become_smaller_and_results_stay(monkeypatch: pytest.MonkeyPatch)
         return original(self, *arguments)
 
     rates = (0.3, 0.2, 0.1, 0.03, 0.001)
-    points = [{"training": {"learning_rate": r}} for r in rates]
-    replicates = make_replicates("mul", points, data=DATA, epochs=12, batch_size=16, patience=2)
+    configurations = [{"training": {"learning_rate": r}} for r in rates]
+    replicates = make_replicates(
+        "mul", configurations, data=DATA, epochs=12, batch_size=16, patience=2
+    )
     monkeypatch.setattr(Stack, "loss_and_gradient", spy)
     smaller = train(replicates, DATA)
     assert max(sizes) == 10
@@ -528,15 +530,15 @@ def test_groups_become_smaller_and_results_stay(monkeypatch: pytest.MonkeyPatch)
 
 def test_losers_of_a_rung_are_pruned() -> None:
     rates = (1e-5, 0.01, 1e-6, 0.02)
-    points = [{"training": {"learning_rate": r}} for r in rates]
+    configurations = [{"training": {"learning_rate": r}} for r in rates]
     fields: dict[str, Any] = {"data": DATA, "epochs": 8, "batch_size": 16}
     halving = {"eta": 2.0, "min_epochs": 2.0}
-    ends = train(make_replicates("add", points, halving=halving, **fields), DATA)
-    whole = train(make_replicates("add", points, **fields), DATA)
+    ends = train(make_replicates("add", configurations, halving=halving, **fields), DATA)
+    whole = train(make_replicates("add", configurations, **fields), DATA)
     assert [ends[f"add-{i}-0"].state for i in (0, 2)] == ["pruned"] * 2
     by_epochs = sorted((ends[f"add-{i}-0"].epochs, ends[f"add-{i}-0"].state) for i in range(4))
     assert by_epochs == [(2, "pruned"), (2, "pruned"), (4, "pruned"), (8, "done")]
-    assert ends["add-0-1"].reason == "not among the best 2 of 4 points after epoch 2"
+    assert ends["add-0-1"].reason == "not among the best 2 of 4 configurations after epoch 2"
     for key, end in ends.items():
         for name, column in end.history.items():
             assert list(column) == pytest.approx(whole[key].history[name][: end.epochs], rel=1e-4)
@@ -546,7 +548,9 @@ def test_losers_of_a_rung_are_pruned() -> None:
 
 
 def test_losers_of_a_rung_cost_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 5 points of 2 seeds, after each rung: the best 3, 2 and 1 in every step that follows."""
+    """Of 5 configurations of 2 seeds, after each rung: the best 3, 2 and 1 in every step that
+    follows.
+    """
     sizes: list[int] = []
     original = Stack.loss_and_gradient
 
@@ -555,9 +559,12 @@ def test_losers_of_a_rung_cost_nothing_more(monkeypatch: pytest.MonkeyPatch) -> 
         return original(self, *arguments)
 
     monkeypatch.setattr(Stack, "loss_and_gradient", spy)
-    points = [{"training": {"learning_rate": r}} for r in (1e-5, 0.01, 1e-6, 0.02, 0.005)]
+    configurations = [{"training": {"learning_rate": r}} for r in (1e-5, 0.01, 1e-6, 0.02, 0.005)]
     halving = {"eta": 2.0, "min_epochs": 1.0}
-    train(make_replicates("add", points, halving=halving, data=DATA, epochs=5, batch_size=32), DATA)
+    train(
+        make_replicates("add", configurations, halving=halving, data=DATA, epochs=5, batch_size=32),
+        DATA,
+    )
     steps = 96 // 32
     assert sizes.pop(0) == 1  # the probe of memory
     assert sizes == [10] * steps + [6] * steps + [4] * 2 * steps + [2] * steps
@@ -630,12 +637,10 @@ class Blocker:
         if name.partition(".")[0] in blocked:
             raise ImportError(f"{name} is blocked")
 sys.meta_path.insert(0, Blocker())
-import modmix.training.trainer, modmix.base.metrics, modmix.training.optimizers, modmix.training.stack, modmix.training.halving
-from modmix.tasks.table import TASKS
-from toypack import make_data, make_replicates, train
-data = make_data()
-ends = train(make_replicates("mulmix", data=data, epochs=1), data)
-assert all(end.state == "done" for end in ends.values())
+import modmix.training.trainer, modmix.base.metrics, modmix.training.optimizers,
+modmix.training.stack, modmix.training.halving from modmix.tasks.table import TASKS from toypack
+import make_data, make_replicates, train data = make_data() ends = train(make_replicates("mulmix",
+data=data, epochs=1), data) assert all(end.state == "done" for end in ends.values())
 """
     tests = Path(__file__).parents[1]
     paths = [str(tests), str(tests.parent / "platform")]

@@ -12,11 +12,11 @@ from modmix.training.trainer import train_pack
 from toypack import finished, make_data, make_pack, make_replicates, train
 
 DATA = make_data(rows=(96, 60, 60))
-POINTS = [{"training": {"learning_rate": rate}} for rate in (0.001, 0.005, 0.02)]
+CONFIGURATIONS = [{"training": {"learning_rate": rate}} for rate in (0.001, 0.005, 0.02)]
 
 
 def replicates(**training: Any) -> Any:
-    return make_replicates("add", POINTS, data=DATA, epochs=5, batch_size=32, **training)
+    return make_replicates("add", CONFIGURATIONS, data=DATA, epochs=5, batch_size=32, **training)
 
 
 def test_a_dropped_model_ends_before_the_next_part_and_no_other_changes() -> None:
@@ -76,10 +76,14 @@ def test_most_of_a_resumed_pack_is_gone(
         )
 
 
-def test_rungs_are_told_with_each_points_value() -> None:
-    """The mean over seeds of the best error so far; a single point is dropped by nobody here."""
+def test_rungs_are_told_with_each_configurations_value() -> None:
+    """The mean over seeds of the best error so far; a single configuration is dropped by nobody
+    here.
+    """
     halving = {"eta": 2.0, "min_epochs": 1.0}
-    one = make_replicates("add", POINTS[:1], data=DATA, epochs=5, batch_size=32, halving=halving)
+    one = make_replicates(
+        "add", CONFIGURATIONS[:1], data=DATA, epochs=5, batch_size=32, halving=halving
+    )
     events = list(train_pack(make_pack(one), DATA))
     told = {e.epoch: (e.rung, dict(e.at_rung)) for e in events if isinstance(e, Progress)}
     ends = finished(events)
@@ -91,7 +95,7 @@ def test_rungs_are_told_with_each_points_value() -> None:
         assert values == ({"add-0": pytest.approx(sum(best) / 2)} if is_rung else {})
 
 
-def test_a_pack_that_completes_points_drops_nobody() -> None:
+def test_a_pack_that_completes_configurations_drops_nobody() -> None:
     halving = {"eta": 2.0, "min_epochs": 1.0}
     events = list(train_pack(make_pack(replicates(halving=halving), halving=False), DATA))
     assert {e.state for e in finished(events).values()} == {"done"}
@@ -101,7 +105,9 @@ def test_a_pack_that_completes_points_drops_nobody() -> None:
 def test_a_verdict_that_comes_late_counts_from_the_rung() -> None:
     """The worker hears of it two evaluations after the rung; it ends with the rung's values."""
     halving = {"eta": 3.0, "min_epochs": 2.0}
-    one = make_replicates("add", POINTS[:1], data=DATA, epochs=5, batch_size=32, halving=halving)
+    one = make_replicates(
+        "add", CONFIGURATIONS[:1], data=DATA, epochs=5, batch_size=32, halving=halving
+    )
     whole = train(one, DATA)
     told: dict[str, str] = {}
     events = []

@@ -4,12 +4,12 @@ In reading order:
 
     words       how metrics, hyperparameters and values are called where people read them
     statistics  intervals, paired tests, corrections and ranks on plain numbers
-    conditions  on which data a point was, where a study varies its task
+    conditions  on which data a configuration was, where a study varies its task
     frames      what the ledger knows, read once, as pandas frames
-    best        the best point of each method, chosen on validation
+    best        the best configuration of each method, chosen on validation
     formats     a table as Markdown, LaTeX, CSV, JSON and text
-    contests    who met on the same data, and ranks over several such contests
-    tables      the table of results and the table of points
+    comparisons    who met on the same data, and ranks over several such comparisons
+    tables      the table of results and the table of configurations
     compare     several studies in one table
     curves      the numbers behind curves over a hyperparameter
     outcomes    the numbers behind results, conditions and learning curves

@@ -1,7 +1,8 @@
-"""The best point of each method, chosen on validation and never on test.
+"""The best configuration of each method, chosen on validation and never on test.
 
-Points compete within one condition (see `conditions`): where a study varies its task, the winner is
-about the task as the study file gives it, and where every point changes it there is none.
+Configurations compete within one condition (see `conditions`): where a study varies its task, the
+winner is about the task as the study file gives it, and where every configuration changes it there
+is none.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ from modmix.analysis.labels import (
 from modmix.analysis.statistics import Estimate
 from modmix.base.errors import InputError
 from modmix.base.metrics import METRICS
-from modmix.ledger import Ledger, PointRecord
+from modmix.ledger import ConfigurationRecord, Ledger
 
 
 @dataclass(frozen=True, kw_only=True)
-class BestPoint:
-    """A method's best point. ``mean`` … ``ci_high`` are of ``metric``, on validation."""
+class BestConfiguration:
+    """A method's best configuration. ``mean`` … ``ci_high`` are of ``metric``, on validation."""
 
     method: str
-    point: str  # full key
+    configuration: str  # full key
     number: int
     params: Mapping[str, Any]
     n: int
@@ -50,14 +51,16 @@ class BestPoint:
         return {name: asdict(found) for name, found in self.estimates.items()}
 
 
-def best_points(ledger: Ledger, study: str, by: str | None = None) -> list[BestPoint]:
-    """The best point of every method that has a finished one, best method first.
+def best_configurations(
+    ledger: Ledger, study: str, by: str | None = None
+) -> list[BestConfiguration]:
+    """The best configuration of every method that has a finished one, best method first.
 
-    A point counts when all its replicates are done; among those of a method only the ones with
-    the most replicates are compared (a mean over two seeds is lucky more often than one over
-    five). The mean over replicates decides, the lower number breaks ties, NaN never wins. Points
-    on other data than the task as given do not compete; where every point changes the task's
-    options the list is empty, and `why_none` says so.
+    A configuration counts when all its replicates are done; among those of a method only the ones
+    with the most replicates are compared (a mean over two seeds is lucky more often than one over
+    five). The mean over replicates decides, the lower number breaks ties, NaN never wins.
+    Configurations on other data than the task as given do not compete; where every configuration
+    changes the task's options the list is empty, and `why_none` says so.
 
     Args:
         by: a metric on validation; the study's first objective when None.
@@ -69,16 +72,18 @@ def best_points(ledger: Ledger, study: str, by: str | None = None) -> list[BestP
 
 
 def why_none(ledger: Ledger, study: str) -> str:
-    """One sentence for people on why `best_points` is empty."""
+    """One sentence for people on why `best_configurations` is empty."""
     conditions = read(ledger, study).conditions
     if not conditions.is_split:
-        return f"study {study!r} has no complete point yet: let it run on"
+        return f"study {study!r} has no complete configuration yet: let it run on"
     names = ", ".join(parameter_words(name) for name in conditions.varied)
     one = max((condition.options for condition in conditions.all), key=len)
     block = ", ".join(f"{n}: {value_text(one[n])}" for n in conditions.varied if n in one)
     return (
-        f"no point of study {study!r} is best over all, because every point changes the task's "
-        f"options ({names}) and points on different data cannot be compared: fix them in the study "
+        f"no configuration of study {study!r} is best over all, because every configuration "
+        "changes the task's "
+        f"options ({names}) and configurations on different data cannot be compared: fix them "
+        "in the study "
         f"file, as in task: {{{block}}}"
     )
 
@@ -88,11 +93,11 @@ def best_of(
     by: str | None = None,
     part: str | None = None,
     condition: Condition | None = None,
-) -> list[BestPoint]:
-    """`best_points` of what was read, within one part when it is given.
+) -> list[BestConfiguration]:
+    """`best_configurations` of what was read, within one part when it is given.
 
     Args:
-        condition: where the points compete; the study's whole when None.
+        condition: where the configurations compete; the study's whole when None.
     """
     metric = by or snapshot.objectives[0]
     check_selection(metric)
@@ -100,27 +105,32 @@ def best_of(
     if where is None:
         return []
     rivals = _rivals(snapshot, where, part)
-    found = [_best_point(snapshot, point, metric) for point in _winners(snapshot, rivals, metric)]
+    found = [
+        _best_configuration(snapshot, configuration, metric)
+        for configuration in _winners(snapshot, rivals, metric)
+    ]
     sign = _sign(metric)
     return sorted(found, key=lambda best: (sign * best.mean, best.number))
 
 
 def best_keys(snapshot: Snapshot, by: str | None = None) -> dict[Condition, dict[str, str]]:
-    """Per condition, the key of each method's best point there."""
+    """Per condition, the key of each method's best configuration there."""
     metric = by or snapshot.objectives[0]
     check_selection(metric)
     return {
         condition: {
-            point.method: point.key
-            for point in _winners(snapshot, _rivals(snapshot, condition), metric)
+            configuration.method: configuration.key
+            for configuration in _winners(snapshot, _rivals(snapshot, condition), metric)
         }
         for condition in snapshot.conditions.all
     }
 
 
 def candidates(snapshot: Snapshot, condition: Condition, part: str | None = None) -> dict[str, int]:
-    """How many points each method's best one was chosen from."""
-    return {m: len(points) for m, points in _rivals(snapshot, condition, part).items()}
+    """How many configurations each method's best one was chosen from."""
+    return {
+        m: len(configurations) for m, configurations in _rivals(snapshot, condition, part).items()
+    }
 
 
 def left_out(ledger: Ledger, study: str) -> list[str]:
@@ -129,41 +139,48 @@ def left_out(ledger: Ledger, study: str) -> list[str]:
 
 
 def not_ranked(snapshot: Snapshot) -> list[str]:
-    """Sentences on points that have ended and do not compete: pruned ones, and those of few seeds.
+    """Sentences on configurations that have ended and do not compete: pruned ones, and those of few
+    seeds.
 
-    A pruned point's values are of an early epoch; a mean over two seeds is lucky more often than
-    one over five.
+    A pruned configuration's values are of an early epoch; a mean over two seeds is lucky more often
+    than one over five.
     """
-    most = _most_seeds(snapshot, snapshot.points)
+    most = _most_seeds(snapshot, snapshot.configurations)
     pruned, fewer = Counter[str](), Counter[str]()
-    for point in snapshot.points:
-        states = [replicate.state for replicate in snapshot.replicates_of[point.key]]
+    for configuration in snapshot.configurations:
+        states = [replicate.state for replicate in snapshot.replicates_of[configuration.key]]
         if "pruned" in states and set(states) <= {"done", "pruned"}:
-            pruned[point.method] += 1
-        elif point.key in snapshot.complete and len(states) < most[point.method]:
-            fewer[point.method] += 1
+            pruned[configuration.method] += 1
+        elif configuration.key in snapshot.complete and len(states) < most[configuration.method]:
+            fewer[configuration.method] += 1
     found = []
     if pruned:
-        found.append(f"{_points(pruned)} pruned by halving, without a result: not ranked.")
+        found.append(f"{_configurations(pruned)} pruned by halving, without a result: not ranked.")
     if fewer:
-        found.append(f"{_points(fewer)} trained with fewer seeds than the best ones: not ranked.")
+        found.append(
+            f"{_configurations(fewer)} trained with fewer seeds than the best ones: not ranked."
+        )
     return found
 
 
-def _points(counts: Mapping[str, int]) -> str:
-    """ "12 points (mul 8, mulmix 4) were"."""
+def _configurations(counts: Mapping[str, int]) -> str:
+    """ "12 configurations (mul 8, mulmix 4) were"."""
     total = sum(counts.values())
     each = ", ".join(f"{method} {count}" for method, count in counts.items())
-    return f"{total} point{'s' if total > 1 else ''} ({each}) {'were' if total > 1 else 'was'}"
+    return (
+        f"{total} configuration{'s' if total > 1 else ''} ({each}) {'were' if total > 1 else 'was'}"
+    )
 
 
-def _most_seeds(snapshot: Snapshot, points: Iterable[PointRecord]) -> dict[str, int]:
-    """Per method, how many replicates its complete points have at most."""
+def _most_seeds(
+    snapshot: Snapshot, configurations: Iterable[ConfigurationRecord]
+) -> dict[str, int]:
+    """Per method, how many replicates its complete configurations have at most."""
     most: dict[str, int] = {}
-    for point in points:
-        if point.key in snapshot.complete:
-            count = len(snapshot.replicates_of[point.key])
-            most[point.method] = max(count, most.get(point.method, 0))
+    for configuration in configurations:
+        if configuration.key in snapshot.complete:
+            count = len(snapshot.replicates_of[configuration.key])
+            most[configuration.method] = max(count, most.get(configuration.method, 0))
     return most
 
 
@@ -183,7 +200,7 @@ def check_selection(metric: str) -> None:
     """
     if split_of(metric) != "val" or not is_metric(metric):
         raise InputError(
-            "points are chosen by a metric on validation, so that test results stay honest "
+            "configurations are chosen by a metric on validation, so that test results stay honest "
             f"({', '.join(f'val/{name}' for name in METRICS)}), got {metric!r}"
         )
 
@@ -194,25 +211,27 @@ def _sign(metric: str) -> float:
 
 def _rivals(
     snapshot: Snapshot, condition: Condition, part: str | None = None
-) -> dict[str, list[PointRecord]]:
-    """Per method the complete points of one condition, of one part when it is given."""
-    complete: dict[str, list[PointRecord]] = {}
-    for point in snapshot.conditions.members[condition]:
-        if point.key in snapshot.complete and (
-            part is None or part in snapshot.parts_of.get(point.key, ())
+) -> dict[str, list[ConfigurationRecord]]:
+    """Per method the complete configurations of one condition, of one part when it is given."""
+    complete: dict[str, list[ConfigurationRecord]] = {}
+    for configuration in snapshot.conditions.members[condition]:
+        if configuration.key in snapshot.complete and (
+            part is None or part in snapshot.parts_of.get(configuration.key, ())
         ):
-            complete.setdefault(point.method, []).append(point)
+            complete.setdefault(configuration.method, []).append(configuration)
     return complete
 
 
 def _winners(
-    snapshot: Snapshot, rivals: Mapping[str, Sequence[PointRecord]], metric: str
-) -> list[PointRecord]:
-    found = [_winner(snapshot, points, metric) for points in rivals.values()]
-    return [point for point in found if point is not None]
+    snapshot: Snapshot, rivals: Mapping[str, Sequence[ConfigurationRecord]], metric: str
+) -> list[ConfigurationRecord]:
+    found = [_winner(snapshot, configurations, metric) for configurations in rivals.values()]
+    return [configuration for configuration in found if configuration is not None]
 
 
-def _winner(snapshot: Snapshot, rivals: Sequence[PointRecord], metric: str) -> PointRecord | None:
+def _winner(
+    snapshot: Snapshot, rivals: Sequence[ConfigurationRecord], metric: str
+) -> ConfigurationRecord | None:
     sign, means = _sign(metric), snapshot.means(metric)
     most = max(_most_seeds(snapshot, rivals).values())
     full = [p for p in rivals if len(snapshot.replicates_of[p.key]) == most]
@@ -220,19 +239,21 @@ def _winner(snapshot: Snapshot, rivals: Sequence[PointRecord], metric: str) -> P
     return min(ranked, key=lambda p: (sign * means[p.key], p.number), default=None)
 
 
-def _best_point(snapshot: Snapshot, point: PointRecord, metric: str) -> BestPoint:
-    own = snapshot.estimate(point.key, metric)
+def _best_configuration(
+    snapshot: Snapshot, configuration: ConfigurationRecord, metric: str
+) -> BestConfiguration:
+    own = snapshot.estimate(configuration.key, metric)
     tests = [name for name in snapshot.metrics if split_of(name) == "test"]
-    return BestPoint(
-        method=point.method,
-        point=point.key,
-        number=point.number,
-        params=point.params,
+    return BestConfiguration(
+        method=configuration.method,
+        configuration=configuration.key,
+        number=configuration.number,
+        params=configuration.params,
         n=own.n,
         mean=own.mean,
         std=own.std,
         ci_low=own.ci_low,
         ci_high=own.ci_high,
         metric=metric,
-        estimates={name: snapshot.estimate(point.key, name) for name in tests},
+        estimates={name: snapshot.estimate(configuration.key, name) for name in tests},
     )

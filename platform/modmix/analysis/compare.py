@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from modmix.analysis.best import best_keys, default_metrics
-from modmix.analysis.comparisons import Contest, contest, contests_of, records_of, table_of
+from modmix.analysis.comparisons import Comparison, comparison, contests_of, records_of, table_of
 from modmix.analysis.frames import STATISTICS, Snapshot, read
 from modmix.analysis.labels import is_metric, metric_label, split_of
 from modmix.analysis.render import Table
@@ -17,12 +17,12 @@ from modmix.ledger import Ledger
 
 
 def compare_table(ledger: Ledger, studies: Sequence[str], metric: str | None = None) -> Table:
-    """The methods' best points in several studies.
+    """The methods' best configurations in several studies.
 
-    Each cell is the test mean ± standard deviation of the point that validation chose; best bold
-    and second italic within a row. The last row holds each method's mean rank over the rows in
-    which all methods have a result. A study whose every point changes the task gives a row per
-    condition.
+    Each cell is the test mean ± standard deviation of the configuration that validation chose; best
+    bold and second italic within a row. The last row holds each method's mean rank over the rows in
+    which all methods have a result. A study whose every configuration changes the task gives a row
+    per condition.
 
     Args:
         metric: a test metric; each study's first objective on test when None.
@@ -36,32 +36,32 @@ def compare_table(ledger: Ledger, studies: Sequence[str], metric: str | None = N
         known = ", ".join(f"test/{name}" for name in METRICS)
         raise InputError(f"a comparison shows a test metric ({known}), got {metric!r}")
     snapshots = [read(ledger, study) for study in dict.fromkeys(studies)]
-    contests = [one for snapshot in snapshots for one in _contests(snapshot, metric)]
+    comparisons = [one for snapshot in snapshots for one in _contests(snapshot, metric)]
     split = {snapshot.name for snapshot in snapshots if snapshot.conditions.is_split}
-    columns = ["study", "condition", "metric", "method", "n", "chosen_among", *STATISTICS]
-    columns += ["difference", "p_paired_t", "p_holm", "point"]
+    columns = ["study", "condition", "metric", "method", "n", "n_candidates", *STATISTICS]
+    columns += ["difference", "p_paired_t", "p_holm", "configuration"]
     return table_of(
-        contests,
-        [(_name(one, one.study in split), metric_label(one.metric)) for one in contests],
+        comparisons,
+        [(_name(one, one.study in split), metric_label(one.metric)) for one in comparisons],
         title="Comparison of studies",
         header=("study", "metric"),
         rows="rows" if split else "studies",
         methods=list(dict.fromkeys(m for snapshot in snapshots for m in snapshot.methods)),
-        frame=pd.DataFrame([r for one in contests for r in records_of(one)], columns=columns),
-        notes=["Mean ± standard deviation over seeds of the point that validation chose."],
+        frame=pd.DataFrame([r for one in comparisons for r in records_of(one)], columns=columns),
+        notes=["Mean ± standard deviation over seeds of the configuration that validation chose."],
     )
 
 
-def _contests(snapshot: Snapshot, metric: str | None) -> list[Contest]:
-    """A study's own contest, or one per condition where it has no winner over all."""
+def _contests(snapshot: Snapshot, metric: str | None) -> list[Comparison]:
+    """A study's own comparison, or one per condition where it has no winner over all."""
     shown = metric or default_metrics(snapshot)[0]
     if snapshot.conditions.is_split:
         return contests_of(snapshot, shown)
     whole = snapshot.conditions.whole
     if whole is None:
-        return [Contest(study=snapshot.name, condition=None, metric=shown, entrants={})]
-    return [contest(snapshot, whole, best_keys(snapshot)[whole], shown)]
+        return [Comparison(study=snapshot.name, condition=None, metric=shown, candidates={})]
+    return [comparison(snapshot, whole, best_keys(snapshot)[whole], shown)]
 
 
-def _name(one: Contest, is_split: bool) -> str:
+def _name(one: Comparison, is_split: bool) -> str:
     return f"{one.study}: {one.condition.label}" if is_split and one.condition else one.study

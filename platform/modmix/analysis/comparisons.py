@@ -1,7 +1,7 @@
-"""Contests: several rows in each of which methods met on the same data, and ranks over the rows.
+"""Comparisons: several rows in each of which methods met on the same data, and ranks over the rows.
 
-A contest is a study, or one condition of a study. Its entrants are each method's best point there,
-chosen on validation; they are tested against each other within the contest only.
+A comparison is a study, or one condition of a study. Its candidates are each method's best configuration
+there, chosen on validation; they are tested against each other within the comparison only.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from modmix.analysis.statistics import NOTHING, Estimate, Paired, Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entrant:
-    """A method's best point in a contest, with its value on the contest's metric."""
+class Candidate:
+    """A method's best configuration in a comparison, with its value on the comparison's metric."""
 
-    point: str  # full key
-    among: int  # complete points it was chosen from
+    configuration: str  # full key
+    n_candidates: int  # complete configurations it was chosen from
     value: Estimate
-    paired: Paired | None  # this minus the best of the contest; None for the best
+    paired: Paired | None  # this minus the best of the comparison; None for the best
     p_holm: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contest:
+class Comparison:
     """One row: who took part, and what each reached on a test metric."""
 
     study: str
     condition: Condition | None
     metric: str
-    entrants: Mapping[str, Entrant]  # by method
+    candidates: Mapping[str, Candidate]  # by method
 
     def mean(self, method: str) -> float:
         """NaN for a method that took no part."""
-        return self.entrants[method].value.mean if method in self.entrants else math.nan
+        return self.candidates[method].value.mean if method in self.candidates else math.nan
 
     def cost(self, method: str) -> float:
         """The mean turned so that lower is better."""
@@ -53,86 +53,95 @@ class Contest:
 
 def contests_of(
     snapshot: Snapshot, metric: str | None = None, by: str | None = None
-) -> list[Contest]:
-    """One contest per condition of a study, in order of first appearance."""
+) -> list[Comparison]:
+    """One comparison per condition of a study, in order of first appearance."""
     shown = metric or default_metrics(snapshot)[0]
     return [
-        contest(snapshot, condition, keys, shown)
+        comparison(snapshot, condition, keys, shown)
         for condition, keys in best_keys(snapshot, by).items()
     ]
 
 
-def contest(
-    snapshot: Snapshot, condition: Condition, points: Mapping[str, str], metric: str
-) -> Contest:
-    """The contest of some points of a condition, one per method."""
-    among = candidates(snapshot, condition)
-    values = [snapshot.estimate(point, metric) for point in points.values()]
-    tests = against_best(snapshot, list(points.values()), metric, values)
-    return Contest(
+def comparison(
+    snapshot: Snapshot, condition: Condition, configurations: Mapping[str, str], metric: str
+) -> Comparison:
+    """The comparison of some configurations of a condition, one per method."""
+    n_candidates = candidates(snapshot, condition)
+    values = [snapshot.estimate(configuration, metric) for configuration in configurations.values()]
+    tests = against_best(snapshot, list(configurations.values()), metric, values)
+    return Comparison(
         study=snapshot.name,
         condition=condition,
         metric=metric,
-        entrants={
-            method: Entrant(point=point, among=among[method], value=value, paired=test, p_holm=p)
-            for (method, point), value, (test, p) in zip(points.items(), values, tests, strict=True)
+        candidates={
+            method: Candidate(
+                configuration=configuration,
+                n_candidates=n_candidates[method],
+                value=value,
+                paired=test,
+                p_holm=p,
+            )
+            for (method, configuration), value, (test, p) in zip(
+                configurations.items(), values, tests, strict=True
+            )
         },
     )
 
 
 def against_best(
-    snapshot: Snapshot, points: Sequence[str], metric: str, values: Sequence[Estimate]
+    snapshot: Snapshot, configurations: Sequence[str], metric: str, values: Sequence[Estimate]
 ) -> list[tuple[Paired | None, float]]:
-    """Each point minus the best one, seed by seed, and p values corrected over all of them.
+    """Each configuration minus the best one, seed by seed, and p values corrected over all of them.
 
-    The best one (the first of equals) has no test; where no point has a mean nobody has one.
+    The best one (the first of equals) has no test; where no configuration has a mean nobody has
+    one.
     """
     sign = -1.0 if higher_is_better(metric) else 1.0
     ranked = [i for i, value in enumerate(values) if not math.isnan(value.mean)]
     if not ranked:
-        return [(None, math.nan)] * len(points)
+        return [(None, math.nan)] * len(configurations)
     best = min(ranked, key=lambda i: sign * values[i].mean)
-    reference = snapshot.by_seed(points[best], metric)
+    reference = snapshot.by_seed(configurations[best], metric)
     tests = [
-        None if i == best else statistics.paired(snapshot.by_seed(point, metric), reference)
-        for i, point in enumerate(points)
+        None if i == best else statistics.paired(snapshot.by_seed(configuration, metric), reference)
+        for i, configuration in enumerate(configurations)
     ]
     corrected = statistics.holm([math.nan if test is None else test.t_p for test in tests])
     return list(zip(tests, corrected, strict=True))
 
 
-# ---------------------------------------------------------------- ranks over contests
+# ---------------------------------------------------------------- ranks over comparisons
 
 
-def ranks_over(contests: Sequence[Contest]) -> Ranks:
-    """Mean ranks over the contests in which all ranked methods have a result.
+def ranks_over(comparisons: Sequence[Comparison]) -> Ranks:
+    """Mean ranks over the comparisons in which all ranked methods have a result.
 
-    Ranked are the methods with a result in at least half of the contests, so that one that took
-    part once does not take all other contests from the rest.
+    Ranked are the methods with a result in at least half of the comparisons, so that one that took
+    part once does not take all other comparisons from the rest.
     """
-    methods = list(dict.fromkeys(method for one in contests for method in one.entrants))
-    taken = [one for one in contests if any(math.isfinite(one.mean(m)) for m in methods)]
+    methods = list(dict.fromkeys(method for one in comparisons for method in one.candidates))
+    taken = [one for one in comparisons if any(math.isfinite(one.mean(m)) for m in methods)]
     ranked = [
         method
         for method in methods
         if 2 * sum(math.isfinite(one.mean(method)) for one in taken) >= len(taken)
     ]
-    full = common(contests, ranked)
+    full = common(comparisons, ranked)
     return statistics.mean_ranks(
         {method: {i: one.cost(method) for i, one in enumerate(full)} for method in ranked}
     )
 
 
-def common(contests: Sequence[Contest], methods: Sequence[str]) -> list[Contest]:
-    """The contests in which all these methods have a result."""
-    return [one for one in contests if all(math.isfinite(one.mean(m)) for m in methods)]
+def common(comparisons: Sequence[Comparison], methods: Sequence[str]) -> list[Comparison]:
+    """The comparisons in which all these methods have a result."""
+    return [one for one in comparisons if all(math.isfinite(one.mean(m)) for m in methods)]
 
 
 # ---------------------------------------------------------------- the table
 
 
 def table_of(
-    contests: Sequence[Contest],
+    comparisons: Sequence[Comparison],
     names: Sequence[Sequence[str]],
     *,
     title: str,
@@ -142,7 +151,7 @@ def table_of(
     frame: pd.DataFrame,
     notes: Sequence[str],
 ) -> Table:
-    """One row per contest, one column per method, and the mean ranks in the last row.
+    """One row per comparison, one column per method, and the mean ranks in the last row.
 
     Args:
         names: the first cells of each row; ``header`` names their columns.
@@ -150,9 +159,9 @@ def table_of(
     """
     cells = [
         (*(Cell(text=word) for word in words), *_value_cells(one, methods))
-        for one, words in zip(contests, names, strict=True)
+        for one, words in zip(comparisons, names, strict=True)
     ]
-    ranks = ranks_over(contests)
+    ranks = ranks_over(comparisons)
     if ranks.blocks > 1:
         first = [Cell(text="mean rank"), Cell(text=f"{ranks.blocks} {rows}")]
         if len(header) == 1:
@@ -164,19 +173,19 @@ def table_of(
         cells=tuple(cells),
         numeric=(*[False] * len(header), *[True] * len(methods)),
         frame=frame,
-        notes=(*notes, *rank_notes(ranks, len(contests), rows)),
+        notes=(*notes, *rank_notes(ranks, len(comparisons), rows)),
     )
 
 
-def rank_notes(ranks: Ranks, contests: int, rows: str) -> list[str]:
+def rank_notes(ranks: Ranks, comparisons: int, rows: str) -> list[str]:
     """What stands under mean ranks: over which rows they are, and Friedman's test."""
     if ranks.blocks < 2:
         return []
-    if ranks.blocks < contests:
+    if ranks.blocks < comparisons:
         ranked = ", ".join(sorted(ranks.frame["method"]))
         note = (
-            f"Ranks (1 is best) are over the {ranks.blocks} of {contests} {rows} in which all of "
-            f"{ranked} have a result"
+            f"Ranks (1 is best) are over the {ranks.blocks} of {comparisons} {rows} in which "
+            f"all of {ranked} have a result"
         )
     else:
         note = f"Ranks (1 is best) are averaged over the {rows}"
@@ -185,8 +194,8 @@ def rank_notes(ranks: Ranks, contests: int, rows: str) -> list[str]:
     return [f"{note}; Friedman's test that all methods are alike: {p_clause(ranks.friedman_p)}."]
 
 
-def _value_cells(one: Contest, methods: Sequence[str]) -> list[Cell]:
-    values = [one.entrants[m].value if m in one.entrants else NOTHING for m in methods]
+def _value_cells(one: Comparison, methods: Sequence[str]) -> list[Cell]:
+    values = [one.candidates[m].value if m in one.candidates else NOTHING for m in methods]
     marks = marks_of([value.mean for value in values], one.metric)
     return [
         Cell(text=plus_minus(value.mean, value.std, one.metric), mark=mark, sort=value.mean)
@@ -216,23 +225,23 @@ def _marks(costs: Sequence[float]) -> list[str]:
     return [names.get(cost, "") for cost in costs]
 
 
-def records_of(one: Contest) -> list[dict[str, Any]]:
-    """A contest for machines, one record per method; ``difference`` is to the contest's best."""
+def records_of(one: Comparison) -> list[dict[str, Any]]:
+    """A comparison for machines, one record per method; ``difference`` is to the best."""
     condition = one.condition
     options = condition.options if condition else {}
     return [
         {"study": one.study, "condition": condition.label if condition else ""}
         | {f"{PREFIX}{name}": value for name, value in options.items()}
         | {"metric": one.metric, "method": method, "n": found.value.n}
-        | {"chosen_among": found.among}
+        | {"n_candidates": found.n_candidates}
         | {name: getattr(found.value, name) for name in STATISTICS}
         | {
             "difference": found.paired.difference if found.paired else 0.0,
             "p_paired_t": found.paired.t_p if found.paired else math.nan,
             "p_holm": found.p_holm,
-            "point": short(found.point),
+            "configuration": short(found.configuration),
         }
-        for method, found in one.entrants.items()
+        for method, found in one.candidates.items()
     ]
 
 
@@ -247,12 +256,13 @@ def conditions_table(
     Read are the values of the first metric; CSV and JSON have all of them, and the paired tests.
     """
     shown = tuple(metrics) if metrics else default_metrics(snapshot)
-    contests = {metric: contests_of(snapshot, metric, by) for metric in shown}
-    first = contests[shown[0]]
+    comparisons = {metric: contests_of(snapshot, metric, by) for metric in shown}
+    first = comparisons[shown[0]]
     names = [[one.condition.label if one.condition else ""] for one in first]
     label = metric_label(shown[0])
     note = (
-        f"{label[:1].upper()}{label[1:]}, mean ± standard deviation over seeds, of the point that "
+        f"{label[:1].upper()}{label[1:]}, mean ± standard deviation over seeds, of the "
+        "configuration that "
         "validation chose in that condition. Only values in one row are of the same data."
     )
     return table_of(
@@ -262,28 +272,32 @@ def conditions_table(
         header=("condition",),
         rows="conditions",
         methods=snapshot.methods,
-        frame=_conditions_frame(snapshot, [one for every in contests.values() for one in every]),
+        frame=_conditions_frame(snapshot, [one for every in comparisons.values() for one in every]),
         notes=[note, *_choice_notes(first)],
     )
 
 
-def _choice_notes(contests: Sequence[Contest]) -> list[str]:
+def _choice_notes(comparisons: Sequence[Comparison]) -> list[str]:
     """Where methods had unequal choice: who may choose among more has better luck, too."""
     texts = []
-    for one in contests:
-        counts = {method: found.among for method, found in one.entrants.items()}
+    for one in comparisons:
+        counts = {method: found.n_candidates for method, found in one.candidates.items()}
         if len(set(counts.values())) > 1 and one.condition:
             words = ", ".join(f"{method} {count}" for method, count in counts.items())
             texts.append(f"{one.condition.label} ({words})")
     if not texts:
         return []
     more = f" and {len(texts) - 3} more" if len(texts) > 3 else ""
-    return [f"Methods chose among unequal numbers of points in {'; '.join(texts[:3])}{more}."]
+    return [
+        f"Methods chose among unequal numbers of configurations in {'; '.join(texts[:3])}{more}."
+    ]
 
 
-def _conditions_frame(snapshot: Snapshot, contests: Sequence[Contest]) -> pd.DataFrame:
+def _conditions_frame(snapshot: Snapshot, comparisons: Sequence[Comparison]) -> pd.DataFrame:
     options = list(dict.fromkeys(n for c in snapshot.conditions.all for n in c.options))
     columns = ["condition", *(f"{PREFIX}{name}" for name in options), "metric", "method", "n"]
-    columns.append("chosen_among")
-    columns += [*STATISTICS, "difference", "p_paired_t", "p_holm", "point"]
-    return pd.DataFrame([record for one in contests for record in records_of(one)], columns=columns)
+    columns.append("n_candidates")
+    columns += [*STATISTICS, "difference", "p_paired_t", "p_holm", "configuration"]
+    return pd.DataFrame(
+        [record for one in comparisons for record in records_of(one)], columns=columns
+    )

@@ -1,12 +1,13 @@
-"""Conditions: on which data a point was trained and tested, where a study varies its task.
+"""Conditions: on which data a configuration was trained and tested, where a study varies its task.
 
-A point's parameters may hold options of the task (``task.share``). Points that differ in them met
-other data: which of them errs least says which data is easy, not which method is good. So points
-are compared within a condition only.
+A configuration's parameters may hold options of the task (``task.share``). Configurations that
+differ in them met other data: which of them errs least says which data is easy, not which method is
+good. So configurations are compared within a condition only.
 
     whole      the condition that a study's one winner is about: the task as the study file gives
                it, if any part takes it so; else the only condition there is
-    is_split   every point changes the task and not all in the same way: there is no one winner,
+    is_split   every configuration changes the task and not all in the same way: there is no one
+    winner,
                but one per condition
 """
 
@@ -18,14 +19,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from modmix.analysis.labels import parameter_words, value_text
-from modmix.ledger import PointRecord
+from modmix.ledger import ConfigurationRecord
 
 PREFIX = "task."
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Condition:
-    """One setting of the task's options, by all of them that any point of the study shows."""
+    """One setting of the task's options, by all of them that any configuration of the study
+    shows.
+    """
 
     place: int  # in order of first appearance, from 0
     label: str  # "weakness = conflict, share = 0.4": what differs between the conditions
@@ -35,11 +38,13 @@ class Condition:
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """The conditions of a study in order of first appearance, and which points met in each."""
+    """The conditions of a study in order of first appearance, and which configurations met in
+    each.
+    """
 
     all: tuple[Condition, ...]
-    of: Mapping[str, Condition]  # by point key
-    members: Mapping[Condition, Sequence[PointRecord]]
+    of: Mapping[str, Condition]  # by configuration key
+    members: Mapping[Condition, Sequence[ConfigurationRecord]]
     whole: Condition | None
     varied: tuple[str, ...]  # the options in which the conditions differ
 
@@ -49,34 +54,38 @@ class Conditions:
 
 
 def conditions_of(
-    points: Sequence[PointRecord],
+    configurations: Sequence[ConfigurationRecord],
     given: Mapping[str, Any],
-    leaves_task: Callable[[PointRecord], bool],
-    idle: Callable[[PointRecord], Collection[str]] = lambda _: (),
+    leaves_task: Callable[[ConfigurationRecord], bool],
+    idle: Callable[[ConfigurationRecord], Collection[str]] = lambda _: (),
 ) -> Conditions:
-    """Sort points by the data they met.
+    """Sort configurations by the data they met.
 
-    All points of a method show what any part varies, so a point may show an option with the very
-    value of the task block: that is the task as given.
+    All configurations of a method show what any part varies, so a configuration may show an option
+    with the very value of the task block: that is the task as given.
 
     Args:
-        points: in order of asking.
+        configurations: in order of asking.
         given: the task's options as the study file gives them.
-        leaves_task: whether a part asked for the point without setting any of the task's options.
-        idle: the options that make no difference to a point's data.
+        leaves_task: whether a part asked for the configuration without setting any of the task's
+        options. idle: the options that make no difference to a configuration's data.
     """
-    names = list(dict.fromkeys(name for point in points for name in task_params(point)))
+    names = list(
+        dict.fromkeys(
+            name for configuration in configurations for name in task_params(configuration)
+        )
+    )
     unchanged = _key({name: given[name] for name in names if name in given}, names)
-    groups: dict[tuple[str, ...], list[PointRecord]] = {}
+    groups: dict[tuple[str, ...], list[ConfigurationRecord]] = {}
     met: dict[tuple[str, ...], Mapping[str, Any]] = {}
-    for point in points:
+    for configuration in configurations:
         values = {name: given[name] for name in names if name in given}
-        if not leaves_task(point):
-            without = idle(point)
-            values |= task_params(point)
+        if not leaves_task(configuration):
+            without = idle(configuration)
+            values |= task_params(configuration)
             values = {name: value for name, value in values.items() if name not in without}
         key = _key(values, names)
-        groups.setdefault(key, []).append(point)
+        groups.setdefault(key, []).append(configuration)
         met[key] = values
     varied = [n for i, n in enumerate(names) if len({key[i] for key in groups}) > 1]
     found = [
@@ -89,18 +98,22 @@ def conditions_of(
     members = dict(zip(found, groups.values(), strict=True))
     return Conditions(
         all=tuple(found),
-        of={point.key: one for one, points in members.items() for point in points},
+        of={
+            configuration.key: one
+            for one, configurations in members.items()
+            for configuration in configurations
+        },
         members=members,
         whole=whole,
         varied=tuple(varied),
     )
 
 
-def task_params(point: PointRecord) -> dict[str, Any]:
-    """The task's options that a point shows: "share" -> 0.4."""
+def task_params(configuration: ConfigurationRecord) -> dict[str, Any]:
+    """The task's options that a configuration shows: "share" -> 0.4."""
     return {
         name.removeprefix(PREFIX): value
-        for name, value in point.params.items()
+        for name, value in configuration.params.items()
         if name.startswith(PREFIX)
     }
 
@@ -123,13 +136,15 @@ def _condition(
 
 
 def _whole(
-    members: Mapping[Condition, Sequence[PointRecord]],
-    leaves_task: Callable[[PointRecord], bool],
+    members: Mapping[Condition, Sequence[ConfigurationRecord]],
+    leaves_task: Callable[[ConfigurationRecord], bool],
 ) -> Condition | None:
     if len(members) == 1:
         return next(iter(members))
-    for condition, points in members.items():
-        if condition.is_given and any(leaves_task(point) for point in points):
+    for condition, configurations in members.items():
+        if condition.is_given and any(
+            leaves_task(configuration) for configuration in configurations
+        ):
             return condition
     return None
 

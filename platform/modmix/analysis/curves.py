@@ -1,7 +1,8 @@
 """The numbers behind curves over a hyperparameter. `figures` draws them; here are only values.
 
-Every mean is over a point's finished replicates; NaN means are left out of lines. Which point is a
-method's best is always decided on validation (see `best`), whatever split is drawn.
+Every mean is over a configuration's finished replicates; NaN means are left out of lines. Which
+configuration is a method's best is always decided on validation (see `best`), whatever split is
+drawn.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from modmix.analysis.labels import (
 )
 from modmix.analysis.statistics import Estimate
 from modmix.base.errors import InputError
-from modmix.ledger import PointRecord
+from modmix.ledger import ConfigurationRecord
 from modmix.tasks.table import TASKS
 
 MOST_LINES = 40  # that a figure shows: more would not be read
@@ -35,11 +36,11 @@ X = float | str  # a curve's x: a number, or the text of a word, list or null
 
 @dataclass(frozen=True, kw_only=True)
 class Dot:
-    """One point of a curve."""
+    """One configuration of a curve."""
 
     x: X
     value: Estimate
-    point: str  # full key
+    configuration: str  # full key
     complete: bool  # all its replicates are done
     seeds: int  # that it is to have
 
@@ -66,10 +67,12 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """A horizontal line: a method's best point in the whole study, on the data of the curve."""
+    """A horizontal line: a method's best configuration in the whole study, on the data of the
+    curve.
+    """
 
     method: str
-    point: str
+    configuration: str
     value: Estimate
 
 
@@ -77,8 +80,8 @@ class Reference:
 class Curve:
     """One part with an ``x``.
 
-    ``connected`` is False for a search: its points form no line. ``logarithmic``: x was sampled or
-    listed by factors. ``conditions``: on how many different data the points are.
+    ``connected`` is False for a search: its configurations form no line. ``logarithmic``: x was
+    sampled or listed by factors. ``conditions``: on how many different data the configurations are.
     """
 
     part: str
@@ -122,14 +125,14 @@ class Curve:
             {"line": line.label, "method": line.method, "x": dot.x}
             | estimate_columns(dot.value, self.metric)
             | {"complete": dot.complete, "minimum": i == line.minimum}
-            | {"chosen": i == line.chosen, "point": short(dot.point)}
+            | {"chosen": i == line.chosen, "configuration": short(dot.configuration)}
             for line in self.lines
             for i, dot in enumerate(line.dots)
         ]
         rows += [
             {"line": f"{r.method} (best)", "method": r.method, "x": None}
             | estimate_columns(r.value, self.metric)
-            | {"complete": True, "point": short(r.point)}
+            | {"complete": True, "configuration": short(r.configuration)}
             for r in self.references
         ]
         return pd.DataFrame(rows).rename(columns={"x": self.x})
@@ -138,8 +141,8 @@ class Curve:
 def curve(snapshot: Snapshot, part: str, metric: str | None = None) -> Curve:
     """The curve of a part over its ``x``: mean and interval per method.
 
-    Points of a method that share an x differ in another hyperparameter; each combination of those
-    becomes a line of its own, labelled with what differs.
+    Configurations of a method that share an x differ in another hyperparameter; each combination of
+    those becomes a line of its own, labelled with what differs.
 
     Args:
         metric: any recorded metric; the first objective on test when None.
@@ -156,14 +159,16 @@ def curve(snapshot: Snapshot, part: str, metric: str | None = None) -> Curve:
         )
     x = str(spec["x"])
     drawn = metric or on_test(snapshot.objectives[0])
-    members: dict[str, dict[str, PointRecord]] = {}
+    members: dict[str, dict[str, ConfigurationRecord]] = {}
     for entry in snapshot.entries:
-        point = snapshot.by_key.get(entry.point)
-        if entry.part == part and point is not None and x in point.params:
-            members.setdefault(point.method, {})[point.key] = point
-    methods = {method: list(points.values()) for method, points in members.items()}
+        configuration = snapshot.by_key.get(entry.configuration)
+        if entry.part == part and configuration is not None and x in configuration.params:
+            members.setdefault(configuration.method, {})[configuration.key] = configuration
+    methods = {method: list(configurations.values()) for method, configurations in members.items()}
     is_search = bool(spec.get("search"))
-    met = {snapshot.conditions.of[key] for points in members.values() for key in points}
+    met = {
+        snapshot.conditions.of[key] for configurations in members.values() for key in configurations
+    }
     lines = [
         line
         for method in snapshot.methods
@@ -181,7 +186,7 @@ def curve(snapshot: Snapshot, part: str, metric: str | None = None) -> Curve:
         metric=drawn,
         lines=tuple(line for line in lines if line.dots),
         references=tuple(
-            # Beside points on several data sets no single point can be a reference.
+            # Beside configurations on several data sets no single configuration can be a reference.
             _references(snapshot, spec.get("references") or (), drawn, next(iter(met), None))
             if len(met) < 2
             else ()
@@ -217,15 +222,19 @@ def _is_by_factors(lines: Sequence[Line]) -> bool:
     return bool(steps.max() < 4 * steps.min())
 
 
-def _lines(snapshot: Snapshot, points: Sequence[PointRecord], x: str, metric: str) -> list[Line]:
-    varying = _varying(points, x)
-    groups: dict[tuple[str, ...], list[PointRecord]] = {}
-    for point in points:
-        if not varying or any(name in point.params for name in varying):
-            key = tuple(_canonical(point.params.get(name)) for name in varying)
-            groups.setdefault(key, []).append(point)
-    # A point without any of the varying ones (they are conditional) belongs to every line.
-    common = [p for p in points if varying and not any(name in p.params for name in varying)]
+def _lines(
+    snapshot: Snapshot, configurations: Sequence[ConfigurationRecord], x: str, metric: str
+) -> list[Line]:
+    varying = _varying(configurations, x)
+    groups: dict[tuple[str, ...], list[ConfigurationRecord]] = {}
+    for configuration in configurations:
+        if not varying or any(name in configuration.params for name in varying):
+            key = tuple(_canonical(configuration.params.get(name)) for name in varying)
+            groups.setdefault(key, []).append(configuration)
+    # A configuration without any of the varying ones (they are conditional) belongs to every line.
+    common = [
+        p for p in configurations if varying and not any(name in p.params for name in varying)
+    ]
     lines = []
     for members in groups.values():
         variant = ", ".join(
@@ -237,29 +246,29 @@ def _lines(snapshot: Snapshot, points: Sequence[PointRecord], x: str, metric: st
     return lines
 
 
-def _varying(points: Sequence[PointRecord], x: str) -> list[str]:
-    """The hyperparameters, but for ``x``, in which points of the same x differ."""
-    names = sorted({name for p in points for name in p.params} - {x})
+def _varying(configurations: Sequence[ConfigurationRecord], x: str) -> list[str]:
+    """The hyperparameters, but for ``x``, in which configurations of the same x differ."""
+    names = sorted({name for p in configurations for name in p.params} - {x})
     seen: dict[tuple[str, str], set[str]] = {}
-    for point in points:
-        at = _canonical(point.params[x])
+    for configuration in configurations:
+        at = _canonical(configuration.params[x])
         for name in names:
-            seen.setdefault((name, at), set()).add(_canonical(point.params.get(name)))
+            seen.setdefault((name, at), set()).add(_canonical(configuration.params.get(name)))
     return [n for n in names if any(len(v) > 1 for (name, _), v in seen.items() if name == n)]
 
 
 def _line(
-    snapshot: Snapshot, members: Sequence[PointRecord], x: str, metric: str, variant: str
+    snapshot: Snapshot, members: Sequence[ConfigurationRecord], x: str, metric: str, variant: str
 ) -> Line:
     dots = [
         Dot(
-            x=_x_value(point.params[x]),
-            value=snapshot.estimate(point.key, metric),
-            point=point.key,
-            complete=point.key in snapshot.complete,
-            seeds=len(snapshot.replicates_of[point.key]),
+            x=_x_value(configuration.params[x]),
+            value=snapshot.estimate(configuration.key, metric),
+            configuration=configuration.key,
+            complete=configuration.key in snapshot.complete,
+            seeds=len(snapshot.replicates_of[configuration.key]),
         )
-        for point in members
+        for configuration in members
     ]
     dots = [dot for dot in dots if math.isfinite(dot.value.mean)]
     if all(isinstance(dot.x, float) for dot in dots):
@@ -269,11 +278,13 @@ def _line(
     most = max((dot.seeds for dot in dots), default=0)
     drawn = [dot.value.mean if dot.seeds == most else math.nan for dot in dots]
     validation = [
-        snapshot.estimate(d.point, objective).mean if d.complete and d.seeds == most else math.nan
+        snapshot.estimate(d.configuration, objective).mean
+        if d.complete and d.seeds == most
+        else math.nan
         for d in dots
     ]
     # Along an option of the task the best value would only say which data is easy.
-    is_one = len({snapshot.conditions.of[dot.point] for dot in dots}) == 1
+    is_one = len({snapshot.conditions.of[dot.configuration] for dot in dots}) == 1
     return Line(
         method=members[0].method,
         variant=variant,
@@ -290,8 +301,8 @@ def _references(
     references = [
         Reference(
             method=method,
-            point=best[method].point,
-            value=snapshot.estimate(best[method].point, metric),
+            configuration=best[method].configuration,
+            value=snapshot.estimate(best[method].configuration, metric),
         )
         for method in methods
         if method in best

@@ -153,7 +153,9 @@ def _step(curve: Curve) -> float:
 
 
 def _label_x(ax: Axes, curve: Curve) -> float:
-    """Ticks where the points are; return how far below the axis the legend begins, in points."""
+    """Ticks where the configurations are; return how far below the axis the legend begins, in
+    configurations.
+    """
     if curve.categories:
         longest = max(len(word) for word in curve.categories)
         is_wide = longest * len(curve.categories) > 70
@@ -240,7 +242,7 @@ def draw_conditions(ax: Axes, found: ByCondition, look: Mapping[str, Look]) -> N
     shown = unit(found.metric)
     ax.set_xlabel(
         f"{metric_words(found.metric)} behind the best method of the condition"
-        f"{' (points)' if shown == '%' else f' ({shown})' if shown else ''}"
+        f"{' (configurations)' if shown == '%' else f' ({shown})' if shown else ''}"
     )
     step, middle = 0.64 / len(found.methods), (len(found.methods) - 1) / 2
     handles = []
@@ -279,7 +281,7 @@ def _write_best(ax: Axes, found: ByCondition) -> None:
             words = f"{best[0]} {metric_text(values[best[0]].mean, found.metric)}"
             ax.annotate(
                 words, (1.0, i), xytext=(4, 0), xycoords=("axes fraction", "data"),
-                textcoords="offset points", va="center", fontsize=7, annotation_clip=False,
+                textcoords="offset configurations", va="center", fontsize=7, annotation_clip=False,
             )  # fmt: skip
 
 
@@ -341,8 +343,8 @@ def _log_y_where_it_helps(ax: Axes, learning: LearningCurves) -> None:
 
 
 def draw_search(ax: Axes, history: SearchHistory, look: Mapping[str, Look]) -> None:
-    """Every point of a search, and the best so far as steps."""
-    ax.set_xlabel("points asked for")
+    """Every configuration of a search, and the best so far as steps."""
+    ax.set_xlabel("configurations asked for")
     ax.set_ylabel(f"{metric_label(history.metric)}, mean over seeds")
     horizontal_grid(ax)
     drawn = [trace for trace in history.traces if np.isfinite(trace.values).any()]
@@ -356,7 +358,7 @@ def draw_search(ax: Axes, history: SearchHistory, look: Mapping[str, Look]) -> N
     legend_below(ax, handles)
     notes = [
         "line: best so far" if any(np.isfinite(t.best).any() for t in drawn) else "",
-        "marks: points",
+        "marks: configurations",
         "×: pruned" if any(trace.pruned.any() for trace in drawn) else "",
         f"{outside} worse outside" if outside else "",
     ]
@@ -380,13 +382,16 @@ def _draw_trace(ax: Axes, trace: Trace, style: Look, metric: str) -> Any:
     steps = ax.step(
         places, trace.best, where="post", color=style.colour, linewidth=1.6, zorder=3,
         marker=style.marker, markevery=[len(places) - 1], markersize=5,
-        label=f"{trace.method}, {count} {'point' if count == 1 else 'points'}{best}",
+        label=f"{trace.method}, {count} "
+        f"{'configuration' if count == 1 else 'configurations'}{best}",
     )  # fmt: skip
     return steps[0]
 
 
 def _leave_out_the_worst(ax: Axes, traces: Sequence[Trace], metric: str) -> int:
-    """Keep a few very bad points from flattening what matters; return how many are outside."""
+    """Keep a few very bad configurations from flattening what matters; return how many are
+    outside.
+    """
     sign = -1.0 if higher_is_better(metric) else 1.0
     values = np.concatenate([trace.values for trace in traces])
     costs = np.sort(values[np.isfinite(values)] * sign)
@@ -412,17 +417,17 @@ def draw_importance(ax: Axes, one: Importance, look: Mapping[str, Look]) -> None
         signed = f"  (ρ = {correlation:+.2f})".replace("-", "−")
         ax.annotate(
             f"{share:.2f}" + ("" if math.isnan(correlation) else signed), (share, i),
-            xytext=(4, 0), textcoords="offset points", va="center", fontsize=7.5,
+            xytext=(4, 0), textcoords="offset configurations", va="center", fontsize=7.5,
         )  # fmt: skip
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.4, -0.6)
     ax.set_xlim(0, 1.2)
     ax.set_xticks([0, 0.25, 0.5, 0.75, 1.0], ["0", "0.25", "0.5", "0.75", "1"])
-    heading(ax, f"{one.part}: {one.method}, {one.points} points")
+    heading(ax, f"{one.part}: {one.method}, {one.configurations} configurations")
 
 
 def draw_trade_off(ax: Axes, trade: TradeOff, look: Mapping[str, Look]) -> None:
-    """Complete points on both objectives; the front's are filled and joined."""
+    """Complete configurations on both objectives; the front's are filled and joined."""
     ax.set_xlabel(metric_label(trade.metrics[0]))
     ax.set_ylabel(metric_label(trade.metrics[1]))
     horizontal_grid(ax)
@@ -440,10 +445,10 @@ def draw_trade_off(ax: Axes, trade: TradeOff, look: Mapping[str, Look]) -> None:
         rest, front = trade.values[mine & ~trade.front], trade.values[mine & trade.front]
         ax.plot(rest[:, 0], rest[:, 1], markerfacecolor="none", alpha=0.6, zorder=2, **common)
         count = int(mine.sum())
-        label = f"{method}, {count} {'point' if count == 1 else 'points'}"
+        label = f"{method}, {count} {'configuration' if count == 1 else 'configurations'}"
         handles += ax.plot(front[:, 0], front[:, 1], zorder=3, label=label, **common)
     front = trade.values[trade.front]
     front = front[np.argsort(front[:, 0], kind="stable")]
     ax.plot(front[:, 0], front[:, 1], color=FAINT, linewidth=1, zorder=1)
     legend_below(ax, handles)
-    heading(ax, trade.title, ["filled: no other point is as good on both"])
+    heading(ax, trade.title, ["filled: no other configuration is as good on both"])

@@ -1,7 +1,7 @@
-"""The numbers behind the figures of best points: results, conditions, learning curves.
+"""The numbers behind the figures of best configurations: results, conditions, learning curves.
 
-`figures` draws them; here is nothing but values. Which point is a method's best is always decided
-on validation (see `best`), whatever split is drawn.
+`figures` draws them; here is nothing but values. Which configuration is a method's best is always
+decided on validation (see `best`), whatever split is drawn.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from modmix.analysis.best import best_of, default_metrics
-from modmix.analysis.comparisons import Contest, contests_of
+from modmix.analysis.comparisons import Comparison, contests_of
 from modmix.analysis.frames import Snapshot, estimate_columns, histories_of, short
 from modmix.analysis.statistics import Floats
 from modmix.analysis.tables import Row, behind, paper_number, result_rows
@@ -52,10 +52,12 @@ def results(snapshot: Snapshot, metric: str | None = None) -> Results:
     shown = metric or default_metrics(snapshot)[0]
     rows = [r for r in result_rows(snapshot, shown) if math.isfinite(r.best.estimates[shown].mean)]
     return Results(
-        title=f"{snapshot.name}: best point of each method",
+        title=f"{snapshot.name}: best configuration of each method",
         metric=shown,
         rows=tuple(rows),
-        values=tuple(tuple(snapshot.by_seed(row.best.point, shown).values()) for row in rows),
+        values=tuple(
+            tuple(snapshot.by_seed(row.best.configuration, shown).values()) for row in rows
+        ),
         papers=tuple(paper_number(snapshot, row, shown) for row in rows),
     )
 
@@ -75,7 +77,8 @@ class Distance:
 
 @dataclass(frozen=True, kw_only=True)
 class ByCondition:
-    """How far each method's best point is behind the condition's best one, on one test metric.
+    """How far each method's best configuration is behind the condition's best one, on one test
+    metric.
 
     ``left_out`` conditions are not shown.
     """
@@ -104,25 +107,25 @@ def by_condition(
 ) -> ByCondition:
     """What the table of conditions holds, for drawing; the first conditions of very many."""
     shown = metric or default_metrics(snapshot)[0]
-    contests = contests_of(snapshot, shown)
-    distances = [_distances(one, snapshot.methods) for one in contests[:limit]]
+    comparisons = contests_of(snapshot, shown)
+    distances = [_distances(one, snapshot.methods) for one in comparisons[:limit]]
     return ByCondition(
         title=f"{snapshot.name}: who is how far behind, condition by condition",
         metric=shown,
-        labels=tuple(one.condition.label for one in contests[:limit] if one.condition),
+        labels=tuple(one.condition.label for one in comparisons[:limit] if one.condition),
         methods=tuple(m for m in snapshot.methods if any(m in found for found in distances)),
         distances=tuple(distances),
-        left_out=max(0, len(contests) - limit),
+        left_out=max(0, len(comparisons) - limit),
     )
 
 
-def _distances(one: Contest, methods: Sequence[str]) -> dict[str, Distance]:
+def _distances(one: Comparison, methods: Sequence[str]) -> dict[str, Distance]:
     found = {}
     for method in methods:
         mean = one.mean(method)
         if not math.isfinite(mean):
             continue
-        test = one.entrants[method].paired
+        test = one.candidates[method].paired
         gap, low, high = behind(test, one.metric) if test else (0.0, math.nan, math.nan)
         found[method] = Distance(mean=mean, behind=gap, low=low, high=high)
     return found
@@ -133,14 +136,14 @@ def _distances(one: Contest, methods: Sequence[str]) -> dict[str, Distance]:
 
 @dataclass(frozen=True, kw_only=True)
 class Learning:
-    """The training of one method's best point: mean and band over replicates per epoch.
+    """The training of one method's best configuration: mean and band over replicates per epoch.
 
     ``whole`` says at which epochs all replicates were still training; after early stops the rest
     is a mean over fewer, which may jump.
     """
 
     method: str
-    point: str
+    configuration: str
     epochs: Floats
     mean: Floats
     std: Floats
@@ -160,7 +163,7 @@ class LearningCurves:
             pd.DataFrame(
                 {
                     "method": line.method,
-                    "point": short(line.point),
+                    "configuration": short(line.configuration),
                     "epoch": line.epochs,
                     f"{self.metric}/mean": line.mean,
                     f"{self.metric}/std": line.std,
@@ -175,13 +178,13 @@ class LearningCurves:
 def learning_curves(
     ledger: Ledger, snapshot: Snapshot, metric: str | None = None
 ) -> LearningCurves:
-    """Learning curves of every method's best point, on the first objective."""
+    """Learning curves of every method's best configuration, on the first objective."""
     drawn = metric or snapshot.objectives[0]
     best = best_of(snapshot)
-    frame = histories_of(ledger, snapshot, [found.point for found in best])
+    frame = histories_of(ledger, snapshot, [found.configuration for found in best])
     lines = []
     for found in best:
-        mine = frame[frame["point"] == short(found.point)]
+        mine = frame[frame["configuration"] == short(found.configuration)]
         if f"{drawn}/mean" not in mine or not mine[f"{drawn}/mean"].notna().any():
             continue
         mine = mine[mine[f"{drawn}/mean"].notna()]
@@ -189,7 +192,7 @@ def learning_curves(
         lines.append(
             Learning(
                 method=found.method,
-                point=found.point,
+                configuration=found.configuration,
                 epochs=mine["epoch"].to_numpy(dtype=np.float64),
                 mean=mine[f"{drawn}/mean"].to_numpy(dtype=np.float64),
                 std=mine[f"{drawn}/std"].to_numpy(dtype=np.float64),
@@ -198,5 +201,7 @@ def learning_curves(
             )
         )
     return LearningCurves(
-        title=f"{snapshot.name}: training of the best points", metric=drawn, lines=tuple(lines)
+        title=f"{snapshot.name}: training of the best configurations",
+        metric=drawn,
+        lines=tuple(lines),
     )

@@ -31,7 +31,15 @@ from modmix.ledger import Ledger
 __all__ = ["FigureOf", "figure", "figure_names", "figures_of", "to_bytes"]
 
 
-RESERVED = ("results", "points", "conditions", "ranks", "learning", "importance", "trade_off")
+RESERVED = (
+    "results",
+    "configurations",
+    "conditions",
+    "ranks",
+    "learning",
+    "importance",
+    "trade_off",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +102,7 @@ def _results(snapshot: Snapshot, look: Mapping[str, Look]) -> FigureOf:
     height = 1.2 + 0.36 * max(2, len(found.rows))
     return FigureOf(
         name="results",
-        caption=f"{_sentence(found.metric)} of each method's best point.",
+        caption=f"{_sentence(found.metric)} of each method's best configuration.",
         draw=lambda: _one(lambda ax: drawing.draw_results(ax, found, look), height),
         numbers=found.frame,
     )
@@ -106,8 +114,9 @@ def _conditions(snapshot: Snapshot, look: Mapping[str, Look]) -> FigureOf:
     height = height_with_legend(found.methods) - 2.1 + 0.36 * max(2, len(found.labels))
     return FigureOf(
         name="results" if snapshot.conditions.is_split else "conditions",
-        caption=f"{_sentence(found.metric)} of each method's best point in each condition, beside "
-        "the best of that condition: only points of one condition are of the same data.",
+        caption=f"{_sentence(found.metric)} of each method's best configuration in each "
+        "condition, beside "
+        "the best of that condition: only configurations of one condition are of the same data.",
         draw=lambda: _one(lambda ax: drawing.draw_conditions(ax, found, look), height),
         numbers=found.frame,
     )
@@ -154,7 +163,10 @@ def _left_out(snapshot: Snapshot, curve: Curve) -> str:
     """Why there are no reference lines although the study file asks for some."""
     if curve.conditions < 2 or not snapshot.parts[curve.part].get("references"):
         return ""
-    return " Its points are on different data, so no point can be a reference for all of them."
+    return (
+        " Its configurations are on different data, so no configuration can be a reference for all "
+        "of them."
+    )
 
 
 def _is_taken(part: str) -> bool:
@@ -166,7 +178,7 @@ def _learning(ledger: Ledger, snapshot: Snapshot, look: Mapping[str, Look]) -> F
     found = figure_data.learning_curves(ledger, snapshot)
     return FigureOf(
         name="learning",
-        caption=f"{_sentence(found.metric)} while the best points were trained.",
+        caption=f"{_sentence(found.metric)} while the best configurations were trained.",
         draw=lambda: _one(
             lambda ax: drawing.draw_learning(ax, found, look),
             height_with_legend([f"{line.method}, n = 5" for line in found.lines]),
@@ -179,10 +191,12 @@ def _search(snapshot: Snapshot, part: str, look: Mapping[str, Look]) -> FigureOf
     found = searches.search_history(snapshot, part)
     return FigureOf(
         name=f"search_{part}",
-        caption=f"{_sentence(found.metric)} of every point the search proposed.",
+        caption=f"{_sentence(found.metric)} of every configuration the search proposed.",
         draw=lambda: _one(
             lambda ax: drawing.draw_search(ax, found, look),
-            height_with_legend([f"{t.method}, 100 points, best 10.00" for t in found.traces]),
+            height_with_legend(
+                [f"{t.method}, 100 configurations, best 10.00" for t in found.traces]
+            ),
         ),
         numbers=found.frame,
     )
@@ -216,7 +230,7 @@ def _trade_off(snapshot: Snapshot, look: Mapping[str, Look]) -> FigureOf:
     found = searches.trade_off(snapshot)
     return FigureOf(
         name="trade_off",
-        caption="Both objectives of every finished point.",
+        caption="Both objectives of every finished configuration.",
         draw=lambda: _one(lambda ax: drawing.draw_trade_off(ax, found, look)),
         numbers=found.frame,
     )

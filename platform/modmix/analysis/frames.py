@@ -21,7 +21,7 @@ import pandas as pd
 
 from modmix.analysis.conditions import PREFIX, Conditions, conditions_of, task_params
 from modmix.analysis.statistics import Estimate, estimate, t_quantile
-from modmix.ledger import Entry, Ledger, PointRecord, ReplicateRecord, StudyRecord
+from modmix.ledger import ConfigurationRecord, Entry, Ledger, ReplicateRecord, StudyRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +34,13 @@ class Column:
 
 COLUMNS: Mapping[str, Column] = {
     "method": Column(meaning="the method that combines the modalities"),
-    "point": Column(meaning="the point's short key: the first digits of its digest"),
-    "number": Column(meaning="the point's place in the study, from 0, in order of asking"),
+    "configuration": Column(
+        meaning="the configuration's short key: the first digits of its digest"
+    ),
+    "number": Column(meaning="the configuration's place in the study, from 0, in order of asking"),
     "n": Column(meaning="finished replicates that the statistics are over", unit="replicates"),
     "state": Column(meaning="done, pending, running, …; with counts where replicates differ"),
-    "parts": Column(meaning="the parts of the study that asked for the point, by comma"),
+    "parts": Column(meaning="the parts of the study that asked for the configuration, by comma"),
     "seed": Column(meaning="the replicate's seed"),
     "epochs": Column(meaning="epochs trained", unit="epochs"),
     "best_epoch": Column(meaning="the epoch whose weights were evaluated", unit="epochs"),
@@ -58,7 +60,7 @@ SHORT = 10  # digits of a short key
 
 
 def short(key: str) -> str:
-    """The short key of a point: enough to tell 10,000 points apart."""
+    """The short key of a configuration: enough to tell 10,000 configurations apart."""
     return key[:SHORT]
 
 
@@ -70,7 +72,7 @@ class Snapshot:
     """One study, read once; every analysis below works on this."""
 
     record: StudyRecord
-    points: Sequence[PointRecord]
+    configurations: Sequence[ConfigurationRecord]
     replicates: Sequence[ReplicateRecord]
     entries: Sequence[Entry]
 
@@ -88,67 +90,73 @@ class Snapshot:
         return self.record.spec.get("parts") or {}
 
     @cached_property
-    def by_key(self) -> dict[str, PointRecord]:
-        return {point.key: point for point in self.points}
+    def by_key(self) -> dict[str, ConfigurationRecord]:
+        return {configuration.key: configuration for configuration in self.configurations}
 
     @cached_property
     def replicates_of(self) -> dict[str, list[ReplicateRecord]]:
-        """Replicates by point key; a point without any has an empty list."""
-        found: dict[str, list[ReplicateRecord]] = {point.key: [] for point in self.points}
+        """Replicates by configuration key; a configuration without any has an empty list."""
+        found: dict[str, list[ReplicateRecord]] = {
+            configuration.key: [] for configuration in self.configurations
+        }
         for replicate in self.replicates:
-            if replicate.point in found:
-                found[replicate.point].append(replicate)
+            if replicate.configuration in found:
+                found[replicate.configuration].append(replicate)
         return found
 
     @cached_property
     def parts_of(self) -> dict[str, list[str]]:
-        """The parts that asked for each point, in the order of `parts`."""
+        """The parts that asked for each configuration, in the order of `parts`."""
         order = {part: i for i, part in enumerate(self.parts)}
         found: dict[str, set[str]] = {}
         for entry in self.entries:
-            found.setdefault(entry.point, set()).add(entry.part)
+            found.setdefault(entry.configuration, set()).add(entry.part)
         return {
-            point: sorted(parts, key=lambda part: (order.get(part, len(order)), part))
-            for point, parts in found.items()
+            configuration: sorted(parts, key=lambda part: (order.get(part, len(order)), part))
+            for configuration, parts in found.items()
         }
 
     @cached_property
     def conditions(self) -> Conditions:
-        """Which points met the same data; see `conditions`."""
+        """Which configurations met the same data; see `conditions`."""
         given = self.record.details.get("task_options") or {}
-        return conditions_of(self.points, given, self._leaves_task, self._idle_options)
+        return conditions_of(self.configurations, given, self._leaves_task, self._idle_options)
 
-    def _leaves_task(self, point: PointRecord) -> bool:
-        """Whether a part asked for a point without setting any of the task's options."""
-        return not task_params(point) or any(
-            not any(name.startswith(PREFIX) for name in block) for block in self._blocks(point)
+    def _leaves_task(self, configuration: ConfigurationRecord) -> bool:
+        """Whether a part asked for a configuration without setting any of the task's options."""
+        return not task_params(configuration) or any(
+            not any(name.startswith(PREFIX) for name in block)
+            for block in self._blocks(configuration)
         )
 
-    def _idle_options(self, point: PointRecord) -> set[str]:
-        """The task's options to which several parts give different values, and ask for one point.
+    def _idle_options(self, configuration: ConfigurationRecord) -> set[str]:
+        """The task's options to which several parts give different values, and ask for one
+        configuration.
 
-        A point is one because its data is the same: those options make no difference to it.
+        A configuration is one because its data is the same: those options make no difference to it.
         """
         seen: dict[str, set[str]] = {}
-        for block in self._blocks(point) if len(self.parts_of.get(point.key, ())) > 1 else ():
+        for block in (
+            self._blocks(configuration) if len(self.parts_of.get(configuration.key, ())) > 1 else ()
+        ):
             for name, value in block.items():
                 if name.startswith(PREFIX) and not isinstance(value, Mapping):
                     seen.setdefault(name.removeprefix(PREFIX), set()).add(json.dumps(value))
         return {name for name, values in seen.items() if len(values) > 1}
 
-    def _blocks(self, point: PointRecord) -> list[dict[str, Any]]:
-        """What the study file gives in each part that asked for a point, for its method."""
-        asked = [self.parts.get(part) or {} for part in self.parts_of.get(point.key, ())]
+    def _blocks(self, configuration: ConfigurationRecord) -> list[dict[str, Any]]:
+        """What the study file gives in each part that asked for a configuration, for its method."""
+        asked = [self.parts.get(part) or {} for part in self.parts_of.get(configuration.key, ())]
         return [
-            {**(part.get("shared") or {}), **(part["methods"][point.method] or {})}
+            {**(part.get("shared") or {}), **(part["methods"][configuration.method] or {})}
             for part in asked
-            if point.method in (part.get("methods") or {})
+            if configuration.method in (part.get("methods") or {})
         ]
 
     @cached_property
     def methods(self) -> list[str]:
         """Methods in order of first appearance."""
-        return list(dict.fromkeys(point.method for point in self.points))
+        return list(dict.fromkeys(configuration.method for configuration in self.configurations))
 
     @cached_property
     def metrics(self) -> list[str]:
@@ -159,12 +167,12 @@ class Snapshot:
         return [*FIRST_METRICS, *rest]
 
     @cached_property
-    def points_table(self) -> pd.DataFrame:
-        """As `points_frame`, indexed by the points' full keys."""
-        return _points_table(self)
+    def configurations_table(self) -> pd.DataFrame:
+        """As `configurations_frame`, indexed by the configurations' full keys."""
+        return _configurations_table(self)
 
     def means(self, metric: str) -> Mapping[str, float]:
-        """Mean of a metric by point key; NaN where it has none."""
+        """Mean of a metric by configuration key; NaN where it has none."""
         if metric not in self._means:
             self._means[metric] = self._column_of_means(metric)
         return self._means[metric]
@@ -174,36 +182,36 @@ class Snapshot:
         return {}
 
     def _column_of_means(self, metric: str) -> dict[str, float]:
-        column = self.points_table.get(f"{metric}/mean")
+        column = self.configurations_table.get(f"{metric}/mean")
         if column is None:
             return dict.fromkeys(self.by_key, math.nan)
         return {str(key): float(mean) for key, mean in column.items()}
 
     @cached_property
     def complete(self) -> frozenset[str]:
-        """The points whose replicates are all done."""
+        """The configurations whose replicates are all done."""
         return frozenset(
             key
             for key, mine in self.replicates_of.items()
             if mine and all(replicate.state == "done" for replicate in mine)
         )
 
-    def by_seed(self, point: str, metric: str) -> dict[int, float]:
-        """A metric of a point's finished replicates, by seed."""
+    def by_seed(self, configuration: str, metric: str) -> dict[int, float]:
+        """A metric of a configuration's finished replicates, by seed."""
         return {
             replicate.seed: replicate.metrics.get(metric, math.nan)
-            for replicate in self.replicates_of[point]
+            for replicate in self.replicates_of[configuration]
             if replicate.state == "done"
         }
 
-    def estimate(self, point: str, metric: str) -> Estimate:
-        """A metric over a point's finished replicates."""
-        return estimate(list(self.by_seed(point, metric).values()))
+    def estimate(self, configuration: str, metric: str) -> Estimate:
+        """A metric over a configuration's finished replicates."""
+        return estimate(list(self.by_seed(configuration, metric).values()))
 
 
 def read(ledger: Ledger, study: str) -> Snapshot:
-    """Read a study. A driver may be writing meanwhile: points are read last, so that every
-    replicate and entry that was seen has its point.
+    """Read a study. A driver may be writing meanwhile: configurations are read last, so that every
+    replicate and entry that was seen has its configuration.
 
     Raises:
         InputError: there is no such study.
@@ -212,58 +220,62 @@ def read(ledger: Ledger, study: str) -> Snapshot:
     entries = ledger.entries(study)
     replicates = ledger.replicates(study)
     return Snapshot(
-        record=record, points=ledger.points(study), replicates=replicates, entries=entries
+        record=record,
+        configurations=ledger.configurations(study),
+        replicates=replicates,
+        entries=entries,
     )
 
 
 # ---------------------------------------------------------------- frames
 
 
-def points_frame(ledger: Ledger, study: str) -> pd.DataFrame:
-    """One row per point, in order of asking.
+def configurations_frame(ledger: Ledger, study: str) -> pd.DataFrame:
+    """One row per configuration, in order of asking.
 
     Columns: ``method``; the hyperparameters (union over methods); ``n``, the finished replicates;
     ``<metric>/mean``, ``/std``, ``/ci_low``, ``/ci_high`` over them (NaN for what n cannot give:
-    all four at n = 0, all but the mean at n = 1); ``state``; ``parts``; ``point``.
+    all four at n = 0, all but the mean at n = 1); ``state``; ``parts``; ``configuration``.
 
-    A point with failed or pruned replicates keeps the statistics of the finished ones, and
+    A configuration with failed or pruned replicates keeps the statistics of the finished ones, and
     ``state`` says so: "done 4 of 5, failed 1".
     """
-    return read(ledger, study).points_table.reset_index(drop=True)
+    return read(ledger, study).configurations_table.reset_index(drop=True)
 
 
 def replicates_frame(ledger: Ledger, study: str) -> pd.DataFrame:
-    """One row per replicate, by point number and seed, whatever its state.
+    """One row per replicate, by configuration number and seed, whatever its state.
 
-    Columns: ``point``, ``number``, ``method``, ``seed``, ``state``; the hyperparameters; the
-    metrics (of a pruned or failed replicate whatever was recorded); ``epochs``, ``best_epoch``,
+    Columns: ``configuration``, ``number``, ``method``, ``seed``, ``state``; the hyperparameters;
+    the metrics (of a pruned or failed replicate whatever was recorded); ``epochs``, ``best_epoch``,
     ``seconds``, ``origin``, ``reason``, ``replicate``.
     """
     return replicates_of(read(ledger, study))
 
 
 def histories_frame(
-    ledger: Ledger, study: str, points: Iterable[str] | None = None
+    ledger: Ledger, study: str, configurations: Iterable[str] | None = None
 ) -> pd.DataFrame:
-    """Mean and deviation over replicates, one row per point and epoch.
+    """Mean and deviation over replicates, one row per configuration and epoch.
 
-    Columns: ``point``, ``number``, ``method``, ``epoch``, ``n`` (replicates that were still
+    Columns: ``configuration``, ``number``, ``method``, ``epoch``, ``n`` (replicates that were still
     training then), and ``<metric>/mean``, ``<metric>/std`` of every recorded column.
 
     Args:
-        points: keys, full or short; all points when None. (A large study's histories take long.)
+        configurations: keys, full or short; all configurations when None. (A large study's
+        histories take long.)
     """
-    return histories_of(ledger, read(ledger, study), points)
+    return histories_of(ledger, read(ledger, study), configurations)
 
 
 def replicates_of(snapshot: Snapshot) -> pd.DataFrame:
     """`replicates_frame` of what was read."""
-    rows = [r for r in snapshot.replicates if r.point in snapshot.by_key]
-    owners = [snapshot.by_key[r.point] for r in rows]
+    rows = [r for r in snapshot.replicates if r.configuration in snapshot.by_key]
+    owners = [snapshot.by_key[r.configuration] for r in rows]
     names = sorted({name for r in rows for name in r.metrics})
     metrics = [*snapshot.metrics, *(name for name in names if name not in snapshot.metrics)]
     columns: dict[str, Any] = {
-        "point": [short(p.key) for p in owners],
+        "configuration": [short(p.key) for p in owners],
         "number": np.array([p.number for p in owners], dtype=np.int64),
         "method": [p.method for p in owners],
         "seed": np.array([r.seed for r in rows], dtype=np.int64),
@@ -279,24 +291,31 @@ def replicates_of(snapshot: Snapshot) -> pd.DataFrame:
 
 
 def histories_of(
-    ledger: Ledger, snapshot: Snapshot, points: Iterable[str] | None = None
+    ledger: Ledger, snapshot: Snapshot, configurations: Iterable[str] | None = None
 ) -> pd.DataFrame:
     """`histories_frame` of what was read."""
-    wanted = None if points is None else {short(point) for point in points}
+    wanted = (
+        None
+        if configurations is None
+        else {short(configuration) for configuration in configurations}
+    )
     owners = {
-        r.key: snapshot.by_key[r.point]
+        r.key: snapshot.by_key[r.configuration]
         for r in snapshot.replicates
-        if r.point in snapshot.by_key and (wanted is None or short(r.point) in wanted)
+        if r.configuration in snapshot.by_key
+        and (wanted is None or short(r.configuration) in wanted)
     }
     frame = _long_histories(ledger, {key: owner.number for key, owner in owners.items()})
     if frame.empty:
-        return pd.DataFrame({name: [] for name in ("point", "number", "method", "epoch", "n")})
+        return pd.DataFrame(
+            {name: [] for name in ("configuration", "number", "method", "epoch", "n")}
+        )
     grouped = frame.groupby(["number", "epoch"], sort=True)
     means, spreads, counts = grouped.mean(), grouped.std(ddof=1), grouped.size()
-    by_number = {p.number: p for p in snapshot.points}
+    by_number = {p.number: p for p in snapshot.configurations}
     numbers = [int(number) for number, _ in means.index]
     columns_out: dict[str, Any] = {
-        "point": [short(by_number[number].key) for number in numbers],
+        "configuration": [short(by_number[number].key) for number in numbers],
         "number": numbers,
         "method": [by_number[number].method for number in numbers],
         "epoch": [float(epoch) for _, epoch in means.index],
@@ -309,7 +328,7 @@ def histories_of(
 
 
 def _long_histories(ledger: Ledger, numbers: Mapping[str, int]) -> pd.DataFrame:
-    """Histories under each other: ``number`` of the point, then every recorded column."""
+    """Histories under each other: ``number`` of the configuration, then every recorded column."""
     rows: list[int] = []
     found: list[dict[str, list[float]]] = []
     for key, columns in ledger.histories(list(numbers)).items():
@@ -326,8 +345,8 @@ def _long_histories(ledger: Ledger, numbers: Mapping[str, int]) -> pd.DataFrame:
 # ---------------------------------------------------------------- pieces
 
 
-def point_state(states: Sequence[str]) -> str:
-    """The state of a point from those of its replicates.
+def configuration_state(states: Sequence[str]) -> str:
+    """The state of a configuration from those of its replicates.
 
     One word where they agree. Otherwise "done 4 of 5, failed 1" when all have ended, and
     "running, done 2 of 5" (or "interrupted", "pending") when some have not.
@@ -343,12 +362,14 @@ def point_state(states: Sequence[str]) -> str:
     return ", ".join([*waiting[:1], *ended])
 
 
-def hyperparameter_columns(points: Sequence[PointRecord]) -> dict[str, Any]:
+def hyperparameter_columns(configurations: Sequence[ConfigurationRecord]) -> dict[str, Any]:
     """One column per hyperparameter over all methods, in order of first appearance."""
-    names = dict.fromkeys(name for point in points for name in point.params)
+    names = dict.fromkeys(name for configuration in configurations for name in configuration.params)
     return {
         # A hyperparameter never hides a column of the frame itself.
-        (f"{name}_" if name in COLUMNS else name): _column([p.params.get(name) for p in points])
+        (f"{name}_" if name in COLUMNS else name): _column(
+            [p.params.get(name) for p in configurations]
+        )
         for name in names
     }
 
@@ -364,27 +385,27 @@ def _column(values: Sequence[Any]) -> Any:
     return pd.Series(flat, dtype=object) if len(kinds) != 1 or bool in kinds else flat
 
 
-def _points_table(snapshot: Snapshot) -> pd.DataFrame:
-    states = [[r.state for r in snapshot.replicates_of[p.key]] for p in snapshot.points]
+def _configurations_table(snapshot: Snapshot) -> pd.DataFrame:
+    states = [[r.state for r in snapshot.replicates_of[p.key]] for p in snapshot.configurations]
     counts = np.array([mine.count("done") for mine in states], dtype=np.int64)
-    columns: dict[str, Any] = {"method": [p.method for p in snapshot.points]}
-    columns |= hyperparameter_columns(snapshot.points)
+    columns: dict[str, Any] = {"method": [p.method for p in snapshot.configurations]}
+    columns |= hyperparameter_columns(snapshot.configurations)
     columns["n"] = counts
     columns |= _statistics(snapshot, counts)
-    columns["state"] = [point_state(mine) for mine in states]
-    columns["parts"] = [",".join(snapshot.parts_of.get(p.key, [])) for p in snapshot.points]
-    columns["point"] = [short(p.key) for p in snapshot.points]
+    columns["state"] = [configuration_state(mine) for mine in states]
+    columns["parts"] = [",".join(snapshot.parts_of.get(p.key, [])) for p in snapshot.configurations]
+    columns["configuration"] = [short(p.key) for p in snapshot.configurations]
     frame = pd.DataFrame(columns)
-    frame.index = pd.Index([p.key for p in snapshot.points], name="key", dtype=object)
+    frame.index = pd.Index([p.key for p in snapshot.configurations], name="key", dtype=object)
     return frame
 
 
 def _statistics(snapshot: Snapshot, counts: np.ndarray[Any, Any]) -> dict[str, Any]:
-    """`statistics.estimate` of every metric of every point at once."""
+    """`statistics.estimate` of every metric of every configuration at once."""
     metrics = snapshot.metrics
-    place = {p.key: i for i, p in enumerate(snapshot.points)}
-    done = [r for r in snapshot.replicates if r.state == "done" and r.point in place]
-    at = np.array([place[r.point] for r in done], dtype=np.int64)
+    place = {p.key: i for i, p in enumerate(snapshot.configurations)}
+    done = [r for r in snapshot.replicates if r.state == "done" and r.configuration in place]
+    at = np.array([place[r.configuration] for r in done], dtype=np.int64)
     values = np.array([[r.metrics.get(m, math.nan) for m in metrics] for r in done], dtype=float)
     n = counts.astype(np.float64)
     columns: dict[str, Any] = {}
@@ -406,6 +427,6 @@ def _statistics(snapshot: Snapshot, counts: np.ndarray[Any, Any]) -> dict[str, A
 
 
 def estimate_columns(value: Estimate, metric: str) -> dict[str, Any]:
-    """An estimate under the names that `points_frame` gives its pieces."""
+    """An estimate under the names that `configurations_frame` gives its pieces."""
     pieces = {f"{metric}/{name}": getattr(value, name) for name in STATISTICS}
     return {"n": value.n, **pieces}

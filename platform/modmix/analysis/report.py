@@ -18,12 +18,14 @@ from modmix.analysis.labels import metric_words, p_clause, value_text
 from modmix.analysis.render import Table
 from modmix.analysis.statistics import Ranks
 from modmix.analysis.style import to_bytes
-from modmix.analysis.tables import points_of, results_of
+from modmix.analysis.tables import configurations_of, results_of
 from modmix.base.home import Home, write_bytes, write_text
 from modmix.ledger import Ledger, ReplicateRecord
 
 _VERSIONS = ("modmix", "torch", "numpy", "ray", "optuna", "mlflow")
-_FEW = 300  # points up to which they are also written as Markdown and LaTeX, and shown in full
+_FEW = (
+    300  # configurations up to which they are also written as Markdown and LaTeX, and shown in full
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +47,9 @@ def write_all(ledger: Ledger, home: Home, study: str, *, errors: str = "ci") -> 
     Works at any moment: an unfinished study gets what there is, and its report says so. Each file
     is replaced in one step, so a reader never sees half of one.
 
-    Files: ``figures/<name>.png`` and ``.svg``; ``tables/results``, ``points`` and, where only some
-    points change the task, ``conditions`` as ``.csv``, ``.md`` and ``.tex``; ``tables/ranks.csv``;
-    ``tables/<figure>.csv`` with the numbers of each figure; ``report.html``.
+    Files: ``figures/<name>.png`` and ``.svg``; ``tables/results``, ``configurations`` and, where
+    only some configurations change the task, ``conditions`` as ``.csv``, ``.md`` and ``.tex``;
+    ``tables/ranks.csv``; ``tables/<figure>.csv`` with the numbers of each figure; ``report.html``.
 
     Args:
         errors: the error bars of curves: "ci" (95 % intervals) or "std".
@@ -83,11 +85,12 @@ def report_html(ledger: Ledger, study: str) -> str:
 
 
 def _tables(snapshot: Snapshot) -> dict[str, Table]:
-    """The tables by the names of their files: results, points, and conditions where they differ.
+    """The tables by the names of their files: results, configurations, and conditions where they
+    differ.
 
-    (Where every point changes the task, the results are the conditions.)
+    (Where every configuration changes the task, the results are the conditions.)
     """
-    tables = {"results": results_of(snapshot), "points": points_of(snapshot)}
+    tables = {"results": results_of(snapshot), "configurations": configurations_of(snapshot)}
     if len(snapshot.conditions.all) > 1 and not snapshot.conditions.is_split:
         tables["conditions"] = conditions_table(snapshot)
     return tables
@@ -128,7 +131,7 @@ def _report(
         "Results": _results(snapshot, tables["results"], ranks) + pictures.pop("results"),
         "Conditions": _conditions(tables.get("conditions")) + pictures.pop("conditions", ""),
         "Figures": "\n".join(pictures.values()),
-        "Points": _points(tables["points"]),
+        "Configurations": _configurations(tables["configurations"]),
         "Failures": _failures(snapshot),
         "Set-up": html.facts(_setup(snapshot)),
         "How to reproduce": _reproduce(snapshot),
@@ -163,7 +166,7 @@ def _top(snapshot: Snapshot) -> str:
     if record.spec.get("final"):
         of = record.spec["final"]
         parts.append(
-            f"<p>A final run: the best point of {escape(str(of.get('method')))} in study "
+            f"<p>A final run: the best configuration of {escape(str(of.get('method')))} in study "
             f"{escape(str(of.get('of')))}, retrained on fresh seeds.</p>"
         )
     return "\n".join(filter(None, parts))
@@ -192,7 +195,8 @@ def _ranks(ranks: Ranks) -> str:
         else f" Friedman's test that all methods are alike: {p_clause(ranks.friedman_p)}."
     )
     note = (
-        f"Rank of each method's best point within a seed, averaged over the {ranks.blocks} seeds "
+        "Rank of each method's best configuration within a seed, averaged over the "
+        f"{ranks.blocks} seeds "
         f"that all methods share (1 is best).{friedman}"
     )
     return (
@@ -201,26 +205,29 @@ def _ranks(ranks: Ranks) -> str:
     )
 
 
-def _points(points: Table) -> str:
-    total = len(points.cells)
-    more = "" if total <= _FEW else f", the first {_FEW} here, all in tables/points.csv"
+def _configurations(configurations: Table) -> str:
+    total = len(configurations.cells)
+    more = "" if total <= _FEW else f", the first {_FEW} here, all in tables/configurations.csv"
     is_open = " open" if total <= 30 else ""
     return (
-        f"<details{is_open}><summary>{total} points{more}</summary>"
-        f"{html.table_html(points, _FEW)}</details>"
+        f"<details{is_open}><summary>{total} configurations{more}</summary>"
+        f"{html.table_html(configurations, _FEW)}</details>"
     )
 
 
 def _failures(snapshot: Snapshot) -> str:
-    failed = [r for r in snapshot.replicates if r.state == "failed" and r.point in snapshot.by_key]
+    failed = [
+        r for r in snapshot.replicates if r.state == "failed" and r.configuration in snapshot.by_key
+    ]
     if not failed:
         return ""
     rows = "\n".join(_failure(snapshot, replicate) for replicate in failed[:_FEW])
     more = f"<p>… and {len(failed) - _FEW} more.</p>" if len(failed) > _FEW else ""
     return (
-        f"<p>{len(failed)} of {len(snapshot.replicates)} replicates failed. Their points keep the "
+        f"<p>{len(failed)} of {len(snapshot.replicates)} replicates failed. Their "
+        "configurations keep the "
         'mean of the others and are never chosen as best.</p><div class="scroll"><table><thead>'
-        '<tr><th>method</th><th>point</th><th class="number">seed</th><th>reason</th></tr>'
+        '<tr><th>method</th><th>configuration</th><th class="number">seed</th><th>reason</th></tr>'
         f"</thead><tbody>{rows}</tbody></table></div>{more}"
     )
 
@@ -232,9 +239,9 @@ def _failure(snapshot: Snapshot, replicate: ReplicateRecord) -> str:
     if len(lines) > 1:
         reason += f"<details><summary>whole text</summary><pre>{escape(replicate.reason)}</pre>"
         reason += "</details>"
-    point = snapshot.by_key[replicate.point]
+    configuration = snapshot.by_key[replicate.configuration]
     return (
-        f"<tr><td>{escape(point.method)}</td><td>{escape(short(point.key))}</td>"
+        f"<tr><td>{escape(configuration.method)}</td><td>{escape(short(configuration.key))}</td>"
         f'<td class="number">{replicate.seed}</td><td class="wrap">{reason}</td></tr>'
     )
 
@@ -257,7 +264,7 @@ def _setup(snapshot: Snapshot) -> list[tuple[str, str]]:
         ("seeds", ", ".join(map(str, record.spec.get("seeds") or ()))),
         ("seeds of searches", _staged(record.spec.get("replicates"))),
         ("training", _pairs(training)),
-        ("points", str(len(snapshot.points))),
+        ("configurations", str(len(snapshot.configurations))),
         ("replicates", summary.progress(snapshot)),
         ("reused from other studies", str(reused) if reused else ""),
         ("device time", _duration(record.device_seconds)),
@@ -270,7 +277,9 @@ def _setup(snapshot: Snapshot) -> list[tuple[str, str]]:
 
 
 def _fixed_options(snapshot: Snapshot) -> dict[str, Any]:
-    """The task's options that hold for all points; where some leave the task alone, all of them."""
+    """The task's options that hold for all configurations; where some leave the task alone, all of
+    them.
+    """
     options = dict(snapshot.record.details.get("task_options") or {})
     if snapshot.conditions.is_split:
         return {n: v for n, v in options.items() if n not in snapshot.conditions.varied}
@@ -295,11 +304,11 @@ def _staged(replicates: Mapping[str, Any] | None) -> str:
     if not replicates:
         return ""
     first, kept = replicates["start"], 100 * replicates["keep"]
-    return f"the first {first} for every point, all for the best {kept:g} % of each batch"
+    return f"the first {first} for every configuration, all for the best {kept:g} % of each batch"
 
 
 def _fingerprint(snapshot: Snapshot) -> str:
-    """Of the task as given: empty where no point has met that data."""
+    """Of the task as given: empty where no configuration has met that data."""
     if snapshot.conditions.is_split:
         return ""
     return str(snapshot.record.details.get("fingerprint") or "")

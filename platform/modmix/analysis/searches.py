@@ -21,7 +21,7 @@ IMPORTANCE_METHOD = (
     "(corrected ratio ε²), main effects only"
 )
 _BINS = 5
-_FEWEST = 10  # points below which an importance says nothing
+_FEWEST = 10  # configurations below which an importance says nothing
 
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -35,7 +35,9 @@ def _canonical(value: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """One method's search: each point's objective, and the best so far. NaN: no value yet."""
+    """One method's search: each configuration's objective, and the best so far. NaN: no value
+    yet.
+    """
 
     method: str
     numbers: Floats
@@ -52,7 +54,7 @@ class SearchHistory:
     traces: tuple[Trace, ...]
 
     def frame(self) -> pd.DataFrame:
-        """One row per method and proposed point."""
+        """One row per method and proposed configuration."""
         pieces = [
             pd.DataFrame(
                 {
@@ -71,9 +73,9 @@ class SearchHistory:
 def search_history(snapshot: Snapshot, part: str) -> SearchHistory:
     """What a search found, in order of asking: means of the first objective over replicates.
 
-    A pruned point shows the value the sampler was told; it never becomes the best so far, and
-    neither does one with fewer seeds than others of its search. A search that changes the task's
-    options has no best so far.
+    A pruned configuration shows the value the sampler was told; it never becomes the best so far,
+    and neither does one with fewer seeds than others of its search. A search that changes the
+    task's options has no best so far.
 
     Raises:
         InputError: the part is no search.
@@ -96,15 +98,19 @@ def search_history(snapshot: Snapshot, part: str) -> SearchHistory:
         pruned = np.array([e.state == "pruned" for e in mine])
         values = np.array(
             [
-                t if p else float(means.get(e.point, math.nan))
+                t if p else float(means.get(e.configuration, math.nan))
                 for e, t, p in zip(mine, told, pruned, strict=True)
             ]
         )
-        seeds = np.array([len(snapshot.replicates_of.get(e.point, ())) for e in mine])
+        seeds = np.array([len(snapshot.replicates_of.get(e.configuration, ())) for e in mine])
         full = np.where(pruned | (seeds < seeds.max()), np.nan, values)
-        met = {snapshot.conditions.of[e.point] for e in mine if e.point in snapshot.by_key}
+        met = {
+            snapshot.conditions.of[e.configuration]
+            for e in mine
+            if e.configuration in snapshot.by_key
+        }
         if len(met) > 1:
-            full[:] = np.nan  # points on different data have no best
+            full[:] = np.nan  # configurations on different data have no best
         running = np.fmax if higher_is_better(metric) else np.fmin
         traces.append(
             Trace(
@@ -137,7 +143,7 @@ class Importance:
 
     part: str
     method: str
-    points: int
+    configurations: int
     names: tuple[str, ...]
     share: tuple[float, ...]
     correlation: tuple[float, ...]
@@ -146,16 +152,16 @@ class Importance:
 def importance(snapshot: Snapshot) -> list[Importance]:
     """Importance per part and method, where it means something.
 
-    That is, where at least ten points are finished and two hyperparameters vary. (What a single
-    one does, its curve shows better.) Points of different parts are not mixed: each part has its
-    own fixed settings.
+    That is, where at least ten configurations are finished and two hyperparameters vary. (What a
+    single one does, its curve shows better.) Configurations of different parts are not mixed: each
+    part has its own fixed settings.
     """
     found = []
     for part in snapshot.parts:
         asked: dict[str, set[str]] = {}
         for entry in snapshot.entries:
             if entry.part == part:
-                asked.setdefault(entry.method, set()).add(entry.point)
+                asked.setdefault(entry.method, set()).add(entry.configuration)
         for method in snapshot.methods:
             one = _importance(snapshot, part, method, asked.get(method, set()))
             found += [one] if one is not None else []
@@ -164,13 +170,15 @@ def importance(snapshot: Snapshot) -> list[Importance]:
 
 def _importance(snapshot: Snapshot, part: str, method: str, asked: set[str]) -> Importance | None:
     means = snapshot.means(snapshot.objectives[0])
-    points = [p for p in snapshot.points if p.key in asked and math.isfinite(means[p.key])]
-    values = np.array([means[p.key] for p in points])
-    if len(points) < _FEWEST or np.ptp(values) == 0:
+    configurations = [
+        p for p in snapshot.configurations if p.key in asked and math.isfinite(means[p.key])
+    ]
+    values = np.array([means[p.key] for p in configurations])
+    if len(configurations) < _FEWEST or np.ptp(values) == 0:
         return None
     rows = []
-    for name in sorted({name for p in points for name in p.params}):
-        settings = [p.params.get(name) for p in points]
+    for name in sorted({name for p in configurations for name in p.params}):
+        settings = [p.params.get(name) for p in configurations]
         if len({_canonical(setting) for setting in settings}) > 1:
             rows.append((name, _share(settings, values), _correlation(settings, values)))
     if len(rows) < 2:
@@ -180,7 +188,7 @@ def _importance(snapshot: Snapshot, part: str, method: str, asked: set[str]) -> 
     return Importance(
         part=part,
         method=method,
-        points=len(points),
+        configurations=len(configurations),
         names=names,
         share=shares,
         correlation=correlations,
@@ -197,7 +205,7 @@ def importance_frame(found: Sequence[Importance]) -> pd.DataFrame:
                 "hyperparameter": name,
                 "variance_share": share,
                 "rank_correlation": correlation,
-                "points": one.points,
+                "configurations": one.configurations,
             }
             for one in found
             for name, share, correlation in zip(one.names, one.share, one.correlation, strict=True)
@@ -208,7 +216,7 @@ def importance_frame(found: Sequence[Importance]) -> pd.DataFrame:
             "hyperparameter",
             "variance_share",
             "rank_correlation",
-            "points",
+            "configurations",
         ],
     )
 
@@ -231,7 +239,7 @@ def _share(settings: Sequence[Any], values: Floats) -> float:
 def _bins(settings: Sequence[Any]) -> list[int]:
     """Five bins of equal counts for numbers of many values, one bin per value otherwise.
 
-    Points that do not have the hyperparameter (it is conditional, or null) form a bin.
+    Configurations that do not have the hyperparameter (it is conditional, or null) form a bin.
     """
     given = [s for s in settings if s is not None]
     words = {_canonical(setting) for setting in given}
@@ -244,7 +252,7 @@ def _bins(settings: Sequence[Any]) -> list[int]:
 
 
 def _correlation(settings: Sequence[Any], values: Floats) -> float:
-    """Spearman's correlation over the points that have the hyperparameter."""
+    """Spearman's correlation over the configurations that have the hyperparameter."""
     kept = [i for i, s in enumerate(settings) if s is not None]
     given = [settings[i] for i in kept]
     if len(kept) < 3 or not _is_numeric(given) or len(set(given)) < 2:
@@ -258,32 +266,32 @@ def _correlation(settings: Sequence[Any], values: Floats) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class TradeOff:
-    """All complete points on two objectives; ``front``: no other is as good on both."""
+    """All complete configurations on two objectives; ``front``: no other is as good on both."""
 
     title: str
     metrics: tuple[str, str]
     methods: tuple[str, ...]
-    values: Floats  # (points, 2)
+    values: Floats  # (configurations, 2)
     front: Flags
-    points: tuple[str, ...]
+    configurations: tuple[str, ...]
 
     def frame(self) -> pd.DataFrame:
-        """One row per complete point."""
+        """One row per complete configuration."""
         return pd.DataFrame(
             {
                 "method": list(self.methods),
                 f"{self.metrics[0]}/mean": self.values[:, 0],
                 f"{self.metrics[1]}/mean": self.values[:, 1],
                 "front": self.front,
-                "point": [short(point) for point in self.points],
+                "configuration": [short(configuration) for configuration in self.configurations],
             }
         )
 
 
 def trade_off(snapshot: Snapshot) -> TradeOff:
-    """The points of a study with two objectives, and which form the Pareto front.
+    """The configurations of a study with two objectives, and which form the Pareto front.
 
-    Of a study that changes its task only the points with the task as given.
+    Of a study that changes its task only the configurations with the task as given.
 
     Raises:
         InputError: the study has one objective.
@@ -292,8 +300,8 @@ def trade_off(snapshot: Snapshot) -> TradeOff:
         raise InputError(f"a trade-off needs two objectives, study {snapshot.name!r} has one")
     first, second = snapshot.objectives
     whole = snapshot.conditions.whole
-    points = snapshot.conditions.members[whole] if whole else ()
-    keys = [p.key for p in points if p.key in snapshot.complete]
+    configurations = snapshot.conditions.members[whole] if whole else ()
+    keys = [p.key for p in configurations if p.key in snapshot.complete]
     columns = [snapshot.means(first), snapshot.means(second)]
     values = np.array([[column[key] for column in columns] for key in keys]).reshape(-1, 2)
     good = np.isfinite(values).all(axis=1)
@@ -306,7 +314,7 @@ def trade_off(snapshot: Snapshot) -> TradeOff:
         methods=tuple(snapshot.by_key[key].method for key in keys),
         values=values,
         front=_front(values * signs),
-        points=tuple(keys),
+        configurations=tuple(keys),
     )
 
 

@@ -116,8 +116,8 @@ def bootstrap_interval(
 class Paired:
     """Two methods compared on the seeds they share.
 
-    ``difference`` is the mean of first minus second in the metric's unit (points of error for
-    errors), with its t interval; ``t_p`` and ``wilcoxon_p`` are two-sided.
+    ``difference`` is the mean of first minus second in the metric's unit (percentage points of
+    error for errors), with its t interval; ``t_p`` and ``wilcoxon_p`` are two-sided.
     """
 
     n: int

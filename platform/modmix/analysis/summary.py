@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from modmix.analysis import statistics
 from modmix.analysis.best import default_metrics
-from modmix.analysis.comparisons import Contest, common, contests_of, ranks_over
+from modmix.analysis.comparisons import Comparison, common, contests_of, ranks_over
 from modmix.analysis.frames import Snapshot
 from modmix.analysis.labels import (
     TIE_DIGITS,
@@ -25,9 +25,10 @@ from modmix.analysis.tables import Row, behind, result_rows, winner_of
 def headline(snapshot: Snapshot, metric: str | None = None) -> str:
     """Which method wins on test, by how much, and whether chance would do.
 
-    The winner is the method whose best point (chosen on validation) has the best test mean; it is
-    compared with the next *method*, seed by seed. Where some points change the task's options,
-    this is about the task as given; where all do, about how many of the conditions each wins.
+    The winner is the method whose best configuration (chosen on validation) has the best test mean;
+    it is compared with the next *method*, seed by seed. Where some configurations change the task's
+    options, this is about the task as given; where all do, about how many of the conditions each
+    wins.
     """
     shown = metric or default_metrics(snapshot)[0]
     if snapshot.conditions.is_split:
@@ -42,9 +43,9 @@ def _of_whole(snapshot: Snapshot, shown: str) -> str:
     rows = result_rows(snapshot, shown)
     winner = winner_of(rows, shown)
     if winner is None and rows:
-        return f"No finished point has a {metric_words(shown)}. {progress(snapshot)}"
+        return f"No finished configuration has a {metric_words(shown)}. {progress(snapshot)}"
     if winner is None:
-        return f"No method has a point with all replicates done yet. {progress(snapshot)}"
+        return f"No method has a configuration with all replicates done yet. {progress(snapshot)}"
     value = winner.best.estimates[shown]
     word = "highest" if higher_is_better(shown) else "lowest"
     interval = (
@@ -62,20 +63,22 @@ def _of_whole(snapshot: Snapshot, shown: str) -> str:
 
 
 def _over_conditions(snapshot: Snapshot, metric: str) -> str:
-    """The headline where every point changes the task: wins over conditions and mean ranks."""
-    contests = contests_of(snapshot, metric)
-    found = ranks_over(contests)
+    """The headline where every configuration changes the task: wins over conditions and mean
+    ranks.
+    """
+    comparisons = contests_of(snapshot, metric)
+    found = ranks_over(comparisons)
     begin = (
-        "Every point changes the task's options, so methods compete in each of "
-        f"{len(contests)} conditions on their own."
+        "Every configuration changes the task's options, so methods compete in each of "
+        f"{len(comparisons)} conditions on their own."
     )
     if found.blocks == 0 or len(found.frame) < 2:
         return f"{begin} No condition has results of several methods yet. {progress(snapshot)}"
-    full = common(contests, list(found.frame["method"]))
+    full = common(comparisons, list(found.frame["method"]))
     wins = Counter(dict(zip(found.frame["method"], found.frame["wins"].tolist(), strict=True)))
     (most, count), *rest = wins.most_common()  # of equals the one with the better rank
     others = ", ".join(f"{method} in {n}" for method, n in rest if n)
-    which = f" that have results of all {len(wins)} methods" if len(full) < len(contests) else ""
+    which = f" that have results of all {len(wins)} methods" if len(full) < len(comparisons) else ""
     word = "highest" if higher_is_better(metric) else "lowest"
     clear = sum(_is_clear(one, most) for one in full)
     return (
@@ -85,10 +88,10 @@ def _over_conditions(snapshot: Snapshot, metric: str) -> str:
     )
 
 
-def _is_clear(one: Contest, method: str) -> bool:
-    """Whether a method is the best of a contest and chance would explain no other's distance."""
-    rest = [found for name, found in one.entrants.items() if name != method]
-    return one.entrants[method].paired is None and all(found.p_holm < 0.05 for found in rest)
+def _is_clear(one: Comparison, method: str) -> bool:
+    """Whether a method is the best of a comparison and chance would explain no other's distance."""
+    rest = [found for name, found in one.candidates.items() if name != method]
+    return one.candidates[method].paired is None and all(found.p_holm < 0.05 for found in rest)
 
 
 def _best_rank(found: statistics.Ranks, most: str) -> str:
@@ -167,15 +170,15 @@ def is_finished(snapshot: Snapshot) -> bool:
 
 
 def ranks(snapshot: Snapshot, metric: str | None = None) -> statistics.Ranks:
-    """Mean ranks of the methods' best points over the seeds that all of them share.
+    """Mean ranks of the methods' best configurations over the seeds that all of them share.
 
-    Where every point changes the task, they are over the conditions instead.
+    Where every configuration changes the task, they are over the conditions instead.
     """
     shown = metric or default_metrics(snapshot)[0]
     if snapshot.conditions.is_split:
         return ranks_over(contests_of(snapshot, shown))
     rows = [row for row in result_rows(snapshot, shown) if not row.part]
     return statistics.mean_ranks(
-        {row.best.method: snapshot.by_seed(row.best.point, shown) for row in rows},
+        {row.best.method: snapshot.by_seed(row.best.configuration, shown) for row in rows},
         higher_is_better=higher_is_better(shown),
     )

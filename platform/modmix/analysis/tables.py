@@ -1,4 +1,6 @@
-"""The tables of a study: results (one row per method) and points (one row per point)."""
+"""The tables of a study: results (one row per method) and configurations (one row per
+configuration).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from modmix.analysis import statistics
-from modmix.analysis.best import BestPoint, best_of, candidates, default_metrics, not_ranked
+from modmix.analysis.best import BestConfiguration, best_of, candidates, default_metrics, not_ranked
 from modmix.analysis.comparisons import against_best, conditions_table, marks_of
 from modmix.analysis.conditions import Condition
 from modmix.analysis.frames import STATISTICS, Snapshot, read, short
@@ -37,12 +39,12 @@ from modmix.ledger import Ledger
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One row of the results: a method's best point, over the study or within one part."""
+    """One row of the results: a method's best configuration, over the study or within one part."""
 
     label: str  # "mulmix", or "mulmix (beta_curve)"
     part: str  # "" over the whole study
-    best: BestPoint
-    among: int  # complete points it was chosen from
+    best: BestConfiguration
+    n_candidates: int  # complete configurations it was chosen from
     paired: statistics.Paired | None = None  # this row minus the best row; None for the best row
     p_holm: float = math.nan
 
@@ -52,18 +54,18 @@ def results_table(
 ) -> Table:
     """The study's main table, made to be read like Table 2 of the paper.
 
-    One row per method: its best point over the whole study, chosen by the first objective on
-    validation, and that point's *test* metrics as mean ± standard deviation over the seeds. A
-    method that several parts asked for gets a further row per part where that part's best point
-    is another one, as "mulmix (defaults)": so the row of a method is what tuning reached
-    (MulMix* in Table 2) and a part with fixed settings stands beside it (MulMix).
+    One row per method: its best configuration over the whole study, chosen by the first objective
+    on validation, and that configuration's *test* metrics as mean ± standard deviation over the
+    seeds. A method that several parts asked for gets a further row per part where that part's best
+    configuration is another one, as "mulmix (defaults)": so the row of a method is what tuning
+    reached (MulMix* in Table 2) and a part with fixed settings stands beside it (MulMix).
 
     Best is bold, second best italic, by test mean within each column. For the first metric a
     paired t test over common seeds compares every row with the best one, Holm-corrected over the
     rows. The paper's number stands beside ours where the study file states it.
 
-    Where some points change the task's options, the rows are about the task as given; where every
-    point does, the table has one row per condition instead (see `conditions`).
+    Where some configurations change the task's options, the rows are about the task as given; where
+    every configuration does, the table has one row per condition instead (see `conditions`).
 
     Args:
         metrics: test metrics to show; by default the objectives' on test, the error, and for two
@@ -125,23 +127,23 @@ def result_rows(snapshot: Snapshot, metric: str, by: str | None = None) -> list[
         return []
     rows: list[Row] = []
     by_part = {part: best_of(snapshot, by, part) for part in snapshot.parts}
-    among = {part: candidates(snapshot, whole, part) for part in (None, *snapshot.parts)}
+    n_candidates = {part: candidates(snapshot, whole, part) for part in (None, *snapshot.parts)}
     for best in best_of(snapshot, by):
         method = best.method
-        rows.append(Row(label=method, part="", best=best, among=among[None][method]))
-        seen = {best.point}
+        rows.append(Row(label=method, part="", best=best, n_candidates=n_candidates[None][method]))
+        seen = {best.configuration}
         for part, others in by_part.items():
             for other in others:
-                if other.method == method and other.point not in seen:
-                    seen.add(other.point)
-                    label, count = f"{method} ({part})", among[part][method]
-                    rows.append(Row(label=label, part=part, best=other, among=count))
+                if other.method == method and other.configuration not in seen:
+                    seen.add(other.configuration)
+                    label, count = f"{method} ({part})", n_candidates[part][method]
+                    rows.append(Row(label=label, part=part, best=other, n_candidates=count))
     return _compared(snapshot, rows, metric)
 
 
 def _compared(snapshot: Snapshot, rows: list[Row], metric: str) -> list[Row]:
     values = [row.best.estimates[metric] for row in rows]
-    tests = against_best(snapshot, [row.best.point for row in rows], metric, values)
+    tests = against_best(snapshot, [row.best.configuration for row in rows], metric, values)
     return [replace(row, paired=test, p_holm=p) for row, (test, p) in zip(rows, tests, strict=True)]
 
 
@@ -168,9 +170,11 @@ def varied_parameters(
 ) -> dict[str, list[str]]:
     """Per method the parameters that take more than one value, in the study or in a condition."""
     values: dict[str, dict[str, set[str]]] = {}
-    for point in snapshot.conditions.members[condition] if condition else snapshot.points:
-        mine = values.setdefault(point.method, {})
-        for name, value in point.params.items():
+    for configuration in (
+        snapshot.conditions.members[condition] if condition else snapshot.configurations
+    ):
+        mine = values.setdefault(configuration.method, {})
+        for name, value in configuration.params.items():
             mine.setdefault(name, set()).add(json.dumps(value, sort_keys=True))
     return {
         method: [name for name, seen in mine.items() if len(seen) > 1]
@@ -178,7 +182,7 @@ def varied_parameters(
     }
 
 
-def chosen_text(best: BestPoint, varied: Mapping[str, Sequence[str]]) -> str:
+def chosen_text(best: BestConfiguration, varied: Mapping[str, Sequence[str]]) -> str:
     """The hyperparameters that were chosen between: "β = 0.3, depth (hidden layers) = 1"."""
     names = [name for name in varied.get(best.method, ()) if name in best.params]
     return ", ".join(f"{parameter_words(n)} = {value_text(best.params[n])}" for n in names)
@@ -240,18 +244,18 @@ def _results_frame(
     first = next(iter(papers))
     records = [
         _record(row, {m: papers[m][i] for m in papers})
-        | _bootstrap(list(snapshot.by_seed(row.best.point, first).values()), first)
+        | _bootstrap(list(snapshot.by_seed(row.best.configuration, first).values()), first)
         for i, row in enumerate(rows)
     ]
     stated = [m for m, numbers in papers.items() if any(number is not None for number in numbers)]
     metrics = [by or snapshot.objectives[0], *dict.fromkeys([*papers, *_tests(rows)])]
-    columns = ["label", "method", "part", "n", "chosen_among"]
+    columns = ["label", "method", "part", "n", "n_candidates"]
     columns += [f"{metric}/{name}" for metric in metrics for name in STATISTICS]
     columns += list(_bootstrap([], first))
     columns += [f"paper/{metric}/{name}" for metric in stated for name in ("mean", "std")]
     columns += [
         "seeds_in_common", "difference", "difference_ci_low", "difference_ci_high",
-        "p_paired_t", "p_holm", "p_wilcoxon", "point", "hyperparameters",
+        "p_paired_t", "p_holm", "p_wilcoxon", "configuration", "hyperparameters",
     ]  # fmt: skip
     return pd.DataFrame(records, columns=columns)
 
@@ -274,7 +278,7 @@ def _record(row: Row, papers: Mapping[str, tuple[float, float] | None]) -> dict[
     """One row for machines; ``difference`` is this row minus the best row."""
     best = row.best
     record: dict[str, Any] = {"label": row.label, "method": best.method, "part": row.part}
-    record |= {"n": best.n, "chosen_among": row.among}
+    record |= {"n": best.n, "n_candidates": row.n_candidates}
     record |= {f"{best.metric}/{name}": getattr(best, name) for name in STATISTICS}
     for metric, found in best.estimates.items():
         record |= {f"{metric}/{name}": getattr(found, name) for name in STATISTICS}
@@ -289,7 +293,7 @@ def _record(row: Row, papers: Mapping[str, tuple[float, float] | None]) -> dict[
     record["p_paired_t"] = test.t_p if test else math.nan
     record["p_holm"] = row.p_holm
     record["p_wilcoxon"] = test.wilcoxon_p if test else math.nan
-    record["point"] = short(best.point)
+    record["configuration"] = short(best.configuration)
     record["hyperparameters"] = json.dumps(dict(best.params), sort_keys=True)
     return record
 
@@ -299,21 +303,22 @@ def _results_notes(
 ) -> tuple[str, ...]:
     whole, conditions = snapshot.conditions.whole, snapshot.conditions.all
     if not rows:
-        return ("No point has all its replicates done yet.",)
+        return ("No configuration has all its replicates done yet.",)
     chooser = metric_label(by or snapshot.objectives[0])
     notes = [
-        f"Points are chosen by {chooser}; test is only reported.",
+        f"Configurations are chosen by {chooser}; test is only reported.",
         "Mean ± standard deviation over n seeds.",
     ]
     if whole is not None and len(conditions) > 1:
         notes.append(
-            f"Points with the task as the study file gives it ({_as_given(whole)}); the other "
+            f"Configurations with the task as the study file gives it ({_as_given(whole)}); "
+            "the other "
             f"{len(conditions) - 1} conditions are in the table of conditions."
         )
-    counts = ", ".join(f"{row.label} {row.among}" for row in rows)
-    if any(row.among > 1 for row in rows):
-        # Who may choose among more points has the better chance of a lucky one.
-        notes.append(f"Points that each was chosen from: {counts}.")
+    counts = ", ".join(f"{row.label} {row.n_candidates}" for row in rows)
+    if any(row.n_candidates > 1 for row in rows):
+        # Who may choose among more configurations has the better chance of a lucky one.
+        notes.append(f"Configurations that each was chosen from: {counts}.")
     if len(rows) > 1:
         notes.append(
             f"95 % CI, distance and p value are for {metric_label(shown[0])}: paired t test "
@@ -322,30 +327,35 @@ def _results_notes(
     return (*notes, *not_ranked(snapshot))
 
 
-# ---------------------------------------------------------------- the table of points
+# ---------------------------------------------------------------- the table of configurations
 
 
-def points_table(ledger: Ledger, study: str) -> Table:
-    """Every point of the study, one row each, in order of asking. CSV is `points_frame` itself."""
-    return points_of(read(ledger, study))
+def configurations_table(ledger: Ledger, study: str) -> Table:
+    """Every configuration of the study, one row each, in order of asking. CSV is
+    `configurations_frame` itself.
+    """
+    return configurations_of(read(ledger, study))
 
 
-def points_of(snapshot: Snapshot) -> Table:
-    """`points_table` of what was read."""
-    frame = snapshot.points_table.reset_index(drop=True)
+def configurations_of(snapshot: Snapshot) -> Table:
+    """`configurations_table` of what was read."""
+    frame = snapshot.configurations_table.reset_index(drop=True)
     varied = varied_parameters(snapshot)
     names = list(dict.fromkeys(n for mine in varied.values() for n in mine))
     metrics = list(dict.fromkeys([*snapshot.objectives, *default_metrics(snapshot)]))
     header = ["method", *(parameter_words(n) for n in names), "n"]
-    header += [*(metric_label(m) for m in metrics), "state", "parts", "point"]
-    columns = [[Cell(text=point.method) for point in snapshot.points]]
-    columns += [[_parameter_cell(point.params, n) for point in snapshot.points] for n in names]
+    header += [*(metric_label(m) for m in metrics), "state", "parts", "configuration"]
+    columns = [[Cell(text=configuration.method) for configuration in snapshot.configurations]]
+    columns += [
+        [_parameter_cell(configuration.params, n) for configuration in snapshot.configurations]
+        for n in names
+    ]
     columns.append([Cell(text=str(n), sort=float(n)) for n in frame["n"]])
     columns += [_mean_cells(frame, metric) for metric in metrics]
-    columns += [[Cell(text=str(v)) for v in frame[c]] for c in ("state", "parts", "point")]
+    columns += [[Cell(text=str(v)) for v in frame[c]] for c in ("state", "parts", "configuration")]
     numeric = [False, *[True] * (len(names) + 1 + len(metrics)), False, False, False]
     return Table(
-        title=f"Points of {snapshot.name}",
+        title=f"Configurations of {snapshot.name}",
         header=tuple(header),
         cells=tuple(zip(*columns, strict=True)),
         numeric=tuple(numeric),

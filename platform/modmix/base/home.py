@@ -1,11 +1,10 @@
 """Where everything a person's studies produce lies.
 
 $MODMIX_HOME (default ./modmix_runs)
-├── ledger.db            every study, point and replicate (unless MODMIX_LEDGER names a database)
-├── mlflow.db            the MLflow store (unless MLFLOW_TRACKING_URI names a server)
-├── artifacts/           MLflow's artifacts
-├── checkpoints/<pack>/  of packs in training; removed when a pack ends
-├── weights/             best weights of final runs, one safetensors file per replicate
+├── ledger.db            every study, configuration and replicate (unless MODMIX_LEDGER names a
+database) ├── mlflow.db            the MLflow store (unless MLFLOW_TRACKING_URI names a server) ├──
+artifacts/           MLflow's artifacts ├── checkpoints/<pack>/  of packs in training; removed when
+a pack ends ├── weights/             best weights of final runs, one safetensors file per replicate
 └── <study>/             figures/  tables/  best/  report.html
 """
 

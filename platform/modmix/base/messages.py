@@ -34,14 +34,14 @@ class TaskRef:
 
 @dataclass(frozen=True, kw_only=True)
 class Replicate:
-    """One model to train: a point of a method with one seed, everything resolved.
+    """One model to train: a configuration of a method with one seed, everything resolved.
 
     ``training`` holds every training setting, ``params`` every hyperparameter of the method and
     ``encoders`` one entry per modality (``{"name": "mlp", "hidden": [64]}``).
     """
 
     key: str
-    point: str
+    configuration: str
     seed: int
     method: str
     params: Mapping[str, Any]
@@ -72,7 +72,7 @@ class Pack:
     checkpoint: str | None = None  # folder for this pack's checkpoint; None: none is kept
     keep_weights: bool = False  # send each model's best weights back with its result
     # Whether its training settings' halving acts. Not in a pack that brings further seeds to
-    # points which have results: those are judged already.
+    # configurations which have results: those are judged already.
     halving: bool = True
     # Members (by key) with a result in the ledger. A pack is resumed with all its members, so that
     # its checkpoint fits; these are not trained again.
@@ -120,8 +120,8 @@ class Progress:
     epochs: int
     active: int
     metrics: Mapping[str, Mapping[str, float]]  # replicate key -> metric -> value
-    # At a rung of halving: its epoch within the last stage (else 0), and by point the mean over
-    # replicates of the monitored metric's best value so far.
+    # At a rung of halving: its epoch within the last stage (else 0), and by configuration the mean
+    # over replicates of the monitored metric's best value so far.
     rung: int = 0
     at_rung: Mapping[str, float] = field(default_factory=dict)
 

@@ -1,5 +1,5 @@
 """The training settings a study file may give, with their defaults: one table, read by the plan
-(which checks them, in ``training:`` and as hyperparameters of a point) and by the trainer.
+(which checks them, in ``training:`` and as hyperparameters of a configuration) and by the trainer.
 
 Stackable ones may differ between the models of one pack. `WITHOUT_EFFECT` names those that change
 where or how fast a model is trained, never its numbers; they are left out of a replicate's key.
@@ -156,7 +156,7 @@ _SETTINGS = (
         default=None,
         optional=True,
         doc="{eta, min_epochs}: after min_epochs, and eta times as many each time, the best 1/eta "
-        "of a pack's points go on; packs of one point are held against each other",
+        "of a pack's configurations go on; packs of one configuration are held against each other",
     ),
 )
 

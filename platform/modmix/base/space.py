@@ -184,14 +184,14 @@ class Range:
 Domain = Constant | Grid | Choices | Range
 
 
-def grid_points(domains: Mapping[str, Domain]) -> list[dict[str, Value]]:
-    """All points of constants and grids, the last name varying fastest.
+def grid_configurations(domains: Mapping[str, Domain]) -> list[dict[str, Value]]:
+    """All configurations of constants and grids, the last name varying fastest.
 
-    A conditional name is left out of the points where its condition does not hold; points that
-    become equal through that are listed once.
+    A conditional name is left out of the configurations where its condition does not hold;
+    configurations that become equal through that are listed once.
 
     Example:
-        >>> grid_points({"depth": Grid(values=(0, 1)), "merge": Constant(value="sum")})
+        >>> grid_configurations({"depth": Grid(values=(0, 1)), "merge": Constant(value="sum")})
         [{'depth': 0, 'merge': 'sum'}, {'depth': 1, 'merge': 'sum'}]
     """
     names = list(domains)
@@ -204,11 +204,13 @@ def grid_points(domains: Mapping[str, Domain]) -> list[dict[str, Value]]:
                 options.append(values)
             case _:
                 raise AssertionError("a range or a choice has no grid; plan.py checks this")
-    points: dict[str, dict[str, Value]] = {}  # by spelling: values may be lists, not hashable
+    configurations: dict[
+        str, dict[str, Value]
+    ] = {}  # by spelling: values may be lists, not hashable
     for values in product(*options):
-        point = active(domains, dict(zip(names, values, strict=True)))
-        points.setdefault(repr(point), point)
-    return list(points.values())
+        configuration = active(domains, dict(zip(names, values, strict=True)))
+        configurations.setdefault(repr(configuration), configuration)
+    return list(configurations.values())
 
 
 def active(domains: Mapping[str, Domain], assignment: Mapping[str, Value]) -> dict[str, Value]:

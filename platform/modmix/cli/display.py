@@ -76,7 +76,7 @@ class Display:
                 self._shown = line
 
     def line(self, objective: str, status: Status) -> str:
-        """Where the study stands, and the best point of each method, in one line."""
+        """Where the study stands, and the best configuration of each method, in one line."""
         best = ", ".join(
             f"{method} {metric_text(value, objective)}"
             for method, (value, _) in _sorted(status, objective)
@@ -85,9 +85,9 @@ class Display:
         return text + (f"; best {metric_label(objective)} so far: {best}" if best else "")
 
     def _counts(self, status: Status) -> list[str]:
-        points = status.points
-        ended = sum(points[s] for s in ("done", "pruned", "failed"))
-        words = [f"{ended}/{points['total']} points"]
+        configurations = status.configurations
+        ended = sum(configurations[s] for s in ("done", "pruned", "failed"))
+        words = [f"{ended}/{configurations['total']} configurations"]
         words.append(f"{_ended(status.replicates)}/{status.replicates['total']} models")
         if rate := self._pace.models_per_minute:
             words.append(f"{rate:.0f} models/min" if rate >= 10 else f"{rate:.1f} models/min")
@@ -172,7 +172,7 @@ def _running(status: Status) -> dict[str, Evaluation]:
 
 
 def _sorted(status: Status, objective: str) -> list[tuple[str, tuple[float, Mapping[str, object]]]]:
-    """Methods with their best points, the best of all on top."""
+    """Methods with their best configurations, the best of all on top."""
     higher = higher_is_better(objective)
     return sorted(status.best.items(), key=lambda item: item[1][0], reverse=higher)
 

@@ -222,14 +222,21 @@ def _print_end(study: Any, console: Console) -> None:
 
     counts = study.status()
     print(results_table(study._ledger, study.name).render("text"))
-    say = f"{counts['points']['done']} points, {counts['replicates']['done']} models"
-    pruned = f", {counts['points']['pruned']} pruned" if counts["points"]["pruned"] else ""
+    say = (
+        f"{counts['configurations']['done']} configurations, {counts['replicates']['done']} models"
+    )
+    pruned = (
+        f", {counts['configurations']['pruned']} pruned"
+        if counts["configurations"]["pruned"]
+        else ""
+    )
     console.print(
         f"study {study.name} is finished: {say} ({counts['trained']} trained, "
-        f"{counts['reused']} reused; {counts['points']['failed']} points failed{pruned})",
+        f"{counts['reused']} reused; {counts['configurations']['failed']} configurations "
+        f"failed{pruned})",
         highlight=False,
     )
-    if counts["points"]["failed"]:
+    if counts["configurations"]["failed"]:
         console.print(f"  why they failed:  modmix status {study.name}", highlight=False)
     for what, path in (
         ("figures", study.folder / "figures"),
@@ -251,7 +258,7 @@ def status(study: Name, as_json: Json = False) -> None:
         _print_json(found)
         return
     print(f"study {name}: {found['state']}")
-    for what in ("points", "replicates"):
+    for what in ("configurations", "replicates"):
         counts = ", ".join(f"{n} {state}" for state, n in found[what].items() if n)
         print(f"  {what:11s}{counts or 'none'}")
     print(f"  trained    {found['trained']}, reused {found['reused']}")
@@ -277,7 +284,10 @@ def list_studies(as_json: Json = False) -> None:
         _print_json(found)
         return
     for one in found:
-        print(f"{one['study']:32s} {one['state']:9s} {one['points']['done']} points done")
+        print(
+            f"{one['study']:32s} {one['state']:9s} {one['configurations']['done']} "
+            "configurations done"
+        )
 
 
 # ---------------------------------------------------------------- results
@@ -288,16 +298,20 @@ def table(
     study: Name,
     format: Annotated[str, typer.Option(help="text, csv, md, tex or json.")] = "text",
     by: Annotated[
-        str, typer.Option(help="point: one row per point; method: the best point of each method.")
-    ] = "point",
+        str,
+        typer.Option(
+            help="configuration: one row per configuration; method: the best configuration "
+            "of each method."
+        ),
+    ] = "configuration",
 ) -> None:
-    """Print a study's results: one row per point, or per method."""
+    """Print a study's results: one row per configuration, or per method."""
     from modmix.analysis import tables
 
     _check_format(format)
-    if by not in ("point", "method"):
-        raise InputError(f"--by must be point or method, got {by!r}")
-    make = tables.points_table if by == "point" else tables.results_table
+    if by not in ("configuration", "method"):
+        raise InputError(f"--by must be configuration or method, got {by!r}")
+    make = tables.configurations_table if by == "configuration" else tables.results_table
     print(make(_ledger(), _study(study)).render(format).rstrip("\n"))
 
 
@@ -318,7 +332,7 @@ def compare(
         str | None, typer.Option(help="A test metric; default: each study's objective on test.")
     ] = None,
 ) -> None:
-    """Print several studies side by side: the best point of each method, and mean ranks."""
+    """Print several studies side by side: the best configuration of each method, and mean ranks."""
     from modmix.analysis.compare import compare_table
 
     _check_format(format)
@@ -355,38 +369,41 @@ def report(study: Name) -> None:
 
 @app.command()
 def best(study: Name, as_json: Json = False) -> None:
-    """Print the best point of each method and write a file for `modmix final`."""
-    from modmix.analysis.best import best_points, left_out, why_none
+    """Print the best configuration of each method and write a file for `modmix final`."""
+    from modmix.analysis.best import best_configurations, left_out, why_none
     from modmix.base.home import Home
     from modmix.registry import registry
 
     ledger, name = _ledger(), _study(study)
-    points = best_points(ledger, name)
-    if not points:
+    configurations = best_configurations(ledger, name)
+    if not configurations:
         raise InputError(why_none(ledger, name))
-    paths = registry.write_best(ledger, Home.from_environment(), name, points)
+    paths = registry.write_best(ledger, Home.from_environment(), name, configurations)
     if as_json:
         _print_json(
             [
                 {
-                    "method": point.method,
-                    "hyperparameters": dict(point.params),
-                    "metric": point.metric,
-                    "n": point.n,
-                    "mean": point.mean,
-                    "std": point.std,
-                    "ci_low": point.ci_low,
-                    "ci_high": point.ci_high,
-                    "test": dict(point.test),
+                    "method": configuration.method,
+                    "hyperparameters": dict(configuration.params),
+                    "metric": configuration.metric,
+                    "n": configuration.n,
+                    "mean": configuration.mean,
+                    "std": configuration.std,
+                    "ci_low": configuration.ci_low,
+                    "ci_high": configuration.ci_high,
+                    "test": dict(configuration.test),
                     "file": str(path),
                 }
-                for point, path in zip(points, paths, strict=True)
+                for configuration, path in zip(configurations, paths, strict=True)
             ]
         )
         return
-    for point, path in zip(points, paths, strict=True):
-        values = ", ".join(f"{k}={v}" for k, v in point.params.items() if v is not None)
-        print(f"{point.method}: {point.metric} {point.mean:.3f} ± {point.std:.3f} (n={point.n})")
+    for configuration, path in zip(configurations, paths, strict=True):
+        values = ", ".join(f"{k}={v}" for k, v in configuration.params.items() if v is not None)
+        print(
+            f"{configuration.method}: {configuration.metric} {configuration.mean:.3f} ± "
+            f"{configuration.std:.3f} (n={configuration.n})"
+        )
         print(f"  {values}\n  modmix final {path}")
     for sentence in left_out(ledger, name):
         print(sentence)
@@ -403,7 +420,7 @@ def final(
     local: Local = False,
     quiet: Quiet = False,
 ) -> None:
-    """Retrain a best point on fresh seeds, test it once, register the model in MLflow."""
+    """Retrain a best configuration on fresh seeds, test it once, register the model in MLflow."""
     from modmix.registry import registry
     from modmix.study import spec
 

@@ -262,7 +262,7 @@ def together(events: Generator[Event, None, None]) -> Generator[list[Event], Non
 
 
 def is_of_machine(error: BaseException) -> bool:
-    """Whether a failure says something about the machine rather than about the point.
+    """Whether a failure says something about the machine rather than about the configuration.
 
     A device's faults come as plain RuntimeErrors; values that do not fit together come as
     InputErrors and would fail anywhere.

@@ -43,12 +43,12 @@ def group(
     Packs are as few and as large as keep all slots busy to the end: structures are cut into equal
     parts, the costly ones into more, while that lets the last slot end earlier (by more than
     `TOLERANCE`) when each free slot takes the costliest pack that is left; but never so small that
-    its fixed cost is more than half of a pack's. The costliest comes first, and a point's
+    its fixed cost is more than half of a pack's. The costliest comes first, and a configuration's
     replicates stay side by side.
 
-    Where halving acts nothing is cut for the slots' sake, because a rung compares the points of
-    one pack: such a structure becomes as few packs of whole points as ``max_models`` allows (a
-    point with more replicates than that is a pack of its own).
+    Where halving acts nothing is cut for the slots' sake, because a rung compares the
+    configurations of one pack: such a structure becomes as few packs of whole configurations as
+    ``max_models`` allows (a configuration with more replicates than that is a pack of its own).
 
     Args:
         slots: packs that can run at a time.
@@ -64,7 +64,7 @@ def group(
         (pack, costs[name].of(len(pack)))
         for name, members in structures.items()
         if members[0].training.get("halving")
-        for pack in _whole_points(members, max_models)
+        for pack in _whole_configurations(members, max_models)
     ]
     free = {n: m for n, m in structures.items() if not m[0].training.get("halving")}
     parts = _Division(
@@ -184,18 +184,20 @@ def _cut(members: Sequence[Replicate], parts: int) -> list[tuple[Replicate, ...]
     return [tuple(members[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
 
 
-def _whole_points(members: Sequence[Replicate], max_models: int) -> list[tuple[Replicate, ...]]:
-    """As few equal packs of whole points as hold at most ``max_models`` models each."""
-    points: dict[str, list[Replicate]] = {}
+def _whole_configurations(
+    members: Sequence[Replicate], max_models: int
+) -> list[tuple[Replicate, ...]]:
+    """As few equal packs of whole configurations as hold at most ``max_models`` models each."""
+    configurations: dict[str, list[Replicate]] = {}
     for replicate in members:
-        points.setdefault(replicate.point, []).append(replicate)
-    groups = list(points.values())
+        configurations.setdefault(replicate.configuration, []).append(replicate)
+    groups = list(configurations.values())
     for parts in range(math.ceil(len(members) / max_models), len(groups) + 1):
         ends = list(accumulate(_sizes(len(groups), parts)))
         packs = [
-            tuple(r for point in groups[a:b] for r in point)
+            tuple(r for configuration in groups[a:b] for r in configuration)
             for a, b in zip([0, *ends], ends, strict=False)
         ]
         if all(len(pack) <= max_models for pack in packs):
             return packs
-    return [tuple(point) for point in groups]
+    return [tuple(configuration) for configuration in groups]

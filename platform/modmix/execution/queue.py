@@ -21,7 +21,7 @@ from modmix.execution.packing import Cost, group
 Members = tuple[Replicate, ...]
 
 
-class Waiting:
+class PackQueue:
     """See the module.
 
     Args:

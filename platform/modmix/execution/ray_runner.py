@@ -1,7 +1,7 @@
 """A runner on a Ray cluster: one that is there, or one of this machine that ends with the study.
 
-How packs are trained on it says `modmix.execution.ray_seats`. Ray is imported when it is started, which takes
-seconds: a study may do that in a thread while it still reads its data.
+How packs are trained on it says `modmix.execution.ray_seats`. Ray is imported when it is started,
+which takes seconds: a study may do that in a thread while it still reads its data.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Seats on a Ray cluster, one Ray Tune trial each. Imported after `modmix.execution.ray_runner`.
 
 One trial is one seat: a worker process that trains pack after pack until the study has nothing more
-for it (`modmix.execution.seat`). Tune asks for seats through a small `Searcher`, places them by their
-resources, wherever and whenever there is room, and tells us when one died. The obvious other way,
-one trial a pack, costs a second or more of Tune's and Ray's time each, as much as a small pack
+for it (`modmix.execution.seat`). Tune asks for seats through a small `Searcher`, places them by
+their resources, wherever and whenever there is room, and tells us when one died. The obvious other
+way, one trial a pack, costs a second or more of Tune's and Ray's time each, as much as a small pack
 trains. Everything else is deliberately not left to Tune:
 
 * packs and events travel through a mailbox on the driver's node, not through ``tune.report``: a

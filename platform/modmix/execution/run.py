@@ -1,12 +1,12 @@
 """Run a study: ask, pack, run, record, tell; continue; extend.
 
-`StudyRun` is what a runner works for. It holds the study's points and replicates in memory, the
-ledger holds the truth: every method that changes something writes there first. Order of things:
+`StudyRun` is what a runner works for. It holds the study's configurations and replicates in memory,
+the ledger holds the truth: every method that changes something writes there first. Order of things:
 
-    a sampler proposes        -> entries and points in the ledger   -> packs wait in a queue
+    a sampler proposes        -> entries and configurations in the ledger   -> packs wait in a queue
     a runner takes a pack     -> its replicates are claimed         -> a worker trains
     a replicate finishes      -> its result in the ledger           -> counts, display, mirror
-    a batch of points is done -> what will be told, in the ledger   -> the sampler is told
+    a batch of configurations is done -> what will be told, in the ledger   -> the sampler is told
 
 Started again after any interruption, all four queues are rebuilt from the ledger: what was asked is
 not asked again, what was finished is not trained again, a pack that was out is formed again of the
@@ -25,12 +25,12 @@ from modmix.base.home import Home, write_bytes
 from modmix.base.messages import Event, Finished, Pack, PackStarted, Progress, Replicate, pack_id
 from modmix.execution.costs import Costs
 from modmix.execution.local import Verdict
-from modmix.execution.queue import Members, Waiting
-from modmix.ledger import ENDED, Entry, Lease, Ledger, NewPoint, Result
-from modmix.search.run_state import Book, Status
+from modmix.execution.queue import Members, PackQueue
+from modmix.ledger import ENDED, Entry, Lease, Ledger, NewConfiguration, Result
+from modmix.search.run_state import RunState, Status
 from modmix.search.rungs import Rungs
 from modmix.search.searches import Search, Searches
-from modmix.study.plan import Plan, Point
+from modmix.study.plan import Configuration, Plan
 
 MAX_FAILURES = 5  # of the machine, per pack and start of the driver, before it is left interrupted
 
@@ -66,15 +66,15 @@ class StudyRun:
         self._home = home
         self._changed = changed
         higher = plan.directions[0]
-        self._book = Book(
+        self._state = RunState(
             plan.spec.objective, higher_is_better=higher, fingerprint=plan.data.fingerprint
         )
-        self._searches = Searches(plan, ledger, self._book, slots=slots)
-        self._rungs = Rungs(self._book, ledger.histories)
+        self._searches = Searches(plan, ledger, self._state, slots=slots)
+        self._rungs = Rungs(self._state, ledger.histories)
         self._verdicts: dict[str, Verdict] = {}  # by pack, until it ends for good
-        self._costs = Costs(plan, self._book.tasks)
+        self._costs = Costs(plan, self._state.tasks)
         most = plan.spec.resources.largest_pack
-        self._waiting = Waiting(slots=slots, max_models=most, cost=self._costs.of)
+        self._waiting = PackQueue(slots=slots, max_models=most, cost=self._costs.of)
         self._may_ask = True  # since the searches were asked, one of them was told something
         self._out: dict[str, Pack] = {}
         self._progress: dict[str, Progress | None] = {}
@@ -97,7 +97,9 @@ class StudyRun:
         ledger, name = self._ledger, self.plan.name
         grids = [p for p in self.plan.parts if p.search is None]
         wanted = {
-            (part.name, method): [self.plan.point(method, a) for a in part.assignments(method)]
+            (part.name, method): [
+                self.plan.configuration(method, a) for a in part.assignments(method)
+            ]
             for part in grids
             for method in part.domains
         }
@@ -105,45 +107,47 @@ class StudyRun:
         ledger.recover(name)
         known = ledger.entries(name)
         present = {(e.part, e.method, e.number) for e in known}
-        points: dict[str, Point] = {p.key: p for ps in wanted.values() for p in ps}
+        configurations: dict[str, Configuration] = {p.key: p for ps in wanted.values() for p in ps}
         entries = [
-            Entry(part=part, method=method, number=i, point=point.key)
+            Entry(part=part, method=method, number=i, configuration=configuration.key)
             for (part, method), ps in wanted.items()
-            for i, point in enumerate(ps)
+            for i, configuration in enumerate(ps)
             if (part, method, i) not in present
         ]
-        whole, begun = set(points), ledger.replicate_states(name)
+        whole, begun = set(configurations), ledger.replicate_states(name)
         for entry in known:
             if entry.proposal:
-                point = self.plan.point(entry.method, entry.proposal)
-                first = self.plan.first(point)
+                configuration = self.plan.configuration(entry.method, entry.proposal)
+                first = self.plan.first(configuration)
                 # One that was promoted before has more than its first seeds.
-                more = point.replicates[len(first.replicates) :]
-                if point.key not in whole and not any(r.key in begun for r in more):
-                    point = first
-                points[point.key] = point
-        self._add(list(points.values()), entries)
+                more = configuration.replicates[len(first.replicates) :]
+                if configuration.key not in whole and not any(r.key in begun for r in more):
+                    configuration = first
+                configurations[configuration.key] = configuration
+        self._add(list(configurations.values()), entries)
         self._rungs.enter([*known, *entries])
-        self.dropped = ledger.keep_only_points(name, self._book.points, self._book.replicates)
+        self.dropped = ledger.keep_only_configurations(
+            name, self._state.configurations, self._state.replicates
+        )
         self._adopt()
         self._searches.rebuild(known)
         self._fill_queue([e for e in (*known, *entries) if not e.proposal])
 
-    def _add(self, points: Sequence[Point], entries: Sequence[Entry]) -> None:
+    def _add(self, configurations: Sequence[Configuration], entries: Sequence[Entry]) -> None:
         self._ledger.add(
             self.plan.name,
             [
-                NewPoint(
-                    key=point.key,
-                    method=point.method,
-                    params=point.params,
-                    replicates=[(r.key, r.seed) for r in point.replicates],
+                NewConfiguration(
+                    key=configuration.key,
+                    method=configuration.method,
+                    params=configuration.params,
+                    replicates=[(r.key, r.seed) for r in configuration.replicates],
                 )
-                for point in points
+                for configuration in configurations
             ],
             entries,
         )
-        self._book.add(points)
+        self._state.add(configurations)
 
     def _adopt(self, only: frozenset[str] | None = None) -> None:
         """Take over what the ledger knows of these replicates (of all when None)."""
@@ -151,17 +155,19 @@ class StudyRun:
         self.reused += found
         if only is None or found:
             self._read_results(only)
-        if spare := self._book.leave_out_spare():
+        if spare := self._state.leave_out_spare():
             self._waiting.forget(spare)
-            self._ledger.keep_only_points(self.plan.name, self._book.points, self._book.replicates)
+            self._ledger.keep_only_configurations(
+                self.plan.name, self._state.configurations, self._state.replicates
+            )
 
     def _read_results(self, only: frozenset[str] | None) -> None:
         for record in self._ledger.replicates(self.plan.name):
-            if record.key not in self._book.replicates or (only and record.key not in only):
+            if record.key not in self._state.replicates or (only and record.key not in only):
                 continue
-            self._book.states[record.key] = record.state
+            self._state.states[record.key] = record.state
             if record.state in ENDED:
-                self._book.take_result(record.key, record)
+                self._state.take_result(record.key, record)
             elif record.state == "running" and not self._is_out(record.key):
                 self._elsewhere.add(record.key)
 
@@ -170,54 +176,56 @@ class StudyRun:
 
     def _fill_queue(self, of_grids: Sequence[Entry]) -> None:
         """Let everything without a result wait: interrupted packs first, as they were."""
-        rest = {key for key in self._book.replicates if self._is_open(key)}
+        rest = {key for key in self._state.replicates if self._is_open(key)}
         for pack in self._ledger.packs(self.plan.name):
             if pack.state != "interrupted":
                 self._remove_checkpoint(pack.id)  # a kill may have come between both
                 continue
-            members = [key for key in pack.replicates if key in self._book.replicates]
+            members = [key for key in pack.replicates if key in self._state.replicates]
             if len(members) == len(pack.replicates) and rest & set(members):
-                self._waiting.hold(tuple(self._book.replicates[key] for key in members))
+                self._waiting.hold(tuple(self._state.replicates[key] for key in members))
                 rest -= set(members)
         for part in dict.fromkeys(entry.part for entry in of_grids):
-            self._let_wait(self._book.keys_of([e for e in of_grids if e.part == part]))
+            self._let_wait(self._state.keys_of([e for e in of_grids if e.part == part]))
         for search, batch in self._searches.batches_out():
             self._let_wait_batch(search, batch)
-        self._let_wait(list(self._book.replicates))  # further seeds of points that were told
+        self._let_wait(
+            list(self._state.replicates)
+        )  # further seeds of configurations that were told
         self._advance()
 
     def _let_wait_batch(self, search: Search, batch: Sequence[Entry]) -> None:
-        keys = self._book.keys_of(batch)
-        work = sum(self._costs.of(self._book.replicates[key]).each for key in keys)
+        keys = self._state.keys_of(batch)
+        work = sum(self._costs.of(self._state.replicates[key]).each for key in keys)
         after = work / len(batch) * self._searches.behind(search)
         self._let_wait(keys, after=after, apart=search.is_repeatable)
 
     def _let_wait(self, keys: Sequence[str], *, after: float = 0.0, apart: bool = False) -> None:
-        """Let models without a result wait; see `Waiting.add`."""
+        """Let models without a result wait; see `PackQueue.add`."""
         racing: list[Replicate] = []
         rest: list[Replicate] = []
         for key in keys:
-            replicate = self._book.replicates[key]
+            replicate = self._state.replicates[key]
             if not self._is_open(key):
                 continue
-            # A rung compares the points of a pack; one that has results is judged already.
+            # A rung compares the configurations of a pack; one that has results is judged already.
             halves = replicate.training.get("halving")
-            races = halves and not self._book.has_results(replicate.point, ())
+            races = halves and not self._state.has_results(replicate.configuration, ())
             (racing if races else rest).append(replicate)
         self._waiting.add(racing, after=after, apart=True)
         self._waiting.add(rest, after=after, apart=apart)
 
     def _advance(self) -> None:
-        """What follows from results: further seeds for better points; samplers are told."""
-        if points := self._searches.promoted():
-            self._add(points, [])
-            keys = [r.key for point in points for r in point.replicates]
+        """What follows from results: further seeds for better configurations; samplers are told."""
+        if configurations := self._searches.promoted():
+            self._add(configurations, [])
+            keys = [r.key for configuration in configurations for r in configuration.replicates]
             self._adopt(frozenset(keys))
             self._let_wait(keys)
         self._may_ask = self._searches.tell_finished() or self._may_ask
 
     def _is_open(self, key: str) -> bool:
-        return self._book.states[key] in ("pending", "interrupted") and key not in self._elsewhere
+        return self._state.states[key] in ("pending", "interrupted") and key not in self._elsewhere
 
     # ------------------------------------------------------------ what a runner calls
 
@@ -277,29 +285,31 @@ class StudyRun:
         # A pack formed again after an interruption keeps its name although some of its members
         # have ended, because its checkpoint is for all of them.
         name = pack_id(replicates)
-        free = [key for key in members if self._book.states[key] not in ENDED]
+        free = [key for key in members if self._state.states[key] not in ENDED]
         claimed = self._ledger.claim(self._lease, name, members)
         if missing := [key for key in free if key not in claimed]:
             self._elsewhere |= set(missing)
             self._ledger.let_go(self._lease, claimed, state="pending")
             self._ledger.update_pack(self.plan.name, name, state="done")
             if claimed:
-                self._waiting.hold(tuple(self._book.replicates[k] for k in claimed), first=True)
+                self._waiting.hold(tuple(self._state.replicates[k] for k in claimed), first=True)
             return None
         if not claimed:
             return None
         pack = Pack(
             id=name,
             study=self.plan.name,
-            task=self._book.tasks[replicates[0].structure],
+            task=self._state.tasks[replicates[0].structure],
             replicates=replicates,
             checkpoint=str(self._home.checkpoints / name),
             keep_weights=self.plan.spec.final is not None,
-            halving=not any(self._book.has_results(r.point, replicates) for r in replicates),
-            ended=self._book.ended_of(replicates),
+            halving=not any(
+                self._state.has_results(r.configuration, replicates) for r in replicates
+            ),
+            ended=self._state.ended_of(replicates),
         )
         for key in claimed:
-            self._book.states[key] = "running"
+            self._state.states[key] = "running"
         self._out[name] = pack
         self._progress[name] = None
         self._changed(self)
@@ -331,7 +341,7 @@ class StudyRun:
         self._changed(self)
 
     def _judge(self, event: Progress) -> None:
-        """At a rung, let the models of a point go that is behind those of other packs."""
+        """At a rung, let the models of a configuration go that is behind those of other packs."""
         pack = self._out.get(event.pack)
         why = None if pack is None else self._rungs.judge(pack, event)
         if pack is not None and why is not None:
@@ -357,21 +367,21 @@ class StudyRun:
                     seconds=e.seconds,
                 )
                 for e in finished
-                if e.replicate in self._book.replicates
+                if e.replicate in self._state.replicates
             ],
         )
         for event in finished:
             if event.replicate in new:
                 self.trained += 1
-                self._book.states[event.replicate] = event.state
-                self._book.take_result(event.replicate, event)
+                self._state.states[event.replicate] = event.state
+                self._state.take_result(event.replicate, event)
         self._advance()
 
     def ended(self, pack: str, failure: str = "", *, of_machine: bool = True) -> None:
         gone = self._out.pop(pack, None)
         if gone is None:
             return
-        left = [r.key for r in gone.replicates if self._book.states[r.key] not in ENDED]
+        left = [r.key for r in gone.replicates if self._state.states[r.key] not in ENDED]
         if not left:
             self._close(pack)
         elif failure and not of_machine:
@@ -393,7 +403,7 @@ class StudyRun:
         self._ledger.let_go(self._lease, left)
         self._ledger.update_pack(self.plan.name, pack.id, state="interrupted", failed=bool(failure))
         for key in left:
-            self._book.states[key] = "interrupted"
+            self._state.states[key] = "interrupted"
         if self.stopping:
             self._waiting.hold(pack.replicates)  # for the next start: it is not finished
             return
@@ -423,9 +433,9 @@ class StudyRun:
             for record in self._ledger.replicates(self.plan.name):
                 if record.key in self._elsewhere and record.state != "running":
                     self._elsewhere.discard(record.key)
-                    self._book.states[record.key] = record.state
+                    self._state.states[record.key] = record.state
                     if record.state in ENDED:
-                        self._book.take_result(record.key, record)
+                        self._state.take_result(record.key, record)
                     else:
                         freed.append(record.key)
             self._let_wait(freed)
@@ -435,11 +445,15 @@ class StudyRun:
     def _ask(self) -> None:
         """Let the searches propose as much as they may have out."""
         while self._may_ask and (asked := self._searches.ask()):
-            points = [point for _, new, _ in asked for point in new]
+            configurations = [configuration for _, new, _ in asked for configuration in new]
             entries = [entry for *_, new in asked for entry in new]
-            self._add(points, entries)
+            self._add(configurations, entries)
             self._rungs.enter(entries)
-            self._adopt(frozenset(r.key for point in points for r in point.replicates))
+            self._adopt(
+                frozenset(
+                    r.key for configuration in configurations for r in configuration.replicates
+                )
+            )
             for search, _, batch in asked:
                 self._let_wait_batch(search, batch)
             self._advance()
@@ -467,7 +481,7 @@ class StudyRun:
             Incomplete: how many replicates are left, and the last failure.
         """
         if self._given_up:
-            left = self._book.left()
+            left = self._state.left()
             failure = next(iter(self._given_up.values()))
             raise Incomplete(
                 f"{left} replicates have no result: their pack failed {MAX_FAILURES + 1} times "
@@ -476,16 +490,19 @@ class StudyRun:
 
     def status(self) -> Status:
         """Where the study stands now, from memory."""
-        points, replicates = self._book.count_points(), self._book.count_replicates()
-        total = len(self._book.points) + self._searches.missing()
-        models = len(self._book.states) + self._searches.replicates_to_come()
+        configurations, replicates = (
+            self._state.count_configurations(),
+            self._state.count_replicates(),
+        )
+        total = len(self._state.configurations) + self._searches.missing()
+        models = len(self._state.states) + self._searches.replicates_to_come()
         return Status(
-            points={"total": total, **points},
+            configurations={"total": total, **configurations},
             replicates={"total": models, **replicates},
             trained=self.trained,
             reused=self.reused,
-            best=dict(self._book.best),
+            best=dict(self._state.best),
             running=dict(self._progress),
-            failed=list(self._book.reasons),
+            failed=list(self._state.reasons),
             seconds=time.monotonic() - self._began,
         )

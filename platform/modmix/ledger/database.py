@@ -45,8 +45,8 @@ STUDIES = Table(
     Column("lease_heartbeat", Float),
     Column("mlflow_run", String(64)),
 )
-POINTS = Table(
-    "points",
+CONFIGURATIONS = Table(
+    "configurations",
     METADATA,
     Column("key", String(32), primary_key=True),
     Column("method", String(64), nullable=False),
@@ -56,7 +56,7 @@ REPLICATES = Table(
     "replicates",
     METADATA,
     Column("key", String(32), primary_key=True),
-    Column("point", String(32), nullable=False, index=True),
+    Column("configuration", String(32), nullable=False, index=True),
     Column("seed", Integer, nullable=False),
     Column("state", String(12), nullable=False),
     Column("owner", String(32)),  # lease token of the driver that trains it
@@ -75,11 +75,11 @@ HISTORIES = Table(
     Column("replicate", String(32), primary_key=True),
     Column("columns", LargeBinary, nullable=False),
 )
-STUDY_POINTS = Table(
-    "study_points",
+STUDY_CONFIGURATIONS = Table(
+    "study_configurations",
     METADATA,
     Column("study", String(100), primary_key=True),
-    Column("point", String(32), primary_key=True),
+    Column("configuration", String(32), primary_key=True),
     Column("number", Integer, nullable=False),  # order of first appearance in the study
     Column("mlflow_run", String(64)),
     Column("mirrored", String(32)),  # digest of what the mirror last wrote
@@ -89,7 +89,7 @@ STUDY_REPLICATES = Table(
     METADATA,
     Column("study", String(100), primary_key=True),
     Column("replicate", String(32), primary_key=True),
-    Column("point", String(32), nullable=False),
+    Column("configuration", String(32), nullable=False),
     Column("seed", Integer, nullable=False),
     Column("origin", String(8), nullable=False, default=""),  # "", "trained" or "reused"
 )
@@ -100,12 +100,12 @@ ENTRIES = Table(
     Column("part", String(100), primary_key=True),
     Column("method", String(64), primary_key=True),
     Column("number", Integer, primary_key=True),  # within part and method, in order of asking
-    Column("point", String(32), nullable=False),
+    Column("configuration", String(32), nullable=False),
     Column("batch", Integer, nullable=False, default=0),
     Column("proposal", Text, nullable=False, default="{}"),  # what the sampler proposed
     Column("state", String(12), nullable=False, default="pending"),  # then done, pruned, failed
     Column("values", Text),  # the objectives' means that the sampler was told
-    Column("step", Integer),  # of a pruned point: the epoch of its values
+    Column("step", Integer),  # of a pruned configuration: the epoch of its values
     Column("told", Integer),  # when it was told, in the same sequence as "batch"
 )
 PACKS = Table(

@@ -1,4 +1,6 @@
-"""What studies ask for: points, the replicates they need, the entries of grids and searches."""
+"""What studies ask for: configurations, the replicates they need, the entries of grids and
+searches.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +10,25 @@ from collections.abc import Iterable, Mapping, Sequence
 import sqlalchemy as sa
 
 from modmix.ledger.database import (
+    CONFIGURATIONS,
     ENTRIES,
-    POINTS,
     REPLICATES,
     STUDIES,
-    STUDY_POINTS,
+    STUDY_CONFIGURATIONS,
     STUDY_REPLICATES,
     Database,
     insert_new,
 )
-from modmix.ledger.records import Entry, NewPoint, PointRecord, dump, number
+from modmix.ledger.records import ConfigurationRecord, Entry, NewConfiguration, dump, number
 
 
-class Asked(Database):
-    """The points and entries of studies."""
+class Proposals(Database):
+    """The configurations and entries of studies."""
 
-    def add(self, study: str, points: Sequence[NewPoint], entries: Sequence[Entry]) -> None:
-        """Add points with their replicates, and the entries that asked for them.
+    def add(
+        self, study: str, configurations: Sequence[NewConfiguration], entries: Sequence[Entry]
+    ) -> None:
+        """Add configurations with their replicates, and the entries that asked for them.
 
         What is there already stays as it is; so a replicate that another study has finished is
         found with its result.
@@ -32,28 +36,35 @@ class Asked(Database):
         with self._transaction() as db:
             insert_new(
                 db,
-                POINTS,
-                [{"key": p.key, "method": p.method, "params": dump(p.params)} for p in points],
+                CONFIGURATIONS,
+                [
+                    {"key": p.key, "method": p.method, "params": dump(p.params)}
+                    for p in configurations
+                ],
             )
             insert_new(
                 db,
                 REPLICATES,
                 [
-                    {"key": key, "point": p.key, "seed": seed, "state": "pending"}
-                    for p in points
+                    {"key": key, "configuration": p.key, "seed": seed, "state": "pending"}
+                    for p in configurations
                     for key, seed in p.replicates
                 ],
             )
-            mine = STUDY_POINTS.c.study == study
-            last = db.execute(sa.select(sa.func.max(STUDY_POINTS.c.number)).where(mine)).scalar()
+            mine = STUDY_CONFIGURATIONS.c.study == study
+            last = db.execute(
+                sa.select(sa.func.max(STUDY_CONFIGURATIONS.c.number)).where(mine)
+            ).scalar()
             first = 0 if last is None else last + 1  # not how many there are: some may be gone
-            known = set(db.execute(sa.select(STUDY_POINTS.c.point).where(mine)).scalars())
-            fresh = list(dict.fromkeys(p.key for p in points if p.key not in known))
+            known = set(
+                db.execute(sa.select(STUDY_CONFIGURATIONS.c.configuration).where(mine)).scalars()
+            )
+            fresh = list(dict.fromkeys(p.key for p in configurations if p.key not in known))
             if fresh:
                 db.execute(
-                    sa.insert(STUDY_POINTS),
+                    sa.insert(STUDY_CONFIGURATIONS),
                     [
-                        {"study": study, "point": key, "number": first + i}
+                        {"study": study, "configuration": key, "number": first + i}
                         for i, key in enumerate(fresh)
                     ],
                 )
@@ -61,12 +72,19 @@ class Asked(Database):
                 db,
                 STUDY_REPLICATES,
                 [
-                    {"study": study, "replicate": key, "point": p.key, "seed": seed, "origin": ""}
-                    for p in points
+                    {
+                        "study": study,
+                        "replicate": key,
+                        "configuration": p.key,
+                        "seed": seed,
+                        "origin": "",
+                    }
+                    for p in configurations
                     for key, seed in p.replicates
                 ],
-                # A changed study file may show more or less of the same model: another point.
-                renew=["point"],
+                # A changed study file may show more or less of the same model: another
+                # configuration.
+                renew=["configuration"],
             )
             if entries:
                 db.execute(
@@ -77,7 +95,7 @@ class Asked(Database):
                             "part": e.part,
                             "method": e.method,
                             "number": e.number,
-                            "point": e.point,
+                            "configuration": e.configuration,
                             "batch": e.batch,
                             "proposal": dump(e.proposal),
                             "state": e.state,
@@ -113,8 +131,10 @@ class Asked(Database):
                 sa.update(STUDIES).where(STUDIES.c.name == study).values(signatures=dump(now))
             )
 
-    def keep_only_points(self, study: str, points: Iterable[str], replicates: Iterable[str]) -> int:
-        """Drop from a study the points and replicates that its file no longer asks for.
+    def keep_only_configurations(
+        self, study: str, configurations: Iterable[str], replicates: Iterable[str]
+    ) -> int:
+        """Drop from a study the configurations and replicates that its file no longer asks for.
 
         Their results stay in the ledger for whichever study asks for them.
 
@@ -124,7 +144,7 @@ class Asked(Database):
         dropped: set[str] = set()
         with self._transaction() as db:
             for table, column, kept in (
-                (STUDY_POINTS, STUDY_POINTS.c.point, set(points)),
+                (STUDY_CONFIGURATIONS, STUDY_CONFIGURATIONS.c.configuration, set(configurations)),
                 (STUDY_REPLICATES, STUDY_REPLICATES.c.replicate, set(replicates)),
             ):
                 mine = sa.select(column).where(table.c.study == study)
@@ -147,7 +167,7 @@ class Asked(Database):
                 part=row.part,
                 method=row.method,
                 number=row.number,
-                point=row.point,
+                configuration=row.configuration,
                 batch=row.batch,
                 proposal=json.loads(row.proposal),
                 state=row.state,
@@ -186,19 +206,21 @@ class Asked(Database):
                 )
             )
 
-    def points(self, study: str, *, after: int = -1) -> list[PointRecord]:
-        """The points of a study, in order of first appearance; those numbered above ``after``."""
+    def configurations(self, study: str, *, after: int = -1) -> list[ConfigurationRecord]:
+        """The configurations of a study, in order of first appearance; those numbered above
+        ``after``.
+        """
         query = (
-            sa.select(STUDY_POINTS, POINTS.c.method, POINTS.c.params)
-            .join(POINTS, POINTS.c.key == STUDY_POINTS.c.point)
-            .where(STUDY_POINTS.c.study == study, STUDY_POINTS.c.number > after)
-            .order_by(STUDY_POINTS.c.number)
+            sa.select(STUDY_CONFIGURATIONS, CONFIGURATIONS.c.method, CONFIGURATIONS.c.params)
+            .join(CONFIGURATIONS, CONFIGURATIONS.c.key == STUDY_CONFIGURATIONS.c.configuration)
+            .where(STUDY_CONFIGURATIONS.c.study == study, STUDY_CONFIGURATIONS.c.number > after)
+            .order_by(STUDY_CONFIGURATIONS.c.number)
         )
         with self._transaction() as db:
             rows = db.execute(query).all()
         return [
-            PointRecord(
-                key=row.point,
+            ConfigurationRecord(
+                key=row.configuration,
                 number=row.number,
                 method=row.method,
                 params=json.loads(row.params),
@@ -208,23 +230,31 @@ class Asked(Database):
             for row in rows
         ]
 
-    def set_point_run(
-        self, study: str, point: str, *, run: str | None, mirrored: str | None
+    def set_configuration_run(
+        self, study: str, configuration: str, *, run: str | None, mirrored: str | None
     ) -> None:
-        """Keep the id of a point's MLflow run, and a digest of what was last written to it."""
-        self.set_point_runs(study, [(point, run, mirrored)])
+        """Keep the id of a configuration's MLflow run, and a digest of what was last written to
+        it.
+        """
+        self.set_configuration_runs(study, [(configuration, run, mirrored)])
 
-    def set_point_runs(
+    def set_configuration_runs(
         self, study: str, runs: Sequence[tuple[str, str | None, str | None]]
     ) -> None:
-        """As `set_point_run`, for many at once: (point, run, digest)."""
+        """As `set_configuration_run`, for many at once: (configuration, run, digest)."""
         if not runs:
             return
-        rows = [{"of": point, "run": run, "written": written} for point, run, written in runs]
+        rows = [
+            {"of": configuration, "run": run, "written": written}
+            for configuration, run, written in runs
+        ]
         with self._transaction() as db:
             db.execute(
-                sa.update(STUDY_POINTS)
-                .where(STUDY_POINTS.c.study == study, STUDY_POINTS.c.point == sa.bindparam("of"))
+                sa.update(STUDY_CONFIGURATIONS)
+                .where(
+                    STUDY_CONFIGURATIONS.c.study == study,
+                    STUDY_CONFIGURATIONS.c.configuration == sa.bindparam("of"),
+                )
                 .values(mlflow_run=sa.bindparam("run"), mirrored=sa.bindparam("written")),
                 rows,
             )

@@ -1,4 +1,4 @@
-"""What the ledger keeps, as values: studies, points, entries, replicates, packs."""
+"""What the ledger keeps, as values: studies, configurations, entries, replicates, packs."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class StudyRecord:
     mlflow_run: str | None
 
     def is_as_given(self, params: Mapping[str, Any]) -> bool:
-        """Whether a point was trained on the task as the study file's task block gives it.
+        """Whether a configuration was trained on the task as the study file's task block gives it.
 
-        Points that set other options of the task saw other data: no winner is among both.
+        Configurations that set other options of the task saw other data: no winner is among both.
         """
         given = self.details.get("task_options") or {}
         return all(
@@ -42,8 +42,8 @@ class StudyRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PointRecord:
-    """One point of a study: what the study asked for, and where it is mirrored."""
+class ConfigurationRecord:
+    """One configuration of a study: what the study asked for, and where it is mirrored."""
 
     key: str
     number: int
@@ -55,10 +55,10 @@ class PointRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicateRecord:
-    """One replicate of a study: a point, a seed, and the result as far as there is one."""
+    """One replicate of a study: a configuration, a seed, and the result as far as there is one."""
 
     key: str
-    point: str
+    configuration: str
     seed: int
     state: str
     owner: str | None
@@ -75,17 +75,17 @@ class ReplicateRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One numbered point of one part and method: of a grid, or proposed by a sampler."""
+    """One numbered configuration of one part and method: of a grid, or proposed by a sampler."""
 
     part: str
     method: str
     number: int
-    point: str
+    configuration: str
     batch: int = 0  # when it was asked: asks and tells of a sampler count as one sequence
     proposal: Mapping[str, Any] = field(default_factory=dict)
     state: str = "pending"
     values: tuple[float, ...] | None = None  # what the sampler was told
-    step: int | None = None  # of a pruned point: the epoch of its values
+    step: int | None = None  # of a pruned configuration: the epoch of its values
     told: int | None = None
 
 
@@ -121,8 +121,8 @@ class Lease:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NewPoint:
-    """A point to be added, with the replicates it needs: (replicate key, seed)."""
+class NewConfiguration:
+    """A configuration to be added, with the replicates it needs: (replicate key, seed)."""
 
     key: str
     method: str

@@ -15,7 +15,7 @@ from modmix.ledger.database import (
     PACKS,
     REPLICATES,
     STUDIES,
-    STUDY_POINTS,
+    STUDY_CONFIGURATIONS,
     STUDY_REPLICATES,
     Database,
 )
@@ -27,18 +27,21 @@ class Results(Database):
     """The replicates of studies, and the packs that train them."""
 
     def replicates(
-        self, study: str, *, points: Sequence[str] | None = None, since: float | None = None
+        self, study: str, *, configurations: Sequence[str] | None = None, since: float | None = None
     ) -> list[ReplicateRecord]:
-        """The replicates a study needs, by point number and seed, with their results.
+        """The replicates a study needs, by configuration number and seed, with their results.
 
         Args:
             study: its name.
-            points: of these points alone, in the order of the points' numbers within each 500.
-            since: those alone that have ended after this moment (seconds since 1970).
+            configurations: of these configurations alone, in the order of the configurations'
+            numbers within each 500. since: those alone that have ended after this moment (seconds
+            since 1970).
         """
         asked: list[sa.ColumnElement[bool]]
-        if points is not None:
-            asked = [STUDY_REPLICATES.c.point.in_(part) for part in in_parts(points)]
+        if configurations is not None:
+            asked = [
+                STUDY_REPLICATES.c.configuration.in_(part) for part in in_parts(configurations)
+            ]
         elif since is not None:
             asked = [REPLICATES.c.finished > since]
         else:
@@ -50,16 +53,16 @@ class Results(Database):
             sa.select(
                 REPLICATES,
                 STUDY_REPLICATES.c.origin,
-                STUDY_REPLICATES.c.point.label("study_point"),
+                STUDY_REPLICATES.c.configuration.label("study_configuration"),
             )
             .join(STUDY_REPLICATES, STUDY_REPLICATES.c.replicate == REPLICATES.c.key)
             .join(
-                STUDY_POINTS,
-                (STUDY_POINTS.c.study == STUDY_REPLICATES.c.study)
-                & (STUDY_POINTS.c.point == STUDY_REPLICATES.c.point),
+                STUDY_CONFIGURATIONS,
+                (STUDY_CONFIGURATIONS.c.study == STUDY_REPLICATES.c.study)
+                & (STUDY_CONFIGURATIONS.c.configuration == STUDY_REPLICATES.c.configuration),
             )
             .where(STUDY_REPLICATES.c.study == study, condition)
-            .order_by(STUDY_POINTS.c.number, REPLICATES.c.seed)
+            .order_by(STUDY_CONFIGURATIONS.c.number, REPLICATES.c.seed)
         )
         with self._transaction() as db:
             rows = db.execute(query).all()
@@ -321,7 +324,7 @@ def in_parts(keys: Sequence[str]) -> list[Sequence[str]]:
 def _replicate_record(row: Any) -> ReplicateRecord:
     return ReplicateRecord(
         key=row.key,
-        point=row.study_point,
+        configuration=row.study_configuration,
         seed=row.seed,
         state=row.state,
         owner=row.owner,

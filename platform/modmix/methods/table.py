@@ -1,6 +1,7 @@
 """The methods a study file can name, their hyperparameters, and what they demand. No torch here.
 
-The plan checks points with `problems` before anything is started; the classes then trust them.
+The plan checks configurations with `problems` before anything is started; the classes then trust
+them.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ METHODS: dict[str, MethodEntry] = {
                 kind="str",
                 default=None,
                 optional=True,
-                doc="which modality; null: one point for each",
+                doc="which modality; null: one configuration for each",
             ),
             _depth(0, "the classifier"),
             _WIDTH,
@@ -195,7 +196,7 @@ METHODS: dict[str, MethodEntry] = {
 
 
 def modalities(method: str, names: Sequence[str], params: Mapping[str, Any]) -> tuple[str, ...]:
-    """The modalities that a point of this method uses, in the task's order."""
+    """The modalities that a configuration of this method uses, in the task's order."""
     chosen = params.get("modality") if method == "base" else None
     return tuple(names) if chosen is None else (chosen,)
 
@@ -220,7 +221,7 @@ def sources(method: str, names: Sequence[str], params: Mapping[str, Any]) -> tup
 
 
 def problems(method: str, names: Sequence[str], params: Mapping[str, Any]) -> list[str]:
-    """What speaks against this point of this method on a task with these modalities.
+    """What speaks against this configuration of this method on a task with these modalities.
 
     ``params`` has passed the checks of each single hyperparameter. Each problem is a clause that
     says what must be, what came and what to do.

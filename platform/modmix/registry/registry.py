@@ -1,4 +1,5 @@
-"""From a study to a model: the best points as study files, and final runs as registered models.
+"""From a study to a model: the best configurations as study files, and final runs as registered
+models.
 
 write_best     one complete study file per method, with fresh seeds, for `modmix final`
 register       the best replicate of a finished final study, in MLflow's model registry
@@ -21,10 +22,10 @@ from modmix.base.errors import InputError
 from modmix.base.home import Home, is_name, write_text
 from modmix.base.messages import digest
 from modmix.base.metrics import higher_is_better
-from modmix.ledger import Ledger, PointRecord, ReplicateRecord, StudyRecord
+from modmix.ledger import ConfigurationRecord, Ledger, ReplicateRecord, StudyRecord
 
 if TYPE_CHECKING:
-    from modmix.analysis.best import BestPoint
+    from modmix.analysis.best import BestConfiguration
     from modmix.tracking.models import NewModel
 
 FRESH_SEEDS = 1000  # final runs use seeds from here on that the study has not used
@@ -32,35 +33,42 @@ FEWEST_SEEDS = 5
 ALIAS = "champion"
 
 
-# ---------------------------------------------------------------- best points as study files
+# ---------------------------------------------------------------- best configurations as study
+# files
 
 
 def write_best(
-    ledger: Ledger, home: Home, study: str, best_points: Sequence[BestPoint]
+    ledger: Ledger, home: Home, study: str, best_configurations: Sequence[BestConfiguration]
 ) -> list[Path]:
-    """Write ``<home>/<study>/best/<method>.yaml`` for each point; return the files, in order.
+    """Write ``<home>/<study>/best/<method>.yaml`` for each configuration; return the files, in
+    order.
 
-    A file is a whole study: the point's hyperparameters as constants, everything else as in the
-    study, seeds that the study never used. Its first lines say command, cost and what to expect.
+    A file is a whole study: the configuration's hyperparameters as constants, everything else as in
+    the study, seeds that the study never used. Its first lines say command, cost and what to
+    expect.
     """
     record = ledger.study(study)
     replicates: dict[str, list[ReplicateRecord]] = {}
     for replicate in ledger.replicates(study):
-        replicates.setdefault(replicate.point, []).append(replicate)
+        replicates.setdefault(replicate.configuration, []).append(replicate)
     used = {r.seed for rs in replicates.values() for r in rs}
     used |= set(record.spec.get("seeds", ()))
     paths = []
-    for best in best_points:
+    for best in best_configurations:
         path = home.study(study) / "best" / f"{best.method}.yaml"
         content = _study_file(record, best, _final_name(ledger, record, best), used)
         body = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=96)
-        header = _header(record, best, path, content["seeds"], replicates.get(best.point, []))
+        header = _header(
+            record, best, path, content["seeds"], replicates.get(best.configuration, [])
+        )
         write_text(path, header + body)
         paths.append(path)
     return paths
 
 
-def _study_file(record: StudyRecord, best: BestPoint, name: str, used: set[int]) -> dict[str, Any]:
+def _study_file(
+    record: StudyRecord, best: BestConfiguration, name: str, used: set[int]
+) -> dict[str, Any]:
     spec, details = record.spec, record.details
     resolved = details.get("task_options", {})  # with paths that do not depend on the file's place
     task = {key: resolved.get(key, value) for key, value in spec["task"].items()}
@@ -68,7 +76,8 @@ def _study_file(record: StudyRecord, best: BestPoint, name: str, used: set[int])
     block = {name: _constant(value) for name, value in best.params.items()}
     content: dict[str, Any] = {
         "study": name,
-        "description": f"The best point of {best.method} in study {record.name}, on fresh seeds",
+        "description": f"The best configuration of {best.method} in study {record.name}, on "
+        "fresh seeds",
         "task": task,
         "encoders": spec.get("encoders") or None,
         "training": spec.get("training") or None,
@@ -78,7 +87,7 @@ def _study_file(record: StudyRecord, best: BestPoint, name: str, used: set[int])
         "paper": {best.method: paper}
         if (paper := spec.get("paper", {}).get(best.method))
         else None,
-        "final": {"of": record.name, "method": best.method, "point": best.point},
+        "final": {"of": record.name, "method": best.method, "configuration": best.configuration},
         "resources": spec.get("resources") or None,
         # A final run trains its own models: a result found elsewhere comes without its weights.
         "reuse": False,
@@ -101,22 +110,24 @@ def _fresh_seeds(count: int, used: set[int]) -> list[int]:
     return seeds
 
 
-def _final_name(ledger: Ledger, record: StudyRecord, best: BestPoint) -> str:
-    """The final study's name; another one where that name is a final run of another point."""
+def _final_name(ledger: Ledger, record: StudyRecord, best: BestConfiguration) -> str:
+    """The final study's name; another one where that name is a final run of another
+    configuration.
+    """
     name = f"{record.name}-{best.method}-final"
-    longer = f"{name[:80]}-{digest([record.name, best.point])[:8]}"
+    longer = f"{name[:80]}-{digest([record.name, best.configuration])[:8]}"
     if not is_name(name):
         return longer
     if ledger.has_study(name):
         final = ledger.study(name).spec.get("final") or {}
-        if final.get("point") != best.point:
+        if final.get("configuration") != best.configuration:
             return longer
     return name
 
 
 def _header(
     record: StudyRecord,
-    best: BestPoint,
+    best: BestConfiguration,
     path: Path,
     seeds: Sequence[int],
     replicates: Sequence[ReplicateRecord],
@@ -135,7 +146,8 @@ def _header(
 # Expected:  {best.metric} {best.mean:.4g} ± {best.std:.2g}, or a little worse: it was picked for \
 being {low}.
 #            In the study: {test} (mean ± std over {best.n} seeds).
-# From:      the best point of {best.method} in study {record.name}, by {best.metric}; test had no \
+# From:      the best configuration of {best.method} in study {record.name}, by {best.metric}; test
+# had no \
 part in it.
 """
 
@@ -182,7 +194,7 @@ def register(ledger: Ledger, home: Home, study: str, uri: str) -> Registered:
             f"study {study!r} is no final study: type 'modmix best {study}', then 'modmix final' "
             "with one of the files it names"
         )
-    point, replicates = _final_point(ledger, record, final)
+    configuration, replicates = _final_configuration(ledger, record, final)
     chosen = _best_replicate(record, replicates)
     weights = home.weights / f"{chosen.key}.safetensors"
     if not weights.is_file():
@@ -191,45 +203,51 @@ def register(ledger: Ledger, home: Home, study: str, uri: str) -> Registered:
             f"study under another name (study: in {record.source}) to train them again"
         )
     tracking.sync(ledger, study, uri, home)
-    run = next(p.mlflow_run for p in ledger.points(study) if p.key == point.key)
-    assert run is not None, "sync makes a run for every point that has ended"
+    run = next(p.mlflow_run for p in ledger.configurations(study) if p.key == configuration.key)
+    assert run is not None, "sync makes a run for every configuration that has ended"
     name, store = f"{final['of']}-{final['method']}", Store(uri)
     found = find_version(store, name, "modmix.replicate", chosen.key)
     if found is None:
         with tempfile.TemporaryDirectory(prefix="modmix-") as folder:
             experiment = store.run(run)
             assert experiment is not None
-            model = _model(record, point, weights, Path(folder))
+            model = _model(record, configuration, weights, Path(folder))
             found = add_version(
                 store,
                 model,
                 name=name,
                 run=run,
                 experiment=experiment.experiment,
-                description=_description(record, point, replicates, chosen, model),
-                tags=_tags(record, point, replicates, chosen),
+                description=_description(record, configuration, replicates, chosen, model),
+                tags=_tags(record, configuration, replicates, chosen),
                 folder=Path(folder),
             )
     set_alias(store, name, found, ALIAS)
     return Registered(name=name, version=found, alias=ALIAS)
 
 
-def _final_point(
+def _final_configuration(
     ledger: Ledger, record: StudyRecord, final: Mapping[str, Any]
-) -> tuple[PointRecord, list[ReplicateRecord]]:
-    """The point that is being retrained, and its replicates that are done."""
-    points = {point.key: point for point in ledger.points(record.name)}
-    point = points.get(final["point"]) or (
-        next(iter(points.values())) if len(points) == 1 else None
+) -> tuple[ConfigurationRecord, list[ReplicateRecord]]:
+    """The configuration that is being retrained, and its replicates that are done."""
+    configurations = {
+        configuration.key: configuration for configuration in ledger.configurations(record.name)
+    }
+    configuration = configurations.get(final["configuration"]) or (
+        next(iter(configurations.values())) if len(configurations) == 1 else None
     )
-    mine = [r for r in ledger.replicates(record.name) if point and r.point == point.key]
+    mine = [
+        r
+        for r in ledger.replicates(record.name)
+        if configuration and r.configuration == configuration.key
+    ]
     left = sum(r.state in ("pending", "running", "interrupted") for r in mine)
-    if point is None or left or not any(r.state == "done" for r in mine):
+    if configuration is None or left or not any(r.state == "done" for r in mine):
         raise InputError(
             f"study {record.name!r} has {left or 'no'} replicates "
             f"{'to go' if left else 'that ended well'}: type 'modmix final {record.source}' first"
         )
-    return point, [r for r in mine if r.state == "done"]
+    return configuration, [r for r in mine if r.state == "done"]
 
 
 def _best_replicate(record: StudyRecord, replicates: Sequence[ReplicateRecord]) -> ReplicateRecord:
@@ -259,17 +277,17 @@ def _summary(replicates: Sequence[ReplicateRecord]) -> dict[str, str]:
 
 def _tags(
     record: StudyRecord,
-    point: PointRecord,
+    configuration: ConfigurationRecord,
     replicates: Sequence[ReplicateRecord],
     chosen: ReplicateRecord,
 ) -> dict[str, str]:
     return {
         "modmix.study": record.name,
         "modmix.of": str(record.spec["final"]["of"]),
-        "modmix.method": point.method,
+        "modmix.method": configuration.method,
         "modmix.task": str(record.details.get("task", "")),
         "modmix.fingerprint": str(record.details.get("fingerprint", "")),
-        "modmix.point": point.key,
+        "modmix.configuration": configuration.key,
         "modmix.replicate": chosen.key,
         "modmix.seed": str(chosen.seed),
         **_summary(replicates),
@@ -278,20 +296,22 @@ def _tags(
 
 def _description(
     record: StudyRecord,
-    point: PointRecord,
+    configuration: ConfigurationRecord,
     replicates: Sequence[ReplicateRecord],
     chosen: ReplicateRecord,
     model: NewModel,
 ) -> str:
-    params = ", ".join(f"{k}={json.dumps(v)}" for k, v in point.params.items() if v is not None)
+    params = ", ".join(
+        f"{k}={json.dumps(v)}" for k, v in configuration.params.items() if v is not None
+    )
     shapes = ", ".join(
         f"{name} ({' × '.join(map(str, shape))})"
         for name, shape in model.settings["modalities"].items()
     )
     rows = "\n".join(f"| {name} | {value} |" for name, value in _summary(replicates).items())
     return f"""\
-The method **{point.method}** on the task {record.details.get("task")}: the replicate of study \
-`{record.name}` (seed {chosen.seed}) that is best on validation.
+The method **{configuration.method}** on the task {record.details.get("task")}: the replicate of \
+study `{record.name}` (seed {chosen.seed}) that is best on validation.
 
 Hyperparameters: {params}
 
@@ -306,7 +326,9 @@ Inputs, raw values, one row an example: {shapes}
 # ---------------------------------------------------------------- what the model is made of
 
 
-def _model(record: StudyRecord, point: PointRecord, weights: Path, folder: Path) -> NewModel:
+def _model(
+    record: StudyRecord, configuration: ConfigurationRecord, weights: Path, folder: Path
+) -> NewModel:
     """The files, columns and example of the model (``folder`` takes those that must be made)."""
     from modmix._version import VERSION
     from modmix.methods.model import unpack_weights
@@ -315,7 +337,7 @@ def _model(record: StudyRecord, point: PointRecord, weights: Path, folder: Path)
     blob = weights.read_bytes()
     model, description = unpack_weights(blob)
     shapes = {name: tuple(description["modalities"][name]) for name in model.modalities}
-    known = _scaling(record, point)
+    known = _scaling(record, configuration)
     scaling = {name: known[name] for name in shapes if name in known}
     (folder / "scaling.json").write_text(json.dumps(scaling), encoding="utf-8")
     (folder / "model.safetensors").write_bytes(blob)
@@ -342,13 +364,15 @@ def _model(record: StudyRecord, point: PointRecord, weights: Path, folder: Path)
     )
 
 
-def _scaling(record: StudyRecord, point: PointRecord) -> Mapping[str, Mapping[str, Any]]:
+def _scaling(
+    record: StudyRecord, configuration: ConfigurationRecord
+) -> Mapping[str, Mapping[str, Any]]:
     """Modality -> mean and scale, by which the task prepared its values (see `tasks.writer`)."""
     from modmix.base.errors import DataError
     from modmix.tasks.base import prepare_task
 
     options = dict(record.details.get("task_options", {}))
-    for name, value in point.params.items():
+    for name, value in configuration.params.items():
         if name.startswith("task."):
             options[name.removeprefix("task.")] = value
     try:

@@ -4,19 +4,21 @@ The ledger holds what was asked and told, in order; a `Proposer` is rebuilt from
 start and lives in the driver only. Nothing of Optuna's own state is stored (its samplers pickle
 theirs), and the result is the same as if the driver had never been away:
 
-* samplers whose proposals depend only on the points so far and a seed (tpe, gp, random) begin
-  anew at every batch, from the points so far and a seed made of the study's and the batch's place:
-  a rebuilt one has nothing else to know;
+* samplers whose proposals depend only on the configurations so far and a seed (tpe, gp, random)
+begin
+  anew at every batch, from the configurations so far and a seed made of the study's and the batch's
+  place: a rebuilt one has nothing else to know;
 * samplers with a memory of their own (cmaes, qmc, nsga2) are replayed: asked and told again in the
   recorded order, which brings them into the same state;
 * the exhaustive one (grid) is a list in seeded random order, and needs no Optuna.
 
-A point that halving has pruned is told with its last value and the epoch it came to. What samplers
-make of it: tpe ranks it below every finished point, a later epoch before an earlier one and then by
-value (Optuna's own rule); cmaes and nsga2, which rank points, take it at its last value; gp, a
-regression of the values themselves, takes it at its last value but at no worse one than the worst
-finished point's, so that numbers of the first epochs do not drown the differences between good
-points; the others learn nothing from any point. With two objectives there is no pruning.
+A configuration that halving has pruned is told with its last value and the epoch it came to. What
+samplers make of it: tpe ranks it below every finished configuration, a later epoch before an
+earlier one and then by value (Optuna's own rule); cmaes and nsga2, which rank configurations, take
+it at its last value; gp, a regression of the values themselves, takes it at its last value but at
+no worse one than the worst finished configuration's, so that numbers of the first epochs do not
+drown the differences between good configurations; the others learn nothing from any configuration.
+With two objectives there is no pruning.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ from modmix.base.space import (
     Grid,
     Range,
     every_value,
-    grid_points,
+    grid_configurations,
     in_order_of_conditions,
 )
 
@@ -68,8 +70,10 @@ class Asked:
 
 
 @dataclass
-class _Point:
-    """A point that was asked: pending, done with values, pruned with a value, or lost without."""
+class _Configuration:
+    """A configuration that was asked: pending, done with values, pruned with a value, or lost
+    without.
+    """
 
     proposal: Mapping[str, Any]
     state: TrialState = TrialState.RUNNING
@@ -78,7 +82,7 @@ class _Point:
 
 
 class Proposer:
-    """Proposes the points of one method in one searched part.
+    """Proposes the configurations of one method in one searched part.
 
     Args:
         domains: every name the part sets or varies for this method.
@@ -104,7 +108,7 @@ class Proposer:
         way = StudyDirection
         self._directions = [way.MAXIMIZE if higher else way.MINIMIZE for higher in directions]
         self._events = 0  # asks and tells so far
-        self._points: list[_Point] = []  # by number
+        self._configurations: list[_Configuration] = []  # by number
         self._list = _shuffled(domains, self._seed) if sampler == "grid" else None
         # Of a sampler with memory: its study, and the trials that are not told yet.
         self._study = self._make_study(0)
@@ -157,20 +161,22 @@ class Proposer:
     # ------------------------------------------------------------ ask
 
     def ask(self, count: int) -> list[Asked]:
-        """Propose up to ``count`` points at once; fewer when the space is exhausted."""
+        """Propose up to ``count`` configurations at once; fewer when the space is exhausted."""
         batch = self._events
         self._events += 1
-        first = len(self._points)
+        first = len(self._configurations)
         if self._list is not None:
             fresh = self._list[first : first + count]
-            self._points += [_Point(proposal=values) for values in fresh]
+            self._configurations += [_Configuration(proposal=values) for values in fresh]
         else:
-            study = self._study if self._sampler in _WITH_MEMORY else self._from_points(batch)
+            study = (
+                self._study if self._sampler in _WITH_MEMORY else self._from_configurations(batch)
+            )
             for _ in range(count):
                 self._ask_one(study)
         return [
-            Asked(number=number, batch=batch, values=self._points[number].proposal)
-            for number in range(first, len(self._points))
+            Asked(number=number, batch=batch, values=self._configurations[number].proposal)
+            for number in range(first, len(self._configurations))
         ]
 
     def _ask_one(self, study: optuna.Study) -> None:
@@ -181,58 +187,63 @@ class Proposer:
             if domain.when is None or domain.when.holds(values):
                 values[name] = _suggest(trial, name, domain)
         if study is self._study:
-            self._trials[len(self._points)] = trial
+            self._trials[len(self._configurations)] = trial
         in_order = {name: values[name] for name in self._domains if name in values}
-        self._points.append(_Point(proposal=in_order))
+        self._configurations.append(_Configuration(proposal=in_order))
 
-    def _from_points(self, event: int) -> optuna.Study:
-        """A study that knows the points so far, and a sampler that begins with it."""
+    def _from_configurations(self, event: int) -> optuna.Study:
+        """A study that knows the configurations so far, and a sampler that begins with it."""
         study = self._make_study(event)
-        points = self._points if self._sampler != "gp" else self._as_finished()
-        for point in points:
-            study.add_trial(self._frozen(point))
+        configurations = self._configurations if self._sampler != "gp" else self._as_finished()
+        for configuration in configurations:
+            study.add_trial(self._frozen(configuration))
         return study
 
-    def _as_finished(self) -> list[_Point]:
-        """The points as gp sees them: it leaves out what is not finished, and would come back."""
-        done = [p.values[0] for p in self._points if p.state is TrialState.COMPLETE and p.values]
+    def _as_finished(self) -> list[_Configuration]:
+        """The configurations as gp sees them: it leaves out what is not finished, and would come
+        back.
+        """
+        done = [
+            p.values[0] for p in self._configurations if p.state is TrialState.COMPLETE and p.values
+        ]
         if len(self._directions) > 1 or not done:
-            return self._points
+            return self._configurations
         higher = self._directions[0] is StudyDirection.MAXIMIZE
         worst = min(done) if higher else max(done)
         better = max if higher else min
         return [
             replace(
-                point,
+                configuration,
                 state=TrialState.COMPLETE,
-                values=[better(worst, point.values[0]) if point.values else worst],
+                values=[better(worst, configuration.values[0]) if configuration.values else worst],
             )
-            if point.state is TrialState.PRUNED
-            else point
-            for point in self._points
+            if configuration.state is TrialState.PRUNED
+            else configuration
+            for configuration in self._configurations
         ]
 
-    def _frozen(self, point: _Point) -> FrozenTrial:
+    def _frozen(self, configuration: _Configuration) -> FrozenTrial:
         distributions = {
             name: distribution
-            for name in point.proposal
+            for name in configuration.proposal
             if (distribution := _distribution(self._domains[name])) is not None
         }
         return create_trial(
-            state=point.state,
-            params={n: _encode(self._domains[n], point.proposal[n]) for n in distributions},
+            state=configuration.state,
+            params={n: _encode(self._domains[n], configuration.proposal[n]) for n in distributions},
             distributions=distributions,
-            values=point.values,
-            intermediate_values=_intermediate(point),
+            values=configuration.values,
+            intermediate_values=_intermediate(configuration),
         )
 
     # ------------------------------------------------------------ tell
 
     def tell(self, number: int, values: Sequence[float] | None, *, step: int | None = None) -> int:
-        """Tell the means of the objectives; None for a point that diverged.
+        """Tell the means of the objectives; None for a configuration that diverged.
 
         Args:
-            step: of a point that was pruned, the epoch of these values; None: it is finished.
+            step: of a configuration that was pruned, the epoch of these values; None: it is
+            finished.
 
         Returns:
             When it was told, in the sequence of asks and tells: what the ledger keeps.
@@ -241,33 +252,33 @@ class Proposer:
         self._events += 1
         self._told(number, values, step)
         if (trial := self._trials.pop(number, None)) is not None:
-            self._tell_study(trial, self._points[number])
+            self._tell_study(trial, self._configurations[number])
         return event
 
     def _told(self, number: int, values: Sequence[float] | None, step: int | None) -> None:
-        point = self._points[number]
-        assert point.state is TrialState.RUNNING, f"point {number} was told before"
+        configuration = self._configurations[number]
+        assert configuration.state is TrialState.RUNNING, f"configuration {number} was told before"
         if values is not None and step is None:
-            point.state, point.values = TrialState.COMPLETE, list(values)
+            configuration.state, configuration.values = TrialState.COMPLETE, list(values)
         elif len(self._directions) > 1:
-            point.state = TrialState.FAIL
+            configuration.state = TrialState.FAIL
         else:
-            # Pruned without a value ranks below every other point, which is what a diverged
+            # Pruned without a value ranks below every other configuration, which is what a diverged
             # configuration deserves; failed would be ignored and come back.
-            point.state = TrialState.PRUNED
-            point.values = None if values is None else list(values)
-            point.step = step
+            configuration.state = TrialState.PRUNED
+            configuration.values = None if values is None else list(values)
+            configuration.step = step
 
-    def _tell_study(self, trial: optuna.Trial, point: _Point) -> None:
+    def _tell_study(self, trial: optuna.Trial, configuration: _Configuration) -> None:
         """Tell the study of a sampler with memory."""
-        if point.state is TrialState.PRUNED and point.values is not None:
-            if self._sampler == "nsga2":  # takes no pruned point into a generation
-                self._study.tell(trial, point.values)
+        if configuration.state is TrialState.PRUNED and configuration.values is not None:
+            if self._sampler == "nsga2":  # takes no pruned configuration into a generation
+                self._study.tell(trial, configuration.values)
                 return
-            assert point.step is not None
-            trial.report(point.values[0], point.step)
-        values = point.values if point.state is TrialState.COMPLETE else None
-        self._study.tell(trial, None if values is None else list(values), state=point.state)
+            assert configuration.step is not None
+            trial.report(configuration.values[0], configuration.step)
+        values = configuration.values if configuration.state is TrialState.COMPLETE else None
+        self._study.tell(trial, None if values is None else list(values), state=configuration.state)
 
     # ------------------------------------------------------------ rebuilding
 
@@ -280,7 +291,7 @@ class Proposer:
             self._replay(ordered)
         else:
             for entry in ordered:
-                self._points.append(_Point(proposal=entry.proposal))
+                self._configurations.append(_Configuration(proposal=entry.proposal))
                 if entry.state != "pending":
                     self._told(entry.number, entry.values, entry.step)
         events = [e.batch for e in ordered] + [e.told for e in ordered if e.told is not None]
@@ -298,15 +309,15 @@ class Proposer:
                     self.tell(entry.number, entry.values, step=entry.step)
                     continue
                 self._ask_one(self._study)
-                if self._points[entry.number].proposal != entry.proposal:
+                if self._configurations[entry.number].proposal != entry.proposal:
                     # Another version of the library proposes otherwise: put what was really
                     # asked in its place; the sampler learns from it all the same.
                     self._replace(entry)
 
     def _replace(self, entry: Entry) -> None:
         self._study.tell(self._trials[entry.number], state=TrialState.FAIL)
-        self._points[entry.number] = point = _Point(proposal=entry.proposal)
-        self._study.add_trial(self._frozen(point))
+        self._configurations[entry.number] = configuration = _Configuration(proposal=entry.proposal)
+        self._study.add_trial(self._frozen(configuration))
         last = self._study.get_trials(deepcopy=False)[-1]
         self._trials[entry.number] = optuna.Trial(self._study, last._trial_id)
 
@@ -317,16 +328,20 @@ def _shuffled(domains: Mapping[str, Domain], seed: int) -> list[dict[str, Any]]:
         values = every_value(domain)
         assert values is not None, "plan.py refuses a grid sampler over a continuous range"
         listed[name] = Grid(values=values, when=domain.when)
-    points = grid_points(listed)
-    random.Random(seed).shuffle(points)
-    return points
+    configurations = grid_configurations(listed)
+    random.Random(seed).shuffle(configurations)
+    return configurations
 
 
-def _intermediate(point: _Point) -> dict[int, float]:
-    """What a pruned point reported."""
-    if point.state is not TrialState.PRUNED or point.values is None or point.step is None:
+def _intermediate(configuration: _Configuration) -> dict[int, float]:
+    """What a pruned configuration reported."""
+    if (
+        configuration.state is not TrialState.PRUNED
+        or configuration.values is None
+        or configuration.step is None
+    ):
         return {}
-    return {point.step: point.values[0]}
+    return {configuration.step: configuration.values[0]}
 
 
 def _distribution(domain: Domain) -> BaseDistribution | None:

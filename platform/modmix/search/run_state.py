@@ -1,4 +1,4 @@
-"""What a running study knows of its points and replicates; the ledger holds the truth."""
+"""What a running study knows of its configurations and replicates; the ledger holds the truth."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from statistics import fmean
 
 from modmix.base.messages import Ended, Finished, Progress, Replicate, TaskRef
 from modmix.ledger import ENDED, REPLICATE_STATES, Entry, ReplicateRecord
-from modmix.study.plan import Point
+from modmix.study.plan import Configuration
 
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
     """Where a study stands: what displays and `modmix status` show."""
 
-    points: Mapping[str, int]
+    configurations: Mapping[str, int]
     replicates: Mapping[str, int]
     trained: int
     reused: int
@@ -27,10 +27,12 @@ class Status:
 
 
 @dataclass
-class PointProgress:
-    """One point: the replicates it is to have, what it waits for, what has been measured."""
+class ConfigurationProgress:
+    """One configuration: the replicates it is to have, what it waits for, what has been
+    measured.
+    """
 
-    point: Point
+    configuration: Configuration
     waiting: set[str] = field(default_factory=set)  # replicate keys without a result
     # The objectives by replicate: of a finished one its result, of a pruned one the last values.
     values: dict[str, tuple[float, ...]] = field(default_factory=dict)
@@ -45,8 +47,8 @@ class PointProgress:
         return means if all(math.isfinite(m) for m in means) else None
 
 
-class Book:
-    """Points and replicates of one study by key.
+class RunState:
+    """Configurations and replicates of one study by key.
 
     Args:
         objectives: names of the metrics that select, as "val/error".
@@ -60,7 +62,7 @@ class Book:
         self._fingerprint = fingerprint
         self._objectives = tuple(objectives)
         self._sign = -1 if higher_is_better else 1
-        self.points: dict[str, PointProgress] = {}
+        self.configurations: dict[str, ConfigurationProgress] = {}
         self.replicates: dict[str, Replicate] = {}
         self.tasks: dict[str, TaskRef] = {}  # by structure
         self.states: dict[str, str] = {}  # by replicate
@@ -69,37 +71,40 @@ class Book:
         self._ranks: dict[str, tuple[int, float]] = {}  # of the best ones
         self.reasons: list[str] = []  # why replicates failed
 
-    def add(self, points: Sequence[Point]) -> None:
-        """Take in points that are not there yet, and replicates that known ones lack."""
-        for point in points:
-            known = self.points.setdefault(
-                point.key, PointProgress(point=replace(point, replicates=()))
+    def add(self, configurations: Sequence[Configuration]) -> None:
+        """Take in configurations that are not there yet, and replicates that known ones lack."""
+        for configuration in configurations:
+            known = self.configurations.setdefault(
+                configuration.key,
+                ConfigurationProgress(configuration=replace(configuration, replicates=())),
             )
-            there = {replicate.key for replicate in known.point.replicates}
-            fresh = [r for r in point.replicates if r.key not in there]
+            there = {replicate.key for replicate in known.configuration.replicates}
+            fresh = [r for r in configuration.replicates if r.key not in there]
             if not fresh:
                 continue
-            known.point = replace(known.point, replicates=(*known.point.replicates, *fresh))
+            known.configuration = replace(
+                known.configuration, replicates=(*known.configuration.replicates, *fresh)
+            )
             known.waiting |= {replicate.key for replicate in fresh}
             for replicate in fresh:
                 self.replicates[replicate.key] = replicate
                 self.states.setdefault(replicate.key, "pending")
-                self.tasks[replicate.structure] = point.task
+                self.tasks[replicate.structure] = configuration.task
 
     def leave_out_spare(self) -> set[str]:
-        """Forget replicates of pruned points that nobody has begun; return which.
+        """Forget replicates of pruned configurations that nobody has begun; return which.
 
         (Seeds that were added to the study since, or that another study had no use for.)
         """
         found: set[str] = set()
-        for known in self.points.values():
+        for known in self.configurations.values():
             if known.pruned is None:
                 continue
             spare = {key for key in known.waiting if self.states[key] == "pending"}
             found |= spare
             known.waiting -= spare
-            rest = tuple(r for r in known.point.replicates if r.key not in spare)
-            known.point = replace(known.point, replicates=rest)
+            rest = tuple(r for r in known.configuration.replicates if r.key not in spare)
+            known.configuration = replace(known.configuration, replicates=rest)
             for key in spare:
                 del self.replicates[key], self.states[key]
         return found
@@ -110,7 +115,7 @@ class Book:
         self.states[key] = state
         monitor = self.replicates[key].training["monitor"]
         self.monitored[key] = metrics.get(monitor, math.nan)
-        owner = self.points[self.replicates[key].point]
+        owner = self.configurations[self.replicates[key].configuration]
         owner.waiting.discard(key)
         if state == "failed":
             owner.failed = True
@@ -122,73 +127,80 @@ class Book:
         if not owner.waiting:
             self._compare(owner)
 
-    def _compare(self, owner: PointProgress) -> None:
+    def _compare(self, owner: ConfigurationProgress) -> None:
         means = owner.means(len(self._objectives))
         if means is None or owner.pruned is not None:
             return
-        if owner.point.task.fingerprint != self._fingerprint:
+        if owner.configuration.task.fingerprint != self._fingerprint:
             return  # what was trained on other data is no better or worse
         # A mean over few seeds is lucky more often than one over all of them.
         rank = (-len(owner.values), self._sign * means[0])
-        method = owner.point.method
+        method = owner.configuration.method
         if method not in self._ranks or rank < self._ranks[method]:
             self._ranks[method] = rank
-            self.best[method] = (means[0], owner.point.params)
+            self.best[method] = (means[0], owner.configuration.params)
 
-    def means(self, point: str) -> tuple[float, ...] | None:
-        """The objectives' means of a point, or None when they cannot be told.
+    def means(self, configuration: str) -> tuple[float, ...] | None:
+        """The objectives' means of a configuration, or None when they cannot be told.
 
-        Of a pruned point those of its last evaluation.
+        Of a pruned configuration those of its last evaluation.
         """
-        return self.points[point].means(len(self._objectives))
+        return self.configurations[configuration].means(len(self._objectives))
 
-    def pruned_at(self, point: str) -> int | None:
-        """The epoch at which halving dropped a point, or None."""
-        return self.points[point].pruned
+    def pruned_at(self, configuration: str) -> int | None:
+        """The epoch at which halving dropped a configuration, or None."""
+        return self.configurations[configuration].pruned
 
-    def replicates_of(self, point: str) -> Sequence[Replicate]:
-        """The replicates that a point is to have, by what is known so far."""
-        return self.points[point].point.replicates
+    def replicates_of(self, configuration: str) -> Sequence[Replicate]:
+        """The replicates that a configuration is to have, by what is known so far."""
+        return self.configurations[configuration].configuration.replicates
 
-    def mean_of_first(self, point: str, seeds: int) -> float | None:
-        """The first objective's mean over a point's first seeds; None where it has none.
+    def mean_of_first(self, configuration: str, seeds: int) -> float | None:
+        """The first objective's mean over a configuration's first seeds; None where it has none.
 
-        A point that failed or was pruned has none.
+        A configuration that failed or was pruned has none.
         """
-        known = self.points[point]
-        first = [r.key for r in known.point.replicates[:seeds]]
+        known = self.configurations[configuration]
+        first = [r.key for r in known.configuration.replicates[:seeds]]
         if known.failed or known.pruned is not None:
             return None
         values = [known.values[key][0] for key in first if key in known.values]
         found = fmean(values) if values else math.nan
         return found if math.isfinite(found) else None
 
-    def lacks_first(self, point: str, seeds: int) -> bool:
-        """Whether one of a point's first seeds is without a result."""
-        known = self.points[point]
-        return any(r.key in known.waiting for r in known.point.replicates[:seeds])
+    def lacks_first(self, configuration: str, seeds: int) -> bool:
+        """Whether one of a configuration's first seeds is without a result."""
+        known = self.configurations[configuration]
+        return any(r.key in known.waiting for r in known.configuration.replicates[:seeds])
 
-    def has_results(self, point: str, beside: Sequence[Replicate]) -> bool:
-        """Whether replicates of a point are done that are none of these."""
+    def has_results(self, configuration: str, beside: Sequence[Replicate]) -> bool:
+        """Whether replicates of a configuration are done that are none of these."""
         these = {replicate.key for replicate in beside}
-        mine = [r.key for r in self.replicates_of(point) if r.key not in these]
+        mine = [r.key for r in self.replicates_of(configuration) if r.key not in these]
         return any(self.states[key] == "done" for key in mine)
 
-    def is_waiting(self, point: str) -> bool:
-        """Whether a point still lacks a result."""
-        return bool(self.points[point].waiting)
+    def is_waiting(self, configuration: str) -> bool:
+        """Whether a configuration still lacks a result."""
+        return bool(self.configurations[configuration].waiting)
 
-    def state_of(self, point: str) -> str:
-        return point_state([self.states[r.key] for r in self.points[point].point.replicates])
+    def state_of(self, configuration: str) -> str:
+        return configuration_state(
+            [
+                self.states[r.key]
+                for r in self.configurations[configuration].configuration.replicates
+            ]
+        )
 
     def keys_of(self, entries: Sequence[Entry]) -> list[str]:
-        """The replicates of these entries' points, each once."""
-        points = dict.fromkeys(entry.point for entry in entries)
-        return [r.key for p in points for r in self.points[p].point.replicates]
+        """The replicates of these entries' configurations, each once."""
+        configurations = dict.fromkeys(entry.configuration for entry in entries)
+        return [
+            r.key for p in configurations for r in self.configurations[p].configuration.replicates
+        ]
 
-    def count_points(self) -> dict[str, int]:
+    def count_configurations(self) -> dict[str, int]:
         counts = {"done": 0, "pruned": 0, "failed": 0, "running": 0, "pending": 0}
-        for key in self.points:
+        for key in self.configurations:
             counts[self.state_of(key)] += 1
         return counts
 
@@ -213,8 +225,10 @@ class Book:
         return sum(state not in ENDED for state in self.states.values())
 
 
-def point_state(replicates: Sequence[str]) -> str:
-    """A point's state from those of its replicates: done, pruned, failed, running or pending."""
+def configuration_state(replicates: Sequence[str]) -> str:
+    """A configuration's state from those of its replicates: done, pruned, failed, running or
+    pending.
+    """
     states = set(replicates)
     for state in ("failed", "pruned"):
         if state in states and states <= set(ENDED):

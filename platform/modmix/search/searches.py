@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 
 from modmix.ledger import Entry, Ledger
 from modmix.search.proposer import Proposer
-from modmix.search.run_state import Book
-from modmix.study.plan import Plan, Point
+from modmix.search.run_state import RunState
+from modmix.study.plan import Configuration, Plan
 from modmix.study.validate import PartPlan
 from modmix.training.halving import promoted, share
 
@@ -25,7 +25,9 @@ class Search:
     entries: dict[int, Entry]
     best: float | None = None
     exhausted: bool = False
-    staged: set[int] = field(default_factory=set)  # batches of which the better points are chosen
+    staged: set[int] = field(
+        default_factory=set
+    )  # batches of which the better configurations are chosen
 
     @property
     def is_repeatable(self) -> bool:
@@ -51,10 +53,10 @@ class Search:
 class Searches:
     """All searches of a study, rebuilt from the entries that the ledger knows."""
 
-    def __init__(self, plan: Plan, ledger: Ledger, book: Book, *, slots: int) -> None:
+    def __init__(self, plan: Plan, ledger: Ledger, state: RunState, *, slots: int) -> None:
         self._plan = plan
         self._ledger = ledger
-        self._book = book
+        self._state = state
         self._slots = slots
         # Over all starts of the study, so that a finished one asks for nothing when run again.
         self._spent_before = ledger.study(plan.name).wall_seconds
@@ -85,13 +87,13 @@ class Searches:
         return [(search, batch) for search in self._all for batch in search.batches_out().values()]
 
     def behind(self, search: Search) -> float:
-        """How many points a search will ask for after each of its batches that are out."""
+        """How many configurations a search will ask for after each of its batches that are out."""
         return self._missing(search) / max(1, len(search.batches_out()))
 
     # ------------------------------------------------------------ asking
 
     def wants_more(self) -> bool:
-        """Whether a search would ask for points now.
+        """Whether a search would ask for configurations now.
 
         One whose batches are all out would not; when a machine failed too often for one of them,
         it never will.
@@ -99,11 +101,11 @@ class Searches:
         return any(self._missing(search) > 0 and self._has_room(search) for search in self._all)
 
     def missing(self) -> int:
-        """How many points may still be asked for."""
+        """How many configurations may still be asked for."""
         return sum(self._missing(search) for search in self._all)
 
     def replicates_to_come(self) -> int:
-        """How many replicates will be wanted beyond those of the points so far."""
+        """How many replicates will be wanted beyond those of the configurations so far."""
         staged, seeds = self._plan.spec.replicates, len(self._plan.spec.seeds)
         if staged is None:
             return seeds * self.missing()
@@ -122,7 +124,7 @@ class Searches:
         assert settings is not None
         if search.exhausted or self._spent(search):
             return 0
-        return max(0, settings.points - len(search.entries))
+        return max(0, settings.configurations - len(search.entries))
 
     def _spent(self, search: Search) -> bool:
         """Whether the budget is used up, or this search has reached its target."""
@@ -139,7 +141,7 @@ class Searches:
         higher = self._plan.directions[0]
         return search.best >= budget.target if higher else search.best <= budget.target
 
-    def ask(self) -> list[tuple[Search, list[Point], list[Entry]]]:
+    def ask(self) -> list[tuple[Search, list[Configuration], list[Entry]]]:
         """Propose batches until every search has as many out as it may."""
         asked = []
         for search in self._all:
@@ -159,33 +161,36 @@ class Searches:
         most = max(1, math.ceil(self._slots / len(self._all))) if setting == "auto" else setting
         return len(search.batches_out()) < most
 
-    def _ask(self, search: Search, count: int) -> tuple[list[Point], list[Entry]]:
+    def _ask(self, search: Search, count: int) -> tuple[list[Configuration], list[Entry]]:
         asked = search.proposer.ask(count)
         if len(asked) < count:
             search.exhausted = True
-        points = [self._plan.first(self._plan.point(search.method, a.values)) for a in asked]
+        configurations = [
+            self._plan.first(self._plan.configuration(search.method, a.values)) for a in asked
+        ]
         entries = [
             Entry(
                 part=search.part.name,
                 method=search.method,
                 number=a.number,
-                point=point.key,
+                configuration=configuration.key,
                 batch=a.batch,
                 proposal=a.values,
             )
-            for a, point in zip(asked, points, strict=True)
+            for a, configuration in zip(asked, configurations, strict=True)
         ]
         search.entries.update({e.number: e for e in entries})
-        return list({p.key: p for p in points}.values()), entries
+        return list({p.key: p for p in configurations}.values()), entries
 
     # ------------------------------------------------------------ staged seeds
 
-    def promoted(self) -> list[Point]:
-        """Points that are to get all their seeds: the better ones of the batches that are through.
+    def promoted(self) -> list[Configuration]:
+        """Configurations that are to get all their seeds: the better ones of the batches that are
+        through.
 
-        A batch is told to its sampler when these are done, too: the promoted points with the mean
-        over all their seeds, the others with that over the first ones. Everything follows from
-        the first seeds' results, so that a new start promotes the same points.
+        A batch is told to its sampler when these are done, too: the promoted configurations with
+        the mean over all their seeds, the others with that over the first ones. Everything follows
+        from the first seeds' results, so that a new start promotes the same configurations.
         """
         staged = self._plan.spec.replicates
         if staged is None:
@@ -194,22 +199,22 @@ class Searches:
         for search in self._all:
             for number, batch in search.batches().items():
                 if number in search.staged or any(
-                    self._book.lacks_first(entry.point, staged.start) for entry in batch
+                    self._state.lacks_first(entry.configuration, staged.start) for entry in batch
                 ):
                     continue
                 search.staged.add(number)
-                proposals = {entry.point: entry.proposal for entry in batch}
-                values = {p: self._book.mean_of_first(p, staged.start) for p in proposals}
+                proposals = {entry.configuration: entry.proposal for entry in batch}
+                values = {p: self._state.mean_of_first(p, staged.start) for p in proposals}
                 higher = self._plan.directions[0]
                 found += [
-                    self._plan.point(search.method, proposals[key])
+                    self._plan.configuration(search.method, proposals[key])
                     for key in promoted(values, staged.keep, higher_is_better=higher)
                     if not self._is_full(key)
                 ]
         return found
 
-    def _is_full(self, point: str) -> bool:
-        return len(self._book.replicates_of(point)) >= len(self._plan.spec.seeds)
+    def _is_full(self, configuration: str) -> bool:
+        return len(self._state.replicates_of(configuration)) >= len(self._plan.spec.seeds)
 
     # ------------------------------------------------------------ telling
 
@@ -225,7 +230,7 @@ class Searches:
         told = False
         for search in self._all:
             for batch in search.batches_out().values():
-                if not any(self._book.is_waiting(entry.point) for entry in batch):
+                if not any(self._state.is_waiting(entry.configuration) for entry in batch):
                     told = True
                     for entry in batch:
                         if entry.state == "pending":  # a kill may have come in between
@@ -233,9 +238,9 @@ class Searches:
         return told
 
     def _tell(self, search: Search, entry: Entry) -> None:
-        values = self._book.means(entry.point)
-        state = self._book.state_of(entry.point)
-        step = self._book.pruned_at(entry.point)
+        values = self._state.means(entry.configuration)
+        state = self._state.state_of(entry.configuration)
+        step = self._state.pruned_at(entry.configuration)
         told = search.proposer.tell(entry.number, values, step=step)
         self._ledger.tell(self._plan.name, entry, state=state, values=values, step=step, told=told)
         known = replace(entry, state=state, values=values, step=step, told=told)
@@ -243,11 +248,11 @@ class Searches:
         self._improve(search, known)
 
     def _improve(self, search: Search, entry: Entry) -> None:
-        """Take over a finished point's value where it is the best so far.
+        """Take over a finished configuration's value where it is the best so far.
 
-        Not that of a point with its first seeds alone: it is lucky more often.
+        Not that of a configuration with its first seeds alone: it is lucky more often.
         """
-        if entry.values is None or entry.step is not None or not self._is_full(entry.point):
+        if entry.values is None or entry.step is not None or not self._is_full(entry.configuration):
             return
         sign, value = -1 if self._plan.directions[0] else 1, entry.values[0]
         if search.best is None or sign * value < sign * search.best:

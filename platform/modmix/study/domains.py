@@ -33,7 +33,7 @@ from modmix.study.spec import unknown
 _KEYS = {"grid", "choices", "low", "high", "int", "log", "step", "value", "when"}
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
-# Stands for "one point per modality" until the data says which there are.
+# Stands for "one configuration per modality" until the data says which there are.
 EVERY_MODALITY = Choices(values=("*",))
 
 

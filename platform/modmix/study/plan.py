@@ -1,5 +1,5 @@
-"""The plan: a checked study file with its data; every point of its grids, the space of its
-searches, and how a point becomes replicates.
+"""The plan: a checked study file with its data; every configuration of its grids, the space of its
+searches, and how a configuration becomes replicates.
 
 Problems are collected over the whole file, so that a user sees everything at once. What the shelves
 can tell is told before the data is touched; what only the data can tell, after it.
@@ -26,7 +26,7 @@ from modmix.base.space import (
     Domain,
     Grid,
     Range,
-    grid_points,
+    grid_configurations,
 )
 from modmix.encoders.table import ENCODERS
 from modmix.methods.table import METHODS
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
+class Configuration:
     """One configuration of one method: what is shown, and the replicates it needs."""
 
     key: str
@@ -93,10 +93,10 @@ class Plan:
 
     @cached_property
     def shown(self) -> Mapping[str, tuple[str, ...]]:
-        """Per method, what its points show beside its own hyperparameters.
+        """Per method, what its configurations show beside its own hyperparameters.
 
-        Whatever one part of the study sets or varies, all points of the method show, so that two
-        parts that mean the same model by different words mean the same point.
+        Whatever one part of the study sets or varies, all configurations of the method show, so
+        that two parts that mean the same model by different words mean the same configuration.
         """
         found: dict[str, dict[str, None]] = {}
         for part in self.parts:
@@ -106,8 +106,10 @@ class Plan:
                 names.update(dict.fromkeys(name for name in domains if name not in own))
         return {method: tuple(names) for method, names in found.items()}
 
-    def point(self, method: str, assignment: Mapping[str, Any]) -> Point:
-        """Resolve what a part sets or a sampler proposes into a point and its replicates."""
+    def configuration(self, method: str, assignment: Mapping[str, Any]) -> Configuration:
+        """Resolve what a part sets or a sampler proposes into a configuration and its
+        replicates.
+        """
         entry = METHODS[method]
         declared = {h.name: h for h in entry.hyperparameters}
         params = {h.name: h.normalise(h.default) for h in entry.hyperparameters}
@@ -140,7 +142,7 @@ class Plan:
         )
         shown = self.shown.get(method, ())
         key = digest([sorted(shown), setting.identity])
-        return Point(
+        return Configuration(
             key=key,
             method=method,
             params={**params, **{name: setting.value(name) for name in shown}},
@@ -150,12 +152,14 @@ class Plan:
             ),
         )
 
-    def first(self, point: Point) -> Point:
-        """A searched point as it is asked for: with its first seeds, where they are staged."""
+    def first(self, configuration: Configuration) -> Configuration:
+        """A searched configuration as it is asked for: with its first seeds, where they are
+        staged.
+        """
         staged = self.spec.replicates
         if staged is None:
-            return point
-        return replace(point, replicates=point.replicates[: staged.start])
+            return configuration
+        return replace(configuration, replicates=configuration.replicates[: staged.start])
 
     def signatures(self) -> dict[tuple[str, str], str]:
         """Per part and method, what its entries depend on: changed, they are asked anew."""
@@ -163,9 +167,9 @@ class Plan:
         for part in self.parts:
             for method, domains in part.domains.items():
                 what: list[object] = [[name, repr(domain)] for name, domain in domains.items()]
-                # The method's plain point stands for all that its other points share: training,
-                # encoders, data, and which values are shown.
-                what += [self.point(method, {}).key]
+                # The method's plain configuration stands for all that its other configurations
+                # share: training, encoders, data, and which values are shown.
+                what += [self.configuration(method, {}).key]
                 if part.search is not None:
                     what += [part.search.sampler, part.search.seed]
                     what += [list(self.spec.objective)]
@@ -173,7 +177,7 @@ class Plan:
         return found
 
     def _options_with(self, chosen: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The task's options with some of them replaced by what a point sets."""
+        """The task's options with some of them replaced by what a configuration sets."""
         if not chosen:
             return self.task_options
         options = {**self.task_options, **_expanded(chosen)}
@@ -334,14 +338,14 @@ class _Setting:
         return values[0] if values and all(value == values[0] for value in values) else None
 
     def replicates(
-        self, point: str, seeds: Sequence[int], *, owner: str | None
+        self, configuration: str, seeds: Sequence[int], *, owner: str | None
     ) -> tuple[Replicate, ...]:
         """One replicate per seed; with an ``owner`` its results are that study's alone."""
         alone = {} if owner is None else {"study": owner}
         return tuple(
             Replicate(
                 key=digest({**self.identity, **alone, "seed": seed}),
-                point=point,
+                configuration=configuration,
                 seed=seed,
                 method=self.method,
                 params=self.params,
@@ -432,11 +436,13 @@ def _first_problem(
     """Build one model of every structure (a sample of them for a search); None when all can be."""
     seen: set[str] = set()
     for assignment in part.assignments(method) if part.search is None else _samples(block):
-        point = plan.point(method, assignment)
-        data = plan.data_of(point.task.options)
-        if (chosen := point.params.get("modality")) is not None and chosen not in data.modalities:
+        configuration = plan.configuration(method, assignment)
+        data = plan.data_of(configuration.task.options)
+        if (
+            chosen := configuration.params.get("modality")
+        ) is not None and chosen not in data.modalities:
             return f"modality: {unknown(str(chosen), data.modalities, 'modality')}"
-        replicate = point.replicates[0]
+        replicate = configuration.replicates[0]
         # Values of stackable hyperparameters do not change shapes, but their names may (weights).
         signature = digest([replicate.structure, replicate.params.get("weights")])
         if signature in seen:
@@ -491,4 +497,4 @@ def _samples(block: Mapping[str, Domain], limit: int = 64) -> Iterator[dict[str,
         grid = corners[longest]
         assert isinstance(grid, Grid)
         corners[longest] = Grid(values=grid.values[: max(1, len(grid.values) // 2)], when=grid.when)
-    yield from grid_points(corners)
+    yield from grid_configurations(corners)

@@ -56,11 +56,13 @@ def _checked_name(name: str) -> str:
 
 
 class SearchSpec(_Model):
-    """How the points of one part are proposed. Every method gets the same number of points."""
+    """How the configurations of one part are proposed. Every method gets the same number of
+    configurations.
+    """
 
-    points: Annotated[StrictInt, Field(ge=1)]
+    configurations: Annotated[StrictInt, Field(ge=1)]
     sampler: Literal["tpe", "gp", "cmaes", "random", "qmc", "grid", "nsga2"] = "tpe"
-    # Points asked at once; the sampler learns nothing between them (constant liar).
+    # Configurations asked at once; the sampler learns nothing between them (constant liar).
     batch: Annotated[StrictInt, Field(ge=1)] = 5
     # Batches in flight per method. "auto": as many as keep the workers busy; they share packs with
     # whatever else has their structure. With 1 a batch has packs of its own, and the proposals do
@@ -70,7 +72,7 @@ class SearchSpec(_Model):
 
 
 class PartSpec(_Model):
-    """A grid (all its points) or a search; with ``x``, a curve over that hyperparameter."""
+    """A grid (all its configurations) or a search; with ``x``, a curve over that hyperparameter."""
 
     title: StrictStr | None = None
     x: StrictStr | None = None
@@ -78,15 +80,16 @@ class PartSpec(_Model):
     # Settings of every method of the part: a method's own block goes before them.
     shared: dict[str, Any] = {}
     methods: dict[str, dict[str, Any] | None] = Field(min_length=1)
-    # Methods drawn as horizontal lines in the curve: the best point each has in the whole study.
+    # Methods drawn as horizontal lines in the curve: the best configuration each has in the whole
+    # study.
     references: list[StrictStr] = []
 
 
 class ReplicatesSpec(_Model):
-    """Seeds in two stages, in searches; grids train all seeds of all points.
+    """Seeds in two stages, in searches; grids train all seeds of all configurations.
 
-    Every point is trained with the first ``start`` seeds, and the better ``keep`` share of each
-    batch with the others, too.
+    Every configuration is trained with the first ``start`` seeds, and the better ``keep`` share of
+    each batch with the others, too.
     """
 
     start: Annotated[StrictInt, Field(ge=1)]
@@ -112,7 +115,7 @@ class ResourcesSpec(_Model):
 
 
 class BudgetSpec(_Model):
-    """When searches stop asking for points. Null: no limit."""
+    """When searches stop asking for configurations. Null: no limit."""
 
     wall_minutes: Positive | None = None
     device_hours: Positive | None = None
@@ -120,11 +123,11 @@ class BudgetSpec(_Model):
 
 
 class FinalSpec(_Model):
-    """In files that `modmix best` writes: which best point is being retrained."""
+    """In files that `modmix best` writes: which best configuration is being retrained."""
 
     of: StrictStr
     method: StrictStr
-    point: StrictStr
+    configuration: StrictStr
 
 
 class StudySpec(_Model):

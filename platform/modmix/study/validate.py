@@ -22,7 +22,7 @@ from modmix.base.space import (
     Grid,
     Range,
     every_value,
-    grid_points,
+    grid_configurations,
     in_order_of_conditions,
 )
 from modmix.encoders.table import ENCODERS
@@ -39,7 +39,7 @@ from modmix.study.spec import SearchSpec, Source, unknown
 from modmix.tasks.table import TASKS, option_problems
 from modmix.training.halving import share
 
-MAX_GRID_POINTS = 100_000
+MAX_GRID_CONFIGURATIONS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +52,9 @@ class PartPlan:
     domains: Mapping[str, Mapping[str, Domain]]  # method -> name -> domain
 
     def assignments(self, method: str) -> list[dict[str, Any]]:
-        """The points of a grid, as what the file varies or sets."""
+        """The configurations of a grid, as what the file varies or sets."""
         assert self.search is None
-        return grid_points(self.domains[method])
+        return grid_configurations(self.domains[method])
 
 
 class Checker:
@@ -257,7 +257,7 @@ class Checker:
             elif searched and name.startswith("task.") and not isinstance(domain, Constant):
                 self.add(path, "a search over data would only find the easiest: use a grid")
             elif not searched and isinstance(domain, (Range, Choices)):
-                self.add(path, "ranges and choices need a search: add search: {points: 20}")
+                self.add(path, "ranges and choices need a search: add search: {configurations: 20}")
             else:
                 domains[name] = domain
         for name, domain in domains.items():
@@ -293,8 +293,12 @@ class Checker:
                 self.add(path, message)
             return
         size = math.prod(len(d.values) for d in domains.values() if isinstance(d, Grid))
-        if size > MAX_GRID_POINTS:
-            self.add(path, f"its grid has {size} points, more than {MAX_GRID_POINTS}: use a search")
+        if size > MAX_GRID_CONFIGURATIONS:
+            self.add(
+                path,
+                f"its grid has {size} configurations, more than {MAX_GRID_CONFIGURATIONS}: "
+                "use a search",
+            )
 
     def _halving(
         self,
@@ -303,7 +307,9 @@ class Checker:
         domains: Mapping[str, Domain],
         search: SearchSpec | None,
     ) -> None:
-        """What a rung needs: an epoch to come, one value to compare by, points to choose from."""
+        """What a rung needs: an epoch to come, one value to compare by, configurations to choose
+        from.
+        """
         objective = self.source.raw.get("objective")
         epochs = max(self._settings("epochs", domains), default=None)
         for halving in self._settings("halving", domains):
@@ -311,7 +317,10 @@ class Checker:
                 continue
             eta, first = int(halving["eta"]), int(halving["min_epochs"])
             if isinstance(objective, list) and len(objective) > 1:
-                message = "compares points by one value, the study has two objectives: leave it out"
+                message = (
+                    "compares configurations by one value, the study has two objectives: "
+                    "leave it out"
+                )
                 self.add(path, message)
             if epochs is not None and first >= epochs:
                 message = f"min_epochs must be below epochs ({epochs}), got {first}: lower it"
@@ -319,7 +328,8 @@ class Checker:
             if search is not None and 1 < search.batch < eta:
                 message = (
                     f"must be at least halving's eta ({eta}), got {search.batch}: the best "
-                    f"1/{eta} of {search.batch} points is none (with batch: 1 packs of one point "
+                    f"1/{eta} of {search.batch} configurations is none (with batch: 1 packs "
+                    "of one configuration "
                     "are compared with each other)"
                 )
                 self.add(batch_path, message)
@@ -328,17 +338,18 @@ class Checker:
                 seeds = min(seeds, start)  # a batch's first pack
             most = self._given("resources", "max_models")
             if seeds > 0 and isinstance(most, int) and (search is None or search.batch > 1):
-                points = most // seeds
-                if 1 < points < eta:
+                configurations = most // seeds
+                if 1 < configurations < eta:
                     message = (
-                        f"a pack of {most} holds {points} points of {seeds} seeds, fewer than "
+                        f"a pack of {most} holds {configurations} configurations of {seeds} "
+                        "seeds, fewer than "
                         f"halving's eta ({eta}): make it at least {eta * seeds}"
                     )
                     self.add(("resources", "max_models"), message)
 
     @property
     def _seeds(self) -> int:
-        """How many seeds a point has; 0 where the file is wrong."""
+        """How many seeds a configuration has; 0 where the file is wrong."""
         raw = self.source.raw.get("seeds", self._given("replicates", "full") or 5)
         if isinstance(raw, list):
             return len(raw)
@@ -351,7 +362,9 @@ class Checker:
         if all(plan.search is None for plan in plans):
             self.add(("replicates",), "stages the seeds of searches, no part is one: leave it out")
         if isinstance(objective, list) and len(objective) > 1:
-            message = "compares points by one value, the study has two objectives: leave it out"
+            message = (
+                "compares configurations by one value, the study has two objectives: leave it out"
+            )
             self.add(("replicates",), message)
         if isinstance(full, int) and seeds and full != seeds:
             message = f"must be the number of seeds ({seeds}), got {full}: leave it or seeds out"

@@ -1,13 +1,13 @@
 """What MLflow shows of a study: the content of its runs, computed from the ledger's records.
 
-One run for the study, and below it one run per point. Nothing is written here.
+One run for the study, and below it one run per configuration. Nothing is written here.
 
-    run of a point   params    the method and every hyperparameter of the point
+    run of a configuration   params    the method and every hyperparameter of the configuration
                      metrics   val/*, test/*: means over the replicates, *_std, *_ci (objective),
                                epoch/*: the learning curves' mean and standard deviation,
                                live/*: the same while it trains, every half minute
                      artifact  replicates.json: every replicate's values and whole history
-    run of a study   metrics   study/*: what has ended, and each method's best point so far
+    run of a study   metrics   study/*: what has ended, and each method's best configuration so far
                      artifacts study.yaml, and what the analysis wrote
 
 Times are milliseconds since 1970, as MLflow has them. They come from the ledger, so that writing
@@ -27,7 +27,7 @@ from typing import Any
 
 from modmix.base.messages import digest
 from modmix.base.metrics import higher_is_better
-from modmix.ledger import ENDED, Entry, PointRecord, ReplicateRecord, StudyRecord
+from modmix.ledger import ENDED, ConfigurationRecord, Entry, ReplicateRecord, StudyRecord
 from modmix.tracking.store import Dataset, Value
 
 LAYOUT = 2  # raised when a run's content changes in form, so that all runs are written again
@@ -39,7 +39,7 @@ _FINAL = tuple(
     f"{split}/{name}" for split in ("val", "test") for name in ("error", "auc", "nll", "ece", "f1")
 )
 _ON_EVERY_RUN = ("modmix.task", "modmix.fingerprint", "mlflow.source.git.commit", "mlflow.user")
-# Tags of a point's run that come and go with its state.
+# Tags of a configuration's run that come and go with its state.
 PASSING_TAGS = ("modmix.reason", "modmix.failed", "modmix.pruned")
 _PARAM_LENGTH, _TAG_LENGTH, _NOTE_LENGTH = 6000, 5000, 5000  # what MLflow's stores hold
 
@@ -61,37 +61,42 @@ class Content:
     artifact: Mapping[str, Any] = field(default_factory=dict)
 
 
-# ---------------------------------------------------------------- a point
+# ---------------------------------------------------------------- a configuration
 
 
-def point_status(replicates: Sequence[ReplicateRecord], state: str) -> str:
-    """The status of a point's run, in a study that is in ``state``."""
+def configuration_status(replicates: Sequence[ReplicateRecord], state: str) -> str:
+    """The status of a configuration's run, in a study that is in ``state``."""
     if any(r.state not in ENDED for r in replicates):
         return "RUNNING" if state == "running" else "KILLED"
     return "FAILED" if all(r.state == "failed" for r in replicates) else "FINISHED"
 
 
-def point_digest(
-    point: PointRecord, replicates: Sequence[ReplicateRecord], parts: Sequence[str], state: str
+def configuration_digest(
+    configuration: ConfigurationRecord,
+    replicates: Sequence[ReplicateRecord],
+    parts: Sequence[str],
+    state: str,
 ) -> str:
-    """Names what a point's run is to hold; it is written again when this changes.
+    """Names what a configuration's run is to hold; it is written again when this changes.
 
     A replicate's key and end stand for its values: a result is recorded once.
     """
     ended = [[r.key, r.state, r.finished] for r in replicates if r.state in ENDED]
-    status = point_status(replicates, state)
-    return digest([LAYOUT, point.key, status, ended, len(replicates), list(parts)])
+    status = configuration_status(replicates, state)
+    return digest([LAYOUT, configuration.key, status, ended, len(replicates), list(parts)])
 
 
-def point_content(
+def configuration_content(
     study: StudyRecord,
-    point: PointRecord,
+    configuration: ConfigurationRecord,
     replicates: Sequence[ReplicateRecord],
     parts: Sequence[str],
     histories: Mapping[str, History],
     state: str,
 ) -> Content:
-    """The content of a point's run. ``replicates``: all the study wants; at least one has ended."""
+    """The content of a configuration's run. ``replicates``: all the study wants; at least one has
+    ended.
+    """
     ended = [r for r in replicates if r.state in ENDED]
     good = [r for r in ended if r.state == "done"] or [r for r in ended if r.state == "pruned"]
     complete = len(ended) == len(replicates)
@@ -102,27 +107,29 @@ def point_content(
     shown = {r.key: histories[r.key] for r in good if r.key in histories} if complete else {}
     metrics += _curves(study, list(shown.values()), started, last)
     return Content(
-        name=point_name(study.spec, point, parts),
-        status=point_status(replicates, state),
+        name=configuration_name(study.spec, configuration, parts),
+        status=configuration_status(replicates, state),
         started=started,
         ended=last if complete or state != "running" else None,
-        tags=_point_tags(study, point, replicates, parts),
-        params=_params(point),
+        tags=_configuration_tags(study, configuration, replicates, parts),
+        params=_params(configuration),
         metrics=metrics,
         curves=digest(sorted(shown)) if shown else "",
-        artifact=_artifact(study, point, ended, histories),
+        artifact=_artifact(study, configuration, ended, histories),
     )
 
 
-def point_name(spec: Mapping[str, Any], point: PointRecord, parts: Sequence[str] = ()) -> str:
+def configuration_name(
+    spec: Mapping[str, Any], configuration: ConfigurationRecord, parts: Sequence[str] = ()
+) -> str:
     """A readable name: the method and what its parts vary of it, as "mul beta=0.5"."""
-    words = [point.method]
-    if point.params.get("modality") is not None:
-        words.append(str(point.params["modality"]))
+    words = [configuration.method]
+    if configuration.params.get("modality") is not None:
+        words.append(str(configuration.params["modality"]))
     words += [
-        f"{name}={_short(point.params[name])}"
-        for name in _varied(spec, point.method, parts)
-        if name in point.params and name != "modality"
+        f"{name}={_short(configuration.params[name])}"
+        for name in _varied(spec, configuration.method, parts)
+        if name in configuration.params and name != "modality"
     ]
     return " ".join(words)[:250]
 
@@ -180,7 +187,7 @@ def half_interval(values: Sequence[float]) -> float:
 
 @cache
 def _student(freedom: int) -> float:
-    """The 97.5 % point of Student's t."""
+    """The 97.5 % configuration of Student's t."""
     from scipy.special import stdtrit  # light, beside scipy.stats
 
     return float(stdtrit(freedom, 0.975))
@@ -224,9 +231,9 @@ def thinned(length: int) -> list[int]:
     return sorted({round(i * (length - 1) / (MAX_STEPS - 1)) for i in range(MAX_STEPS)})
 
 
-def _point_tags(
+def _configuration_tags(
     study: StudyRecord,
-    point: PointRecord,
+    configuration: ConfigurationRecord,
     replicates: Sequence[ReplicateRecord],
     parts: Sequence[str],
 ) -> dict[str, str]:
@@ -235,10 +242,10 @@ def _point_tags(
     shared = _shared_tags(study)
     tags = {
         **{key: shared[key] for key in _ON_EVERY_RUN if key in shared},
-        "modmix.point": point.key,
-        "modmix.method": point.method,
+        "modmix.configuration": configuration.key,
+        "modmix.method": configuration.method,
         "modmix.parts": ", ".join(parts),
-        "modmix.number": str(point.number),
+        "modmix.number": str(configuration.number),
     }
     if failed:
         tags["modmix.failed"] = str(len(failed))
@@ -283,22 +290,22 @@ def dataset(study: StudyRecord) -> Dataset:
     )
 
 
-def _params(point: PointRecord) -> dict[str, str]:
-    params = {"method": point.method, **point.params}
+def _params(configuration: ConfigurationRecord) -> dict[str, str]:
+    params = {"method": configuration.method, **configuration.params}
     return {key: _cut(_text(value), _PARAM_LENGTH) for key, value in params.items()}
 
 
 def _artifact(
     study: StudyRecord,
-    point: PointRecord,
+    configuration: ConfigurationRecord,
     ended: Sequence[ReplicateRecord],
     histories: Mapping[str, History],
 ) -> dict[str, Any]:
     return {
         "study": study.name,
-        "point": point.key,
-        "method": point.method,
-        "params": dict(point.params),
+        "configuration": configuration.key,
+        "method": configuration.method,
+        "params": dict(configuration.params),
         "replicates": [
             {
                 "key": r.key,
@@ -321,13 +328,15 @@ def _artifact(
 
 def live_content(
     study: StudyRecord,
-    point: PointRecord,
+    configuration: ConfigurationRecord,
     replicates: Sequence[ReplicateRecord],
     parts: Sequence[str],
     progress: Sequence[tuple[int, Mapping[str, float]]],
     now: float,
 ) -> Content:
-    """What is to be added while a point trains. ``progress``: epoch and metrics by replicate."""
+    """What is to be added while a configuration trains. ``progress``: epoch and metrics by
+    replicate.
+    """
     columns = {
         name: _finite(metrics.get(name, math.nan) for _, metrics in progress)
         for name in _columns(study)[:-1]
@@ -336,12 +345,12 @@ def live_content(
     epoch = max(epoch for epoch, _ in progress)
     time = _milliseconds(now)
     return Content(
-        name=point_name(study.spec, point, parts),
+        name=configuration_name(study.spec, configuration, parts),
         status="RUNNING",
         started=time,
         ended=None,
-        tags=_point_tags(study, point, replicates, parts),
-        params=_params(point),
+        tags=_configuration_tags(study, configuration, replicates, parts),
+        params=_params(configuration),
         metrics=[Value(key=key, value=value, time=time, step=epoch) for key, value in rows],
     )
 
@@ -351,30 +360,35 @@ def live_content(
 
 def study_content(
     study: StudyRecord,
-    points: Sequence[PointRecord],
+    configurations: Sequence[ConfigurationRecord],
     replicates: Mapping[str, Sequence[ReplicateRecord]],
     parts: Mapping[str, Sequence[str]],
     state: str,
 ) -> Content:
-    """The content of the study's own run. ``replicates`` and ``parts``: by point key."""
+    """The content of the study's own run. ``replicates`` and ``parts``: by configuration key."""
     everything = [r for rs in replicates.values() for r in rs]
     ended = [r for r in everything if r.state in ENDED]
     now = max((_milliseconds(r.finished) for r in ended if r.finished), default=None)
     now = now or _milliseconds(study.updated)
-    as_given = [point for point in points if study.is_as_given(point.params)]
-    best = best_points(study.spec, as_given, replicates)
+    as_given = [
+        configuration for configuration in configurations if study.is_as_given(configuration.params)
+    ]
+    best = best_configurations(study.spec, as_given, replicates)
     rows = {
-        "study/points": float(len(points)),
+        "study/configurations": float(len(configurations)),
         "study/replicates": float(len(everything)),
         "study/replicates_ended": float(len(ended)),
         "study/replicates_failed": float(sum(r.state == "failed" for r in ended)),
         "study/replicates_reused": float(sum(r.origin == "reused" for r in ended)),
     }
     lines = []
-    for method, (point, means) in best.items():
+    for method, (configuration, means) in best.items():
         rows |= {f"study/{method}_{name.replace('/', '_')}": v for name, v in means.items()}
         shown = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
-        lines.append(f"- **{point_name(study.spec, point, parts.get(point.key, ()))}**: {shown}")
+        lines.append(
+            f"- **{configuration_name(study.spec, configuration, parts.get(configuration.key, ()))}**"
+            f": {shown}"
+        )
     status = STATUS[state]
     return Content(
         name=study.name,
@@ -399,30 +413,30 @@ def asked_digest(study: StudyRecord) -> str:
     return digest([study.text, study.spec, details.get("fingerprint"), details.get("numerics")])
 
 
-def best_points(
+def best_configurations(
     spec: Mapping[str, Any],
-    points: Sequence[PointRecord],
+    configurations: Sequence[ConfigurationRecord],
     replicates: Mapping[str, Sequence[ReplicateRecord]],
-) -> dict[str, tuple[PointRecord, dict[str, float]]]:
-    """Per method the point with the best mean of the first objective, and its means.
+) -> dict[str, tuple[ConfigurationRecord, dict[str, float]]]:
+    """Per method the configuration with the best mean of the first objective, and its means.
 
-    Points that have ended and have the most replicates are compared (a mean of two seeds is lucky
-    more often than one of five); the first wins a tie.
+    Configurations that have ended and have the most replicates are compared (a mean of two seeds is
+    lucky more often than one of five); the first wins a tie.
     """
     objective, *_ = names = objectives_of(spec)
     sign = -1.0 if higher(objective) else 1.0
-    best: dict[str, tuple[tuple[float, float], PointRecord, dict[str, float]]] = {}
-    for point in points:
-        mine = replicates.get(point.key, ())
+    best: dict[str, tuple[tuple[float, float], ConfigurationRecord, dict[str, float]]] = {}
+    for configuration in configurations:
+        mine = replicates.get(configuration.key, ())
         good = [r for r in mine if r.state == "done"]
         values = {name: _finite(r.metrics.get(name, math.nan) for r in good) for name in names}
         if not values[objective] or any(r.state not in ENDED for r in mine):
             continue
         means = {name: statistics.fmean(v) for name, v in values.items() if v}
         rank = (-len(values[objective]), sign * means[objective])
-        if point.method not in best or rank < best[point.method][0]:
-            best[point.method] = (rank, point, means)
-    return {method: (point, means) for method, (_, point, means) in best.items()}
+        if configuration.method not in best or rank < best[configuration.method][0]:
+            best[configuration.method] = (rank, configuration, means)
+    return {method: (configuration, means) for method, (_, configuration, means) in best.items()}
 
 
 def objectives_of(spec: Mapping[str, Any]) -> list[str]:
@@ -443,7 +457,7 @@ def _note(study: StudyRecord, best: Sequence[str]) -> str:
     task = study.details.get("task", "")
     lines = [str(study.spec.get("description") or study.name), "", f"Task: {task}", ""]
     if best:
-        lines += ["Best point of each method on validation:", *best, ""]
+        lines += ["Best configuration of each method on validation:", *best, ""]
     return "\n".join([*lines, f"`modmix run {study.source}` starts or continues this study."])
 
 
@@ -451,11 +465,11 @@ def _note(study: StudyRecord, best: Sequence[str]) -> str:
 
 
 def parts_of(entries: Iterable[Entry]) -> dict[str, list[str]]:
-    """Point key -> names of the parts that asked for it, in order."""
+    """Configuration key -> names of the parts that asked for it, in order."""
     found: dict[str, dict[str, None]] = {}
     for entry in entries:
-        found.setdefault(entry.point, {})[entry.part] = None
-    return {point: list(parts) for point, parts in found.items()}
+        found.setdefault(entry.configuration, {})[entry.part] = None
+    return {configuration: list(parts) for configuration, parts in found.items()}
 
 
 def to_json(artifact: Mapping[str, Any]) -> str:

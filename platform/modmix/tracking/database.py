@@ -1,9 +1,9 @@
 """MLflow's own SQLite file, written directly: many runs in one transaction, and no import of it.
 
-Through MLflow's Python API a point costs 30 to 40 ms of processor time: some 60 statements, each
-with a session and checks of its own. Here it costs one or two. That is right only for a schema that
-is known to the row: `KNOWN_SCHEMA` names it, a test compares every table with what MLflow's API
-writes, and any other schema, database or server goes through `store`.
+Through MLflow's Python API a configuration costs 30 to 40 ms of processor time: some 60 statements,
+each with a session and checks of its own. Here it costs one or two. That is right only for a schema
+that is known to the row: `KNOWN_SCHEMA` names it, a test compares every table with what MLflow's
+API writes, and any other schema, database or server goes through `store`.
 
 A run is written whole: whatever it held of ours before is replaced in the same transaction, so
 readers (and a kill) see the old one or the new one. What a person added to it, a note or a tag,

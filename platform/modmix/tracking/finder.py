@@ -1,4 +1,6 @@
-"""Finds in MLflow what a study has there: its experiment, its own run, the runs of its points."""
+"""Finds in MLflow what a study has there: its experiment, its own run, the runs of its
+configurations.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from dataclasses import dataclass
 
 from modmix.base.home import Home
 from modmix.base.messages import digest
-from modmix.ledger import Ledger, PointRecord, StudyRecord
+from modmix.ledger import ConfigurationRecord, Ledger, StudyRecord
 from modmix.tracking.content import asked_digest, higher
 from modmix.tracking.database import Database
 from modmix.tracking.store import Experiment, RefusedError, Run, Store, shown
@@ -15,7 +17,9 @@ from modmix.tracking.store import Experiment, RefusedError, Run, Store, shown
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """The run of a point as far as we know. ``digest``: of what it surely holds, else None."""
+    """The run of a configuration as far as we know. ``digest``: of what it surely holds, else
+    None.
+    """
 
     run: str
     digest: str | None = None
@@ -23,7 +27,7 @@ class Known:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """Where a study is in MLflow: ids of its experiment and its run; runs by point."""
+    """Where a study is in MLflow: ids of its experiment and its run; runs by configuration."""
 
     experiment: str
     experiment_name: str
@@ -39,7 +43,7 @@ class Finder:
     ) -> None:
         self._store, self._ledger, self._record, self._home = store, ledger, record, home
 
-    def find(self, points: Sequence[PointRecord], *, rebuild: bool) -> Found:
+    def find(self, configurations: Sequence[ConfigurationRecord], *, rebuild: bool) -> Found:
         """Find everything. ``rebuild``: trust nothing that the ledger says about MLflow.
 
         Raises:
@@ -52,7 +56,7 @@ class Finder:
             noted = None
         # A ledger whose study run is in place speaks of this MLflow. Then only a run that is
         # running can be unknown to it, for it is noted before it ends. An edited study file,
-        # however, may have dropped points, whose runs must be found to be deleted.
+        # however, may have dropped configurations, whose runs must be found to be deleted.
         same_file = noted is not None and noted.tags.get("modmix.text") == asked_digest(record)
         trusted = same_file and not rebuild and not restored
         runs = list(self._store.runs(experiment.id, running=trusted))
@@ -60,9 +64,11 @@ class Finder:
         known = {}
         if trusted:
             known = {
-                p.key: Known(run=p.mlflow_run, digest=p.mirrored) for p in points if p.mlflow_run
+                p.key: Known(run=p.mlflow_run, digest=p.mirrored)
+                for p in configurations
+                if p.mlflow_run
             }
-        self._adopt(points, runs, known, parent)
+        self._adopt(configurations, runs, known, parent)
         if record.mlflow_run != parent:
             self._ledger.set_study_run(record.name, parent)
         return Found(experiment=experiment.id, experiment_name=name, parent=parent, known=known)
@@ -124,16 +130,18 @@ class Finder:
 
     def _adopt(
         self,
-        points: Sequence[PointRecord],
+        configurations: Sequence[ConfigurationRecord],
         runs: Sequence[Run],
         known_runs: dict[str, Known],
         parent: str,
     ) -> None:
-        """Take over the runs of our points; delete all but one of each, and of dropped points."""
-        noted = {p.key: Known(run=p.mlflow_run or "", digest=p.mirrored) for p in points}
+        """Take over the runs of our configurations; delete all but one of each, and of dropped
+        configurations.
+        """
+        noted = {p.key: Known(run=p.mlflow_run or "", digest=p.mirrored) for p in configurations}
         found: dict[str, list[Run]] = {}
         for run in runs:
-            if (key := run.tags.get("modmix.point")) in noted:
+            if (key := run.tags.get("modmix.configuration")) in noted:
                 found.setdefault(key, []).append(run)
             elif key is not None:
                 self._store.delete_run(run.id)
@@ -150,7 +158,7 @@ class Finder:
             for run in same:
                 if run.id != known_runs[key].run:
                     self._store.delete_run(run.id)
-        self._ledger.set_point_runs(self._record.name, renewed)
+        self._ledger.set_configuration_runs(self._record.name, renewed)
 
 
 def _held(run: Run, parent: str) -> str | None:

@@ -277,7 +277,7 @@ class Mirror:
 
 @dataclass(frozen=True, kw_only=True)
 class Synced:
-    """What `sync` did. ``written``: how many points' runs were missing or out of date."""
+    """What `sync` did. ``written``: how many configurations' runs were missing or out of date."""
 
     study: str
     experiment: str
@@ -294,7 +294,7 @@ def sync(
 ) -> Synced:
     """Bring MLflow up to the ledger, whatever it holds, and attach the study's outputs.
 
-    ``progress`` is told how many points are still to be written.
+    ``progress`` is told how many configurations are still to be written.
 
     Raises:
         InputError: there is no such study, or it is running (then its own mirror catches up).

@@ -21,9 +21,10 @@ _PAGE = 100  # versions of one search
 class NewModel:
     """A model to be registered.
 
-    ``files`` are copied beside ``script``, the code that reads them (`modmix.registry.pyfunc`) and the only
-    thing that runs when the model is loaded; ``inputs`` are the names of its columns, ``outputs``
-    the kind of each. ``example`` is an input, ``settings`` whatever should be known of it.
+    ``files`` are copied beside ``script``, the code that reads them (`modmix.registry.pyfunc`) and
+    the only thing that runs when the model is loaded; ``inputs`` are the names of its columns,
+    ``outputs`` the kind of each. ``example`` is an input, ``settings`` whatever should be known of
+    it.
     """
 
     script: Path

@@ -1,8 +1,8 @@
 """Brings the runs of one study in MLflow up to the ledger, whatever happened before.
 
 `Writer.update` may be repeated at will. Run ids are kept in the ledger; each run carries its
-point's key and a digest of what was written; a run that a kill left behind between being made and
-being noted is found by them and taken over. So every point has one run.
+configuration's key and a digest of what was written; a run that a kill left behind between being
+made and being noted is found by them and taken over. So every configuration has one run.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from pathlib import Path
 from modmix.base.errors import TrackingError
 from modmix.base.home import Home
 from modmix.base.messages import digest
-from modmix.ledger import ENDED, Ledger, PointRecord, ReplicateRecord, StudyRecord
+from modmix.ledger import ENDED, ConfigurationRecord, Ledger, ReplicateRecord, StudyRecord
 from modmix.tracking.content import (
     LIVE_SECONDS,
     PASSING_TAGS,
     Content,
+    configuration_content,
+    configuration_digest,
+    configuration_status,
     dataset,
     live_content,
-    point_content,
-    point_digest,
-    point_status,
     study_content,
     to_json,
 )
@@ -34,11 +34,11 @@ from modmix.tracking.finder import Finder, Known
 from modmix.tracking.reader import Reader
 from modmix.tracking.store import Dataset, RefusedError, Store, sqlite_path
 
-PARTIAL_SECONDS = 10.0  # how long the other replicates of a point are waited for
+PARTIAL_SECONDS = 10.0  # how long the other replicates of a configuration are waited for
 STUDY_SECONDS = 10.0  # between two updates of the study's own run
-LIVE_POINTS = 100  # so many at most
-_CHUNK = 50  # points that are read, and written to a database, at once
-_THREADS = 4  # points written at a time to a server: it waits more than it works
+LIVE_CONFIGURATIONS = 100  # so many at most
+_CHUNK = 50  # configurations that are read, and written to a database, at once
+_THREADS = 4  # configurations written at a time to a server: it waits more than it works
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +52,9 @@ class Live:
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """A point whose run is to be written."""
+    """A configuration whose run is to be written."""
 
-    point: PointRecord
+    configuration: ConfigurationRecord
     replicates: Sequence[ReplicateRecord]
     parts: Sequence[str]
     digest: str
@@ -73,7 +73,7 @@ class Writer:
     Args:
         home: where artifacts go when MLflow is a database used directly.
         live_seconds: training for longer than this is shown while it goes on, so often.
-        progress: told how many points are still to be written.
+        progress: told how many configurations are still to be written.
         open_store: how MLflow is reached.
     """
 
@@ -93,15 +93,15 @@ class Writer:
         self._opened: Store | Database | None = None
         self._experiment = ""  # until what is there was looked at
         self._parent = ""
-        self._known: dict[str, Known] = {}  # by point
+        self._known: dict[str, Known] = {}  # by configuration
         self._reader = Reader(ledger, study)
-        self._waiting: set[str] = set()  # points whose other replicates are waited for
+        self._waiting: set[str] = set()  # configurations whose other replicates are waited for
         self._parent_digest = ""
         self._parent_time = 0.0
         self._live_time = 0.0
         self._dataset: Dataset | None = None
         self.experiment_name = ""
-        self.written = 0  # runs of points
+        self.written = 0  # runs of configurations
         self.read_seconds = 0.0  # that the last look for what is new has taken
 
     @property
@@ -129,7 +129,7 @@ class Writer:
         *,
         rebuild: bool = False,
     ) -> bool:
-        """Write what has changed; return whether no point waits for its other replicates.
+        """Write what has changed; return whether no configuration waits for its other replicates.
 
         Args:
             state: of the study: running, finished, stopped or failed.
@@ -154,7 +154,9 @@ class Writer:
         refused: TrackingError | None = None
         for begin in range(0, len(jobs), _CHUNK):
             self._progress(len(jobs) - begin)
-            refused = self._write_points(record, jobs[begin : begin + _CHUNK], state) or refused
+            refused = (
+                self._write_configurations(record, jobs[begin : begin + _CHUNK], state) or refused
+            )
         self._progress(0)
         if state == "running" and live:
             self._write_live(record, live)
@@ -164,10 +166,10 @@ class Writer:
         return not self._waiting
 
     def _look(self, record: StudyRecord, *, rebuild: bool) -> None:
-        """Find or make the experiment and the study's run; find the runs of points."""
-        points = list(self._reader.points.values())
+        """Find or make the experiment and the study's run; find the runs of configurations."""
+        configurations = list(self._reader.configurations.values())
         finder = Finder(self._store, self._ledger, record, self._home)
-        found = finder.find(points, rebuild=rebuild)
+        found = finder.find(configurations, rebuild=rebuild)
         self._parent, self._known = found.parent, dict(found.known)
         self.experiment_name = found.experiment_name
         self._store.log_text(self._parent, "study.yaml", record.text)
@@ -178,10 +180,10 @@ class Writer:
 
     # ------------------------------------------------------------ writing
 
-    def _jobs(self, points: Iterable[str], state: str) -> list[_Job]:
+    def _jobs(self, configurations: Iterable[str], state: str) -> list[_Job]:
         jobs, now = [], time.time()
-        for key in points:
-            if (point := self._reader.points.get(key)) is None:
+        for key in configurations:
+            if (configuration := self._reader.configurations.get(key)) is None:
                 continue
             mine = self._reader.of(key)
             ended = [r.finished or 0.0 for r in mine if r.state in ENDED]
@@ -190,19 +192,24 @@ class Writer:
             if not ended and (known is None or state == "running"):
                 continue
             asked = self._reader.parts.get(key, ())
-            wanted = point_digest(point, mine, asked, state)
+            wanted = configuration_digest(configuration, mine, asked, state)
             if known is not None and known.digest == wanted:
                 continue
-            if point_status(mine, state) == "RUNNING" and now - max(ended) < PARTIAL_SECONDS:
+            if (
+                configuration_status(mine, state) == "RUNNING"
+                and now - max(ended) < PARTIAL_SECONDS
+            ):
                 self._waiting.add(key)
                 continue
-            jobs.append(_Job(point=point, replicates=mine, parts=asked, digest=wanted))
+            jobs.append(
+                _Job(configuration=configuration, replicates=mine, parts=asked, digest=wanted)
+            )
         return jobs
 
-    def _write_points(
+    def _write_configurations(
         self, record: StudyRecord, jobs: Sequence[_Job], state: str
     ) -> TrackingError | None:
-        """Write some runs; return the first refusal, which concerns its own point only."""
+        """Write some runs; return the first refusal, which concerns its own configuration only."""
         idle = [job for job in jobs if not any(r.state in ENDED for r in job.replicates)]
         contents = self._contents(record, [job for job in jobs if job not in idle], state)
         store = self._store
@@ -214,7 +221,9 @@ class Writer:
             for begin in range(0, len(contents), 2 * _THREADS):  # few wait when the server goes
                 with ThreadPoolExecutor(_THREADS, "modmix-mirror") as pool:
                     some = contents[begin : begin + 2 * _THREADS]
-                    told = list(pool.map(lambda one: self._try(self._write_point, *one), some))
+                    told = list(
+                        pool.map(lambda one: self._try(self._write_configuration, *one), some)
+                    )
                     self.written += told.count(None)
                     refusals += told
         return next((error for error in refusals if error is not None), None)
@@ -222,18 +231,22 @@ class Writer:
     def _contents(
         self, record: StudyRecord, jobs: Sequence[_Job], state: str
     ) -> list[tuple[_Job, Content]]:
-        """What the runs of some points are to hold, from all that the ledger knows of them."""
-        whole: dict[str, list[ReplicateRecord]] = {job.point.key: [] for job in jobs}
-        found = self._ledger.replicates(self._study, points=list(whole))
+        """What the runs of some configurations are to hold, from all that the ledger knows of
+        them.
+        """
+        whole: dict[str, list[ReplicateRecord]] = {job.configuration.key: [] for job in jobs}
+        found = self._ledger.replicates(self._study, configurations=list(whole))
         self._reader.take_in(record, found)
         for r in found:
-            whole[r.point].append(r)
+            whole[r.configuration].append(r)
         histories = self._ledger.histories([r.key for r in found if r.state in ENDED])
         made = []
         for job in jobs:
-            mine = whole[job.point.key]  # of which more may have ended meanwhile
-            held = point_digest(job.point, mine, job.parts, state)
-            content = point_content(record, job.point, mine, job.parts, histories, state)
+            mine = whole[job.configuration.key]  # of which more may have ended meanwhile
+            held = configuration_digest(job.configuration, mine, job.parts, state)
+            content = configuration_content(
+                record, job.configuration, mine, job.parts, histories, state
+            )
             made.append((replace(job, replicates=mine, digest=held), content))
         return made
 
@@ -253,7 +266,7 @@ class Writer:
         """
         runs, new, done = [], [], []
         for job, content in contents:
-            key = job.point.key
+            key = job.configuration.key
             known = self._known.get(key)
             run = new_id() if known is None else known.run
             if known is None or known.digest is not None:
@@ -279,15 +292,15 @@ class Writer:
                     files={"replicates.json": to_json(content.artifact)},
                 )
             )
-        self._ledger.set_point_runs(self._study, new)
+        self._ledger.set_configuration_runs(self._study, new)
         self._known |= {key: Known(run=run) for key, run, _ in new}
         store.replace(self._experiment, runs, self._dataset)
-        self._ledger.set_point_runs(self._study, done)
+        self._ledger.set_configuration_runs(self._study, done)
         self._known |= {key: Known(run=run, digest=held) for key, run, held in done}
 
-    def _write_point(self, job: _Job, content: Content) -> None:
+    def _write_configuration(self, job: _Job, content: Content) -> None:
         """Write a run through MLflow's API, which can add to it, not change it."""
-        key, store = job.point.key, self._store
+        key, store = job.configuration.key, self._store
         tags = {**content.tags, "mlflow.parentRunId": self._parent, "modmix.curves": content.curves}
         known = self._known.get(key)
         run = None if known is None else self._take_over(known.run, content)
@@ -297,7 +310,7 @@ class Writer:
             )
         self._known[key] = Known(run=run)
         if known is None or known != self._known[key]:
-            self._ledger.set_point_run(self._study, key, run=run, mirrored=None)
+            self._ledger.set_configuration_run(self._study, key, run=run, mirrored=None)
         if self._dataset is not None:
             store.log_dataset(run, self._dataset)
         store.log_text(run, "replicates.json", to_json(content.artifact))
@@ -306,16 +319,18 @@ class Writer:
         store.log(run, params=content.params, metrics=content.metrics, tags=tags)
         if content.status != "RUNNING":
             store.end_run(run, content.status, content.ended)
-        self._ledger.set_point_run(self._study, key, run=run, mirrored=job.digest)
+        self._ledger.set_configuration_run(self._study, key, run=run, mirrored=job.digest)
         self._known[key] = Known(run=run, digest=job.digest)
 
     def _end_idle(self, job: _Job) -> None:
-        """End the run of a point that was shown in training and has no result."""
-        known = self._known[job.point.key]
+        """End the run of a configuration that was shown in training and has no result."""
+        known = self._known[job.configuration.key]
         if self._store.run(known.run) is not None:
             self._store.end_run(known.run, "KILLED", None)
-        self._ledger.set_point_run(self._study, job.point.key, run=known.run, mirrored=job.digest)
-        self._known[job.point.key] = Known(run=known.run, digest=job.digest)
+        self._ledger.set_configuration_run(
+            self._study, job.configuration.key, run=known.run, mirrored=job.digest
+        )
+        self._known[job.configuration.key] = Known(run=known.run, digest=job.digest)
         self.written += 1
 
     def _write_live(self, record: StudyRecord, live: Mapping[str, Live]) -> None:
@@ -329,30 +344,32 @@ class Writer:
             return
         states = self._ledger.replicate_states(self._study)
         written = 0
-        for key, point in self._reader.points.items():
+        for key, configuration in self._reader.configurations.items():
             mine = self._reader.of(key)
             seen = [long[r.key] for r in mine if r.key in long and states[r.key] == "running"]
-            if not seen or written == LIVE_POINTS:
+            if not seen or written == LIVE_CONFIGURATIONS:
                 continue
             progress = [(x.epoch, x.metrics) for x in seen]
             asked = self._reader.parts.get(key, ())
-            content = live_content(record, point, mine, asked, progress, time.time())
+            content = live_content(record, configuration, mine, asked, progress, time.time())
             try:
-                self._add(point, content)
+                self._add(configuration, content)
             except RefusedError:  # somebody deleted the run: the next time makes another
                 self._known.pop(key, None)
             written += 1
 
-    def _add(self, point: PointRecord, content: Content) -> None:
-        """Add to a point's run, which is made when it is missing."""
+    def _add(self, configuration: ConfigurationRecord, content: Content) -> None:
+        """Add to a configuration's run, which is made when it is missing."""
         tags = {**content.tags, "mlflow.parentRunId": self._parent}
-        known = self._known.get(point.key)
+        known = self._known.get(configuration.key)
         if known is None:
             run = self._store.create_run(
                 self._experiment, content.name, started=content.started, tags=tags
             )
-            known = self._known[point.key] = Known(run=run)
-            self._ledger.set_point_run(self._study, point.key, run=run, mirrored=None)
+            known = self._known[configuration.key] = Known(run=run)
+            self._ledger.set_configuration_run(
+                self._study, configuration.key, run=run, mirrored=None
+            )
         self._store.log(known.run, params=content.params, metrics=content.metrics, tags=tags)
 
     def _take_over(self, run: str, content: Content) -> str | None:
@@ -379,9 +396,9 @@ class Writer:
         if not outputs and early and state == "running":
             return
         reader = self._reader
-        replicates = {key: reader.of(key) for key in reader.points}
-        points = list(reader.points.values())
-        content = study_content(record, points, replicates, reader.parts, state)
+        replicates = {key: reader.of(key) for key in reader.configurations}
+        configurations = list(reader.configurations.values())
+        content = study_content(record, configurations, replicates, reader.parts, state)
         new = digest([content.status, dict(content.tags), [m.value for m in content.metrics]])
         if not outputs and new == self._parent_digest:
             return

@@ -1,9 +1,10 @@
-"""Successive halving: which points go on after a rung. Pure.
+"""Successive halving: which configurations go on after a rung. Pure.
 
-Inside a pack all points reach a rung together, and the best part of them goes on (`survivors`). A
-pack of one point has nobody to compare with: its value is held against those of the points that
-were at the rung before it, in whatever packs (`goes_on`): asynchronous successive halving, ASHA,
-in the variant that stops points instead of pausing them (Li et al. 2020).
+Inside a pack all configurations reach a rung together, and the best part of them goes on
+(`survivors`). A pack of one configuration has nobody to compare with: its value is held against
+those of the configurations that were at the rung before it, in whatever packs (`goes_on`):
+asynchronous successive halving, ASHA, in the variant that stops configurations instead of pausing
+them (Li et al. 2020).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 
 def rungs(min_epochs: int, eta: int, epochs: int) -> tuple[int, ...]:
-    """Epochs after which points are dropped: min_epochs, ·η, ·η², … before the last epoch.
+    """Epochs after which configurations are dropped: min_epochs, ·η, ·η², … before the last epoch.
 
     Example:
         >>> rungs(2, 3, 20)
@@ -30,12 +31,14 @@ def rungs(min_epochs: int, eta: int, epochs: int) -> tuple[int, ...]:
 
 
 def survivors(values: Mapping[str, float], eta: int, *, higher_is_better: bool) -> list[str]:
-    """The best ⌈n/η⌉ points, best first.
+    """The best ⌈n/η⌉ configurations, best first.
 
-    A point whose value is NaN (a replicate diverged) comes after all others; equals keep their
-    order.
+    A configuration whose value is NaN (a replicate diverged) comes after all others; equals keep
+    their order.
     """
-    costs = {point: _cost(value, higher_is_better) for point, value in values.items()}
+    costs = {
+        configuration: _cost(value, higher_is_better) for configuration, value in values.items()
+    }
     ordered = sorted(costs, key=costs.__getitem__)
     return ordered[: math.ceil(len(ordered) / eta)]
 
@@ -51,29 +54,32 @@ def goes_on(value: float, others: Sequence[float], eta: int, *, higher_is_better
     return n < eta or better < n // eta
 
 
-def share(keep: float, points: int) -> int:
-    """How many of a batch's points get all their seeds where they are staged: ⌈keep · points⌉."""
-    return math.ceil(keep * points - 1e-9)  # 0.1 of 30 is 3, not 4
+def share(keep: float, configurations: int) -> int:
+    """How many of a batch's configurations get all their seeds where they are staged: ⌈keep ·
+    configurations⌉.
+    """
+    return math.ceil(keep * configurations - 1e-9)  # 0.1 of 30 is 3, not 4
 
 
 def promoted(
     values: Mapping[str, float | None], keep: float, *, higher_is_better: bool
 ) -> list[str]:
-    """The better ``keep`` share of a batch of points by their first seeds, best first.
+    """The better ``keep`` share of a batch of configurations by their first seeds, best first.
 
     Each batch by itself, whatever others have shown: so it does not depend on which batch ends
-    first, its cost is known before, and the best point of every batch is among them. (Against all
-    points so far, nearly every point of a late batch would pass, because a sampler's later points
-    are better than its first ones.) A point without a value (it failed, or halving has pruned it)
-    counts in the share and is never promoted; equals are taken in their order.
+    first, its cost is known before, and the best configuration of every batch is among them.
+    (Against all configurations so far, nearly every configuration of a late batch would pass,
+    because a sampler's later configurations are better than its first ones.) A configuration
+    without a value (it failed, or halving has pruned it) counts in the share and is never promoted;
+    equals are taken in their order.
     """
-    found = {point: value for point, value in values.items() if value is not None}
+    found = {configuration: value for configuration, value in values.items() if value is not None}
     best = survivors(found, 1, higher_is_better=higher_is_better)
     return best[: share(keep, len(values))]
 
 
 def mean(values: Sequence[float]) -> float:
-    """The mean over a point's replicates; NaN when one of them is."""
+    """The mean over a configuration's replicates; NaN when one of them is."""
     return math.fsum(values) / len(values)
 
 

@@ -1,8 +1,8 @@
 """Fully connected layers of K models on a processor, and where gradients are collected.
 
 `torch.func.vmap` would make one batched product of every model's layer; here it is one of
-`modmix.training.products`, and weight gradients are written where the optimizer reads them while they are
-still in the cache.
+`modmix.training.products`, and weight gradients are written where the optimizer reads them while
+they are still in the cache.
 
 What is computed is what `torch.nn.functional.linear` computes.
 Shapes: K models, B examples, I inputs and O outputs of a layer, P parameters of a model.

@@ -5,9 +5,9 @@ moments: a step is a handful of operations, however many layers there are. Every
 ``torch.optim`` and ``clip_grad_norm_`` compute for that model alone. A row of NaN stays its own.
 
 On a processor the update goes once over the memory: torch's fused kernels take one learning rate
-for a list of tensors, so neighbouring rows of equal settings (the seeds of a point, all points of a
-curve over β) are handed over as one. On other devices an operation over all rows is one launch,
-and what each row needs is broadcast to it.
+for a list of tensors, so neighbouring rows of equal settings (the seeds of a configuration, all
+configurations of a curve over β) are handed over as one. On other devices an operation over all
+rows is one launch, and what each row needs is broadcast to it.
 """
 
 from __future__ import annotations

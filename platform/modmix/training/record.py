@@ -90,8 +90,9 @@ def results(line: dict[str, float]) -> dict[str, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class Rung:
-    """A rung of halving that a pack has reached: its epoch in the last stage, and by point the
-    mean over replicates of their best value so far, NaN where one failed."""
+    """A rung of halving that a pack has reached: its epoch in the last stage, and by configuration
+    the mean over replicates of their best value so far, NaN where one failed.
+    """
 
     epoch: int
     values: Mapping[str, float]
@@ -99,17 +100,19 @@ class Rung:
     def losers(
         self, pack: Pack, records: Sequence[Record], *, higher_is_better: bool
     ) -> dict[int, str]:
-        """Positions of the models of all points but the best 1/η, with the reason."""
+        """Positions of the models of all configurations but the best 1/η, with the reason."""
         eta = int(pack.replicates[0].training["halving"]["eta"])
         kept = survivors(self.values, eta, higher_is_better=higher_is_better)
         n = len(self.values)
-        reason = f"not among the best {len(kept)} of {n} points after epoch {self.epoch}"
+        reason = f"not among the best {len(kept)} of {n} configurations after epoch {self.epoch}"
         pairs = enumerate(zip(pack.replicates, records, strict=True))
-        return {i: reason for i, (r, record) in pairs if record.training and r.point not in kept}
+        return {
+            i: reason for i, (r, record) in pairs if record.training and r.configuration not in kept
+        }
 
 
 def rung_of(pack: Pack, records: Sequence[Record], failing: Endings, epoch: int) -> Rung:
-    """What a pack has come to at a rung, without points that were pruned before."""
+    """What a pack has come to at a rung, without configurations that were pruned before."""
     values: dict[str, list[float]] = {}
     for i, (replicate, record) in enumerate(zip(pack.replicates, records, strict=True)):
         if record.training:
@@ -117,5 +120,7 @@ def rung_of(pack: Pack, records: Sequence[Record], failing: Endings, epoch: int)
         state = record.state or failing.get(i, ("",))[0]
         if state != "pruned":
             best = math.nan if state == "failed" else record.best
-            values.setdefault(replicate.point, []).append(best)
-    return Rung(epoch=epoch, values={point: mean(found) for point, found in values.items()})
+            values.setdefault(replicate.configuration, []).append(best)
+    return Rung(
+        epoch=epoch, values={configuration: mean(found) for configuration, found in values.items()}
+    )

@@ -3,9 +3,9 @@
     python -m tests.benchmarks.peers.optuna_two MODELS.json --tracking http://… --seconds 60
 
 MODELS.json holds a fixed grid (its models are enqueued, a trial is a model) or a search (a trial is
-a point that TPE proposes, and its seeds are trained one after another). Prints a line of JSON per
-model, then one that begins with {"rate"}: trials done, and the seconds from the first training step
-to the last trial's end.
+a configuration that TPE proposes, and its seeds are trained one after another). Prints a line of
+JSON per model, then one that begins with {"rate"}: trials done, and the seconds from the first
+training step to the last trial's end.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import optuna
 import torch
 from optuna.storages.journal import JournalFileBackend
 
-from tests.benchmarks.peers.plain import mean_of, point_of, read, train
+from tests.benchmarks.peers.plain import configuration_of, mean_of, read, train
 
 STUDY = "peer"
 
@@ -54,7 +54,7 @@ class Objective:
                 name: trial.suggest_float(name, low, high, log=log)
                 for name, (low, high, log) in self.space.items()
             }
-            specs = point_of(self.models, values)
+            specs = configuration_of(self.models, values)
         with mlflow.start_run(run_name=f"trial {trial.number}"):
             mlflow.log_params(values)
             done = [self._train(spec, place) for place, spec in enumerate(specs)]

@@ -55,7 +55,7 @@ Space = dict[str, tuple[float, float, bool]]  # hyperparameter -> low, high, log
 def read(path: Path) -> tuple[list[dict[str, Any]], Examples, Space | None]:
     """The models to train, their data, and what a search varies (None: a fixed grid).
 
-    The models of a search are one point, a model per seed.
+    The models of a search are one configuration, a model per seed.
     """
     given = json.loads(path.read_text())
     models: list[dict[str, Any]] = given["models"]
@@ -64,25 +64,27 @@ def read(path: Path) -> tuple[list[dict[str, Any]], Examples, Space | None]:
     return models, examples, None if space is None else {n: tuple(v) for n, v in space.items()}
 
 
-def point_of(models: list[dict[str, Any]], values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The models of a proposed point, one per seed."""
-    point = []
+def configuration_of(
+    models: list[dict[str, Any]], values: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The models of a proposed configuration, one per seed."""
+    configuration = []
     for model in models:
         training = {n: v for n, v in values.items() if n in model["training"]}
         params = {n: v for n, v in values.items() if n in model["params"]}
         assert len(training) + len(params) == len(values), values
-        point.append(
+        configuration.append(
             {
                 **model,
                 "training": {**model["training"], **training},
                 "params": {**model["params"], **params},
             }
         )
-    return point
+    return configuration
 
 
 def mean_of(results: list[dict[str, Any]]) -> dict[str, float]:
-    """The mean over a point's seeds so far."""
+    """The mean over a configuration's seeds so far."""
     return {name: fmean(float(one[name]) for one in results) for name in results[0]}
 
 

@@ -3,10 +3,10 @@
     python -m tests.benchmarks.peers.ray_tune MODELS.json --tracking http://… --seconds 60
 
 Two trials at a time, one CPU and one thread each; data by `tune.with_parameters`; `tune.report`
-once an epoch. MODELS.json holds a fixed grid (a trial is a model) or a search (a trial is a point
-that `OptunaSearch` proposes, and its seeds are trained one after another). Prints a line of JSON
-per model, then one that begins with {"rate"}: results, and the seconds from the first training step
-to the last result, Ray's and Tune's start not included.
+once an epoch. MODELS.json holds a fixed grid (a trial is a model) or a search (a trial is a
+configuration that `OptunaSearch` proposes, and its seeds are trained one after another). Prints a
+line of JSON per model, then one that begins with {"rate"}: results, and the seconds from the first
+training step to the last result, Ray's and Tune's start not included.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ray import tune
 from ray.air.integrations.mlflow import MLflowLoggerCallback, setup_mlflow
 from ray.tune.search.optuna import OptunaSearch
 
-from tests.benchmarks.peers.plain import Examples, mean_of, point_of, read, train
+from tests.benchmarks.peers.plain import Examples, configuration_of, mean_of, read, train
 
 
 def train_model(
@@ -53,14 +53,16 @@ def train_model(
     report({**last, "best": found["val/error"], "test/error": found["test/error"]})
 
 
-def train_point(
+def train_configuration(
     config: dict[str, Any], models: list[dict[str, Any]], examples: Examples, how: dict[str, Any]
 ) -> None:
-    """A trial of the search: a point's seeds one after another, a result an epoch or a seed."""
+    """A trial of the search: a configuration's seeds one after another, a result an epoch or a
+    seed.
+    """
     _begin(how)
     report = _reporter(config, how)
     done: list[dict[str, Any]] = []
-    for spec in point_of(models, config):
+    for spec in configuration_of(models, config):
         epochs = spec["training"]["epochs"]
 
         def on_epoch(epoch: int, numbers: dict[str, float], epochs: int = epochs) -> None:
@@ -166,7 +168,7 @@ def _tune(
         "tracking": given.tracking,
         "experiment": given.experiment,
     }
-    function = train_model if space is None else train_point
+    function = train_model if space is None else train_configuration
     settings: dict[str, Any] = {
         "max_concurrent_trials": given.slots,
         "reuse_actors": given.reuse_actors,
