@@ -5,16 +5,35 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.func import functional_call, stack_module_state, vmap
 
+from modmix.encoders.base import Encoder
 from modmix.encoders.mlp import MLP
-from modmix.encoders.table import ENCODERS
+from modmix.encoders.table import ENCODERS, given_modalities
 from modmix.methods.table import METHODS
 
-SHAPES: dict[str, tuple[int, ...]] = {"flat": (5,), "image": (8, 8, 3), "sequence": (6, 4)}
+SHAPES: dict[str, tuple[int, ...]] = {
+    "dense": (5,),
+    "image": (8, 8, 3),
+    "sequence": (6, 4),
+    "tokens": (7,),
+}
+VOCABULARY = 11
+# Small ones, each with what its defaults leave out.
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "identity": [{}],
+    "mlp": [{"hidden": [6, 4], "batch_norm": True}, {"hidden": []}],
+    "resnet": [{"depth": 8, "width": 4}, {"depth": 14, "width": 2, "taps": False}],
+    "resnet18": [{"width": 2}],
+    "char_lstm": [{"embedding": 4, "units": 5}, {"embedding": 3, "units": 4, "layers": 2}],
+    "char_cnn": [{"embedding": 4, "widths": [1, 2, 9], "filters": 3}],
+}
 
 
 def load(path: str) -> Any:
@@ -29,6 +48,9 @@ def load(path: str) -> Any:
 )
 def test_tables_declare_what_constructors_take(path: str, declared: Any, skip: int) -> None:
     parameters = list(inspect.signature(load(path)).parameters.values())[skip:]
+    if path.startswith("modmix.encoders.char"):
+        parameters.remove(vocabulary := parameters[0])  # the data's, not the study's
+        assert (vocabulary.name, vocabulary.default) == ("vocabulary", inspect.Parameter.empty)
     assert {p.name for p in parameters} == {h.name for h in declared}
     for parameter in parameters:
         (hyperparameter,) = (h for h in declared if h.name == parameter.name)
@@ -39,16 +61,117 @@ def test_tables_declare_what_constructors_take(path: str, declared: Any, skip: i
         assert hyperparameter.doc
 
 
-@pytest.mark.parametrize("name", ENCODERS)
-def test_encoders_map_a_batch_to_features(name: str) -> None:
-    entry = ENCODERS[name]
-    for kind, shape in SHAPES.items():
-        if entry.inputs not in ("any", kind):
-            continue
-        encoder = load(entry.path)(shape, **{h.name: h.default for h in entry.hyperparameters})
-        features = encoder(torch.randn(3, *shape))
-        assert features.shape == (3, encoder.features)
+def build(name: str, kind: str, params: Mapping[str, Any]) -> Encoder:
+    more = {"vocabulary": VOCABULARY} if kind == "tokens" else {}
+    encoder = load(ENCODERS[name].path)(SHAPES[kind], **more, **params)
+    assert isinstance(encoder, Encoder)
+    return encoder
+
+
+def values(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    return {**{h.name: h.default for h in ENCODERS[name].hyperparameters}, **params}
+
+
+def batch(kind: str, *leading: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Inputs of a kind; tokens of lengths 0 to all."""
+    shape = (*leading, *SHAPES[kind])
+    if kind != "tokens":
+        return torch.randn(shape, dtype=dtype)
+    lengths = torch.arange(math.prod(leading)).view(*leading, 1) % (SHAPES[kind][0] + 1)
+    tokens = torch.randint(1, VOCABULARY, shape)
+    return tokens.masked_fill(torch.arange(SHAPES[kind][0]) >= lengths, 0)
+
+
+def variants() -> Iterator[Any]:
+    for name, entry in ENCODERS.items():
+        kinds = SHAPES if "any" in entry.inputs else entry.inputs
+        for kind in kinds:
+            for params in VARIANTS[name]:
+                yield pytest.param(name, kind, params, id=f"{name}-{kind}-{params}")
+
+
+@pytest.mark.parametrize(("name", "kind", "params"), list(variants()))
+def test_encoders_give_what_they_declare(name: str, kind: str, params: dict[str, Any]) -> None:
+    encoder = build(name, kind, params)
+    outputs = encoder(batch(kind, 3))
+    declared = given_modalities(name, values(name, params))
+    assert isinstance(outputs, dict) == isinstance(encoder.features, Mapping) == bool(declared)
+    if not isinstance(outputs, dict):
+        outputs, widths = {"": outputs}, {"": encoder.features}
+    else:
+        assert tuple(outputs) == declared
+        widths = dict(encoder.features)  # type: ignore[arg-type]
+        assert tuple(widths) == declared
+    for modality, features in outputs.items():
+        assert features.shape == (3, widths[modality])
+        assert features.dtype == torch.float32
         assert features.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoders_work_with_their_defaults(name: str) -> None:
+    kind = "dense" if "any" in ENCODERS[name].inputs else ENCODERS[name].inputs[0]
+    params = values(name, {})
+    outputs = build(name, kind, params)(batch(kind, 2))
+    assert tuple(outputs if isinstance(outputs, dict) else ()) == given_modalities(name, params)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize(("name", "kind", "params"), list(variants()))
+def test_stacked_encoders_equal_single_ones(
+    name: str, kind: str, params: dict[str, Any], training: bool
+) -> None:
+    """Features, gradients and statistics of three models under `vmap` and one by one.
+
+    Each model has its own batch in training, all share one in evaluation.
+    """
+    torch.manual_seed(0)
+    singles = [build(name, kind, params).double().train(training) for _ in range(3)]
+    inputs = batch(kind, 3, 8, dtype=torch.float64)
+    parameters, buffers = stack_module_state(singles)
+    buffers = {key: value.clone() for key, value in buffers.items()}
+    shared = bool(parameters) and not training
+    if shared:
+        inputs = inputs[:1].expand_as(inputs)
+    template = build(name, kind, params).double().train(training)
+    template.stacked = True
+
+    def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
+        return flat(functional_call(template, (parameters, buffers), (x,)))
+
+    in_dims = (0, 0, None if shared else 0)
+    found = vmap(one, in_dims=in_dims)(parameters, buffers, inputs[0] if shared else inputs)
+    weights = torch.randn_like(found)
+    if parameters:
+        gradients = torch.autograd.grad((found * weights).sum(), list(parameters.values()))
+        stacked = dict(zip(parameters, gradients, strict=True))
+    for k, single in enumerate(singles):
+        expected = flat(single(inputs[k]))
+        torch.testing.assert_close(found[k], expected, rtol=1e-10, atol=1e-12)
+        if parameters:
+            (expected * weights[k]).sum().backward()
+        for key, parameter in single.named_parameters():
+            torch.testing.assert_close(stacked[key][k], parameter.grad, rtol=1e-8, atol=1e-10)
+        for key, buffer in single.named_buffers():
+            torch.testing.assert_close(buffers[key][k], buffer, rtol=1e-10, atol=1e-12)
+
+
+def flat(outputs: Tensor | dict[str, Tensor]) -> Tensor:
+    """Features of all modalities side by side."""
+    return torch.cat(list(outputs.values()), 1) if isinstance(outputs, dict) else outputs
+
+
+@pytest.mark.parametrize(("name", "kind", "params"), list(variants()))
+def test_encoders_work_in_short_precision(name: str, kind: str, params: dict[str, Any]) -> None:
+    for stacked in (False, True):
+        encoder = build(name, kind, params)
+        encoder.stacked = stacked
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            outputs = flat(encoder(batch(kind, 4)))
+        assert outputs.isfinite().all()
+        if outputs.requires_grad:
+            outputs.float().sum().backward()
+            assert all(p.grad is None or p.grad.isfinite().all() for p in encoder.parameters())
 
 
 def test_mlp_by_hand() -> None:

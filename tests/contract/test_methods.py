@@ -84,8 +84,12 @@ def in_numpy(
     target: NDArray[np.int64],
 ) -> tuple[Matrix, Matrix]:
     """Loss (B,) and scores (B, C) of a method from its weights and its equations."""
-    if name in ("mul", "mulmix"):
-        if name == "mul":
+    if name in ("mul", "mulmix", "cldl"):
+        if name == "cldl":
+            *others, last = method.modalities
+            weights = {**dict.fromkeys(others, 0.3), last: 1.0}
+            params = {"beta": 1.0, "alpha": 0.0, "margin": None, "weights": weights}
+        if name != "mulmix":
             logits = [dense(g, part) for g, part in zip(method.heads, parts, strict=True)]
         else:
             logits = []
@@ -141,6 +145,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("mulmix", {"merge": "mean", "project": 5, "hidden": [4], "beta": 0.3, "margin": 0.1}),
     ("mulmix", {"merge": "sum", "depth": 0, "weights": {"m0+m1": 2.0, "m1": 0.5}, "alpha": 0.5}),
     ("mulmix", {"max_subset": 1, "beta": 2.0}),
+    ("cldl", {}),
+    ("cldl", {"depth": 1, "width": 5}),
 ]
 
 
@@ -177,8 +183,13 @@ def test_loss_and_scores_are_the_equations(
     np.testing.assert_allclose(method.scores(outputs).detach().numpy(), scores, rtol=1e-6)
 
 
-# The learned combination's gradient is cut on purpose; it has its own test below.
-WHOLE = [(name, params) for name, params in CASES if params.get("combine") != "learned"]
+# Gradients of the learned combination, which has its own test below, and of CLDL's q are cut on
+# purpose.
+WHOLE = [
+    (name, params)
+    for name, params in CASES
+    if params.get("combine") != "learned" and name != "cldl"
+]
 
 
 @pytest.mark.parametrize(("name", "params"), WHOLE)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
-from torch import Tensor, nn
+from torch import Tensor
+
+from modmix.encoders.base import Encoder
 
 
-class Identity(nn.Module):
+class Identity(Encoder):
     """Flatten (B, *shape) to (B, features)."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:

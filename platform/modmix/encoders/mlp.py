@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from modmix.encoders.base import Encoder
+
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "tanh": nn.Tanh,
@@ -14,7 +16,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-class MLP(nn.Module):
+class MLP(Encoder):
     """Layers of ``hidden`` units, each followed by batch norm (if asked for) and an activation.
 
     Maps (B, *shape) to (B, hidden[-1]). Weights start as in ``torch.nn.Linear``.

@@ -171,6 +171,12 @@ METHODS: dict[str, MethodEntry] = {
         ),
         min_modalities=2,
     ),
+    "cldl": MethodEntry(
+        path="modmix.methods.cldl:CLDL",
+        doc="mul with β 1 and weights 0.3, of the last modality 1 (Jin et al. 2016)",
+        hyperparameters=(_depth(0, "each modality's classifier"), _WIDTH),
+        min_modalities=2,
+    ),
     "mulmix": MethodEntry(
         path="modmix.methods.mulmix:MulMix",
         doc="a classifier per mixture of modalities, combined multiplicatively (eqs. 11-13)",

@@ -1,0 +1,62 @@
+"""Convolutions over characters or other tokens, pooled over the real ones (Kim 2014).
+
+Shapes: B batch, L positions, D embedding, F filters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from modmix.base.errors import InputError
+from modmix.encoders.base import Encoder
+
+
+class CharCNN(Encoder):
+    """Embedding, convolutions of several widths, ReLU, and the largest value at a real position.
+
+    A window lies around its position, (width − 1) // 2 tokens before it and width // 2 behind;
+    beyond the first and the last token are zeros. So texts shorter than a window work, the amount
+    of padding does not matter, and rows without tokens give zeros. The features of all widths are
+    concatenated: ``filters`` for each.
+
+    Raises:
+        InputError: no width at all.
+
+    Example:
+        >>> encoder = CharCNN((4,), vocabulary=27, widths=[2, 3], filters=8)
+        >>> encoder(torch.tensor([[3, 1, 2, 0], [5, 0, 0, 0]])).shape
+        torch.Size([2, 16])
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        vocabulary: int,
+        embedding: int = 128,
+        widths: Sequence[int] = (3, 4, 5),
+        filters: int = 64,
+    ) -> None:
+        super().__init__()
+        assert len(shape) == 1, shape
+        if not widths:
+            raise InputError("widths of char_cnn must hold at least one width, got []; give [3]")
+        self.widths = tuple(widths)
+        self.embedding = nn.Embedding(vocabulary, embedding)
+        self.convolutions = nn.ModuleList(nn.Conv1d(embedding, filters, w) for w in widths)
+        self.features = filters * len(self.widths)
+
+    def forward(self, tokens_BL: Tensor) -> Tensor:
+        padding_B1L = (tokens_BL == 0).unsqueeze(1)
+        embedded_BDL = self.embedding(tokens_BL).mT.masked_fill(padding_B1L, 0.0)
+        pooled = []
+        for width, convolution in zip(self.widths, self.convolutions, strict=True):
+            around = F.pad(embedded_BDL, ((width - 1) // 2, width // 2))
+            values_BFL = convolution(around).relu()
+            # Zero is the least that ReLU gives: it never wins against a real position.
+            pooled.append(values_BFL.masked_fill(padding_B1L, 0.0).amax(2))
+        return torch.cat(pooled, 1)

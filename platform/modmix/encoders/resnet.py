@@ -1,0 +1,130 @@
+"""The ResNet for small images of "Learn to Combine Modalities" (2018), with taps as modalities.
+
+Depth 6n + 2: a convolution, three units of n blocks, each block two 3×3 convolutions. Blocks are
+pre-activation ones with shortcuts that have no weights (He et al. 2016, arXiv 1603.05027).
+
+Shapes: B batch, H × W pixels, C channels, D features.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from modmix.base.errors import InputError
+from modmix.encoders.base import Encoder
+
+
+class ResNet(Encoder):
+    """Pre-activation ResNet of depth 6n + 2, units of ``width``, 2 and 4 times ``width`` channels.
+
+    With ``taps`` the ends of the three units are modalities: ``unit1`` and ``unit2`` go through a
+    3×3 convolution of stride 2 to 2 · ``width`` channels, batch norm, ReLU and the average over
+    pixels; ``unit3``, of 4 · ``width`` features, is the usual end of the network: batch norm, ReLU,
+    average. Without, that end is the only modality.
+
+    Convolutions start from a normal distribution of standard deviation √(2 / (9 · out)), cut at
+    two of them. Convolutions of stride 2 pad both sides by one pixel, where the paper's code pads
+    below and to the right only.
+
+    Raises:
+        InputError: a depth that is not 6n + 2.
+
+    Example:
+        >>> import torch
+        >>> encoder = ResNet((32, 32, 3), depth=8)
+        >>> {name: tuple(x.shape) for name, x in encoder(torch.zeros(5, 32, 32, 3)).items()}
+        {'unit1': (5, 32), 'unit2': (5, 32), 'unit3': (5, 64)}
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], *, depth: int = 32, width: int = 16, taps: bool = True
+    ) -> None:
+        super().__init__()
+        blocks, rest = divmod(depth - 2, 6)
+        if rest or blocks < 1:
+            raise InputError(
+                f"depth of resnet must be 6n + 2 (8, 14, 20, 26, 32, …), got {depth}; "
+                f"use {6 * max(1, blocks) + 2}"
+            )
+        channels = (width, 2 * width, 4 * width)
+        self.stem = nn.Sequential(_conv(shape[-1], width), *_norm_relu(width))
+        self.unit1 = _unit(width, channels[0], blocks, stride=1, activated=True)
+        self.unit2 = _unit(channels[0], channels[1], blocks, stride=2)
+        self.unit3 = _unit(channels[1], channels[2], blocks, stride=2)
+        self.end = _norm_relu(channels[2])
+        self.taps = nn.ModuleList()
+        if taps:
+            self.taps.extend(_tap(c, channels[1]) for c in channels[:2])
+            self.features = dict(
+                zip(("unit1", "unit2", "unit3"), (channels[1], *channels[1:]), strict=True)
+            )
+        else:
+            self.features = channels[2]
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                std = math.sqrt(2.0 / (9 * module.out_channels))
+                nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+
+    def forward(self, images_BHWC: Tensor) -> Tensor | dict[str, Tensor]:
+        end1 = self.unit1(self.stem(images_BHWC.permute(0, 3, 1, 2)))
+        end2 = self.unit2(end1)
+        end3_BD = _average(self.end(self.unit3(end2)))
+        if not self.taps:
+            return end3_BD
+        tap1, tap2 = self.taps
+        return {"unit1": _average(tap1(end1)), "unit2": _average(tap2(end2)), "unit3": end3_BD}
+
+
+class Block(nn.Module):
+    """Two 3×3 convolutions, each after batch norm and ReLU, added to what came in.
+
+    Where the block shrinks the image, the shortcut is its average over 2×2 pixels; where it adds
+    channels, half of the new ones are zeros before and half behind. ``activated`` says that what
+    comes in has been through batch norm and ReLU: the first ones are then left out.
+    """
+
+    def __init__(self, channels_in: int, channels: int, stride: int, *, activated: bool) -> None:
+        super().__init__()
+        self.before = nn.Identity() if activated else _norm_relu(channels_in)
+        self.conv1 = _conv(channels_in, channels, stride)
+        self.between = _norm_relu(channels)
+        self.conv2 = _conv(channels, channels)
+        self.stride = stride
+        self.padding = (channels - channels_in) // 2
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        residual: Tensor = self.conv2(self.between(self.conv1(self.before(inputs))))
+        shortcut = inputs
+        if self.stride > 1:  # an odd last row or column is averaged alone
+            shortcut = F.avg_pool2d(shortcut, self.stride, ceil_mode=True)
+        if self.padding:
+            shortcut = F.pad(shortcut, (0, 0, 0, 0, self.padding, self.padding))
+        return residual + shortcut
+
+
+def _unit(
+    channels_in: int, channels: int, blocks: int, *, stride: int, activated: bool = False
+) -> nn.Sequential:
+    first = Block(channels_in, channels, stride, activated=activated)
+    rest = (Block(channels, channels, 1, activated=False) for _ in range(blocks - 1))
+    return nn.Sequential(first, *rest)
+
+
+def _tap(channels_in: int, channels: int) -> nn.Sequential:
+    return nn.Sequential(_conv(channels_in, channels, 2), *_norm_relu(channels))
+
+
+def _conv(channels_in: int, channels: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False)
+
+
+def _norm_relu(channels: int) -> nn.Sequential:
+    return nn.Sequential(nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01), nn.ReLU())
+
+
+def _average(images_BDHW: Tensor) -> Tensor:
+    """Average over pixels, (B, D)."""
+    return images_BDHW.mean((2, 3))
