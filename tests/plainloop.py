@@ -65,7 +65,7 @@ def rate_at(t: Any, epoch: int) -> float:
 def train_plainly(replicate: Replicate, data: Data) -> Plain:
     """Train one replicate; early stopping and best-epoch weights by validation error."""
     t = replicate.training
-    shapes = {name: modality.shape for name, modality in data.modalities.items()}
+    shapes = {name: modality.shape for name, modality in data.inputs.items()}
     r = replicate
     model = build_model(r.method, r.params, r.encoders, shapes, data.classes, r.seed)
     optimizer = make_optimizer(model, t)

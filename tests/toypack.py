@@ -10,7 +10,7 @@ import numpy as np
 from modmix.base.messages import Finished, Pack, Progress, Replicate, TaskRef, pack_id
 from modmix.base.settings import TRAINING
 from modmix.methods.table import METHODS
-from modmix.tasks.data import Data, Modality, Split
+from modmix.tasks.data import Data, Input, Split
 from modmix.training.trainer import train_pack
 
 
@@ -39,7 +39,7 @@ def make_data(
 
     return Data(
         name="toy",
-        modalities={f"m{i}": Modality(name=f"m{i}", shape=(w,)) for i, w in enumerate(widths)},
+        inputs={f"m{i}": Input(name=f"m{i}", shape=(w,)) for i, w in enumerate(widths)},
         classes=classes,
         class_names=tuple(f"class {i}" for i in range(classes)),
         train=split(rows[0]),
@@ -73,7 +73,7 @@ def make_replicates(
         params = {k: v for k, v in values.items() if k != "training"}
         if method == "base":
             params.setdefault("modality", "m0")
-        encoders = {m: dict(encoder or {"name": "mlp", "hidden": [8]}) for m in data.modalities}
+        encoders = {m: dict(encoder or {"name": "mlp", "hidden": [8]}) for m in data.inputs}
         replicates += [
             Replicate(
                 key=f"{method}-{i}-{seed}",

@@ -32,7 +32,7 @@ import torch
 from modmix.base.messages import Pack, Replicate, TaskRef, pack_id
 from modmix.base.settings import TRAINING, training_defaults
 from modmix.methods.table import METHODS
-from modmix.tasks.data import Data, Modality, Split
+from modmix.tasks.data import Data, Input, Split
 from modmix.training.trainer import train_pack
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def make_data(work: Work) -> Data:
 
     return Data(
         name="benchmark",
-        modalities={n: Modality(name=n, shape=(w,)) for n, w in work.widths.items()},
+        inputs={n: Input(name=n, shape=(w,)) for n, w in work.widths.items()},
         classes=work.classes,
         class_names=tuple(f"class {i}" for i in range(work.classes)),
         train=split(work.rows[0]),

@@ -36,7 +36,7 @@ from modmix.ledger import Ledger
 
 STUDY = """\
 study: small
-task: {name: weak, modalities: 2, train_rows: 30, val_rows: 10, test_rows: 10, dim: 3}
+task: {name: weak, inputs: 2, train_rows: 30, val_rows: 10, test_rows: 10, dim: 3}
 training: {epochs: 1}
 seeds: 1
 parts:
@@ -299,7 +299,7 @@ FILES = {
         lines=line(6, "parts.one.methods.mul.margin: must be a finite number, got inf"),
     ),
     "mul with one modality": Case(
-        study=of(task="{name: weak, modalities: 1}"),
+        study=of(task="{name: weak, inputs: 1}"),
         lines=line(6, "parts.one.methods.mul: needs at least 2 modalities, got m1"),
         prepared=True,
     ),
@@ -312,7 +312,7 @@ FILES = {
         prepared=True,
     ),
     "too many mixtures": Case(
-        study=of(task="{name: weak, modalities: 8, train_rows: 30}", one="{methods: {mulmix: }}"),
+        study=of(task="{name: weak, inputs: 8, train_rows: 30}", one="{methods: {mulmix: }}"),
         lines=line(
             6,
             "parts.one.methods.mulmix: at most 127 mixtures can be combined, 8 modalities make "

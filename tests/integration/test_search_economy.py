@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 FILE = """
 study: NAME
-task: {name: weak, modalities: 2, train_rows: 120, val_rows: 60, test_rows: 40, dim: 4}
+task: {name: weak, inputs: 2, train_rows: 120, val_rows: 60, test_rows: 40, dim: 4}
 seeds: 2
 training: {epochs: 6, batch_size: 32}
 parts:
@@ -267,7 +267,7 @@ def test_grids_train_all_seeds(tmp_path: Path) -> None:
 
 SHARED = """
 study: NAME
-task: {name: weak, modalities: 2, train_rows: 120, val_rows: 60, test_rows: 40, dim: 4}
+task: {name: weak, inputs: 2, train_rows: 120, val_rows: 60, test_rows: 40, dim: 4}
 seeds: 2
 training: {epochs: 2, batch_size: 32}
 parts:

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 STUDY = """\
 study: NAME
-task: {name: weak, modalities: 2, train_rows: 120, val_rows: 40, test_rows: 40, dim: 4}
+task: {name: weak, inputs: 2, train_rows: 120, val_rows: 40, test_rows: 40, dim: 4}
 seeds: 3
 training: {epochs: 3, batch_size: 32, learning_rate: 0.003}
 parts:

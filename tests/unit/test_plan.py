@@ -20,13 +20,13 @@ from modmix.execution.costs import Costs
 from modmix.study import plan as plan_module
 from modmix.study import spec
 from modmix.study.plan import Configuration, Plan
-from modmix.tasks.data import Data, Modality, Split
+from modmix.tasks.data import Data, Input, Split
 
 FOLDER = Path("/studies")
 
 
 def fake_data(options: Mapping[str, Any]) -> Data:
-    """Two modalities of 4 and 3 numbers, three classes; any option makes other data."""
+    """Two inputs of 4 and 3 numbers, three classes; any option makes other data."""
     shapes = {"left": (4,), "right": (3,)}
     split = Split(
         inputs={name: np.zeros((6, *shape), np.float32) for name, shape in shapes.items()},
@@ -34,7 +34,7 @@ def fake_data(options: Mapping[str, Any]) -> Data:
     )
     return Data(
         name="fake",
-        modalities={name: Modality(name=name, shape=shape) for name, shape in shapes.items()},
+        inputs={name: Input(name=name, shape=shape) for name, shape in shapes.items()},
         classes=3,
         class_names=("a", "b", "c"),
         train=split,
@@ -274,7 +274,7 @@ def test_a_key_is_this_digest() -> None:
     for name in ("stack", "eval_batch_size", "compile", "cuda_graphs"):  # change no number
         del training[name]
     encoder = {"name": "mlp", "hidden": [64], "activation": "relu", "batch_norm": False}
-    fingerprint = digest({"modalities": None, "train_rows": None, "split_seed": 0})
+    fingerprint = digest({"inputs": None, "train_rows": None, "split_seed": 0})
     assert replicate.key == digest(
         {
             "method": "mul",
@@ -334,7 +334,7 @@ def test_options_of_the_task_may_vary(
 
 def test_details_are_what_the_data_is() -> None:
     details = make("  p: {methods: {mul: }}").details()
-    assert details["modalities"] == {"left": [4], "right": [3]}
+    assert details["inputs"] == {"left": [4], "right": [3]}
     assert details["rows"] == {"train": 6, "val": 6, "test": 6}
     assert details["classes"] == 3
 
@@ -369,7 +369,7 @@ paper: {nul: {test/error: 1}, mul: {tst/error: 1, test/auc: [1, 2, 3]}, mul (q):
         task="task: {name: digits, rows: 1, split_seed: -1}",
     )
     assert found == [
-        "line 2: task.rows: is not an option of this task: modalities, train_rows, split_seed",
+        "line 2: task.rows: is not an option of this task: inputs, train_rows, split_seed",
         "line 2: task.split_seed: must be at least 0, got -1",
         "line 3: study: this key is given twice (first on line 1); keep one",
         "line 4: training.betas: must be two numbers from 0 to below 1, got [0.9]",

@@ -57,7 +57,7 @@ def test_real_files_with_n_train(name: str, train: int, val: int, test: int) -> 
     with np.load(REAL / name) as file:
         arrays = dict(file)
     names = [n for n in arrays if n not in ("labels", "n_train")]
-    assert list(data.modalities) == names
+    assert list(data.inputs) == names
     count = int(arrays["n_train"])
     np.testing.assert_array_equal(data.test.labels, arrays["labels"][count:])
     # Which training rows are training: found by matching, not by the project's own split.
@@ -103,10 +103,10 @@ def test_a_real_file_with_flags_images_and_words() -> None:
     data = load(REAL / "spoken_written_digits.npz")
     with np.load(REAL / "spoken_written_digits.npz") as file:
         arrays = dict(file)
-    assert list(data.modalities) == ["audio_mulaw", "image"]  # words (`speaker`) are left out
-    assert data.modalities["image"].shape == (28, 28, 1)
-    assert data.modalities["image"].kind == "image"
-    assert data.modalities["audio_mulaw"].kind == "flat"
+    assert list(data.inputs) == ["audio_mulaw", "image"]  # words (`speaker`) are left out
+    assert data.inputs["image"].shape == (28, 28, 1)
+    assert data.inputs["image"].kind == "image"
+    assert data.inputs["audio_mulaw"].kind == "dense"
     assert [split.rows for split in data.splits.values()] == [2160, 540, 300]
     np.testing.assert_array_equal(data.test.labels, arrays["labels"][arrays["is_test"]])
     test = np.asarray(data.test.inputs["image"])[..., 0]
@@ -116,7 +116,7 @@ def test_a_real_file_with_flags_images_and_words() -> None:
     train = np.asarray(data.train.inputs["image"], dtype=np.float64)
     assert abs(train.mean()) < 1e-5
     assert abs(train.std() - 1) < 1e-5
-    plain = load(REAL / "spoken_written_digits.npz", standardize=False, modalities=["image"])
+    plain = load(REAL / "spoken_written_digits.npz", standardize=False, inputs=["image"])
     np.testing.assert_array_equal(
         plain.test.inputs["image"][..., 0], (raw / 255).astype(np.float32)
     )
@@ -138,9 +138,9 @@ def test_shapes_and_kinds(tmp_path: Path) -> None:
         labels=np.arange(60) % 2,
     )
     data = load(path)
-    assert {n: (m.shape, m.kind) for n, m in data.modalities.items()} == {
-        "number": ((1,), "flat"),
-        "flags": ((3,), "flat"),
+    assert {n: (m.shape, m.kind) for n, m in data.inputs.items()} == {
+        "number": ((1,), "dense"),
+        "flags": ((3,), "dense"),
         "series": ((7, 2), "sequence"),
         "grey": ((4, 5, 1), "image"),
         "colour": ((4, 5, 3), "image"),
@@ -157,15 +157,15 @@ def test_shapes_and_kinds(tmp_path: Path) -> None:
 
 def test_modalities_subset_and_order(tmp_path: Path) -> None:
     path = save(tmp_path / "x.npz", **example())
-    assert list(load(path).modalities) == ["a", "b"]
-    assert list(load(path, modalities=["b", "a"]).modalities) == ["b", "a"]
-    assert load(path, modalities=["b", "a"]).fingerprint != load(path).fingerprint
-    assert load(path, modalities=["a", "b"]).fingerprint == load(path).fingerprint
+    assert list(load(path).inputs) == ["a", "b"]
+    assert list(load(path, inputs=["b", "a"]).inputs) == ["b", "a"]
+    assert load(path, inputs=["b", "a"]).fingerprint != load(path).fingerprint
+    assert load(path, inputs=["a", "b"]).fingerprint == load(path).fingerprint
 
 
 def test_wrong_arrays_that_are_not_asked_for_do_not_matter(tmp_path: Path) -> None:
     path = save(tmp_path / "x.npz", **example(), other=np.zeros(7), text=np.array(["x", "y"]))
-    assert list(load(path, modalities=["a"]).modalities) == ["a"]
+    assert list(load(path, inputs=["a"]).inputs) == ["a"]
 
 
 def test_arrays_of_other_byte_orders_and_layouts(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_labels_of_another_name(tmp_path: Path) -> None:
     arrays = example()
     arrays["genre"] = arrays.pop("labels")
     data = load(save(tmp_path / "x.npz", **arrays), label="genre")
-    assert list(data.modalities) == ["a", "b"]
+    assert list(data.inputs) == ["a", "b"]
 
 
 # ---------------------------------------------------------------- splits
@@ -311,7 +311,7 @@ def test_csv_equals_pandas(tmp_path: Path, name: str) -> None:
         for modality, names in (("two", ["b_x"]), ("one", ["a_1", "a_2"])):
             expected = (part[names] - train[names].mean()) / train[names].std(ddof=0)
             np.testing.assert_allclose(split.inputs[modality], expected, rtol=1e-4, atol=1e-5)
-    only = load(path, columns=columns, modalities=["one"], label="genre")
+    only = load(path, columns=columns, inputs=["one"], label="genre")
     assert only.shapes == {"one": (2,)}
     assert [split.rows for split in only.splits.values()] == [38, 10, 12]
 

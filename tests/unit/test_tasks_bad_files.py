@@ -317,14 +317,14 @@ NPZ: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     (
         "modality name",
         {},
-        {"modalities": ["txt"]},
+        {"inputs": ["txt"]},
         "has no 'txt' (did you mean 'text'?); it has text, labels",
     ),
     ("split name", {}, {"split": "fold"}, "has no 'fold'; it has text, labels"),
     (
         "the answer",
         {},
-        {"modalities": ["labels"]},
+        {"inputs": ["labels"]},
         "'labels' cannot be a modality, it says the answer",
     ),
     (
@@ -336,7 +336,7 @@ NPZ: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     (
         "words asked for",
         {"speaker": np.array(["x"] * 40)},
-        {"modalities": ["text", "speaker"]},
+        {"inputs": ["text", "speaker"]},
         "'speaker' must hold real numbers, got <U1",
     ),
     (
@@ -360,7 +360,7 @@ NPZ: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     (
         "scalar",
         {"text": np.float64(3)},
-        {"modalities": ["text"]},
+        {"inputs": ["text"]},
         "'text' must have one row per label (40), got a single number; correct it or leave it out",
     ),
     (
@@ -527,7 +527,7 @@ CSV: list[tuple[str, list[str], dict[str, Any], str]] = [
     (
         "unknown modality",
         [HEADER, *ROWS],
-        {**COLUMNS, "modalities": ["bb"]},
+        {**COLUMNS, "inputs": ["bb"]},
         "`columns` has no modality 'bb' (did you mean 'b'?); it has a, b",
     ),
     (

@@ -446,7 +446,7 @@ def test_description_before_and_after_preparing() -> None:
     after = describe_task("weak", WEAK)
     assert after.fingerprint == data.fingerprint
     assert after.rows == {"train": 20, "val": 8, "test": 8}
-    assert dict(after.modalities) == dict(data.modalities)
+    assert dict(after.inputs) == dict(data.inputs)
     assert after.folder is not None
     assert after.bytes == sum(f.stat().st_size for f in after.folder.glob("*.npy"))
     assert describe_task("arrays").entry.doc.startswith("your own")

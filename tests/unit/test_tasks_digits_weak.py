@@ -69,8 +69,8 @@ def test_digits_are_scikit_learns_standardised_with_training_statistics() -> Non
 @pytest.mark.slow
 def test_digits_options() -> None:
     whole = load_task("digits", {})
-    few = load_task("digits", {"train_rows": 50, "modalities": ["profile", "left"]})
-    assert list(few.modalities) == ["profile", "left"]
+    few = load_task("digits", {"train_rows": 50, "inputs": ["profile", "left"]})
+    assert list(few.inputs) == ["profile", "left"]
     assert few.train.rows == 50
     assert np.bincount(few.train.labels).tolist() == [5] * 10
     np.testing.assert_array_equal(few.test.labels, whole.test.labels)
@@ -88,7 +88,7 @@ SMALL: dict[str, Any] = {"train_rows": 400, "val_rows": 20, "test_rows": 4000, "
 def residuals(data: Data, options: dict[str, Any], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Test inputs of a modality minus their class mean, and where it was informative."""
     resolved = resolve_options("weak", options)
-    index = list(data.modalities).index(name)
+    index = list(data.inputs).index(name)
     means = resolved["signal"] * class_means(resolved)[index]
     informative = np.asarray(data.test.extras["informative"])[:, index]
     return data.test.inputs[name] - means[data.test.labels], informative
@@ -105,7 +105,7 @@ def test_weak_is_deterministic_and_splits_are_independent_of_each_others_size() 
 
 
 def test_weak_counts_shapes_and_shares() -> None:
-    data = load_task("weak", {**SMALL, "modalities": 2, "classes": 5, "share": 0.3})
+    data = load_task("weak", {**SMALL, "inputs": 2, "classes": 5, "share": 0.3})
     assert data.shapes == {"m1": (6,), "m2": (6,)}
     assert data.classes == 5
     assert np.bincount(data.test.labels).tolist() == [800] * 5
@@ -115,7 +115,7 @@ def test_weak_counts_shapes_and_shares() -> None:
     assert informative.any(axis=1).all()
     # Weak with probability .3 each, both weak (.09) gives one back.
     assert abs((~informative).mean() - (0.3 - 0.09 / 2)) < 0.015
-    free = load_task("weak", {**SMALL, "modalities": 2, "share": 0.3, "always_one": False})
+    free = load_task("weak", {**SMALL, "inputs": 2, "share": 0.3, "always_one": False})
     none = ~np.asarray(free.test.extras["informative"]).any(axis=1)
     assert abs(none.mean() - 0.09) < 0.015
 
@@ -159,7 +159,7 @@ def test_missing_is_zeros_and_kept_interpolates() -> None:
 
 
 def test_two_classes_and_one_modality_work() -> None:
-    data = load_task("weak", {**SMALL, "classes": 2, "modalities": 1, "weakness": "conflict"})
+    data = load_task("weak", {**SMALL, "classes": 2, "inputs": 1, "weakness": "conflict"})
     assert np.asarray(data.test.extras["informative"]).all()  # always_one
 
 

@@ -29,10 +29,10 @@ def test_every_default_is_acceptable_and_required_options_are_missed() -> None:
     [
         ("higs", {}, "there is no task 'higs' (did you mean 'higgs'?); the tasks are digits"),
         ("digits", {"split_sed": 1}, "option 'split_sed' is not an option of this task (did you"),
-        ("digits", {"modalities": ["lef"]}, "from left, right, profile, fourier, got 'lef' (did"),
-        ("digits", {"modalities": ["left", "left"]}, "must name each only once, got ['left', 'l"),
-        ("digits", {"modalities": "left"}, "must be a list of words, got 'left'"),
-        ("digits", {"modalities": []}, "must be a list of words, got []"),
+        ("digits", {"inputs": ["lef"]}, "from left, right, profile, fourier, got 'lef' (did"),
+        ("digits", {"inputs": ["left", "left"]}, "must name each only once, got ['left', 'l"),
+        ("digits", {"inputs": "left"}, "must be a list of words, got 'left'"),
+        ("digits", {"inputs": []}, "must be a list of words, got []"),
         ("digits", {"train_rows": 3}, "must be at least 10, got 3"),
         ("weak", {"share": 1.5}, "option 'share' must be at most 1, got 1.5"),
         ("weak", {"classes": True}, "must be a whole number, got True"),
@@ -65,9 +65,9 @@ def test_resolved_options_are_complete_in_order_and_in_one_spelling(tmp_path: Pa
     assert list(resolved) == [option.name for option in task_entry("weak").options]
     assert resolved["share"] == 1.0
     assert isinstance(resolved["share"], float)
-    resolved = resolve_options("arrays", {"path": "x.npz", "modalities": ("b", "a")}, tmp_path)
+    resolved = resolve_options("arrays", {"path": "x.npz", "inputs": ("b", "a")}, tmp_path)
     assert resolved["path"] == str(tmp_path / "x.npz")
-    assert resolved["modalities"] == ["b", "a"]
+    assert resolved["inputs"] == ["b", "a"]
     assert resolve_options("higgs", {})["path"] is None
 
 

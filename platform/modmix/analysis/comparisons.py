@@ -1,7 +1,7 @@
 """Comparisons: several rows in each of which methods met on the same data, and ranks over the rows.
 
-A comparison is a study, or one condition of a study. Its candidates are each method's best configuration
-there, chosen on validation; they are tested against each other within the comparison only.
+A comparison is a study, or one condition of a study. Its candidates are each method's best
+configuration there, chosen on validation; they are tested against each other within it only.
 """
 
 from __future__ import annotations

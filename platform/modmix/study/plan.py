@@ -127,7 +127,7 @@ class Plan:
                 chosen[name.removeprefix("task.")] = value
         options = self._options_with(chosen)
         data = self.data_of(options)
-        used = modalities_used(method, list(data.modalities), params)
+        used = modalities_used(method, list(data.inputs), params)
         encoders = (
             {}
             if entry.inputs == "raw"
@@ -399,7 +399,7 @@ def _merge(first: Sequence[Problem], second: Sequence[Problem]) -> list[Problem]
 def _check_against_data(plan: Plan) -> None:
     """What only the data can tell: modalities' names, and whether each model can be built."""
     source, problems = plan.source, []
-    modalities = list(plan.data.modalities)
+    modalities = list(plan.data.inputs)
     for name in plan.spec.encoders:
         if name != "default" and name not in modalities:
             message = unknown(name, [*modalities, "default"], "modality")
@@ -440,15 +440,15 @@ def _first_problem(
         data = plan.data_of(configuration.task.options)
         if (
             chosen := configuration.params.get("modality")
-        ) is not None and chosen not in data.modalities:
-            return f"modality: {unknown(str(chosen), data.modalities, 'modality')}"
+        ) is not None and chosen not in data.inputs:
+            return f"modality: {unknown(str(chosen), data.inputs, 'modality')}"
         replicate = configuration.replicates[0]
         # Values of stackable hyperparameters do not change shapes, but their names may (weights).
         signature = digest([replicate.structure, replicate.params.get("weights")])
         if signature in seen:
             continue
         seen.add(signature)
-        if problems := method_problems(method, list(data.modalities), replicate.params):
+        if problems := method_problems(method, list(data.inputs), replicate.params):
             return problems[0]
         if (problem := _unbuildable(replicate, data)) is not None:
             return problem

@@ -28,7 +28,7 @@ from modmix.tasks.arrays_labels import check_classes, encode_labels, given_split
 from modmix.tasks.arrays_npz import read_npz
 from modmix.tasks.arrays_read import Loaded
 from modmix.tasks.base import Contents, Task
-from modmix.tasks.data import SPLITS, Array, Kind, Modality, check_modality_name
+from modmix.tasks.data import SPLITS, Array, Input, Kind, check_input_name
 from modmix.tasks.files import Progress, Source
 from modmix.tasks.splits import Moments, chunks, stratified
 from modmix.tasks.writer import Writer, input_file, labels_file
@@ -62,7 +62,7 @@ class Arrays(Task):
         for number, split in enumerate(SPLITS):
             writer.put(labels_file(split), labels_N[splits_N == number], np.int64)
         return Contents(
-            modalities=tuple(modality for modality, _ in views.values()),
+            inputs=tuple(modality for modality, _ in views.values()),
             class_names=class_names,
             rows={split: int((splits_N == n).sum()) for n, split in enumerate(SPLITS)},
         )
@@ -111,28 +111,28 @@ def read_file(path: Path, options: Mapping[str, Any]) -> Loaded:
 # ---------------------------------------------------------------- inputs
 
 
-def shaped(loaded: Loaded, name: str, rows: int) -> tuple[Modality, Array]:
+def shaped(loaded: Loaded, name: str, rows: int) -> tuple[Input, Array]:
     """Give an array the shape of its kind, (N, D), (N, T, D) or (N, H, W, C), and check it.
 
     Raises:
         DataError: not numbers, not one row per label, NaN or infinite, or too many dimensions.
     """
     values, where = loaded.inputs[name], f"{loaded.path}: {name!r}"
-    check_modality_name(name, str(loaded.path))
+    check_input_name(name, str(loaded.path))
     if values.dtype.kind not in "biuf":
         raise DataError(f"{where} must hold real numbers, got {values.dtype}")
     if values.ndim == 0 or len(values) != rows:
         came = f"{len(values):,} rows" if values.ndim else "a single number"
         raise DataError(
             f"{where} must have one row per label ({rows:,}), got {came}; correct it or leave it "
-            "out by the option `modalities`"
+            "out by the option `inputs`"
         )
     if values.ndim > 4 or 0 in values.shape:
         raise DataError(
             f"{where} must have rows of shape (D,), (T, D) or (H, W, C), got {values.shape[1:]}"
         )
     _check_finite(loaded, name, values)
-    kind: Kind = "flat"
+    kind: Kind = "dense"
     if values.ndim == 1:
         values = values[:, None]
     elif values.ndim == 3 and values.dtype.kind == "f":
@@ -140,7 +140,7 @@ def shaped(loaded: Loaded, name: str, rows: int) -> tuple[Modality, Array]:
     elif values.ndim >= 3:
         kind = "image"
         values = values[..., None] if values.ndim == 3 else values
-    return Modality(name=name, shape=values.shape[1:], kind=kind), values
+    return Input(name=name, shape=values.shape[1:], kind=kind), values
 
 
 def _check_finite(loaded: Loaded, name: str, values: Array) -> None:
@@ -161,7 +161,7 @@ def _check_finite(loaded: Loaded, name: str, values: Array) -> None:
 
 def _write_modality(
     writer: Writer,
-    modality: Modality,
+    modality: Input,
     values: Array,
     splits_N: npt.NDArray[np.uint8],
     standardize: bool,

@@ -75,7 +75,7 @@ def _columns(
             f'{path}: a CSV needs the option `columns`, as {{audio: ["audio_*"], age: ["age"]}}; '
             f"its columns are {', '.join(known[:30])}"
         )
-    names = options["modalities"] or list(asked)
+    names = options["inputs"] or list(asked)
     for name in names:
         if name not in asked:
             raise DataError(

@@ -39,7 +39,7 @@ def read_npz(path: Path, options: Mapping[str, Any]) -> Loaded:
         split = _npz_split_name(path, options["split"], known)
         arrays = {name: _npz_array(path, file, name) for name in _npz_names(path, options, known)}
         labels = _npz_array(path, file, label)
-        if options["modalities"] is None:
+        if options["inputs"] is None:
             arrays = {n: a for n, a in arrays.items() if a.dtype.kind not in "US" and a.ndim > 0}
             arrays = {n: a for n, a in arrays.items() if n not in (label, split)}
         if not arrays:
@@ -62,12 +62,12 @@ def read_npz(path: Path, options: Mapping[str, Any]) -> Loaded:
 
 
 def _npz_names(path: Path, options: Mapping[str, Any], known: Sequence[str]) -> list[str]:
-    if options["modalities"] is None:
+    if options["inputs"] is None:
         return [name for name in known if name not in _NOT_MODALITIES]
-    for name in options["modalities"]:
+    for name in options["inputs"]:
         if name not in known:
             raise missing(path, name, known)
-    return list(options["modalities"])
+    return list(options["inputs"])
 
 
 def _npz_split_name(path: Path, asked: str | None, known: Sequence[str]) -> str | None:

@@ -26,7 +26,7 @@ import numpy as np
 
 from modmix.base.errors import DataError
 from modmix.base.messages import digest
-from modmix.tasks.data import SPLITS, Array, Data, Kind, Modality, Split
+from modmix.tasks.data import SPLITS, Array, Data, Input, Kind, Split
 from modmix.tasks.files import (
     Progress,
     Source,
@@ -56,9 +56,9 @@ _LARGE_BYTES = 64 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What a task has written: modalities in order, classes, rows per split, names of extras."""
+    """What a task has written: inputs in order, classes, rows per split, names of extras."""
 
-    modalities: tuple[Modality, ...]
+    inputs: tuple[Input, ...]
     class_names: tuple[str, ...]
     rows: Mapping[str, int]
     extras: tuple[str, ...] = ()
@@ -102,7 +102,7 @@ class Description:
     folder: Path | None = None  # of the prepared arrays
     bytes: int = 0
     fingerprint: str = ""
-    modalities: Mapping[str, Modality] = field(default_factory=dict)
+    inputs: Mapping[str, Input] = field(default_factory=dict)
     class_names: tuple[str, ...] = ()
     rows: Mapping[str, int] = field(default_factory=dict)
 
@@ -213,7 +213,7 @@ def describe_task(name: str, options: Mapping[str, Any] | None = None) -> Descri
         folder=folder,
         bytes=sum(file["bytes"] for file in meta["files"].values()),
         fingerprint=meta["fingerprint"],
-        modalities=_modalities(meta),
+        inputs=_inputs(meta),
         class_names=tuple(meta["class_names"]),
         rows=meta["rows"],
     )
@@ -367,7 +367,7 @@ def _write(
     writer.finish(
         task=task.name,
         options=_without_paths(task),
-        modalities={m.name: m for m in contents.modalities},
+        inputs={m.name: m for m in contents.inputs},
         class_names=contents.class_names,
         rows=contents.rows,
         extras=contents.extras,
@@ -382,15 +382,15 @@ def _changed(source: Source) -> DataError:
 # ---------------------------------------------------------------- mapping
 
 
-def _modalities(meta: Mapping[str, Any]) -> dict[str, Modality]:
+def _inputs(meta: Mapping[str, Any]) -> dict[str, Input]:
     return {
-        name: Modality(name=name, shape=tuple(shape), kind=cast(Kind, kind))
-        for name, shape, kind in meta["modalities"]
+        name: Input(name=name, shape=tuple(shape), kind=cast(Kind, kind))
+        for name, shape, kind in meta["inputs"]
     }
 
 
 def _map_folder(folder: Path, meta: Mapping[str, Any]) -> Data:
-    modalities = _modalities(meta)
+    inputs = _inputs(meta)
 
     def array(name: str) -> Array:
         mapped: Array = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
@@ -398,7 +398,7 @@ def _map_folder(folder: Path, meta: Mapping[str, Any]) -> Data:
 
     splits = {
         split: Split(
-            inputs={name: array(input_file(split, name)) for name in modalities},
+            inputs={name: array(input_file(split, name)) for name in inputs},
             labels=array(labels_file(split)),
             extras={name: array(extra_file(split, name)) for name in meta["extras"]},
         )
@@ -406,7 +406,7 @@ def _map_folder(folder: Path, meta: Mapping[str, Any]) -> Data:
     }
     return Data(
         name=meta["task"],
-        modalities=modalities,
+        inputs=inputs,
         classes=len(meta["class_names"]),
         class_names=tuple(meta["class_names"]),
         train=splits["train"],

@@ -1,7 +1,7 @@
-"""What a task hands to the trainer: modalities, splits, labels, and the data's fingerprint.
+"""What a task hands to the trainer: inputs, splits, labels, and the data's fingerprint.
 
 Arrays are float32 read-only memory maps, first axis examples; nothing is copied by loading. N is
-the number of examples of a split, M the number of modalities.
+the number of examples of a split, M the number of inputs.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import numpy.typing as npt
 
 from modmix.base.errors import DataError
 
-Kind = Literal["flat", "image", "sequence"]
+Kind = Literal["dense", "image", "sequence"]
 Array = npt.NDArray[Any]
 
 SPLITS = ("train", "val", "test")
 
-# Names of modalities become file names, column prefixes and, joined by "+", names of subsets.
+# Names of inputs become file names, column prefixes and, joined by "+", names of subsets.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
-def check_modality_name(name: str, source: str) -> None:
+def check_input_name(name: str, source: str) -> None:
     """Refuse a name that could not be a file name or that a prepared file already has.
 
     Raises:
@@ -39,7 +39,7 @@ def check_modality_name(name: str, source: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Modality:
+class Input:
     """One modality of a task: its name, the shape of one example, and what that shape means.
 
     ``flat`` is (D,); ``image`` is (H, W, C); ``sequence`` is (T, D).
@@ -47,10 +47,10 @@ class Modality:
 
     name: str
     shape: tuple[int, ...]
-    kind: Kind = "flat"
+    kind: Kind = "dense"
 
     def __post_init__(self) -> None:
-        assert len(self.shape) == {"flat": 1, "image": 3, "sequence": 2}[self.kind], self
+        assert len(self.shape) == {"dense": 1, "image": 3, "sequence": 2}[self.kind], self
         assert all(size > 0 for size in self.shape), self
 
     @property
@@ -92,7 +92,7 @@ class Data:
     """
 
     name: str
-    modalities: Mapping[str, Modality]
+    inputs: Mapping[str, Input]
     classes: int
     class_names: tuple[str, ...]
     train: Split
@@ -103,8 +103,8 @@ class Data:
     def __post_init__(self) -> None:
         assert len(self.class_names) == self.classes >= 2, self.class_names
         for split in (self.train, self.val, self.test):
-            assert list(split.inputs) == list(self.modalities), list(split.inputs)
-            for name, modality in self.modalities.items():
+            assert list(split.inputs) == list(self.inputs), list(split.inputs)
+            for name, modality in self.inputs.items():
                 assert split.inputs[name].shape[1:] == modality.shape, name
 
     @property
@@ -113,5 +113,5 @@ class Data:
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Modality -> shape of one example, in order: what a model is built from."""
-        return {name: modality.shape for name, modality in self.modalities.items()}
+        """Input -> shape of one example, in order: what a model is built from."""
+        return {name: modality.shape for name, modality in self.inputs.items()}

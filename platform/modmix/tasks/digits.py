@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from modmix.tasks.base import Contents, Task
-from modmix.tasks.data import Array, Modality
+from modmix.tasks.data import Array, Input
 from modmix.tasks.files import Progress
 from modmix.tasks.splits import Moments, stratified
 from modmix.tasks.writer import Writer
@@ -30,13 +30,13 @@ class Digits(Task):
         scans = load_digits()
         images_NHW = np.asarray(scans.images, dtype=np.float64)
         labels_N = np.asarray(scans.target, dtype=np.int64)
-        names = self.options["modalities"] or ["left", "right", "profile", "fourier"]
+        names = self.options["inputs"] or ["left", "right", "profile", "fourier"]
         views = {name: view for name, view in views_of(images_NHW).items() if name in names}
         chosen = self._splits(labels_N)
         # The scans are whole numbers 0..16; what is computed from them may differ in the last bit.
         writer.content("images", images_NHW.astype(np.uint8))
         writer.content("labels", labels_N)
-        writer.content("modalities", list(names))
+        writer.content("inputs", list(names))
         for split, rows_n in chosen.items():
             writer.content(split, rows_n)
         moments = {name: Moments(views[name].shape[1]) for name in names}
@@ -47,7 +47,7 @@ class Digits(Task):
             inputs = {name: moments[name].apply(views[name][rows_n]) for name in names}
             writer.split(split, inputs, labels_N[rows_n])
         return Contents(
-            modalities=tuple(Modality(name=n, shape=views[n].shape[1:]) for n in names),
+            inputs=tuple(Input(name=n, shape=views[n].shape[1:]) for n in names),
             class_names=tuple(str(name) for name in scans.target_names),
             rows={split: len(rows_n) for split, rows_n in chosen.items()},
         )

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from modmix.base.errors import DataError
 from modmix.tasks.base import Contents, Task
-from modmix.tasks.data import SPLITS, Array, Modality
+from modmix.tasks.data import SPLITS, Array, Input
 from modmix.tasks.download import fetch
 from modmix.tasks.files import Progress, Source, data_home
 from modmix.tasks.higgs_csv import COLUMNS, Rows, read_rows
@@ -80,7 +80,7 @@ class Higgs(Task):
         for number, split in enumerate(SPLITS):
             writer.put(labels_file(split), labels_N[splits_N == number], np.int64)
         return Contents(
-            modalities=tuple(Modality(name=view, shape=(_width(view),)) for view in VIEWS),
+            inputs=tuple(Input(name=view, shape=(_width(view),)) for view in VIEWS),
             class_names=CLASS_NAMES,
             rows={split: int(counts[number]) for number, split in enumerate(SPLITS)},
         )

@@ -94,7 +94,7 @@ class Option:
                 return float(value)
             case "strs":
                 return list(value)
-            case "columns":  # the order of modalities matters and is kept
+            case "columns":  # the order of inputs matters and is kept
                 return {name: list(columns) for name, columns in value.items()}
             case _:
                 return value

@@ -52,12 +52,12 @@ DIGITS = TaskEntry(
     doc="1,797 real 8x8 scans of handwritten digits, seen in four ways; 10 classes",
     options=(
         Option(
-            name="modalities",
+            name="inputs",
             kind="strs",
             default=None,
             optional=True,
             choices=("left", "right", "profile", "fourier"),
-            doc="which modalities, in this order; null: all four",
+            doc="which inputs, in this order; null: all four",
         ),
         Option(
             name="train_rows",
@@ -77,9 +77,9 @@ DIGITS = TaskEntry(
 
 WEAK = TaskEntry(
     path="modmix.tasks.weak:Weak",
-    doc="synthetic: in each example some modalities are informative, the others weak",
+    doc="synthetic: in each example some inputs are informative, the others weak",
     options=(
-        Option(name="modalities", kind="int", default=3, low=1, high=127, doc="how many: m1, m2…"),
+        Option(name="inputs", kind="int", default=3, low=1, high=127, doc="how many: m1, m2…"),
         Option(name="classes", kind="int", default=4, low=2, doc="how many classes"),
         Option(name="train_rows", kind="int", default=2000, low=1, doc="training examples"),
         Option(name="val_rows", kind="int", default=1000, low=1, doc="validation examples"),
@@ -203,11 +203,11 @@ ARRAYS = TaskEntry(
             name="path", kind="path", default=None, required=True, doc="an .npz, .csv or .csv.gz"
         ),
         Option(
-            name="modalities",
+            name="inputs",
             kind="strs",
             default=None,
             optional=True,
-            doc="which modalities, in this order; null: all numeric arrays (of a CSV: `columns`)",
+            doc="which inputs, in this order; null: all numeric arrays (of a CSV: `columns`)",
         ),
         Option(
             name="columns",
@@ -317,7 +317,7 @@ def resolve_options(
     return resolved
 
 
-def default_encoders(name: str, modalities: Iterable[str]) -> dict[str, dict[str, Any]]:
+def default_encoders(name: str, inputs: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Give the default encoder of each modality of a task."""
     encoders = task_entry(name).encoders
-    return {m: dict(encoders.get(m, encoders.get("*", MLP_64))) for m in modalities}
+    return {m: dict(encoders.get(m, encoders.get("*", MLP_64))) for m in inputs}

@@ -1,6 +1,6 @@
-"""The task ``weak``: synthetic data in which the generator says which modalities are weak where.
+"""The task ``weak``: synthetic data in which the generator says which inputs are weak where.
 
-Modality m of an example of class y is
+Input m of an example of class y is
 
     x_m = signal · c_{m,y} + noise · ε          where it is informative,
 
@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from modmix.tasks.base import Contents, Task
-from modmix.tasks.data import SPLITS, Array, Modality
+from modmix.tasks.data import SPLITS, Array, Input
 from modmix.tasks.files import Progress
 from modmix.tasks.splits import generator
 from modmix.tasks.writer import Writer
@@ -37,7 +37,7 @@ class Weak(Task):
 
     def write(self, writer: Writer, progress: Progress) -> Contents:  # noqa: ARG002 - fast
         options = self.options
-        names = [f"m{i + 1}" for i in range(options["modalities"])]
+        names = [f"m{i + 1}" for i in range(options["inputs"])]
         means_MCD = class_means(options)
         for split in SPLITS:
             labels_N, informative_NM = draw_masks(options, split)
@@ -51,7 +51,7 @@ class Weak(Task):
             writer.content(f"{split}_labels", labels_N)
             writer.split(split, inputs, labels_N, {"informative": informative_NM})
         return Contents(
-            modalities=tuple(Modality(name=n, shape=(options["dim"],)) for n in names),
+            inputs=tuple(Input(name=n, shape=(options["dim"],)) for n in names),
             class_names=tuple(str(k) for k in range(options["classes"])),
             rows={split: options[f"{split}_rows"] for split in SPLITS},
             extras=("informative",),
@@ -60,18 +60,18 @@ class Weak(Task):
 
 def class_means(options: Any) -> Array:
     """Draw the class means, (M, C, D)."""
-    shape = (options["modalities"], options["classes"], options["dim"])
+    shape = (options["inputs"], options["classes"], options["dim"])
     return generator(options["seed"], "means").standard_normal(shape)
 
 
 def draw_masks(options: Any, split: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Draw a split's labels (N,), classes evenly, and where modalities are informative (N, M)."""
-    rows, modalities = options[f"{split}_rows"], options["modalities"]
+    """Draw a split's labels (N,), classes evenly, and where inputs are informative (N, M)."""
+    rows, inputs = options[f"{split}_rows"], options["inputs"]
     rng = generator(options["seed"], split, "masks")
     labels_N = rng.permutation(np.arange(rows, dtype=np.int64) % options["classes"])
-    informative_NM = rng.random((rows, modalities)) >= options["share"]
+    informative_NM = rng.random((rows, inputs)) >= options["share"]
     if options["always_one"]:
-        given_back_N = rng.integers(modalities, size=rows)
+        given_back_N = rng.integers(inputs, size=rows)
         none_N = ~informative_NM.any(axis=1)
         informative_NM[none_N, given_back_N[none_N]] = True
     return labels_N, informative_NM

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from modmix.base.messages import digest
-from modmix.tasks.data import SPLITS, Array, Modality, check_modality_name
+from modmix.tasks.data import SPLITS, Array, Input, check_input_name
 from modmix.tasks.files import write_json
 
 # Raised whenever the same source would be prepared into other arrays than before.
@@ -133,17 +133,17 @@ class Writer:
         *,
         task: str,
         options: Mapping[str, Any],
-        modalities: Mapping[str, Modality],
+        inputs: Mapping[str, Input],
         class_names: tuple[str, ...],
         rows: Mapping[str, int],
         extras: tuple[str, ...],
         sources: Sequence[Mapping[str, Any]],
     ) -> None:
         """Write meta.json, the mark of a complete folder."""
-        for name in modalities:
-            check_modality_name(name, f"task {task}")
+        for name in inputs:
+            check_input_name(name, f"task {task}")
         assert all(rows[split] > 0 for split in SPLITS), rows
-        described = [[m.name, list(m.shape), m.kind] for m in modalities.values()]
+        described = [[m.name, list(m.shape), m.kind] for m in inputs.values()]
         content = self._content.hexdigest()
         write_json(
             self.folder / "meta.json",
@@ -151,7 +151,7 @@ class Writer:
                 "version": PREPARED_VERSION,
                 "task": task,
                 "options": dict(options),
-                "modalities": described,
+                "inputs": described,
                 "class_names": list(class_names),
                 "rows": dict(rows),
                 "extras": list(extras),

@@ -385,10 +385,8 @@ def study_content(
     for method, (configuration, means) in best.items():
         rows |= {f"study/{method}_{name.replace('/', '_')}": v for name, v in means.items()}
         shown = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
-        lines.append(
-            f"- **{configuration_name(study.spec, configuration, parts.get(configuration.key, ()))}**"
-            f": {shown}"
-        )
+        name = configuration_name(study.spec, configuration, parts.get(configuration.key, ()))
+        lines.append(f"- **{name}**: {shown}")
     status = STATUS[state]
     return Content(
         name=study.name,

@@ -86,7 +86,7 @@ class _Run:
         first = pack.replicates[0]
         assert all(r.structure == first.structure for r in pack.replicates), pack.id
         self.settings = first.training
-        names = modalities_used(first.method, list(data.modalities), first.params)
+        names = modalities_used(first.method, list(data.inputs), first.params)
         self.train = Examples(data.train, names, device)
         self.val = Examples(data.val, names, device)
         self.test = Examples(data.test, names, device)
