@@ -21,6 +21,8 @@ class Plain:
     history: dict[str, list[float]] = field(default_factory=dict)
     best_epoch: float = 0.0
     best_state: dict[str, Tensor] = field(default_factory=dict)
+    # Of parts that train as if alone: best validation error, and its epoch.
+    parts: dict[str, tuple[float, float]] = field(default_factory=dict)
     model: Model | None = None
 
 
@@ -62,6 +64,25 @@ def rate_at(t: Any, epoch: int) -> float:
     return float(t["learning_rate"] * factors[t["schedule"]])
 
 
+def independent_parts(model: Model) -> list[list[nn.Parameter]]:
+    """Parameters of each part that trains as if alone; all of them, for most methods."""
+    parts = [
+        [p for name, p in model.named_parameters() if name.startswith(prefixes)]
+        for prefixes in model.parts().values()
+    ]
+    return parts or [list(model.parameters())]
+
+
+def part_errors(model: Model, split: Split) -> dict[str, float]:
+    """Validation error of every part's own classifier."""
+    inputs, labels = tensors(split)
+    model.eval()
+    with torch.no_grad():
+        found = model.method.part_log_probabilities(model(inputs)) if model.parts() else {}
+    model.train()
+    return {n: 100 * (x.argmax(-1) != labels).double().mean().item() for n, x in found.items()}
+
+
 def train_plainly(replicate: Replicate, data: Data) -> Plain:
     """Train one replicate; early stopping and best-epoch weights by validation error."""
     t = replicate.training
@@ -88,7 +109,8 @@ def train_plainly(replicate: Replicate, data: Data) -> Plain:
             loss = model.loss(outputs, labels[rows]).mean()
             loss.backward()
             if t["clip_norm"] is not None:
-                nn.utils.clip_grad_norm_(model.parameters(), t["clip_norm"])
+                for part in independent_parts(model):
+                    nn.utils.clip_grad_norm_(part, t["clip_norm"])
             optimizer.step()
             losses.append(loss.item())
             if step + 1 not in ends:
@@ -106,7 +128,14 @@ def train_plainly(replicate: Replicate, data: Data) -> Plain:
             if value < best:
                 best, waited = value, 0
                 run.best_epoch = line["epoch"]
-                run.best_state = {n: x.clone() for n, x in model.state_dict().items()}
+                if not model.parts():
+                    run.best_state = {n: x.clone() for n, x in model.state_dict().items()}
+            for part, error in part_errors(model, data.val).items():
+                if error < run.parts.get(part, (math.inf, 0.0))[0]:
+                    run.parts[part] = (error, line["epoch"])
+                    for n, x in model.state_dict().items():
+                        if n.startswith(model.parts()[part]):
+                            run.best_state[n] = x.clone()
             if t["patience"] is not None and waited >= t["patience"]:
                 return run
     return run

@@ -67,7 +67,7 @@ def make_replicates(
     """
     # What is probed depends on the machine; tests say how to train.
     settings = {name: h.default for name, h in TRAINING.items()}
-    settings |= {"stack": "always", "compile": "never", **training}
+    settings |= {"stack": "always", "compile": False, "select": "best", **training}
     replicates = []
     for i, values in enumerate(configurations):
         params = {k: v for k, v in values.items() if k != "training"}

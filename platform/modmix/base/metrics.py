@@ -140,9 +140,15 @@ def higher_is_better(column: str) -> bool:
     return False if name == "loss" else METRICS[name].higher_is_better
 
 
-def evaluate(scores: Tensor, targets: Tensor, names: Iterable[str]) -> Mapping[str, Tensor]:
+def evaluate(
+    scores: Tensor, log_probabilities: Tensor, targets: Tensor, names: Iterable[str]
+) -> Mapping[str, Tensor]:
     """The named metrics, each (...)."""
-    return {name: METRICS[name].function(scores, targets) for name in names}
+    of_scores = ("error", "f1")
+    return {
+        name: METRICS[name].function(scores if name in of_scores else log_probabilities, targets)
+        for name in names
+    }
 
 
 def _binary_auc(scores: Tensor, positive: Tensor) -> Tensor:

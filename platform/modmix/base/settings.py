@@ -121,6 +121,14 @@ _SETTINGS = (
         doc="validation metric that picks the best epoch and stops early",
     ),
     Hyperparameter(
+        name="select",
+        kind="str",
+        default=None,
+        optional=True,
+        choices=("last", "best"),
+        doc="which epoch's weights count; null: best where patience is set, else last",
+    ),
+    Hyperparameter(
         name="precision",
         kind="str",
         default="float32",
@@ -139,16 +147,16 @@ _SETTINGS = (
     ),
     Hyperparameter(
         name="compile",
-        kind="str",
-        default="auto",
-        choices=("auto", "always", "never"),
-        doc="run the stacked step as a program of torch.compile; auto: where long training gains",
+        kind="bool",
+        default=False,
+        doc="run the stacked step through torch.compile",
     ),
     Hyperparameter(
         name="cuda_graphs",
-        kind="bool",
-        default=False,
-        doc="on a GPU, record a step's kernels once and start them all at a time",
+        kind="str",
+        default="auto",
+        choices=("auto", "always", "never"),
+        doc="on a GPU, record a step's kernels once and launch them together; auto: if faster",
     ),
     Hyperparameter(
         name="halving",
@@ -164,6 +172,12 @@ TRAINING: Mapping[str, Hyperparameter] = {setting.name: setting for setting in _
 
 # Settings that change where or how fast a model is trained, never its numbers.
 WITHOUT_EFFECT = frozenset({"eval_batch_size", "stack", "compile", "cuda_graphs"})
+
+
+def selection(training: Mapping[str, Any]) -> str:
+    """Which epoch's weights count under these settings: "last" or "best"."""
+    chosen = training["select"]
+    return str(chosen or ("last" if training["patience"] is None else "best"))
 
 
 def training_defaults() -> dict[str, Any]:

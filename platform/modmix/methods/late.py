@@ -1,8 +1,7 @@
 """Late fusion, eq. 2: p = F(h_1(v_1), …, h_M(v_M)).
 
-The classifiers share no parameter and no loss, so one program trains them as if each were alone;
-what is counted per model is shared, though: a clip norm acts on all gradients together, and the
-best epoch and patience are those of the combination.
+The unimodal classifiers are independent: no shared parameter, loss, clip norm or best epoch. One
+program trains them all, each exactly as it would be trained alone (`Method.parts`).
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modmix.methods.base import Method, cross_entropy, head, hidden_units, lift, pick
+from modmix.methods.base import Method, Stage, cross_entropy, head, hidden_units, lift, pick
 
 
 class LateOutputs(NamedTuple):
@@ -28,9 +27,9 @@ class LateOutputs(NamedTuple):
 class Late(Method):
     """Independent classifiers whose predictions are combined.
 
-    ``mean`` averages the probabilities. ``learned`` is a linear layer on all log-probabilities
-    that starts as their average; it learns with the classifiers, whose gradient it does not
-    touch.
+    ``mean`` averages the probabilities. ``learned`` is a linear layer on all log-probabilities that
+    starts as their average and is trained in a second stage of as many epochs, on the finished
+    classifiers.
     """
 
     def __init__(
@@ -46,6 +45,7 @@ class Late(Method):
         hidden = hidden_units(depth, width)
         self.heads = nn.ModuleList(head(d, hidden, classes) for d in features.values())
         self.combine = _averaging_layer(len(features), classes) if combine == "learned" else None
+        self.combining = False
 
     def forward(self, features: Mapping[str, Tensor]) -> LateOutputs:
         logits = [g(features[m]) for m, g in zip(self.modalities, self.heads, strict=True)]
@@ -56,12 +56,31 @@ class Late(Method):
         return LateOutputs(log_p_MBC, self.combine(inputs))
 
     def loss(self, outputs: LateOutputs, target_B: Tensor) -> Tensor:
-        """Σ_m −log p_m^y; with a learned combination, its own cross-entropy is added."""
+        """Σ_m −log p_m^y; in the second stage the cross-entropy of the learned combination."""
+        if self.combining:
+            return cross_entropy(outputs.logits_BC, target_B)
         own_B = sum(pick(log_p_BC, target_B).neg() for log_p_BC in outputs.log_p_MBC.unbind())
         assert isinstance(own_B, Tensor)
+        return own_B
+
+    def parts(self, encoders: Mapping[str, str]) -> Mapping[str, tuple[str, ...]]:
+        return {
+            name: (encoders[name], f"method.heads.{i}.") for i, name in enumerate(self.modalities)
+        }
+
+    def part_log_probabilities(self, outputs: LateOutputs) -> Mapping[str, Tensor]:
+        if self.combining:
+            return {}
+        return dict(zip(self.modalities, outputs.log_p_MBC.unbind(), strict=True))
+
+    def stages(self) -> tuple[Stage, ...]:
         if self.combine is None:
-            return own_B
-        return own_B + cross_entropy(outputs.logits_BC, target_B)
+            return (Stage(name="unimodal"),)
+        frozen = ("encoders.", "method.heads.")
+        return (Stage(name="unimodal"), Stage(name="combination", frozen=frozen, begin="selected"))
+
+    def enter(self, stage: Stage) -> None:
+        self.combining = stage.name == "combination"
 
 
 def _averaging_layer(modalities: int, classes: int) -> nn.Linear:

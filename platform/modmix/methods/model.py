@@ -53,6 +53,17 @@ class Model(nn.Module):
     def scores(self, outputs: Outputs) -> Tensor:
         return self.method.scores(outputs)
 
+    def log_probabilities(self, outputs: Outputs) -> Tensor:
+        return self.method.log_probabilities(outputs)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return self.modalities
+
+    def parts(self) -> Mapping[str, tuple[str, ...]]:
+        """Parts that train as if each were alone, see `Method.parts`."""
+        return self.method.parts({m: f"encoders.{i}." for i, m in enumerate(self.modalities)})
+
 
 def build_model(
     method: str,

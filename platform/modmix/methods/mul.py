@@ -74,6 +74,15 @@ class Multiplicative(Method):
         """−ℓ^k: the class with the smallest loss is predicted (eq. 7)."""
         return -outputs.losses_CB.mT.contiguous()
 
+    def log_probabilities(self, outputs: MulOutputs) -> Tensor:
+        """log softmax(−ℓ/Σw): S agreeing sources shall not sharpen the probabilities S-fold.
+
+        The argmax is that of the scores. Where all weights are 0, so are all losses: uniform.
+        """
+        total = self.weights_S.sum()
+        scale = torch.where(total > 0, total, torch.ones_like(total))
+        return F.log_softmax(lift(-outputs.losses_CB) / scale, dim=0).mT.contiguous()
+
 
 class Mul(Multiplicative):
     """Every modality is a source with its own classifier on its own features."""
@@ -128,9 +137,22 @@ def class_losses(
         # others, not that of all less one's own, which would lose every digit of a large term.
         one_SS = torch.eye(sources, dtype=log_p_SCB.dtype, device=log_p_SCB.device)
         powers_SS = beta / (sources - 1) * (1.0 - one_SS) + alpha * one_SS
-        q_SCB = (powers_SS @ log_rest_SCB.flatten(1)).exp().view_as(log_p_SCB)
-        weighted = weights_S.to(log_p_SCB.dtype) @ (q_SCB * log_p_SCB).flatten(1)
+        exponents = exact_product(powers_SS, log_rest_SCB.flatten(1))
+        q_SCB = exponents.exp().view_as(log_p_SCB)
+        weights_1S = weights_S.to(log_p_SCB.dtype).unsqueeze(0)
+        weighted = exact_product(weights_1S, (q_SCB * log_p_SCB).flatten(1))
         return -weighted.view(log_p_SCB.shape[1:])
+
+
+def exact_product(left_RS: Tensor, right_SN: Tensor) -> Tensor:
+    """``left @ right`` (R, N) in full float32, also where a GPU's products are TF32.
+
+    TF32 keeps 10 bits of a factor: an exponent of 100 would be wrong by 0.05, and q by 5 %. The sum
+    is over S sources (few), so that a product of its own costs little.
+    """
+    if right_SN.device.type == "cpu":
+        return left_RS @ right_SN
+    return (left_RS.unsqueeze(-1) * right_SN).sum(1)
 
 
 def log_one_minus(log_p: Tensor, dim: int, *, constant: bool = False) -> Tensor:

@@ -25,7 +25,6 @@ import numpy.typing as npt
 
 from modmix.base.errors import DataError
 from modmix.tasks.files import Progress, silent
-from modmix.training.allocator import keep_freed_memory
 
 COLUMNS = 29  # the label and 28 features
 _READ = 1 << 20  # bytes read from the file at a time
@@ -53,7 +52,6 @@ def read_rows(
             the message names the line.
     """
     threads = threads or min(16, os.cpu_count() or 1)
-    keep_freed_memory()
     waiting: queue.Queue[Future[Rows] | Exception | None] = queue.Queue(threads + 1)
     stop = threading.Event()
     try:

@@ -9,8 +9,6 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from modmix.training.allocator import free_memory
-
 Rows = npt.NDArray[np.float32]
 
 # What is kept in memory: at most so many bytes, and so much of what is free.
@@ -34,7 +32,7 @@ class RowStore:
         self, spill: Path, columns: int, chunk_rows: int, most_bytes: int | None = None
     ) -> None:
         if most_bytes is None:
-            most_bytes = min(_MOST_BYTES, int(_SHARE * free_memory()))
+            most_bytes = min(_MOST_BYTES, int(_SHARE * (1 << 31)))
         self.rows = 0
         self.chunk_rows = chunk_rows
         self._columns = columns

@@ -1,69 +1,171 @@
 """Batches for models with different seeds: each distinct seed's batch is gathered once.
 
-A split lies on the device when it fits there; else batches are gathered on the host and sent.
+A split lies on the device when it fits there; otherwise batches are gathered on the host by
+threads, ahead of the steps that use them, and sent. Inputs travel in their own type (bytes of
+images, token ids) and become floats on the device: augmented, normalised.
+
 Shapes: S distinct seeds, B batch, N examples of a split.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
 from modmix.methods.model import derive_seed
-from modmix.tasks.data import Array, Split
+from modmix.tasks.data import Array, Augmentation, Data, Input
+from modmix.training.augment import augment
+from modmix.training.device import available, forced
 
-# Of the memory that is free on an accelerator, the part that data may take.
+# Of the memory that this process may use on an accelerator, the part that data may take.
 _RESIDENT_SHARE = 0.4
+# Batches gathered ahead, and the threads that gather them.
+_AHEAD, _THREADS = 4, 2
 
 
 class Examples:
-    """One split as tensors: inputs by modality and labels."""
+    """One split as tensors: the inputs that a model reads, and labels.
 
-    def __init__(self, split: Split, names: Sequence[str], device: torch.device) -> None:
+    Args:
+        data: the task's data.
+        split: train, val or test.
+        names: inputs to load.
+        device: where models are trained.
+        share: the part of the device's memory that this process may use.
+    """
+
+    def __init__(
+        self, data: Data, split: str, names: Sequence[str], device: torch.device, share: float = 1.0
+    ) -> None:
         self.device = device
-        self.rows = split.rows
-        self.inputs = {name: _as_tensor(split.inputs[name]) for name in names}
-        self.labels_N = _as_tensor(split.labels)
-        if device.type != "cpu" and self._fits():
+        source = data.splits[split]
+        self.rows = source.rows
+        self.inputs = {name: _as_tensor(source.inputs[name]) for name in names}
+        self.labels_N = _as_tensor(source.labels)
+        self.streamed = device.type != "cpu" and not self._fits(share)
+        if device.type != "cpu" and not self.streamed:
             self.inputs = {name: value.to(device) for name, value in self.inputs.items()}
             self.labels_N = self.labels_N.to(device)
+        self.streamed = self.streamed or forced()
+        training = split == "train"
+        self._prepare = {
+            name: _Preparation(
+                data.inputs[name], data.augmentation.get(name) if training else None, i, device
+            )
+            for i, name in enumerate(names)
+        }
+        self._targets_N: Tensor | None = None
 
-    def _fits(self) -> bool:
-        if self.device.type != "cuda":
-            return False
+    def _fits(self, share: float) -> bool:
         size = sum(value.numel() * value.element_size() for value in self.inputs.values())
-        return size < _RESIDENT_SHARE * torch.cuda.mem_get_info(self.device)[0]
+        return size < _RESIDENT_SHARE * available(self.device, share)
 
     @property
     def place(self) -> torch.device:
         """Where the examples lie: the device, or the host when they do not fit."""
         return self.labels_N.device
 
+    def batches(self, rows: Sequence[Tensor]) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        """Raw inputs (S, B, *shape) and labels (S, B) on the device, for each index (S, B)."""
+        if not self.streamed:
+            for index_SB in rows:
+                yield self.take(index_SB)
+            return
+        with ThreadPoolExecutor(_THREADS, "modmix-batches") as pool:
+            waiting: deque[Future[tuple[dict[str, Tensor], Tensor]]] = deque()
+            left = deque(rows)
+            while waiting or left:
+                while left and len(waiting) < _AHEAD:
+                    waiting.append(pool.submit(self.take, left.popleft()))
+                inputs, labels = waiting.popleft().result()
+                yield (
+                    {name: self._send(value) for name, value in inputs.items()},
+                    self._send(labels),
+                )
+
     def take(self, index_SB: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Inputs (S, B, *shape) and labels (S, B) at these rows; the index lies at ``place``."""
+        """Raw inputs (S, B, *shape) and labels (S, B) at these rows, where the examples lie."""
         flat = index_SB.flatten()
 
         def gather(values: Tensor) -> Tensor:
             taken = values.index_select(0, flat).view(*index_SB.shape, *values.shape[1:])
-            return taken.to(self.device, non_blocking=True)
+            return taken.pin_memory() if self._pinned else taken
 
         return {name: gather(value) for name, value in self.inputs.items()}, gather(self.labels_N)
 
-    def chunks(self, size: int) -> Iterator[dict[str, Tensor]]:
-        """All inputs in order, (≤ size, *shape) at a time."""
+    @property
+    def _pinned(self) -> bool:
+        return self.streamed and self.device.type == "cuda"
+
+    def _send(self, value: Tensor) -> Tensor:
+        # From pinned memory the copy runs beside the kernels; torch's caching allocator keeps the
+        # block until the copy is done.
+        return value.to(self.device, non_blocking=True)
+
+    def prepare(
+        self, raw: Mapping[str, Tensor], index_SB: Tensor, draw_S: Tensor
+    ) -> dict[str, Tensor]:
+        """What the models see of a training batch: augmented with draws of the epoch, normalised.
+
+        ``draw_S`` is a seed for this epoch per distinct seed; an example's augmentation is a
+        function of that and its row number alone.
+        """
+        return {
+            name: self._prepare[name](value, index_SB, draw_S, training=True)
+            for name, value in raw.items()
+        }
+
+    def chunks(self, size: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        """All inputs (≤ size, *shape) and labels in order, as evaluation sees them."""
         for start in range(0, self.rows, size):
-            yield {
-                name: value[start : start + size].to(self.device)
+            inputs = {
+                name: self._prepare[name](value[start : start + size].to(self.device))
                 for name, value in self.inputs.items()
             }
+            yield inputs, self.targets[start : start + size]
 
     @property
     def targets(self) -> Tensor:
         """All labels (N,) on the device."""
-        return self.labels_N.to(self.device)
+        if self._targets_N is None:
+            self._targets_N = self.labels_N.to(self.device)
+        return self._targets_N
+
+
+class _Preparation:
+    """From one input as stored to what models see, on the device."""
+
+    def __init__(
+        self, source: Input, augmentation: Augmentation | None, salt: int, device: torch.device
+    ) -> None:
+        self._tokens = source.kind == "tokens"
+        self._augmentation, self._salt = augmentation, salt
+        self._mean = None if source.mean is None else torch.as_tensor(source.mean, device=device)
+        self._scale = None if source.scale is None else torch.as_tensor(source.scale, device=device)
+
+    def __call__(
+        self,
+        values: Tensor,
+        index: Tensor | None = None,
+        draw: Tensor | None = None,
+        *,
+        training: bool = False,
+    ) -> Tensor:
+        if self._tokens:
+            return values.long()
+        if training and self._augmentation is not None:
+            assert index is not None
+            assert draw is not None
+            values = augment(values, self._augmentation, index, draw, self._salt)
+        values = values.float()
+        if self._mean is not None:
+            values = values - self._mean
+        return values if self._scale is None else values / self._scale
 
 
 class Order:

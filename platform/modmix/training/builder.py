@@ -1,39 +1,93 @@
-"""From a pack's replicates to groups of models on a device."""
+"""From a pack's replicates to groups of models on a device, as large as its memory allows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from modmix.base.messages import Pack
-from modmix.methods.model import build_model
+from modmix.methods.draws import own_dropout
+from modmix.methods.model import Model, build_model
 from modmix.tasks.data import Data
-from modmix.training.group import Group, Member
+from modmix.training.device import is_out_of_memory, release
+from modmix.training.group import Group, Member, StageEntry
 from modmix.training.stack import Stack
 
 
 class Builder:
-    """Makes groups of the models of one pack, freshly initialised from their seeds."""
+    """Makes groups of the models of one pack, freshly initialised from their seeds.
 
-    def __init__(self, pack: Pack, data: Data, device: torch.device) -> None:
+    ``too_large`` is told the position of a model that does not fit even alone.
+    """
+
+    def __init__(
+        self, pack: Pack, data: Data, device: torch.device, too_large: Callable[[int], None]
+    ) -> None:
         self.pack, self.data, self.device = pack, data, device
         self.settings = pack.replicates[0].training
+        self._too_large = too_large
+
+    def model(self, index: int) -> Model:
+        """The model of the replicate at this position, on the host."""
+        r = self.pack.replicates[index]
+        model = build_model(
+            r.method, r.params, r.encoders, self.data.shapes, self.data.classes, r.seed
+        )
+        own_dropout(model)
+        return model
 
     def group(self, indices: Sequence[int], *, stacked: bool | None = None) -> Group:
         """The replicates at these positions; stacked unless there is one (or as said)."""
-        members, models = [], []
+        members = []
         for index in indices:
             r = self.pack.replicates[index]
             members.append(Member(index=index, seed=r.seed, training=r.training))
-            model = build_model(
-                r.method, r.params, r.encoders, self.data.shapes, self.data.classes, r.seed
-            )
-            models.append(model)
         stack = Stack(
-            models,
+            [self.model(index) for index in indices],
             self.device,
             stacked=len(indices) > 1 if stacked is None else stacked,
             low_precision=self.settings["precision"] == "bf16",
         )
         return Group(members, stack)
+
+    def started(
+        self,
+        indices: Sequence[int],
+        entry: StageEntry,
+        *,
+        stacked: bool | None = None,
+        state: tuple[Mapping[str, Tensor], int] | None = None,
+    ) -> list[Group]:
+        """Groups of these replicates, ready for a stage: one, or more where memory is short.
+
+        Args:
+            indices: positions in the pack.
+            entry: the stage that they enter.
+            stacked: as for `group`.
+            state: tensors with a row for each of ``indices``, and the optimizer's step count
+                (see `Group.load`): those of a checkpoint. They may lie on the host.
+        """
+        try:
+            group = self.group(indices, stacked=stacked)
+            group.enter_stage(entry)
+            if state is not None:
+                group.load(*state)
+            return [group]
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        # Only here, with the exception gone, is what its frames held free again.
+        release(self.device)
+        if len(indices) == 1:
+            self._too_large(indices[0])
+            return []
+        middle = len(indices) // 2
+        found = []
+        for rows in (slice(None, middle), slice(middle, None)):
+            part = None
+            if state is not None:
+                part = {name: value[rows] for name, value in state[0].items()}, state[1]
+            found += self.started(indices[rows], entry, stacked=stacked, state=part)
+        return found

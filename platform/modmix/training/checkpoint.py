@@ -12,14 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from modmix.base.messages import NUMERICS_VERSION
 
 _FILE = "checkpoint.safetensors"
 # Raised whenever the same tensors lie in another order: one of before starts over.
-_LAYOUT = 3
+_LAYOUT = 4
 
 
 class CheckpointWarning(UserWarning):
@@ -49,10 +48,8 @@ def save(folder: Path, pack: str, tensors: Mapping[str, Tensor], state: Mapping[
         temporary.unlink(missing_ok=True)
 
 
-def load(
-    folder: Path, pack: str, device: torch.device
-) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Tensors and state of this pack's checkpoint, or None where none can be used.
+def load(folder: Path, pack: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Tensors (on the host) and state of this pack's checkpoint, or None where none can be used.
 
     A damaged or foreign one gives a `CheckpointWarning`.
     """
@@ -62,7 +59,7 @@ def load(
     if not path.exists():
         return None
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
+        with safe_open(path, framework="pt", device="cpu") as file:
             header = json.loads(file.metadata()["modmix"])
             found = header["pack"], header["numerics"], header["layout"]
             if found != (pack, NUMERICS_VERSION, _LAYOUT):

@@ -7,18 +7,21 @@ a group that does not fit into memory becomes two. Shapes: K models (rows), S di
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from modmix.base.metrics import METRICS, evaluate
-from modmix.methods.base import Stage
+from modmix.methods.base import Pass, Stage
+from modmix.methods.model import derive_seed
 from modmix.training.batches import Examples, Order
+from modmix.training.device import is_out_of_memory, like_gpu
 from modmix.training.graphs import StepGraph
 from modmix.training.optimizers import Optimizer, Training
-from modmix.training.stack import Stack
+from modmix.training.stack import Part, Predictions, Stack, Weights
 
 # Scores whose metrics are computed at a time.
 _METRIC_ELEMENTS = 1 << 22
@@ -33,21 +36,41 @@ class Member:
     training: Training
 
 
+@dataclass(frozen=True, kw_only=True)
+class StageEntry:
+    """A stage as a group enters it."""
+
+    stage: Stage
+    epochs: int
+    from_best: bool  # start from the best weights of the stage before
+    keeps_best: bool  # copy the weights of every best epoch
+
+
 class Group:
     """See the module. ``members`` has one entry per row of the stack."""
 
     def __init__(self, members: Sequence[Member], stack: Stack) -> None:
         self.members = list(members)
         self.stack = stack
-        self.best = stack.weights().clone()
+        self.settings = members[0].training  # of the structural ones, equal in all
+        # Copies are kept only where an earlier epoch may count.
+        self.best: Weights | None = None
+        self.stopped: Weights | None = None  # of rows that ran out of patience before a stage ended
         self.optimizer: Optimizer  # from start_stage on
         self._graphs = False
         self._graph: StepGraph | None = None
         self.loss_K = torch.zeros(len(members), dtype=torch.float64, device=self.device)
         self.wrong_K = torch.zeros_like(self.loss_K)
+        self.parts: dict[str, Part] = {}
+        self.rest: Part | None = None
+        self.keeps_best = False
         self._read_seeds()
         # From start_epoch on; a resumed group may be made smaller before that.
         self._order_SN = torch.empty(len(self.seeds), 0, dtype=torch.int32)
+        self._augment_S = torch.zeros(len(self.seeds), dtype=torch.int64, device=self.device)
+        # Seeds of this epoch's random numbers inside the models; a step adds its number.
+        self._draws = [0] * len(members)
+        self._draw_K = torch.zeros(len(members), dtype=torch.int64, device=self.device)
 
     def _read_seeds(self) -> None:
         seeds = [member.seed for member in self.members]
@@ -60,7 +83,7 @@ class Group:
 
     @property
     def device(self) -> torch.device:
-        return self.stack.parameters_KP.device
+        return self.stack.device
 
     def reset_sums(self) -> None:
         """Forget the running sums of loss and wrong predictions: an epoch begins."""
@@ -69,50 +92,114 @@ class Group:
 
     # ------------------------------------------------------------ training
 
-    def start_stage(self, stage: Stage, epochs: int) -> None:
-        """Tell the method, and make a fresh optimizer for what this stage trains."""
+    def start_stage(self, entry: StageEntry) -> None:
+        """Tell the method, set the weights it starts from, and make the stage's optimizer."""
+        if entry.from_best and self.best is not None:
+            self._restore(self.best)
+        self.enter_stage(entry)
+        self.best = self.stopped = None
+
+    def enter_stage(self, entry: StageEntry) -> None:
+        """The same for weights that are already those of this stage (a resumed group)."""
         self._graph = None
+        stage, epochs = entry.stage, entry.epochs
+        self.keeps_best = entry.keeps_best
         self.stack.template.method.enter(stage)
         self.stack.freeze(stage.frozen)
-        decays_all = self.members[0].training["decay"] == "all"
+        self.parts = self.stack.parts()
+        self.rest = self._rest()
+        decays_all = self.settings["decay"] == "all"
         decays_P = self.stack.columns(lambda _, shape: decays_all or len(shape) >= 2)
         trained_P = None
         if stage.frozen:
             trained_P = self.stack.columns(lambda name, _: not name.startswith(stage.frozen))
+        before = getattr(self, "optimizer", None) if stage.optimizer == "kept" else None
         self.optimizer = Optimizer(
             [member.training for member in self.members],
-            self.stack.parameters_KP.detach(),
-            decays_P,
-            trained_P,
+            self.stack.parameters_KP,
+            decays_P.float(),
+            None if trained_P is None else trained_P.float(),
             epochs=epochs,
+            parts_QP=self._clip_parts(),
         )
+        if before is not None:
+            for name, value in self.optimizer.state.items():
+                value.copy_(before.state[name])
+            self.optimizer.resume(before.steps)
 
-    def start_epoch(self, epoch: int, order: Order, shuffle_epoch: int) -> None:
-        """Set learning rates for an epoch of the stage; draw the order of the examples."""
+    def _clip_parts(self) -> Tensor | None:
+        """A row per part that is clipped by its own norm, the last for all other parameters."""
+        if self.rest is None:
+            return None
+        columns = [part.columns_P for part in (*self.parts.values(), self.rest)]
+        return torch.stack(columns).float()
+
+    def _rest(self) -> Part | None:
+        """What belongs to no part."""
+        if not self.parts:
+            return None
+        columns_P = ~torch.stack([part.columns_P for part in self.parts.values()]).any(0)
+        of_parts = frozenset[str]().union(*(part.buffers for part in self.parts.values()))
+        return Part(columns_P, frozenset(self.stack.buffers) - of_parts)
+
+    def _restore(self, weights: Weights) -> None:
+        rows_K = torch.ones(len(self.members), dtype=torch.bool, device=self.device)
+        self.stack.weights().take(rows_K, weights)
+
+    def start_epoch(self, epoch: int, order: Order, epochs_before: int) -> None:
+        """Set learning rates for an epoch of the stage; draw the order of the examples.
+
+        ``epochs_before`` counts those of earlier stages too: it tells the epochs' draws apart.
+        """
         self.optimizer.start_epoch(epoch)
-        self._order_SN = order.epoch(self.seeds, shuffle_epoch)
+        if "method.epoch" in self.stack.buffers:
+            self.stack.buffers["method.epoch"].fill_(epoch)
+        self._order_SN = order.epoch(self.seeds, epochs_before)
+        self._augment_S.copy_(self._seeds_of("augmentation", epochs_before))
+        self._draws = [derive_seed(m.seed, "draws", epochs_before) for m in self.members]
+        self._draw_K = torch.tensor(self._draws, dtype=torch.int64, device=self.device)
 
-    def refresh(self, examples: Examples, size: int) -> None:
-        """Let the method look at the features of all training examples."""
-        chunks = [self.stack.features(inputs) for inputs in examples.chunks(size)]
-        features = {name: torch.cat([c[name] for c in chunks], dim=1) for name in chunks[0]}
-        self.stack.refresh(features, examples.targets)
+    def _seeds_of(self, use: str, epoch: int) -> Tensor:
+        seeds = [derive_seed(seed, use, epoch) for seed in self.seeds]
+        return torch.tensor(seeds, dtype=torch.int64, device=self.device)
+
+    def run_pass(self, one: Pass, examples: Examples, size: int) -> None:
+        """Let the method look at the features of all examples of a split, a chunk at a time."""
+        state = self.stack.start_pass(one)
+        for inputs, target_B in examples.chunks(size):
+            state = self.stack.step_pass(one, state, inputs, target_B)
+        self.stack.finish_pass(one, state)
 
     def use_graphs(self, *, on: bool) -> None:
         """On a GPU that holds the examples, record steps as graphs."""
-        self._graphs = on and self.device.type == "cuda"
+        self._graphs = on and like_gpu(self.device) and self.stack.stacked
+        self._graph = None
 
     def train(self, examples: Examples, order: Order, start: int, stop: int) -> None:
         """Take the steps start, …, stop−1 of the epoch."""
-        for step in range(start, stop):
-            index_SB = order.step(self._order_SN, step)
-            if self._graphs and examples.place.type == "cuda":
-                self._replay(examples, index_SB)
-            else:
-                self._step(examples, index_SB)
+        rows = [order.step(self._order_SN, step) for step in range(start, stop)]
+        if self._graphs and examples.place == self.device:
+            for step, index_SB in zip(range(start, stop), rows, strict=True):
+                self._replay(examples, index_SB, step)
+            return
+        batches = zip(range(start, stop), rows, examples.batches(rows), strict=True)
+        for step, index_SB, (raw, target_SB) in batches:
+            torch.add(self._draw_K, step, out=self.stack.draw_K)
+            with self._own_generator(step):
+                self._step(examples, raw, target_SB, index_SB.to(self.device))
 
-    def _step(self, examples: Examples, index_SB: Tensor) -> None:
-        inputs, target = examples.take(index_SB)
+    def _own_generator(self, step: int) -> AbstractContextManager[None]:
+        """One model alone may draw from torch's generator (`nn.LSTM`'s dropout, say): it is seeded
+        for the step, so that a resumed model draws what an undisturbed one would.
+        """
+        if self.stack.stacked:
+            return nullcontext()
+        return fixed_generator(self.device, self._draws[0] + step)
+
+    def _step(
+        self, examples: Examples, raw: Mapping[str, Tensor], target: Tensor, index_SB: Tensor
+    ) -> None:
+        inputs = examples.prepare(raw, index_SB, self._augment_S)
         if self._seed_K is not None:
             inputs = {name: x.index_select(0, self._seed_K) for name, x in inputs.items()}
             target = target.index_select(0, self._seed_K)
@@ -121,13 +208,16 @@ class Group:
         self.wrong_K += result.wrong_K
         self.optimizer.step(self.stack.parameters_KP, result.gradient_KP)
 
-    def _replay(self, examples: Examples, index_SB: Tensor) -> None:
+    def _replay(self, examples: Examples, index_SB: Tensor, step: int) -> None:
+        torch.add(self._draw_K, step, out=self.stack.draw_K)
         graph = self._graph
         if graph is None:
             saved = self.snapshot()
-            graph = StepGraph(
-                lambda index: self._step(examples, index), index_SB, lambda: self.load(*saved)
-            )
+
+            def run(index_SB: Tensor) -> None:
+                self._step(examples, *examples.take(index_SB), index_SB)
+
+            graph = StepGraph(run, index_SB, lambda: self.load(*saved))
             self.load(*saved)  # the recording ran nothing, but it was counted
             self._graph = graph
         graph.run(index_SB)
@@ -136,44 +226,93 @@ class Group:
     # ------------------------------------------------------------ evaluation
 
     def evaluate(self, examples: Examples, size: int) -> dict[str, list[float]]:
-        """Every metric of the present weights, and ``finite``: one number per row each."""
-        scores_KNC = _scores(self.stack, examples, size)
-        values = _metrics(scores_KNC, examples.targets)
+        """Every metric of the present weights, and ``finite``: one number per row each.
+
+        Of parts that are judged by themselves, the monitored metric as ``part/<name>``.
+        """
+        found = _predictions(self.stack, examples, size, parts=self._judges_parts)
+        values = _metrics(found, examples.targets)
+        monitor = self.settings["monitor"].rpartition("/")[2]
+        for name, log_KNC in found.parts.items():
+            part = evaluate(log_KNC, log_KNC, examples.targets, [monitor])[monitor]
+            values[f"part/{name}"] = part
         # The largest magnitude shows every NaN and infinity without a mask of all elements.
-        largest = [scores_KNC.flatten(1), self.stack.parameters_KP.detach()]
+        largest = [found.scores.flatten(1), self.stack.parameters_KP]
         finite = [x.abs().amax(1).isfinite() for x in largest] + [self.loss_K.isfinite()]
         values["finite"] = torch.stack(finite).all(0)
         values["loss"], values["wrong"] = self.loss_K, self.wrong_K
         table = torch.stack([v.double() for v in values.values()]).tolist()
         return dict(zip(values, table, strict=True))
 
-    def evaluate_best(
+    @property
+    def _judges_parts(self) -> bool:
+        return bool(self.parts) and self.keeps_best
+
+    @property
+    def best_parts(self) -> bool:
+        """Whether the chosen weights are of several epochs, part by part."""
+        return self._judges_parts and self.best is not None
+
+    def evaluate_chosen(
         self, rows: Sequence[int], examples: Examples, size: int
     ) -> list[dict[str, float]]:
-        """Every metric of these rows' best weights, a mapping per row."""
-        best = self.stack.with_weights(self.best.select(rows))
-        values = _metrics(_scores(best, examples, size), examples.targets)
+        """Every metric of these rows' chosen weights (best or last), a mapping per row."""
+        stack = self.stack.with_weights(self.chosen.select(rows))
+        values = _metrics(_predictions(stack, examples, size), examples.targets)
         table = torch.stack([v.double() for v in values.values()]).T.tolist()
         return [dict(zip(values, row, strict=True)) for row in table]
 
-    def keep_best(self, improved: Sequence[bool]) -> None:
-        """Take over the present weights of the rows that improved."""
-        if all(improved):
-            self.best = self.stack.weights().clone()
-        elif any(improved):
-            mask = torch.tensor(improved, device=self.device)
-            self.best.replace(mask, self.stack.weights())
+    @property
+    def chosen(self) -> Weights:
+        """The weights that count: those of the best epoch, or the present ones."""
+        return self.stack.weights() if self.best is None else self.best
 
-    def best_state(self, row: int) -> dict[str, Tensor]:
-        """One row's best weights as a ``state_dict``."""
-        return self.stack.with_weights(self.best).state_of(row)
+    def keep_best(
+        self, improved: Sequence[bool], of_parts: Mapping[str, Sequence[bool]] | None = None
+    ) -> None:
+        """Take over the present weights of the rows that improved, part by part if there are any.
+
+        ``of_parts`` says which rows improved by part; ``improved`` is then for what is in none.
+        """
+        if self.best is None:
+            self.best = self.stack.weights().clone()
+            return
+        takes: list[tuple[Sequence[bool], Part | None]] = [
+            (improved, self.rest if of_parts else None)
+        ]
+        takes += [(rows, self.parts[name]) for name, rows in (of_parts or {}).items()]
+        for rows, part in takes:
+            if any(rows):
+                mask = torch.tensor(list(rows), device=self.device)
+                self.best.take(mask, self.stack.weights(), part)
+
+    def keep_stopped(self, rows: Sequence[int]) -> None:
+        """Note the present weights of rows that stop before the stage ends for all."""
+        if self.stopped is None:
+            self.stopped = self.stack.weights().clone()
+            return
+        mask = torch.zeros(len(self.members), dtype=torch.bool, device=self.device)
+        mask[list(rows)] = True
+        self.stopped.take(mask, self.stack.weights())
+
+    def go_back(self, rows: Sequence[int]) -> None:
+        """Give rows that stopped early their weights of then."""
+        assert self.stopped is not None
+        mask = torch.zeros(len(self.members), dtype=torch.bool, device=self.device)
+        mask[list(rows)] = True
+        self.stack.weights().take(mask, self.stopped)
+
+    def chosen_state(self, row: int) -> dict[str, Tensor]:
+        """One row's chosen weights as a ``state_dict``."""
+        return self.stack.with_weights(self.chosen).state_of(row)
 
     # ------------------------------------------------------------ rows
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep these rows only, in this order."""
         self.stack = self.stack.with_weights(self.stack.weights().select(rows))
-        self.best = self.best.select(rows)
+        self.best = None if self.best is None else self.best.select(rows)
+        self.stopped = None if self.stopped is None else self.stopped.select(rows)
         self.optimizer.select(rows)
         index = torch.tensor(rows, device=self.device)
         self.loss_K, self.wrong_K = self.loss_K[index], self.wrong_K[index]
@@ -181,10 +320,11 @@ class Group:
         seeds = self.seeds
         self.members = [self.members[row] for row in rows]
         self._read_seeds()
-        kept = torch.tensor(
-            [seeds.index(seed) for seed in self.seeds], device=self._order_SN.device
-        )
-        self._order_SN = self._order_SN[kept]
+        kept = torch.tensor([seeds.index(seed) for seed in self.seeds])
+        self._order_SN = self._order_SN[kept.to(self._order_SN.device)]
+        self._augment_S = self._augment_S[kept.to(self.device)]
+        self._draw_K = self._draw_K[index]
+        self._draws = [self._draws[row] for row in rows]
 
     def halves(self) -> tuple[Group, Group]:
         """Two groups in place of this one."""
@@ -198,48 +338,72 @@ class Group:
     # ------------------------------------------------------------ state
 
     def state(self) -> dict[str, Tensor]:
-        """All tensors that training changes, by name; themselves, not copies."""
-        tensors = {
-            "parameters": self.stack.parameters_KP.detach(),
-            "best": self.best.parameters_KP,
-        }
+        """All tensors that training changes, by name, a row per model; themselves, not copies."""
+        tensors = {"parameters": self.stack.parameters_KP}
         tensors.update({f"buffer.{n}": value for n, value in self.stack.buffers.items()})
-        tensors.update({f"best_buffer.{n}": value for n, value in self.best.buffers.items()})
+        for kind, weights in (("best", self.best), ("stopped", self.stopped)):
+            if weights is not None:
+                tensors[kind] = weights.parameters_KP
+                tensors.update({f"{kind}_buffer.{n}": v for n, v in weights.buffers.items()})
         tensors.update({f"optimizer.{n}": value for n, value in self.optimizer.state.items()})
         return {**tensors, "loss": self.loss_K, "wrong": self.wrong_K}
 
     def snapshot(self) -> tuple[dict[str, Tensor], int]:
-        """A copy of the state, for `load`."""
-        return {name: value.clone() for name, value in self.state().items()}, self.optimizer.steps
+        """A copy of the state for `load`, in the host's memory: a device has none to spare."""
+        copies = {}
+        for name, value in self.state().items():
+            copies[name] = value.cpu() if self.device.type != "cpu" else value.clone()
+        return copies, self.optimizer.steps
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor], steps: int) -> None:
         """Take over what `state` gave, and the optimizer's number of steps."""
+        for kind in ("best", "stopped"):
+            present = getattr(self, kind)
+            if kind in tensors and present is None:
+                setattr(self, kind, self.stack.weights().clone())
+            elif kind not in tensors:
+                setattr(self, kind, None)
         for name, value in self.state().items():
             value.copy_(tensors[name])
         self.optimizer.resume(steps)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory of the device or of the host was too small."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+@contextmanager
+def fixed_generator(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed torch's global generators for a while, and leave them as they were."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
 
 
-def _metrics(scores_KNC: Tensor, target_N: Tensor) -> dict[str, Tensor]:
+def _metrics(found: Predictions, target_N: Tensor) -> dict[str, Tensor]:
     """Every metric (K,), a few models at a time: sorting makes several copies of the scores."""
-    models = max(1, _METRIC_ELEMENTS // scores_KNC[0].numel())
-    parts = [evaluate(part, target_N, METRICS) for part in torch.split(scores_KNC, models)]
+    models = max(1, _METRIC_ELEMENTS // found.scores[0].numel())
+    pairs = zip(
+        torch.split(found.scores, models),
+        torch.split(found.log_probabilities, models),
+        strict=True,
+    )
+    parts = [evaluate(scores, logs, target_N, METRICS) for scores, logs in pairs]
     return {name: torch.cat([part[name] for part in parts]) for name in METRICS}
 
 
-def _scores(stack: Stack, examples: Examples, size: int) -> Tensor:
-    """Scores (K, N, C) of all examples, in smaller chunks where memory does not suffice."""
+def _predictions(
+    stack: Stack, examples: Examples, size: int, *, parts: bool = False
+) -> Predictions:
+    """Predictions (K, N, C) for all examples, in smaller chunks where memory does not suffice."""
     while True:
         try:
-            return torch.cat([stack.scores(inputs) for inputs in examples.chunks(size)], dim=1)
+            chunks = [stack.predict(inputs, parts=parts) for inputs, _ in examples.chunks(size)]
+            break
         except Exception as error:
             if size == 1 or not is_out_of_memory(error):
                 raise
         size //= 2
+    return Predictions(
+        torch.cat([chunk.scores for chunk in chunks], dim=1),
+        torch.cat([chunk.log_probabilities for chunk in chunks], dim=1),
+        {name: torch.cat([c.parts[name] for c in chunks], dim=1) for name in chunks[0].parts},
+    )

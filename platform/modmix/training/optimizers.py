@@ -19,6 +19,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
+from torch.optim.sgd import sgd
+
+from modmix.training.device import like_gpu
 
 Training = Mapping[str, Any]  # one model's training settings
 
@@ -40,7 +44,8 @@ class Optimizer:
     """One update rule over (K, P) parameters; settings that are stackable differ per row.
 
     ``training`` has one mapping per model. ``decays_P`` is 1 where weight decay acts and
-    ``trained_P`` 1 where the parameter is trained at all (None: everywhere).
+    ``trained_P`` 1 where the parameter is trained at all (None: everywhere). ``parts_QP`` is 1
+    where a parameter belongs to a part that is clipped by its own norm (None: the model is one).
     """
 
     def __init__(
@@ -51,6 +56,7 @@ class Optimizer:
         trained_P: Tensor | None = None,
         *,
         epochs: int | None = None,
+        parts_QP: Tensor | None = None,
     ) -> None:
         self.training = list(training)
         self.settings = training[0]  # of the structural ones, equal in all
@@ -58,11 +64,12 @@ class Optimizer:
         self.epochs = self.settings["epochs"] if epochs is None else epochs
         self.decays_P = decays_P
         self.trained_P = trained_P
+        self.parts_QP = parts_QP
         self.steps = 0
         # The same on the device: a recorded step counts for itself. float64, for 1 − 0.999^t.
         self._count = torch.zeros((), dtype=torch.float64, device=parameters_KP.device)
         self.state = {name: torch.zeros_like(parameters_KP) for name in self._state_names()}
-        self._fused = parameters_KP.device.type == "cpu" and parameters_KP.dtype == torch.float32
+        self._fused = not like_gpu(parameters_KP.device) and parameters_KP.dtype == torch.float32
         self._segments = _segments(decays_P, trained_P) if self._fused else []
         self._pieces: list[_Piece] = []
         self._of: tuple[int, int] | None = None  # the memory that the pieces belong to
@@ -116,12 +123,24 @@ class Optimizer:
         if self.trained_P is not None:
             gradient_KP.mul_(self.trained_P)
         if self.clips:
-            norm_K1 = torch.linalg.vector_norm(gradient_KP, dim=1, keepdim=True)
-            gradient_KP.mul_((self.clip_K1 / (norm_K1 + 1e-6)).clamp_(max=1.0))
+            gradient_KP.mul_(self._clip_factors(gradient_KP))
         if self._fused:
             self._step_fused(parameters_KP, gradient_KP)
         else:
             self._step_broadcast(parameters_KP, gradient_KP)
+
+    def _clip_factors(self, gradient_KP: Tensor) -> Tensor:
+        """What `clip_grad_norm_` multiplies the gradient by, (K, 1), or (K, P) with parts."""
+        if self.parts_QP is None:
+            norm_K1 = torch.linalg.vector_norm(gradient_KP, dim=1, keepdim=True)
+            return torch.clamp(self.clip_K1 / (norm_K1 + 1e-6), max=1.0)
+        factors = torch.ones_like(gradient_KP)
+        for part_P in self.parts_QP:
+            of_part_KP = torch.where(part_P > 0, gradient_KP, 0.0)
+            norm_K1 = torch.linalg.vector_norm(of_part_KP, dim=1, keepdim=True)
+            factor_K1 = torch.clamp(self.clip_K1 / (norm_K1 + 1e-6), max=1.0)
+            factors = torch.where(part_P > 0, factor_K1, factors)
+        return factors
 
     # ------------------------------------------------------------ one pass over memory
 
@@ -129,39 +148,53 @@ class Optimizer:
         memory = parameters_KP.data_ptr(), gradient_KP.data_ptr()
         if self._of != memory:
             self._pieces, self._of = list(self._cut(parameters_KP, gradient_KP)), memory
-        count = torch.tensor(float(self.steps))
         for rate, momentum, decay, tensors in self._pieces:
-            parameters, gradient = tensors["parameters"], tensors["gradient"]
             if self.kind == "sgd":
-                torch._fused_sgd_(
-                    parameters,
-                    gradient,
-                    tensors["momentum"] if momentum else [],
-                    weight_decay=decay,
-                    momentum=momentum,
-                    lr=rate,
-                    dampening=0.0,
-                    nesterov=bool(momentum) and self.settings["nesterov"],
-                    maximize=False,
-                    is_first_step=False,  # the first momentum is 0 · 0 + gradient
-                )
-                continue
-            update = torch._fused_adam_ if self.kind == "adam" else torch._fused_adamw_
-            update(
-                parameters,
-                gradient,
-                tensors["first"],
-                tensors["second"],
-                [],
-                [count] * len(parameters),
-                lr=rate,
-                beta1=self.settings["betas"][0],
-                beta2=self.settings["betas"][1],
-                weight_decay=decay,
-                eps=self.settings["eps"],
-                amsgrad=False,
-                maximize=False,
-            )
+                self._fused_sgd(rate, momentum, decay, tensors)
+            else:
+                self._fused_adam(rate, decay, tensors)
+
+    def _fused_sgd(
+        self, rate: float, momentum: float, decay: float, tensors: Mapping[str, list[Tensor]]
+    ) -> None:
+        parameters = tensors["parameters"]
+        # Buffers of zeros: the first momentum is 0 · 0 + gradient, as torch's.
+        buffers: list[Tensor | None] = [None] * len(parameters)
+        if momentum:
+            buffers = list(tensors["momentum"])
+        sgd(
+            parameters,
+            tensors["gradient"],
+            buffers,
+            fused=True,
+            weight_decay=decay,
+            momentum=momentum,
+            lr=rate,
+            dampening=0.0,
+            nesterov=bool(momentum) and self.settings["nesterov"],
+            maximize=False,
+        )
+
+    def _fused_adam(self, rate: float, decay: float, tensors: Mapping[str, list[Tensor]]) -> None:
+        parameters = tensors["parameters"]
+        beta_1, beta_2 = self.settings["betas"]
+        adam(
+            parameters,
+            tensors["gradient"],
+            tensors["first"],
+            tensors["second"],
+            [],
+            [torch.tensor(float(self.steps - 1)) for _ in parameters],  # it adds 1
+            fused=True,
+            decoupled_weight_decay=self.kind == "adamw",
+            amsgrad=False,
+            beta1=beta_1,
+            beta2=beta_2,
+            lr=rate,
+            weight_decay=decay,
+            eps=self.settings["eps"],
+            maximize=False,
+        )
 
     def _cut(self, parameters_KP: Tensor, gradient_KP: Tensor) -> Iterator[_Piece]:
         """Neighbouring rows of equal settings, by columns that decay or do not."""
@@ -227,6 +260,7 @@ class Optimizer:
         """Keep these rows only, in this order."""
         index = torch.tensor(rows, device=self.rate_K1.device)
         self.training = [self.training[row] for row in rows]
+        self._count = self._count.clone()  # halves of a group go on counting by themselves
         self.state = {name: value.index_select(0, index) for name, value in self.state.items()}
         for name in ("momentum_K1", "clip_K1", "rate_K1", "decay_KP", "_shrink_KP"):
             value = getattr(self, name)

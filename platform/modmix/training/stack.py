@@ -1,11 +1,10 @@
-"""K models of one structure as one; with `modmix.training.linear`, all that knows ``torch.func``.
+"""K models of one structure as one: all that knows ``torch.func``.
 
-Parameters of all models are one (K, P) tensor. The module sees views of it; `torch.func.vmap` adds
-the model axis to its forward pass, and one ordinary backward pass gives all gradients, for a
-model's loss depends on its own row alone. On a processor large fully connected layers are those
-of `modmix.training.linear`, and gradients are collected where the optimizer reads them. Buffers
-(hyperparameters, statistics of batch norm) are stacked name by name, and written in place by
-modules that update them.
+Parameters of all models are one (K, P) tensor, a row per model, of which every parameter is a view
+(K, *shape). `torch.func.vmap` adds the model axis to a function of one model, and one ordinary
+backward pass gives all gradients, because a model's loss depends on its own row alone. Buffers
+(hyperparameters, statistics of batch norm) are stacked name by name; modules that update them
+write in place.
 
 Shapes: K models, B batch, C classes, P parameters of a model.
 """
@@ -13,19 +12,20 @@ Shapes: K models, B batch, C classes, P parameters of a model.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.utils._pytree import tree_map
 
+from modmix.encoders.base import Encoder
+from modmix.methods.base import Outputs, Pass, State, modulates
 from modmix.methods.model import Model
-from modmix.training.linear import Layers, Sink
 
 Inputs = Mapping[str, Tensor]
+_DRAW = "draw"  # the last word of the names of buffers that hold a step's seed
 
 
 class Step(NamedTuple):
@@ -34,6 +34,14 @@ class Step(NamedTuple):
     loss_K: Tensor
     wrong_K: Tensor
     gradient_KP: Tensor
+
+
+class Predictions(NamedTuple):
+    """Scores and log-probabilities (K, B, C), and those of parts that are judged by themselves."""
+
+    scores: Tensor
+    log_probabilities: Tensor
+    parts: Mapping[str, Tensor]
 
 
 class Weights(NamedTuple):
@@ -52,13 +60,23 @@ class Weights(NamedTuple):
         buffers = {name: value.index_select(0, index) for name, value in self.buffers.items()}
         return Weights(self.parameters_KP.detach().index_select(0, index), buffers)
 
-    def replace(self, rows_K: Tensor, new: Weights) -> None:
-        """Take over the rows of ``new`` where the mask is true."""
-        pairs = [(self.parameters_KP, new.parameters_KP)]
-        pairs += [(value, new.buffers[name]) for name, value in self.buffers.items()]
-        for mine, theirs in pairs:
-            mask = rows_K.view(-1, *[1] * (mine.dim() - 1))
-            torch.where(mask, theirs.detach(), mine, out=mine)
+    @torch.no_grad()
+    def take(self, rows_K: Tensor, new: Weights, part: Part | None = None) -> None:
+        """Take over the rows of ``new`` where the mask is true; of one part only, if given."""
+        mask_KP = rows_K.unsqueeze(1) if part is None else rows_K.unsqueeze(1) & part.columns_P
+        mine = self.parameters_KP
+        torch.where(mask_KP, new.parameters_KP.detach(), mine, out=mine)
+        for name, value in self.buffers.items():
+            if part is None or name in part.buffers:
+                mask = rows_K.view(-1, *[1] * (value.dim() - 1))
+                torch.where(mask, new.buffers[name], value, out=value)
+
+
+class Part(NamedTuple):
+    """Which columns (P,) and buffers belong to a part of a model that trains as if alone."""
+
+    columns_P: Tensor
+    buffers: frozenset[str]
 
 
 class _Caller(nn.Module):
@@ -72,39 +90,11 @@ class _Caller(nn.Module):
         return function(self.model, *arguments)
 
 
-class _Places:
-    """Where a module keeps its parameters and buffers: `functional_call` looks for them every time,
-    which takes an eighth of a small model's step."""
-
-    def __init__(self, model: nn.Module) -> None:
-        named = [*model.named_parameters(), *model.named_buffers()]
-        names = {id(tensor): name for name, tensor in named}
-        self._places: list[tuple[dict[str, Any], str, str]] = [
-            (held, key, names[id(tensor)])  # a tensor in two places has one name
-            for module in model.modules()
-            for held in (cast(dict[str, Any], module._parameters), module._buffers)
-            for key, tensor in held.items()
-            if tensor is not None
-        ]
-
-    @contextmanager
-    def holding(self, state: Mapping[str, Tensor]) -> Iterator[None]:
-        """Other tensors in their places, for a while."""
-        before = [held[key] for held, key, _ in self._places]
-        try:
-            for held, key, name in self._places:
-                held[key] = state[name]
-            yield
-        finally:
-            for (held, key, _), tensor in zip(self._places, before, strict=True):
-                held[key] = tensor
-
-
 class Stack:
     """Models of one structure, their parameters side by side; rows are models.
 
     ``stacked=False`` runs a single row without `vmap`: any operation is then allowed, and
-    convolutions keep their fast kernels. Modules may write their buffers in place only.
+    convolutions and LSTMs keep their fast kernels. Modules may write their buffers in place only.
     """
 
     def __init__(
@@ -114,32 +104,31 @@ class Stack:
         *,
         stacked: bool = True,
         low_precision: bool = False,
-        own_layers: bool = True,
     ) -> None:
         # Matrices first: what weight decay acts on is then one piece of every row.
         named = dict(sorted(models[0].named_parameters(), key=lambda item: item[1].dim() < 2))
         self.names = list(named)
-        self._shapes = [_turn(p).shape for p in named.values()]
-        self._turned = [_turn(p) is not p for p in named.values()]
+        self._shapes = [p.shape for p in named.values()]
         self._sizes = [p.numel() for p in named.values()]
         rows = [_flat(dict(m.named_parameters()), self.names) for m in models]
-        self.parameters_KP = torch.stack(rows).to(device).requires_grad_()
+        self.parameters_KP = torch.stack(rows).to(device)
         per_model = [dict(m.named_buffers()) for m in models]
-        self.buffers = {
-            name: torch.stack([buffers[name] for buffers in per_model]).to(device)
-            for name in per_model[0]
-        }
+        self.draw_K = torch.zeros(len(models), dtype=torch.int64, device=device)
+        self.buffers: dict[str, Tensor] = {}
+        self._draws = [name for name in per_model[0] if name.rpartition(".")[2] == _DRAW]
+        for name in per_model[0]:
+            if name not in self._draws:
+                stacked_buffers = [buffers[name] for buffers in per_model]
+                self.buffers[name] = torch.stack(stacked_buffers).to(device)
         self._caller = _Caller(models[0])
-        self._places = _Places(models[0])
-        self._mode: bool | None = None  # training or evaluation, as last set
         self.stacked = stacked
+        for module in self.template.modules():
+            if isinstance(module, Encoder):
+                module.stacked = stacked
         self._low_precision = low_precision
-        self._layers: Layers | None = None  # None: vmap's own, and one gradient of all parameters
-        if own_layers and device.type == "cpu" and not low_precision:
-            self._layers = Layers(models[0], stacked=stacked)
+        self._compile = False
         self._compiled: Callable[..., Any] | None = None
-        self._sink: Sink | None = None  # made when first needed, for these parameters
-        self._leaves: dict[str, Tensor] = {}
+        self._bound: tuple[Tensor, dict[str, Tensor], Tensor, dict[str, Tensor]] | None = None
         self.freeze(())
 
     @property
@@ -151,104 +140,169 @@ class Stack:
     def models(self) -> int:
         return self.parameters_KP.shape[0]
 
+    @property
+    def device(self) -> torch.device:
+        return self.parameters_KP.device
+
     def freeze(self, prefixes: tuple[str, ...]) -> None:
         """From now on, compute no gradients of parameters whose names begin so.
 
         Modules of such names run in evaluation mode, so that statistics stay too.
         """
         self._frozen = [bool(prefixes) and name.startswith(prefixes) for name in self.names]
-        self._mode = None
         modules = self.template.named_modules()
         self._resting = [m for name, m in modules if prefixes and f"{name}.".startswith(prefixes)]
-        self._sink = None
+        self._bound = None
 
     def columns(self, test: Callable[[str, torch.Size], bool]) -> Tensor:
-        """A mask (P,), 1.0 in the columns of parameters whose name and shape pass the test."""
+        """A mask (P,), true in the columns of parameters whose name and shape pass the test."""
         marks = [
-            torch.full((size,), float(test(name, shape)))
+            torch.full((size,), test(name, shape))
             for name, shape, size in zip(self.names, self._shapes, self._sizes, strict=True)
         ]
-        return torch.cat(marks).to(self.parameters_KP.device)
+        return torch.cat(marks).to(self.device)
 
-    # ------------------------------------------------------------ passes
+    def parts(self) -> dict[str, Part]:
+        """The parts of these models that train as if alone."""
+        return {
+            part: Part(
+                self.columns(lambda name, _, begins=prefixes: name.startswith(begins)),  # type: ignore[misc]
+                frozenset(name for name in self.buffers if name.startswith(prefixes)),
+            )
+            for part, prefixes in self.template.parts().items()
+        }
+
+    # ------------------------------------------------------------ training
 
     def loss_and_gradient(self, inputs: Inputs, target_KB: Tensor) -> Step:
-        """Mean loss, wrong predictions and gradients on inputs (K, B, *shape)."""
+        """Mean loss, wrong predictions and gradients on inputs (K, B, *shape).
+
+        The gradient lies in memory that the next call uses again.
+        """
         self._set_mode(training=True)
-        if self._compiled is not None:
-            return self._loss_compiled(dict(inputs), target_KB)
-        if self._layers is not None:
-            return self._loss_and_collected(dict(inputs), target_KB)
-        loss_K, wrong_K = self._map(self._loss, dict(inputs), target_KB)
-        (gradient_KP,) = torch.autograd.grad(loss_K.sum(), self.parameters_KP)
-        return Step(loss_K.detach(), wrong_K, gradient_KP)
+        leaves, gradient_KP, views = self._bind()
+        if self._compile and self._compiled is None:
+            self._compiled = torch.compile(self._losses, dynamic=False, fullgraph=True)
+        run = self._losses if self._compiled is None else self._compiled
+        losses, wrong_K, outputs = run(leaves, dict(self.buffers), dict(inputs), target_KB)
+        trained = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
+        if modulates(self.template.method):
+            self._modulated(losses, outputs, target_KB, trained, views)
+        else:
+            total = torch.stack(list(losses.values())).sum()
+            found = torch.autograd.grad(total, list(trained.values()), allow_unused=True)
+            _collect(views, dict(zip(trained, found, strict=True)))
+        loss_K = torch.stack(list(losses.values())).detach().sum(0)
+        return Step(loss_K, wrong_K, gradient_KP)
+
+    def _losses(
+        self, leaves: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Inputs, target: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor, Any]:
+        found: tuple[dict[str, Tensor], Tensor, Any] = self._map(
+            self._loss, inputs, target, leaves=leaves, buffers=buffers
+        )
+        return found
+
+    def _loss(
+        self, model: Model, inputs: Inputs, target_B: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor, Any]:
+        with self._precision():
+            outputs = model(inputs)
+            losses = {n: x.mean() for n, x in model.method.losses(outputs, target_B).items()}
+            predicted_B = model.scores(outputs).detach().argmax(-1)
+        wrong = (predicted_B != target_B).sum()
+        return losses, wrong, outputs if modulates(model.method) else ()
+
+    @torch.no_grad()
+    def _modulated(
+        self,
+        losses: Mapping[str, Tensor],
+        outputs: Outputs,
+        target_KB: Tensor,
+        trained: Mapping[str, Tensor],
+        views: Mapping[str, Tensor],
+    ) -> None:
+        """Gradients of every loss, as the method changes them."""
+        gradients: dict[str, dict[str, Tensor]] = {}
+        for name, loss_K in losses.items():
+            found = torch.autograd.grad(
+                loss_K.sum(), list(trained.values()), allow_unused=True, retain_graph=True
+            )
+            pairs = zip(trained.items(), found, strict=True)
+            gradients[name] = {n: torch.zeros_like(x) if g is None else g for (n, x), g in pairs}
+        summed = {n: torch.stack([g[n] for g in gradients.values()]).sum(0) for n in trained}
+        changed = self._map(self._modulate, _detached(outputs), target_KB, gradients)
+        _collect(views, {**summed, **changed})
+
+    def _modulate(
+        self, model: Model, outputs: Outputs, target_B: Tensor, gradients: Any
+    ) -> dict[str, Tensor]:
+        return dict(model.method.modulate(outputs, target_B, gradients))
+
+    def _bind(self) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
+        """A leaf per parameter, and the gradient with a view per parameter; made once."""
+        if self._bound is None or self._bound[0] is not self.parameters_KP:
+            leaves = self._views(self.parameters_KP.detach())
+            for leaf, frozen in zip(leaves.values(), self._frozen, strict=True):
+                leaf.requires_grad_(not frozen)
+            gradient_KP = torch.zeros_like(self.parameters_KP)
+            self._bound = self.parameters_KP, leaves, gradient_KP, self._views(gradient_KP)
+        return self._bound[1:]
+
+    def compile(self, *, on: bool = True) -> None:
+        """From now on, run the forward and backward pass of a step as a compiled program.
+
+        It is compiled at the next step, and again when the number of rows changes.
+        """
+        self._compile, self._compiled = on, None
 
     def _set_mode(self, *, training: bool) -> None:
-        if self._mode == training == self.template.training:
-            return
-        self._mode = training
-        self.template.train(training)
+        if self.template.training != training:
+            self.template.train(training)
         for module in self._resting:
             module.eval()
 
-    def compile(self, *, on: bool = True) -> None:
-        """From now on, let the step of this stack run as a program made for its shapes.
-
-        It is made at the next step, or read from the cache that all processes share.
-        """
-        if self._layers is not None:
-            self._layers.active = not on
-        self._compiled = torch.compile(self._whole, dynamic=False, fullgraph=True) if on else None
-
-    def _whole(
-        self, parameters_KP: Tensor, buffers: dict[str, Tensor], inputs: Inputs, target_KB: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        views = self._views(parameters_KP)
-        loss_K, wrong_K = self._map(self._loss, inputs, target_KB, views=views, buffers=buffers)
-        return loss_K.sum(), loss_K, wrong_K
-
-    def _loss_compiled(self, inputs: Inputs, target_KB: Tensor) -> Step:
-        assert self._compiled is not None
-        total, loss_K, wrong_K = self._compiled(
-            self.parameters_KP, dict(self.buffers), inputs, target_KB
-        )
-        (gradient_KP,) = torch.autograd.grad(total, self.parameters_KP)
-        return Step(loss_K.detach(), wrong_K, gradient_KP)
-
-    def _loss_and_collected(self, inputs: Inputs, target_KB: Tensor) -> Step:
-        """The same, with gradients in memory that every step uses again."""
-        if self._sink is None:
-            # Leaves of their own, not parts of one tensor: nothing is joined afterwards.
-            self._leaves = {name: view.detach() for name, view in self._views().items()}
-            self._sink = Sink(self.parameters_KP, self._leaves.values())
-            for leaf, frozen in zip(self._leaves.values(), self._frozen, strict=True):
-                leaf.requires_grad_(not frozen)
-        sink = self._sink
-        sink.begin()
-        loss_K, wrong_K = self._map(self._loss, inputs, target_KB, views=self._leaves, sink=sink)
-        trained = [leaf for leaf in self._leaves.values() if leaf.requires_grad]
-        sink.finish(trained, torch.autograd.grad(loss_K.sum(), trained, allow_unused=True))
-        return Step(loss_K.detach(), wrong_K, sink.gradient_KP)
+    # ------------------------------------------------------------ evaluation
 
     @torch.no_grad()
-    def scores(self, inputs: Inputs) -> Tensor:
-        """Scores (K, B, C) in evaluation mode; all models see the same inputs (B, *shape)."""
+    def predict(self, inputs: Inputs, *, parts: bool = False) -> Predictions:
+        """Predictions in evaluation mode; all models see the same inputs (B, *shape)."""
         self._set_mode(training=False)
-        scores_KBC: Tensor = self._map(self._scores, shared=(dict(inputs),))
-        return scores_KBC.float()
+        found = self._map(self._predict, shared=(dict(inputs), parts))
+        scores, logs, of_parts = found
+        return Predictions(scores.float(), logs.float(), of_parts)
+
+    def _predict(
+        self, model: Model, inputs: Inputs, parts: bool
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        with self._precision():
+            outputs = model(inputs)
+            of_parts = model.method.part_log_probabilities(outputs) if parts else {}
+            return model.scores(outputs), model.log_probabilities(outputs), dict(of_parts)
 
     @torch.no_grad()
-    def features(self, inputs: Inputs) -> dict[str, Tensor]:
-        """Features (K, B, D_m) in evaluation mode; all models see the same inputs."""
+    def start_pass(self, one: Pass) -> State:
+        """The first state of a pass, (K, …) each."""
+        state: State = self._map(lambda _: one.start())
+        return state
+
+    @torch.no_grad()
+    def step_pass(self, one: Pass, state: State, inputs: Inputs, target_B: Tensor) -> State:
+        """Take one chunk of examples into a pass's state; all models see the same inputs."""
         self._set_mode(training=False)
-        features: dict[str, Tensor] = self._map(self._features, shared=(dict(inputs),))
-        return features
+
+        def step(model: Model, state: State, inputs: Inputs, target_B: Tensor) -> State:
+            with self._precision():
+                features = model.features(inputs)
+            return dict(one.step(state, features, target_B))
+
+        new: State = self._map(step, state, shared=(dict(inputs), target_B))
+        return new
 
     @torch.no_grad()
-    def refresh(self, features: Mapping[str, Tensor], target_N: Tensor) -> None:
-        """Let the method make new buffers from all training features (K, N, D_m)."""
-        new = self._map(self._refresh, dict(features), shared=(target_N,))
-        for name, value in new.items():
+    def finish_pass(self, one: Pass, state: State) -> None:
+        """Write a pass's result into the method's buffers."""
+        for name, value in self._map(lambda _, state: dict(one.finish(state)), state).items():
             self.buffers[f"method.{name}"].copy_(value)
 
     def _map(
@@ -256,61 +310,33 @@ class Stack:
         function: Callable[..., Any],
         *mapped: Any,
         shared: tuple[Any, ...] = (),
-        views: Mapping[str, Tensor] | None = None,
+        leaves: Mapping[str, Tensor] | None = None,
         buffers: Mapping[str, Tensor] | None = None,
-        sink: Sink | None = None,
     ) -> Any:
         """Call ``function(model, *mapped, *shared)`` for every row; results get a model axis."""
-        views = self._views() if views is None else views
-        state = {**views, **(self.buffers if buffers is None else buffers)}
+        leaves = self._views(self.parameters_KP) if leaves is None else leaves
+        state = {**leaves, **(self.buffers if buffers is None else buffers)}
+        state.update(dict.fromkeys(self._draws, self.draw_K))
+        state = {f"model.{name}": value for name, value in state.items()}
 
         def one(state: dict[str, Tensor], *mapped: Any) -> Any:
-            if torch.compiler.is_compiling():  # it knows this one
-                full = {f"model.{name}": value for name, value in state.items()}
-                return functional_call(self._caller, full, (function, *mapped, *shared))
-            with self._places.holding(state):
-                return function(self.template, *mapped, *shared)
+            return functional_call(self._caller, state, (function, *mapped, *shared))
 
-        if self._layers is not None:
-            self._layers.sink = sink
         if self.stacked:
-            return vmap(one, randomness="different")(state, *mapped)
-        row = tree_map(lambda value: value[0], (state, *mapped))
-        return tree_map(lambda value: value.unsqueeze(0), one(*row))
+            return vmap(one, randomness="error")(state, *mapped)
+        first = [_each(value, lambda x: x[0]) for value in (state, *mapped)]
+        return _each(one(*first), lambda x: x.unsqueeze(0))
 
-    def _views(self, parameters_KP: Tensor | None = None) -> dict[str, Tensor]:
+    def _views(self, whole_KP: Tensor) -> dict[str, Tensor]:
         """Every parameter (K, *shape) as a view of the one tensor."""
-        whole_KP = self.parameters_KP if parameters_KP is None else parameters_KP
         parts = whole_KP.split_with_sizes(self._sizes, dim=1)
-        views = {}
-        for i, name in enumerate(self.names):
-            part = parts[i].detach() if self._frozen[i] else parts[i]
-            view = part.view(-1, *self._shapes[i])
-            views[name] = view.mT if self._turned[i] else view
-        return views
-
-    def _loss(self, model: Model, inputs: Inputs, target_B: Tensor) -> tuple[Tensor, Tensor]:
-        with self._precision():
-            outputs = model(inputs)
-            loss = model.loss(outputs, target_B).mean()
-            predicted_B = model.scores(outputs).detach().argmax(-1)
-        return loss, (predicted_B != target_B).sum()
-
-    def _scores(self, model: Model, inputs: Inputs) -> Tensor:
-        with self._precision():
-            return model.scores(model(inputs))
-
-    def _features(self, model: Model, inputs: Inputs) -> dict[str, Tensor]:
-        with self._precision():
-            return model.features(inputs)
-
-    def _refresh(self, model: Model, features: Inputs, target_N: Tensor) -> dict[str, Tensor]:
-        return dict(model.method.refresh(features, target_N))
+        named = zip(self.names, parts, self._shapes, strict=True)
+        return {name: part.view(-1, *shape) for name, part, shape in named}
 
     def _precision(self) -> AbstractContextManager[Any]:
         if not self._low_precision:
             return nullcontext()
-        return torch.autocast(self.parameters_KP.device.type, dtype=torch.bfloat16)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     # ------------------------------------------------------------ rows and weights
 
@@ -321,29 +347,44 @@ class Stack:
     def with_weights(self, weights: Weights) -> Stack:
         """A stack of the same structure with other weights; any number of rows."""
         other = copy.copy(self)
-        other.parameters_KP = weights.parameters_KP.detach().requires_grad_()
-        other._sink = other._compiled = None  # they are for the weights and rows of before
+        other.parameters_KP = weights.parameters_KP.detach()
         other.buffers = dict(weights.buffers)
+        other.draw_K = other.draw_K.new_zeros(other.models)
+        other._bound = None
         return other
 
     @torch.no_grad()
     def state_of(self, row: int) -> dict[str, Tensor]:
         """One model's ``state_dict``."""
-        state = {**self._views(), **self.buffers}
+        state = {**self._views(self.parameters_KP), **self.buffers}
         return {name: state[name][row] for name in self.template.state_dict()}
-
-
-# Outputs from which on a matrix lies with its inputs first: the forward pass is then a product of
-# two matrices as they lie, the fastest kind. Narrow ones lie the other way, with longer rows.
-_NARROW = 32
-
-
-def _turn(parameter: Tensor) -> Tensor:
-    """As it lies in memory: a wide layer's matrix turned, inputs by outputs."""
-    turns = parameter.dim() == 2 and parameter.shape[0] >= _NARROW
-    return parameter.mT if turns else parameter
 
 
 def _flat(parameters: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
     """One model's parameters as a row (P,)."""
-    return torch.cat([_turn(parameters[name].detach()).flatten() for name in names])
+    return torch.cat([parameters[name].detach().flatten() for name in names])
+
+
+def _collect(views: Mapping[str, Tensor], gradients: Mapping[str, Tensor | None]) -> None:
+    """Write gradients where the optimizer reads them; 0 where a parameter was not used."""
+    for name, gradient in gradients.items():
+        if gradient is None:
+            views[name].zero_()
+        else:
+            views[name].copy_(gradient)
+
+
+def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same nest of dicts and (named) tuples with every tensor changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {name: _each(one, change) for name, one in value.items()}
+    if isinstance(value, tuple):
+        parts = [_each(one, change) for one in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    return value
+
+
+def _detached(outputs: Outputs) -> Outputs:
+    return _each(outputs, Tensor.detach)

@@ -1,4 +1,4 @@
-"""Train one pack: stages, epochs, evaluations, halving, checkpoints; say what happens as events.
+"""Train one pack: stages, epochs, evaluations, halving, checkpoints; report what happens as events.
 
 All groups of a pack pass an evaluation before any goes on, so that halving compares like with
 like and one checkpoint holds all. Inside an epoch nothing is read back from the device.
@@ -6,31 +6,33 @@ like and one checkpoint holds all. Inside an epoch nothing is read back from the
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
+from modmix.base.errors import InputError
 from modmix.base.messages import Event, Finished, Pack, PackStarted, Progress
 from modmix.base.metrics import METRICS, higher_is_better
+from modmix.base.settings import selection
 from modmix.methods.base import Stage
 from modmix.methods.model import pack_weights
-from modmix.methods.table import modalities as modalities_used
 from modmix.tasks.data import Data
-from modmix.training import checkpoint, products
-from modmix.training.allocator import keep_freed_memory
+from modmix.training import checkpoint
 from modmix.training.batches import Examples, Order
 from modmix.training.builder import Builder
-from modmix.training.group import Group, is_out_of_memory
+from modmix.training.device import arithmetic, is_out_of_memory, release
+from modmix.training.group import Group, StageEntry
 from modmix.training.halving import rungs
-from modmix.training.precision import arithmetic
 from modmix.training.probe import Probe, Way
-from modmix.training.record import Endings, Position, Record, Rung, results, rung_of
+from modmix.training.record import Best, Endings, Position, Record, Rung, results, rung_of
+
+T = TypeVar("T")
 
 # A group is made smaller once less than this part of its models still trains.
 _COMPACT_BELOW = 0.5
@@ -49,20 +51,23 @@ def train_pack(
 
     `PackStarted` first, `Progress` after every evaluation, `Finished` once per replicate as soon
     as it ends. Closing the generator stops training; with ``pack.checkpoint`` the next call goes
-    on from the last checkpoint, and its results are those of an undisturbed run. ``threads`` is
-    how many this process may use (None: torch's choice), and ``share`` the part of the memory.
-    ``dropped`` is asked before every part of
-    an epoch which models end as pruned: replicate key -> reason.
+    on from the last checkpoint, and its results are those of an undisturbed run.
+
+    Args:
+        pack: the models, of one structure.
+        data: the task's data.
+        device: a torch device, "cpu" or "cuda:0".
+        threads: how many this process may use (None: torch's choice).
+        share: the part of the device's memory that this process may use.
+        dropped: asked before every part of an epoch which models end as pruned: replicate key ->
+            reason.
 
     Raises:
         InputError: hyperparameters that do not fit together.
-        torch.OutOfMemoryError: one model alone does not fit.
     """
     before = torch.get_num_threads()
     if threads is not None:
         torch.set_num_threads(threads)
-    if device == "cpu":
-        keep_freed_memory()
     try:
         with arithmetic(pack.replicates[0].training["precision"], device):
             yield from _Run(pack, data, torch.device(device), share, dropped).events()
@@ -78,29 +83,34 @@ class _Run:
         pack: Pack,
         data: Data,
         device: torch.device,
-        share: float = 1.0,
-        dropped: Callable[[], Mapping[str, str]] = dict,
+        share: float,
+        dropped: Callable[[], Mapping[str, str]],
     ) -> None:
         self.pack, self.data, self.device, self.share = pack, data, device, share
         self.dropped = dropped
         first = pack.replicates[0]
         assert all(r.structure == first.structure for r in pack.replicates), pack.id
         self.settings = first.training
-        names = modalities_used(first.method, list(data.inputs), first.params)
-        self.train = Examples(data.train, names, device)
-        self.val = Examples(data.val, names, device)
-        self.test = Examples(data.test, names, device)
+        self.select = selection(self.settings)
+        self.builder = Builder(pack, data, device, self._too_large)
+        template = self.builder.model(0)
+        self.stages = template.method.stages()
+        _check_parts(template.parts(), self.settings)
+        self.splits = {
+            split: Examples(data, split, template.inputs, device, share)
+            for split in ("train", "val", "test")
+        }
+        self.train = self.splits["train"]
         self.order = Order(self.train.rows, self.settings["batch_size"], self.train.place)
         parts = min(self.settings["evaluations_per_epoch"], self.order.steps)
         self.bounds = [round(i * self.order.steps / parts) for i in range(parts + 1)]
         self.higher = higher_is_better(self.settings["monitor"])
-        self.builder = Builder(pack, data, device)
         self.way = Way(eval_rows=self.settings["eval_batch_size"])
         self.records = [Record() for _ in pack.replicates]
         self.weights: dict[int, bytes] = {}  # of finished replicates, when the pack keeps them
         self.position = Position()
         self.groups: list[Group] = []
-        self.stages: tuple[Stage, ...] = ()
+        self.failing: Endings = {}  # models that did not fit, until their end is reported
         self.saved_at = time.monotonic()
 
     def events(self) -> Iterator[Event]:
@@ -110,7 +120,6 @@ class _Run:
             these = [i for i, record in enumerate(self.records) if record.training]
             if these:
                 self._choose(these)
-                self._start_stage()
         yield PackStarted(
             pack=self.pack.id,
             models=len(self.records),
@@ -118,7 +127,6 @@ class _Run:
             stacked=self.way.stacked,
             why=self.way.why,
             measured=self.way.measured,
-            products=products.names() if self.device.type == "cpu" else {},
             resumed_epoch=self._epochs_done() if resumed else 0,
         )
         yield from [
@@ -126,6 +134,7 @@ class _Run:
             for i, record in enumerate(self.records)
             if record.finished and not record.known
         ]
+        yield from self._end_failing()
         try:
             while self.groups:
                 yield from self._drop()
@@ -141,6 +150,8 @@ class _Run:
             self._start_epoch()
         present = [i for i, record in enumerate(self.records) if record.training]
         ending = self._train_and_evaluate()
+        ending.update(self.failing)
+        self.failing = {}
         ending.update(self._out_of_patience(ending))
         rung = self._rung(ending)
         losers = {} if rung is None else self._losers(rung, ending)
@@ -156,13 +167,22 @@ class _Run:
         progress = self._progress(present, epoch)
         if rung is not None:
             progress = replace(progress, rung=rung.epoch, at_rung=rung.values)
-        return [progress, *(self._event(i) for i in sorted(ending))]
+        return [progress, *(self._event(i) for i in sorted(ending)), *self._end_failing()]
 
     # ------------------------------------------------------------ where training stands
+
+    @property
+    def stage(self) -> Stage:
+        return self.stages[self.position.stage]
 
     def _stage_epochs(self, stage: int) -> int:
         own = self.stages[stage].epochs
         return int(self.settings["epochs"] if own is None else own)
+
+    @property
+    def epochs(self) -> int:
+        """Of all stages."""
+        return sum(self._stage_epochs(stage) for stage in range(len(self.stages)))
 
     def _epochs_done(self) -> int:
         before = sum(self._stage_epochs(stage) for stage in range(self.position.stage))
@@ -178,100 +198,152 @@ class _Run:
         if position.part == len(self.bounds) - 1:
             position.part = 0
             position.epoch += 1
-        if position.epoch == self._stage_epochs(position.stage):
+        training = [record for record in self.records if record.training]
+        all_stopped = bool(training) and all(record.stopped for record in training)
+        if position.epoch == self._stage_epochs(position.stage) or all_stopped:
             if self._in_last_stage():
                 return False
-            position.epoch = 0
+            position.part = position.epoch = 0
             position.stage += 1
         return True
 
     def _choose(self, these: Sequence[int]) -> None:
         """Make freshly initialised groups of the replicates at these positions, as pays here."""
-        probe = Probe(
-            self.builder,
-            self.train,
-            self.order,
-            threads=torch.get_num_threads(),
-            share=self.share,
-        )
-        way, groups = probe.choose(these)
-        self.way, self.groups = way, groups
+        probe = Probe(self.builder, self.train, self.order, share=self.share)
+        self.way, self.groups = probe.choose(these, self._entry())
         self._take_way()
 
     def _take_way(self) -> None:
-        torch.set_num_threads(min(torch.get_num_threads(), self.way.threads))
         for group in self.groups:
-            if self.way.compiled:
-                group.stack.compile()
-            group.use_graphs(on=self.settings["cuda_graphs"])
-        self.stages = self.groups[0].stack.template.method.stages()
+            group.stack.compile(on=self.way.compiled)
+            group.use_graphs(on=self.way.graphs)
+
+    def _entry(self) -> StageEntry:
+        following = self.stages[self.position.stage + 1 :]
+        return StageEntry(
+            stage=self.stage,
+            epochs=self._stage_epochs(self.position.stage),
+            from_best=self._begins_best(self.stage),
+            # Of the last stage, the chosen weights; of another, those that the next starts from.
+            keeps_best=self._begins_best(following[0]) if following else self.select == "best",
+        )
+
+    def _begins_best(self, stage: Stage) -> bool:
+        begin = self.select if stage.begin == "selected" else stage.begin
+        return begin == "best"
 
     def _start_stage(self) -> None:
-        stage = self.position.stage
-        for group in self.groups:
-            group.start_stage(self.stages[stage], self._stage_epochs(stage))
+        """Enter the stage; models that stopped early in the one before begin from there."""
+        entry = self._entry()
+
+        def start(group: Group) -> None:
+            rows = [r for r, m in enumerate(group.members) if self.records[m.index].stopped]
+            if rows and not entry.from_best:
+                group.go_back(rows)
+            group.start_stage(entry)
+
+        self._on_groups(start)
         for record in self.records:
             if record.training:
-                record.best, record.best_at, record.waited = math.nan, None, 0
+                record.start_stage()
 
     def _start_epoch(self) -> None:
-        for group in self.groups:
+        def start(group: Group) -> None:
             group.reset_sums()
-            if group.stack.template.method.refreshes(self.position.epoch):
-                group.refresh(self.train, self.way.eval_rows)
+            for one in group.stack.template.method.passes(self.position.epoch):
+                group.run_pass(one, self.splits[one.split], self.way.eval_rows)
             group.start_epoch(self.position.epoch, self.order, self._epochs_done())
+
+        self._on_groups(start)
+
+    # ------------------------------------------------------------ what may not fit
+
+    def _on_groups(self, action: Callable[[Group], T]) -> list[tuple[Group, T]]:
+        """Do something with every group, and return the groups with its results.
+
+        A group that is too large for the memory becomes two, from where it was before. A model
+        that is too large alone fails.
+        """
+        waiting, self.groups = self.groups, []
+        done: list[tuple[Group, T]] = []
+        while waiting:
+            group = waiting.pop(0)
+            saved: tuple[dict[str, Tensor], int] | None = None
+            try:
+                if len(group.members) > 1:
+                    saved = group.snapshot()
+                done.append((group, action(group)))
+                self.groups.append(group)
+                continue
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Only here, with the exception gone, is what its frames held free again.
+            release(self.device)
+            if len(group.members) == 1:
+                self._too_large(group.members[0].index)
+                continue
+            if saved is not None:  # else the copy itself did not fit, and nothing was changed
+                group.load(*saved)
+            waiting[:0] = group.halves()
+        return done
+
+    def _too_large(self, index: int) -> None:
+        self.failing[index] = (
+            "failed",
+            (
+                f"out of memory on {self.device}: this model does not fit even alone; a smaller "
+                "batch_size, encoder or eval_batch_size may help"
+            ),
+        )
+
+    def _end_failing(self) -> list[Event]:
+        """Report the end of models that did not fit."""
+        ending, self.failing = self.failing, {}
+        self._end(ending)
+        return [self._event(i) for i in sorted(ending)]
 
     # ------------------------------------------------------------ training and its record
 
     def _train_and_evaluate(self) -> Endings:
         """One part of an epoch and its evaluation for every group; who diverged ends."""
-        waiting, self.groups = self.groups, []
-        ending: Endings = {}
-        while waiting:
-            group = waiting.pop(0)
-            saved = group.snapshot() if len(group.members) > 1 else None
-            started = time.perf_counter()
-            values = self._attempt(group)
-            if values is None:
-                assert saved is not None
-                group.load(*saved)
-                waiting[:0] = group.halves()
-                continue
-            self.groups.append(group)
-            ending.update(self._record(group, values, time.perf_counter() - started))
-        return ending
-
-    def _attempt(self, group: Group) -> dict[str, list[float]] | None:
-        """Train and evaluate; None when several models together are too many for the memory."""
         start, stop = self.bounds[self.position.part : self.position.part + 2]
-        try:
+
+        def train(group: Group) -> tuple[dict[str, list[float]], float]:
+            started = time.perf_counter()
             group.train(self.train, self.order, start, stop)
-            return group.evaluate(self.val, self.way.eval_rows)
-        except Exception as error:
-            if len(group.members) == 1 or not is_out_of_memory(error):
-                raise
-        # Only here, with the exception gone, is what its frames held free again.
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        return None
+            values = group.evaluate(self.splits["val"], self.way.eval_rows)
+            return values, time.perf_counter() - started
+
+        ending: Endings = {}
+        for group, (values, seconds) in self._on_groups(train):
+            ending.update(self._record(group, values, seconds))
+        return ending
 
     def _record(self, group: Group, values: dict[str, list[float]], seconds: float) -> Endings:
         """Append an evaluation to the histories and keep weights that are better."""
         alive = sum(self.records[member.index].training for member in group.members)
-        keep = [False] * len(group.members)
+        better = [False] * len(group.members)
+        parts = [name for name in values if name.startswith("part/")]
+        of_parts = {name.removeprefix("part/"): list(better) for name in parts}
         ending: Endings = {}
         for row, member in enumerate(group.members):
             record = self.records[member.index]
-            if not record.training:
+            if not record.training or record.stopped:
                 continue
             record.seconds += seconds / alive
-            if values["finite"][row]:
-                line = self._line({name: column[row] for name, column in values.items()})
-                line["lr"] = group.optimizer.rates[row]
-                keep[row] = record.add(line, self.settings["monitor"], higher=self.higher)
-            else:
+            if not values["finite"][row]:
                 ending[member.index] = ("failed", self._diverged())
-        group.keep_best(keep)
+                continue
+            line = self._line({name: column[row] for name, column in values.items()})
+            line["lr"] = group.optimizer.rates[row]
+            better[row] = record.add(line, self.settings["monitor"], higher=self.higher)
+            for part, rows in of_parts.items():
+                rows[row] = record.add_part(
+                    part, values[f"part/{part}"][row], self.settings["patience"], higher=self.higher
+                )
+        if group.keeps_best:
+            group.keep_best(better, of_parts)
         return ending
 
     def _line(self, values: dict[str, float]) -> dict[str, float]:
@@ -293,26 +365,42 @@ class _Run:
     # ------------------------------------------------------------ who ends
 
     def _out_of_patience(self, ending: Endings) -> Endings:
-        """Models without improvement for `patience` evaluations; in the last stage only."""
+        """Models without improvement for `patience` evaluations.
+
+        In the last stage they are done; in an earlier one they wait for the next, which starts from
+        the weights they have now.
+        """
         patience = self.settings["patience"]
-        if patience is None or not self._in_last_stage():
+        if patience is None or not self.stage.judged:
             return {}
-        return {
-            i: ("done", "")
+        stopping = [
+            i
             for i, record in enumerate(self.records)
-            if record.training and i not in ending and record.waited >= patience
-        }
+            if record.training
+            and not record.stopped
+            and i not in ending
+            and record.waited >= patience
+        ]
+        if self._in_last_stage():
+            return dict.fromkeys(stopping, ("done", ""))
+        for group in self.groups:
+            rows = [r for r, m in enumerate(group.members) if m.index in stopping]
+            if rows:
+                group.keep_stopped(rows)
+        for i in stopping:
+            self.records[i].stopped = True
+        return {}
 
     def _rung(self, ending: Endings) -> Rung | None:
-        """The rung of halving that this evaluation is, or None."""
+        """The rung of halving that this evaluation is, or None. Epochs of all stages count."""
         halving = self.settings["halving"] if self.pack.halving else None
         last_part = self.position.part == len(self.bounds) - 2
-        if not halving or not last_part or not self._in_last_stage():
+        if not halving or not last_part or not self.stage.judged:
             return None
-        eta, first, epoch = int(halving["eta"]), int(halving["min_epochs"]), self.position.epoch + 1
-        if epoch not in rungs(first, eta, self._stage_epochs(self.position.stage)):
+        eta, first, epoch = int(halving["eta"]), int(halving["min_epochs"]), self._epochs_done() + 1
+        if epoch not in rungs(first, eta, self.epochs):
             return None
-        return rung_of(self.pack, self.records, ending, epoch)
+        return rung_of(self.pack, self.records, ending, epoch, self.select)
 
     def _losers(self, rung: Rung, ending: Endings) -> Endings:
         losers = rung.losers(self.pack, self.records, higher_is_better=self.higher)
@@ -333,32 +421,41 @@ class _Run:
 
     def _end(self, ending: Endings) -> None:
         """Close the records of models that end; those that are done see the test split, once."""
-        for group in self.groups:
-            self._end_done(
-                group,
-                [r for r, m in enumerate(group.members) if ending.get(m.index, ("",))[0] == "done"],
-            )
+        if any(state == "done" for state, _ in ending.values()):
+            self._on_groups(lambda group: self._end_done(group, ending))
+            ending.update(self.failing)
+            self.failing = {}
         for index, (state, reason) in ending.items():
             record = self.records[index]
-            if state == "failed":
+            if state == "failed" and record.finished is None:
                 record.close(state, reason, {})
             elif state == "pruned":
                 record.prune(reason)
 
-    def _end_done(self, group: Group, rows: Sequence[int]) -> None:
+    def _end_done(self, group: Group, ending: Endings) -> None:
+        rows = [
+            r
+            for r, m in enumerate(group.members)
+            if ending.get(m.index, ("",))[0] == "done" and self.records[m.index].finished is None
+        ]
         if not rows:
             return
         started = time.perf_counter()
-        tests = group.evaluate_best(rows, self.test, self.way.eval_rows)
+        size = self.way.eval_rows
+        tests = group.evaluate_chosen(rows, self.splits["test"], size)
+        # Parts have best epochs of their own, so that no evaluation was of the chosen weights.
+        vals = group.evaluate_chosen(rows, self.splits["val"], size) if group.best_parts else None
         share = (time.perf_counter() - started) / len(rows)
-        for row, test in zip(rows, tests, strict=True):
+        for i, (row, test) in enumerate(zip(rows, tests, strict=True)):
             index = group.members[row].index
             record = self.records[index]
             record.seconds += share
-            assert record.best_at is not None
-            metrics = results(record.row(record.best_at))
+            chosen = record.chosen_at(self.select)
+            metrics = results(record.row(chosen))
+            if vals is not None:
+                metrics.update({f"val/{name}": value for name, value in vals[i].items()})
             metrics.update({f"test/{name}": value for name, value in test.items()})
-            record.close("done", "", metrics)
+            record.close("done", "", metrics, chosen=chosen)
             if self.pack.keep_weights:
                 self.weights[index] = self._pack_weights(group, row)
 
@@ -374,7 +471,7 @@ class _Run:
             "class_names": list(self.data.class_names),
             "seed": replicate.seed,
         }
-        return pack_weights(group.best_state(row), description)
+        return pack_weights(group.chosen_state(row), description)
 
     def _make_smaller(self, *, at_once: bool = False) -> None:
         """Let go of groups that ended, and of rows where most of a group did.
@@ -396,7 +493,7 @@ class _Run:
         return Progress(
             pack=self.pack.id,
             epoch=epoch,
-            epochs=sum(self._stage_epochs(stage) for stage in range(len(self.stages))),
+            epochs=self.epochs,
             active=sum(record.training for record in self.records),
             metrics={
                 self.pack.replicates[i].key: results(self.records[i].row(-1))
@@ -425,7 +522,8 @@ class _Run:
             ended = self.pack.ended.get(replicate.key)
             if ended is not None:
                 record.training, record.known = False, True
-                record.best = math.nan if ended.best is None else ended.best
+                if ended.best is not None:
+                    record.last = record.best.value = ended.best
                 record.finished = {"state": ended.state}
         if self.groups:
             self._make_smaller()
@@ -460,7 +558,7 @@ class _Run:
         if self.pack.checkpoint is None:
             return False
         folder = Path(self.pack.checkpoint)
-        found = checkpoint.load(folder, self.pack.id, self.device)
+        found = checkpoint.load(folder, self.pack.id)
         if found is None:
             return False
         try:
@@ -469,26 +567,44 @@ class _Run:
             # It is whole and this pack's, but of other code.
             checkpoint.warn_unusable(folder, error)
             self.records = [Record() for _ in self.pack.replicates]
-            self.weights, self.position = {}, Position()
+            self.weights, self.position, self.failing = {}, Position(), {}
+            self.groups = []
             return False
         return True
 
-    def _restore(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
+    def _restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         self.way = Way(**state["way"])
-        self.groups = [
-            self.builder.group(indices, stacked=self.way.stacked or len(indices) > 1)
-            for indices in state["groups"]
-        ]
-        self._take_way()
         self.position = Position(**state["position"])
-        self._start_stage()
-        self.records = [Record(**record) for record in state["records"]]
+        self.records = [_record(**record) for record in state["records"]]
         for name, blob in tensors.items():
             place, _, index = name.partition("/")
             if place == "weights":
-                self.weights[int(index)] = blob.cpu().numpy().tobytes()
-        for g, (group, steps) in enumerate(zip(self.groups, state["steps"], strict=True)):
-            if self.position.part > 0:
-                group.start_epoch(self.position.epoch, self.order, self._epochs_done())
+                self.weights[int(index)] = blob.numpy().tobytes()
+        self.groups = []
+        entry = self._entry()
+        for g, (indices, steps) in enumerate(zip(state["groups"], state["steps"], strict=True)):
             mine = {n.partition("/")[2]: t for n, t in tensors.items() if n.startswith(f"{g}/")}
-            group.load(mine, steps)
+            stacked = self.way.stacked or len(indices) > 1
+            self.groups += self.builder.started(
+                indices, entry, stacked=stacked, state=(mine, steps)
+            )
+        self._take_way()
+        if self.position.part > 0:
+            for group in self.groups:
+                group.start_epoch(self.position.epoch, self.order, self._epochs_done())
+
+
+def _record(
+    *, best: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]], **fields: Any
+) -> Record:
+    """A record as `dataclasses.asdict` wrote it."""
+    own = {name: Best(**part) for name, part in parts.items()}
+    return Record(best=Best(**best), parts=own, **fields)
+
+
+def _check_parts(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    if parts and settings["patience"] is not None and selection(settings) == "last":
+        raise InputError(
+            "patience stops each unimodal classifier of late fusion at its own best epoch, which "
+            "needs select: best, got select: last; leave one of the two out"
+        )

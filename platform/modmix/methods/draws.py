@@ -1,0 +1,100 @@
+"""Random numbers that are a function of a seed and a position, not of a generator's state.
+
+Stacked models must draw what each would draw alone, a resumed model what an undisturbed one would,
+and `torch.func.vmap` cannot give every model a generator of its own. So numbers are computed: a
+32-bit integer hash ("lowbias32", found by the search of hash-prospector) of seed and position.
+There is nothing to store in a checkpoint, and a recorded CUDA graph draws new numbers because the
+seed is a tensor that changes.
+
+The trainer writes one seed per model and step into the buffer ``draw`` of every `Draws` module.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+_MASK = 0xFFFFFFFF
+
+
+def hashed(values: Tensor) -> Tensor:
+    """32 well-mixed bits of every integer, as int64 in 0..2³²−1."""
+    x = values & _MASK
+    x = x ^ (x >> 16)
+    x = (x * 0x7FEB352D) & _MASK
+    x = x ^ (x >> 15)
+    x = (x * 0x846CA68B) & _MASK
+    return x ^ (x >> 16)
+
+
+def bits(seed: Tensor, position: Tensor, salt: int = 0) -> Tensor:
+    """32 random bits for each pair of a seed (int64, 56 bits used) and a position (int64 ≥ 0).
+
+    Shapes broadcast. ``salt`` separates independent uses of one seed.
+    """
+    low, high = seed & _MASK, seed >> 32
+    key = hashed(low + hashed(high + hashed(torch.full_like(seed, salt))))
+    return hashed(hashed(position + key) + (position >> 32) + (key >> 7))
+
+
+def uniform(seed: Tensor, position: Tensor, salt: int = 0) -> Tensor:
+    """Uniform float32 in [0, 1), multiples of 2⁻²⁴; see `bits`."""
+    return (bits(seed, position, salt) >> 8).float() * 2.0**-24
+
+
+def normal(seed: Tensor, position: Tensor, salt: int = 0) -> Tensor:
+    """Standard normal float32 by Box and Muller's transform (two draws a number); see `bits`."""
+    radius = (1.0 - uniform(seed, position, 2 * salt)).log().mul(-2.0).sqrt()
+    return radius * (2.0 * math.pi * uniform(seed, position, 2 * salt + 1)).cos()
+
+
+class Draws(nn.Module):
+    """A source of random numbers inside a model: per model and step, whatever trains beside it.
+
+    ``salt`` tells several sources of one model apart; `own_dropout` sets it.
+    """
+
+    draw: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.salt = 0
+        self.register_buffer("draw", torch.zeros((), dtype=torch.int64), persistent=False)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform numbers in [0, 1) of this shape, other ones in every step."""
+        return uniform(self.draw, self._positions(shape), self.salt)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal numbers of this shape, other ones in every step."""
+        return normal(self.draw, self._positions(shape), self.salt)
+
+    def _positions(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.arange(math.prod(shape), device=self.draw.device).view(shape)
+
+
+class Dropout(Draws):
+    """`torch.nn.Dropout` whose masks are a function of the model's seed and step."""
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0.0:
+            return x
+        keep = self.uniform(*x.shape) >= self.p
+        return x * keep / (1.0 - self.p) if self.p < 1.0 else x * 0.0
+
+
+def own_dropout(model: nn.Module) -> None:
+    """Replace every plain `torch.nn.Dropout` below ``model`` by `Dropout`, and number all draws."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is nn.Dropout:
+                setattr(module, name, Dropout(child.p))
+    sources = [module for module in model.modules() if isinstance(module, Draws)]
+    for salt, source in enumerate(sources):
+        source.salt = salt
