@@ -79,7 +79,7 @@ def operations(replicate: Replicate, data: Data) -> float:
         if isinstance(layer, nn.Linear):
             layer.register_forward_hook(count)
     batch = batch_of(replicate, data)
-    inputs = {n: torch.zeros(batch, *data.shapes[n]) for n in model.modalities}
+    inputs = {n: torch.zeros(batch, *data.shapes[n]) for n in model.inputs}
     model(inputs)
     return total
 
@@ -119,18 +119,11 @@ def best_rate(amount: float, function: Callable[[], object], seconds: float = 0.
 
 
 def matrix_rate(pack: Pack, data: Data) -> float:
-    """The best of large products and products of the pack's own shapes, float32.
-
-    Large ones by ``torch.mm`` and by oneDNN, which some layers here use: the machine's rate is that
-    of the faster library.
-    """
+    """The best of large products and products of the pack's own shapes, float32."""
     found = []
-    onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
     for n in (512, 1024, 2048):
         a, b, out = (torch.rand(n, n) for _ in range(3))
         found.append(best_rate(2.0 * n**3, partial(torch.mm, a, b, out=out)))
-        if onednn is not None:
-            found.append(best_rate(2.0 * n**3, partial(onednn, a, b, None, "none", [], "")))
     replicate, models = pack.replicates[0], len(pack.replicates)
     batch = batch_of(replicate, data)
     layers = [m for m in _model(replicate, data).modules() if isinstance(m, nn.Linear)]
