@@ -24,7 +24,7 @@ from tests.benchmarks.report import Figure, Section, Table, between, number
 
 # Bytes of disk a row takes: as text, as float32 once while it is read, and as prepared arrays.
 ROW_BYTES = 800 + 2 * 120
-GENERATOR = "modmix.tasks.higgs_synthetic"
+GENERATOR = "tests.benchmarks.higgs_synthetic"
 LOAD = """\
 import sys, time
 from modmix.tasks.base import load_task
