@@ -69,27 +69,27 @@ HIGGS: list[tuple[str, list[str], str]] = [
     (
         "inf",
         with_line(200, field(2, "-inf")),
-        "line 200 must be a label of 0 or 1 and finite numbers that float32 can hold, got '-inf' in",
+        "line 200 must be a label of 0 or 1 and finite numbers that float32 can hold, got '-inf'",
     ),
     (
         "too big",
         with_line(9, field(4, "1e39")),
-        "line 9 must be a label of 0 or 1 and finite numbers that float32 can hold, got '1e39' in column 4",
+        "line 9 must be a label of 0 or 1 and finite numbers that float32 can hold, got '1e39'",
     ),
     (
         "label 2",
         with_line(42, field(1, "2.0")),
-        "line 42 must be a label of 0 or 1 and finite numbers that float32 can hold, got '2.0' in col",
+        "line 42 must be a label of 0 or 1 and finite numbers that float32 can hold, got '2.0'",
     ),
     (
         "label .5",
         with_line(42, field(1, "0.5")),
-        "line 42 must be a label of 0 or 1 and finite numbers that float32 can hold, got '0.5' in col",
+        "line 42 must be a label of 0 or 1 and finite numbers that float32 can hold, got '0.5'",
     ),
     (
         "label -1",
         with_line(42, field(1, "-1")),
-        "line 42 must be a label of 0 or 1 and finite numbers that float32 can hold, got '-1' in col",
+        "line 42 must be a label of 0 or 1 and finite numbers that float32 can hold, got '-1'",
     ),
     (
         "28 columns",
@@ -301,7 +301,7 @@ NPZ: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         "negative",
         {"labels": at(5, -1)},
         {},
-        "'labels' must be 0 or more (or -1 and 1), got -1 in row 5 (from 0); leave out rows without",
+        "'labels' must be 0 or more (or -1 and 1), got -1 in row 5 (from 0); leave out rows",
     ),
     (
         "out of range",
@@ -325,7 +325,7 @@ NPZ: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         "floats",
         {"labels": np.arange(40) / 2},
         {},
-        "'labels' must be whole numbers or words, got 0.5 in row 1 (from 0); convert them, or is it",
+        "'labels' must be whole numbers or words, got 0.5 in row 1 (from 0); convert them, or is",
     ),
     (
         "one-hot",
@@ -619,7 +619,7 @@ CSV: list[tuple[str, list[str], dict[str, Any], str]] = [
         "float label",
         [HEADER, *ROWS, "0.5,1,2,3,train"],
         COLUMNS,
-        "'label' must be whole numbers or words, got 0.5 in line 32; convert them, or is it another",
+        "'label' must be whole numbers or words, got 0.5 in line 32; convert them, or is it",
     ),
     (
         "negative label",
@@ -680,7 +680,10 @@ def test_bad_csv(
             gzip.compress(b"label,a_1,b\n\xe4,2,3\n"),
             "after row 0: In CSV column #0: Row #2: CSV con",
         ),
-        (gzip.compress(b'label,a_1,b\n"1,2,3\n' + b"1,2,3\n" * 3_000_000), "after row 0 a row m"),
+        (
+            gzip.compress(b'label,a_1,b\n"1,2,3\n' + b"1,2,3\n" * 30_000),
+            "after row 0: CSV parse err",
+        ),
     ],
     ids=["cut", "no gzip", "plain", "latin-1", "latin-1 label", "open quote"],
 )
@@ -689,3 +692,13 @@ def test_damaged_csv(tmp_path: Path, home: Path, content: bytes, message: str) -
     path.write_bytes(content)
     found = refused("arrays", path, COLUMNS, home)
     assert re.match(re.escape(message), found), found
+
+
+def test_an_open_quotation_mark_is_suspected(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text('label,a_1,b\n"1,2,3\n' + "1,2,3\n" * 30_000)
+    assert refused("arrays", path, COLUMNS, home).endswith("; is a quotation mark missing?")
+    monkeypatch.setattr(csv_file, "BLOCK_BYTES", 1000)
+    assert refused("arrays", path, COLUMNS, home).endswith("; is a quotation mark missing?")

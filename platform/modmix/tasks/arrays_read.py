@@ -53,8 +53,8 @@ def words(values: Array, where: str, place: Callable[[int], str]) -> npt.NDArray
         except UnicodeDecodeError:
             row = next(i for i, value in enumerate(values.tolist()) if not _is_utf8(value))
             raise DataError(
-                f"{where} must be UTF-8 text, got {values[row]!r} in {place(row)}; decode it "
-                "before saving"
+                f"{where} must be UTF-8 text, got {bytes(values[row])!r} in {place(row)}; decode "
+                "it before saving"
             ) from None
     return np.char.strip(values.astype(np.str_))
 

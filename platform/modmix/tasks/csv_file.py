@@ -108,12 +108,11 @@ def read_blocks(
         else:
             return
     problem = _first_problem(path, types, delimiter, names, rows)
-    if problem is None and "straddling" in reason:
-        problem = (
-            f"after row {rows:,} a row must be shorter than {BLOCK_BYTES >> 20} MiB; is a "
-            "quotation mark missing?"
-        )
-    raise DataError(f"{path}: {problem or f'after row {rows:,}: {reason}; correct the file'}")
+    if problem is None:
+        is_open = '"' in reason or "straddling" in reason
+        mend = "is a quotation mark missing?" if is_open else "correct the file"
+        problem = f"after row {rows:,}: {reason}; {mend}"
+    raise DataError(f"{path}: {problem}")
 
 
 def rows_of(path: Path, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:

@@ -14,6 +14,7 @@ from modmix.base.errors import DataError
 from modmix.tasks.files import Progress, Source, locked, silent
 
 _ATTEMPTS = 3
+_BLOCK = 1 << 20
 _TIMEOUT_SECONDS = 30.0  # without a byte
 
 
@@ -71,7 +72,9 @@ def _download(progress: Progress) -> Any:
 
     def download(url: str, file: Any, caller: Any) -> None:
         for left in reversed(range(_ATTEMPTS)):
-            http = pooch.HTTPDownloader(progressbar=_Bar(progress), timeout=_TIMEOUT_SECONDS)
+            http = pooch.HTTPDownloader(
+                progressbar=_Bar(progress), chunk_size=_BLOCK, timeout=_TIMEOUT_SECONDS
+            )
             try:
                 http(url, file, caller)
                 return
@@ -90,8 +93,8 @@ class _Bar:
         self._progress = progress
 
     def update(self, count: int) -> None:
-        self._done += count
-        self._progress("download", self._done, self.total or None)
+        self._done += count  # of whole blocks: the last one may be shorter
+        self._progress("download", min(self._done, self.total or self._done), self.total or None)
 
     def reset(self) -> None:
         self._done = 0
