@@ -536,7 +536,7 @@ def test_other_kinds_of_files(tmp_path: Path, home: Path) -> None:
     path = tmp_path / "x.mat"
     path.write_bytes(b"MATLAB")
     message = refused("arrays", path, {}, home)
-    assert message == "must be an .npz, .csv or .csv.gz file; convert it to one"
+    assert message == "must be an .npz, .csv, .tsv, .csv.gz or .tsv.gz file; convert it to one"
 
 
 # ---------------------------------------------------------------- csv

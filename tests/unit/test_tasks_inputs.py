@@ -329,5 +329,5 @@ def test_text_without_any_in_training_is_refused(tmp_path: Path) -> None:
     texts = np.array([""] * 40 + ["x"] * 20)
     with pytest.raises(DataError, match="'name' must have text in the training rows, got none"):
         load(save(tmp_path / "x.npz", name=texts), tokens=["name"])
-    with pytest.raises(DataError, match=r"has no 'nam' \(did you mean 'name'"):
-        load(save(tmp_path / "x.npz", name=texts), tokens=["nam"])
+    with pytest.raises(DataError, match=r"has no 'nom' \(did you mean 'name'"):
+        load(save(tmp_path / "x.npz", name=texts), tokens=["nom"])

@@ -102,7 +102,7 @@ class Arrays(Task):
 
 
 def read_file(path: Path, options: Mapping[str, Any], progress: Progress) -> Loaded:
-    """Read an .npz, .csv or .csv.gz file.
+    """Read an .npz, .csv or .tsv file, the last two perhaps packed by gzip.
 
     Raises:
         DataError: another kind of file, a damaged one, or one without the arrays asked for.
@@ -112,4 +112,6 @@ def read_file(path: Path, options: Mapping[str, Any], progress: Progress) -> Loa
         return read_npz(path, options)
     if name.endswith((".csv", ".csv.gz", ".tsv", ".tsv.gz")):
         return read_csv(path, options, progress)
-    raise DataError(f"{path}: must be an .npz, .csv or .csv.gz file; convert it to one")
+    raise DataError(
+        f"{path}: must be an .npz, .csv, .tsv, .csv.gz or .tsv.gz file; convert it to one"
+    )

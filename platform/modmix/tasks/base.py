@@ -6,7 +6,7 @@
     describe_task                for people
 
 A prepared folder is named by its task, options and source files' content. It is written under
-another name while a lock is held, meta.json last, then renamed: whoever sees it sees all of it.
+another name while a lock is held, meta.json last, and then renamed, so it is always complete.
 """
 
 from __future__ import annotations

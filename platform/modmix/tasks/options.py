@@ -27,7 +27,7 @@ class Option(Hyperparameter):
         if (problem := super().problem(value)) is not None or not self.fields or value is None:
             return problem
         for name, settings in value.items():
-            for setting, message in problems_of(settings or {}, self.fields):
+            for setting, message in problems_of(settings or {}, self.fields, self.name):
                 return f"of {name!r}: {setting!r} {message}"
         return None
 
@@ -48,15 +48,16 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def problems_of(
-    options: Mapping[str, Any], declared: Iterable[Hyperparameter]
+    options: Mapping[str, Any], declared: Iterable[Hyperparameter], whose: str = "this task"
 ) -> list[tuple[str, str]]:
     """List everything wrong with ``options`` as (name, message), in the order given."""
     known = {option.name: option for option in declared}
     found: list[tuple[str, str]] = []
     for name, value in options.items():
         if name not in known:
-            listed = ", ".join(known) or "there are none"
-            found.append((name, f"is not an option here{suggestion(str(name), known)}: {listed}"))
+            listed = ", ".join(known) or "it has none"
+            near = suggestion(str(name), known)
+            found.append((name, f"is not an option of {whose}{near}: {listed}"))
         elif (problem := known[name].problem(value)) is not None:
             found.append((name, problem))
     for name, option in known.items():
