@@ -325,9 +325,21 @@ def test_ids_in_columns_of_a_csv(tmp_path: Path) -> None:
     assert data.inputs["x"].kind == "dense"
 
 
+def test_a_column_of_text_and_of_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("label,name,x\n" + "0,ab,1\n1,b,2\n" * 20)
+    columns = {"t": ["name"], "again": ["name"]}
+    data = load(path, columns=columns, tokens=["t", "again"])
+    np.testing.assert_array_equal(data.test.inputs["t"], data.test.inputs["again"])
+    with pytest.raises(
+        DataError, match="column 'name' must be text or numbers, got it in `tokens`"
+    ):
+        load(path, columns={"t": ["name"], "n": ["x", "name"]}, tokens=["t"])
+
+
 def test_text_without_any_in_training_is_refused(tmp_path: Path) -> None:
     texts = np.array([""] * 40 + ["x"] * 20)
     with pytest.raises(DataError, match="'name' must have text in the training rows, got none"):
         load(save(tmp_path / "x.npz", name=texts), tokens=["name"])
-    with pytest.raises(DataError, match=r"has no 'nom' \(did you mean 'name'"):
-        load(save(tmp_path / "x.npz", name=texts), tokens=["nom"])
+    with pytest.raises(DataError, match=r"has no 'names' \(did you mean 'name'"):
+        load(save(tmp_path / "x.npz", name=texts), tokens=["names"])

@@ -51,7 +51,7 @@ class Arrays(Task):
         return {name: Augmentation(**settings) for name, settings in asked.items()}
 
     def write(self, writer: Writer, progress: Progress) -> Contents:
-        loaded = read_file(Path(self.options["path"]), self.options, progress)
+        loaded = read_file(Path(self.options["path"]), self.options, writer.folder, progress)
         for name in self.options["spectrogram"] or ():
             if name not in loaded.inputs:
                 raise missing(loaded.path, name, loaded.inputs)
@@ -101,7 +101,7 @@ class Arrays(Task):
         return splits_N
 
 
-def read_file(path: Path, options: Mapping[str, Any], progress: Progress) -> Loaded:
+def read_file(path: Path, options: Mapping[str, Any], folder: Path, progress: Progress) -> Loaded:
     """Read an .npz, .csv or .tsv file, the last two perhaps packed by gzip.
 
     Raises:
@@ -111,7 +111,7 @@ def read_file(path: Path, options: Mapping[str, Any], progress: Progress) -> Loa
     if name.endswith(".npz"):
         return read_npz(path, options)
     if name.endswith((".csv", ".csv.gz", ".tsv", ".tsv.gz")):
-        return read_csv(path, options, progress)
+        return read_csv(path, options, folder, progress)
     raise DataError(
         f"{path}: must be an .npz, .csv, .tsv, .csv.gz or .tsv.gz file; convert it to one"
     )

@@ -4,56 +4,73 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from modmix.base.errors import DataError
-from modmix.tasks.arrays_read import SPLIT_NAMES, Loaded, label_name, listed, missing, pick, words
+from modmix.tasks.arrays_read import SPLIT_NAMES, Loaded, label_name, listed, missing, pick
+from modmix.tasks.arrays_read import words as text_of
 from modmix.tasks.csv_file import line_of, read_blocks, read_header
 from modmix.tasks.data import Array
 from modmix.tasks.files import Progress
 from modmix.tasks.options import suggestion
 
 
-def read_csv(path: Path, options: Mapping[str, Any], progress: Progress) -> Loaded:
+def read_csv(path: Path, options: Mapping[str, Any], folder: Path, progress: Progress) -> Loaded:
+    """Read the columns asked for; numbers go through files in ``folder``, not through memory."""
     known, delimiter = read_header(path)
     label = label_name(path, options, known)
     split = pick(path, options["split"], SPLIT_NAMES[:2], known)
     columns = _columns(path, options, known, {label, split})
     texts = [name for name in options["tokens"] or () if len(columns.get(name, ())) == 1]
+    text_columns = (label, split, *(columns[name][0] for name in texts))
+    words = {c: list[Array]() for c in text_columns if c is not None}
+    for name in columns.keys() - texts:
+        if (both := next((c for c in columns[name] if c in words), None)) is not None:
+            raise DataError(
+                f"{path}: column {both!r} must be text or numbers, got it in `tokens` and in the "
+                f"numeric input {name!r}; leave it out of one"
+            )
     types = {c: "float64" for names in columns.values() for c in names}
-    types |= {columns[name][0]: "string" for name in texts}
-    types |= dict.fromkeys([label] if split is None else [label, split], "string")
-    inputs: dict[str, list[Array]] = {name: [] for name in columns}
-    labels: list[Array] = []
-    splits: list[Array] = []
-    for block in read_blocks(path, types, delimiter=delimiter, progress=progress):
-        for name, names in columns.items():
-            inputs[name].append(np.stack([_numpy(block[c], types[c]) for c in names], axis=1))
-        labels.append(_numpy(block[label], "string"))
-        splits.append(_numpy(block[split or label], "string"))
-    if not sum(map(len, labels)):
-        raise DataError(f"{path}: must have rows below its header, got none")
+    types |= dict.fromkeys(words, "string")
+    with ExitStack() as stack:
+        files = {
+            name: (names, stack.enter_context(TemporaryFile(dir=folder)))
+            for name, names in columns.items()
+            if name not in texts
+        }
+        for block in read_blocks(path, types, delimiter=delimiter, progress=progress):
+            for names, file in files.values():
+                file.write(np.stack([block[c].to_numpy() for c in names], axis=1).tobytes())
+            for column, parts in words.items():
+                parts.append(block[column].to_numpy(zero_copy_only=False).astype(np.str_))
+        if not sum(map(len, words[label])):
+            raise DataError(f"{path}: must have rows below its header, got none")
+        numbers = {name: _mapped(file, len(names)) for name, (names, file) in files.items()}
     return Loaded(
         path=path,
         inputs={
-            name: np.concatenate(parts)[:, 0] if name in texts else np.concatenate(parts)
-            for name, parts in inputs.items()
+            name: numbers[name] if name in numbers else np.concatenate(words[columns[name][0]])
+            for name in columns
         },
-        labels=_labels(np.concatenate(labels)),
+        labels=_labels(np.concatenate(words[label])),
         label_name=label,
-        split=None if split is None else np.concatenate(splits),
+        split=None if split is None else np.concatenate(words[split]),
         split_name=split or "",
         place=lambda row: f"line {line_of(path, row + 1, delimiter):,}",
     )
 
 
-def _numpy(column: Any, kind: str) -> Array:
-    values: Array = column.to_numpy(zero_copy_only=False)
-    return values.astype(np.str_) if kind == "string" else values
+def _mapped(file: IO[bytes], columns: int) -> Array:
+    """A file's numbers (N, columns); it lives, without a name, as long as the array does."""
+    file.flush()
+    rows = file.tell() // (columns * np.dtype(np.float64).itemsize)
+    return np.memmap(file, np.float64, "r", shape=(rows, columns))
 
 
 def _columns(
@@ -96,7 +113,7 @@ def _expand(
 
 def _labels(texts: npt.NDArray[np.str_]) -> Array:
     """Labels as numbers where all are, but words where a number has leading zeros."""
-    texts = words(texts, "", str)
+    texts = text_of(texts, "", str)
     distinct = np.unique(texts).tolist()
     if all(re.fullmatch(r"[-+]?(0|[1-9]\d{0,17})", word) for word in distinct):
         return texts.astype(np.int64)
