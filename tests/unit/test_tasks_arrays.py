@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from modmix.base.errors import DataError
+from modmix.tasks import arrays_csv, csv_file
 from modmix.tasks.base import load_task
 from modmix.tasks.data import Data
 
@@ -98,30 +102,6 @@ def match(rows: Any, candidates: Any, scale: Any) -> Any:
     return np.array(found)
 
 
-@needs_real
-def test_a_real_file_with_flags_images_and_words() -> None:
-    data = load(REAL / "spoken_written_digits.npz")
-    with np.load(REAL / "spoken_written_digits.npz") as file:
-        arrays = dict(file)
-    assert list(data.inputs) == ["audio_mulaw", "image"]  # words (`speaker`) are left out
-    assert data.inputs["image"].shape == (28, 28, 1)
-    assert data.inputs["image"].kind == "image"
-    assert data.inputs["audio_mulaw"].kind == "dense"
-    assert [split.rows for split in data.splits.values()] == [2160, 540, 300]
-    np.testing.assert_array_equal(data.test.labels, arrays["labels"][arrays["is_test"]])
-    test = np.asarray(data.test.inputs["image"])[..., 0]
-    raw = arrays["image"][arrays["is_test"]].astype(np.float64)
-    slope, offset = np.polyfit(raw.ravel(), test.ravel(), 1)
-    np.testing.assert_allclose(test, slope * raw + offset, atol=1e-5)  # one scale per channel
-    train = np.asarray(data.train.inputs["image"], dtype=np.float64)
-    assert abs(train.mean()) < 1e-5
-    assert abs(train.std() - 1) < 1e-5
-    plain = load(REAL / "spoken_written_digits.npz", standardize=False, inputs=["image"])
-    np.testing.assert_array_equal(
-        plain.test.inputs["image"][..., 0], (raw / 255).astype(np.float32)
-    )
-
-
 # ---------------------------------------------------------------- shapes and scales
 
 
@@ -146,7 +126,12 @@ def test_shapes_and_kinds(tmp_path: Path) -> None:
         "colour": ((4, 5, 3), "image"),
         "heat": ((4, 5, 1), "image"),
     }
+    types = {name: described.dtype for name, described in data.inputs.items()}
+    assert types == {**dict.fromkeys(types, "float32"), "grey": "uint8"}
     for name, values in data.train.inputs.items():
+        assert values.dtype == types[name]
+        if name == "grey":  # tests/unit/test_tasks_inputs.py
+            continue
         axes = tuple(range(values.ndim - 1))
         np.testing.assert_allclose(np.mean(values, axis=axes, dtype=float), 0, atol=1e-5)
         np.testing.assert_allclose(np.std(values, axis=axes, dtype=float), 1, atol=1e-4), name
@@ -190,6 +175,12 @@ def test_arrays_of_other_byte_orders_and_layouts(tmp_path: Path) -> None:
         (np.array([b"dog", b"cat", b"ant"] * 20), {}, ("ant", "cat", "dog"), [2, 1, 0]),
         (np.array([True, False, True] * 20), {}, ("0", "1"), [1, 0, 1]),
         ((np.arange(60) % 3).astype(np.uint8), {"classes": 3}, ("0", "1", "2"), [0, 1, 2]),
+        (np.arange(60).reshape(60, 1) % 3, {}, ("0", "1", "2"), [0, 1, 2]),
+        (np.arange(60) % 3 * 2.0, {}, ("0", "2", "4"), [0, 1, 2]),
+        (np.arange(60) % 2 * 2 - 1, {}, ("-1", "1"), [0, 1, 0]),
+        (1.0 - np.arange(60).reshape(60, 1) % 2 * 2, {"classes": 2}, ("0", "1"), [1, 0, 1]),
+        (np.array(["dog", "cat ", "dog "] * 20), {}, ("cat", "dog"), [1, 0, 1]),
+        (np.array(["é".encode(), b"cat ", b"cat"] * 20), {}, ("cat", "é"), [1, 0, 0]),
     ],
 )
 def test_labels(
@@ -208,6 +199,60 @@ def test_class_names_of_the_file(tmp_path: Path) -> None:
     assert set(data.train.labels.tolist()) == {0, 1, 2}
 
 
+def test_class_names_as_bytes(tmp_path: Path) -> None:
+    names = np.array([b"ant", "é".encode(), b"dog "])
+    data = load(save(tmp_path / "x.npz", **example(), class_names=names))
+    assert data.class_names == ("ant", "é", "dog")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (
+            "labels",
+            np.array([b"na\xefve", b"dog"] * 30),
+            r"'labels' must be UTF-8 text, got b'na\\xefve' in row 0",
+        ),
+        (
+            "class_names",
+            np.array([b"a", b"\xe9", b"c"]),
+            r"'class_names' must be UTF-8 text, got b'",
+        ),
+        (
+            "class_names",
+            np.array(["a", "b", "a "]),
+            "'class_names' must be distinct, got 'a' twice",
+        ),
+    ],
+)
+def test_text_that_cannot_be_read_is_refused(
+    tmp_path: Path, name: str, value: Any, message: str
+) -> None:
+    path = save(tmp_path / "x.npz", **{**example(), name: value})
+    with pytest.raises(DataError, match=message):
+        load(path)
+
+
+def test_one_hot_labels_get_a_remedy(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.npz", **{**example(), "labels": np.eye(3)[np.arange(60) % 3]})
+    with pytest.raises(
+        DataError, match=r"got the shape \(60, 3\); of one-hot rows, save labels.argm"
+    ):
+        load(path)
+
+
+def test_huge_numbers_are_standardised(tmp_path: Path) -> None:
+    arrays = example()
+    plain = load(save(tmp_path / "x.npz", **arrays))
+    arrays["a"] = arrays["a"] * 1e100
+    huge = load(save(tmp_path / "y.npz", **arrays))
+    np.testing.assert_allclose(huge.test.inputs["a"], plain.test.inputs["a"], rtol=1e-6)
+    lines = [f"{i % 2},{v!r}" for i, v in enumerate((arrays["a"][:, 0]).tolist())]
+    (tmp_path / "x.csv").write_text("\n".join(["label,a", *lines]))
+    data = load(tmp_path / "x.csv", columns={"a": ["a"]})
+    assert abs(np.mean(data.train.inputs["a"])) < 1e-6
+
+
 def test_labels_of_another_name(tmp_path: Path) -> None:
     arrays = example()
     arrays["genre"] = arrays.pop("labels")
@@ -216,6 +261,28 @@ def test_labels_of_another_name(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- splits
+
+
+def test_a_file_with_its_splits_apart(tmp_path: Path) -> None:
+    arrays, rng = example(), np.random.default_rng(1)
+    rows = {"train": slice(0, 30), "val": slice(30, 42), "test": slice(42, 60)}
+    apart = {f"{s}_{name}": arrays[name][r] for s, r in rows.items() for name in arrays}
+    apart["train_only"] = rng.normal(size=(30, 2))  # no input: test has none of it
+    data = load(
+        save(tmp_path / "x.npz", **apart, class_names=np.array(["x", "y", "z"])),
+        standardize=False,
+        inputs=["b", "a"],
+    )
+    assert list(data.inputs) == ["b", "a"]
+    assert data.class_names == ("x", "y", "z")
+    for split, r in rows.items():
+        np.testing.assert_array_equal(data.splits[split].labels, arrays["labels"][r])
+        np.testing.assert_array_equal(
+            data.splits[split].inputs["a"], arrays["a"][r].astype(np.float32)
+        )
+    apart["test_a"] = apart["test_a"][:, :2]
+    with pytest.raises(DataError, match=r"'test_a' must have 18 rows of shape \(4,\), got the sh"):
+        load(save(tmp_path / "x.npz", **apart), inputs=["a"])
 
 
 @pytest.mark.parametrize(
@@ -331,3 +398,83 @@ def test_csv_labels_with_leading_zeros_are_words(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("label,x\n" + "01,1\n1,2\n" * 20)
     assert load(path, columns={"x": ["x"]}).class_names == ("01", "1")
+
+
+@pytest.mark.parametrize("block_bytes", [5_000, 1 << 24])
+@pytest.mark.parametrize("name", ["x.csv", "x.csv.gz"])
+def test_csv_cells_may_have_line_breaks_whatever_the_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, block_bytes: int
+) -> None:
+    monkeypatch.setattr(csv_file, "BLOCK_BYTES", block_bytes)
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["id", "a\nbroken name", "note", "label"])
+    for i in range(300):
+        writer.writerow(
+            [i, i * i, f'line one\nline two, "quoted"\n\n{"end" * (i % 50)}', f"g{i % 3}"]
+        )
+    data = text.getvalue().encode()
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    loaded = load(path, columns={"x": ["a*"]}, standardize=False)
+    found = np.concatenate([split.inputs["x"][:, 0] for split in loaded.splits.values()])
+    assert sorted(found.tolist()) == [i * i for i in range(300)]
+    path.write_bytes(data.replace(b"\r\n250,62500,", b"\r\n250,?,"))
+    with pytest.raises(DataError, match=r"line 1,003 must hold a number in column 'a\\nbroken"):
+        load(path, columns={"x": ["a*"]})
+    assert path.read_bytes().split(b"\n")[1002].startswith(b"250,?,")
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_the_delimiter_is_the_one_of_the_header(tmp_path: Path, delimiter: str) -> None:
+    rows = [["label", "x", "y, or z"], *([i % 2, i / 4, -i] for i in range(40))]
+    path = tmp_path / "x.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file, delimiter=delimiter).writerows(rows)
+    data = load(path, columns={"a": ["x", "y, or z"]}, standardize=False)
+    found = np.concatenate([split.inputs["a"] for split in data.splits.values()])
+    assert sorted(found.tolist()) == [[i / 4, -i] for i in range(40)]
+
+
+def test_decimal_commas_get_a_hint(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("label;x\n" + "0;1,5\n1;2,5\n" * 20)
+    message = (
+        r"line 2 must hold a number in column 'x', got '1,5'; write a point, not a comma, before"
+    )
+    with pytest.raises(DataError, match=message):
+        load(path, columns={"x": ["x"]})
+
+
+def test_csv_labels_that_differ_in_blanks_are_one_class(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("label,x,split\n" + "cat,1,train\ncat ,2,test \n dog,3,train\n" * 20)
+    data = load(path, columns={"x": ["x"]})
+    assert data.class_names == ("cat", "dog")
+    assert data.test.rows == 20
+
+
+def test_a_csv_of_many_columns_is_checked_once_for_all(tmp_path: Path) -> None:
+    """Names are looked up, not searched for: the header's names are compared a few times each."""
+    names = [Counted(f"c{i}") for i in range(500)]
+    Counted.compared = 0
+    known = dict.fromkeys(names)
+    found = arrays_csv._columns(
+        tmp_path / "x.csv",
+        {"columns": {"a": [str(n) for n in names]}, "inputs": None, "tokens": None},
+        list(known),
+        {"label"},
+    )
+    assert found == {"a": [str(n) for n in names]}
+    assert Counted.compared <= 5 * len(names)
+
+
+class Counted(str):
+    """Text that counts how often it is compared."""
+
+    compared = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        Counted.compared += 1
+        return str.__eq__(self, other)  # type: ignore[no-any-return, unused-ignore]

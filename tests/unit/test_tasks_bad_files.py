@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from modmix.base.errors import DataError
+from modmix.tasks import csv_file
 from modmix.tasks.base import prepare_task
 
 
@@ -50,52 +51,63 @@ def field(column: int, text: str) -> str:
 
 
 HIGGS: list[tuple[str, list[str], str]] = [
-    ("text", with_line(150, field(7, "abc")), "line 150 must hold numbers, got 'abc' in column 7"),
-    ("empty field", with_line(1, field(29, "")), "line 1 must hold numbers, got '' in column 29"),
+    (
+        "text",
+        with_line(150, field(7, "abc")),
+        "line 150 must hold a number in column 7, got 'abc'; fill it in or remove",
+    ),
+    (
+        "empty field",
+        with_line(1, field(29, "")),
+        "line 1 must hold a number in column 29, got ''; fill it in",
+    ),
     (
         "nan",
         with_line(3, field(2, "nan")),
-        "line 3 must hold finite numbers, got 'nan' in column 2",
+        "line 3 must be a label of 0 or 1 and finite numbers that float32 can hold, got 'nan' in",
     ),
-    ("inf", with_line(200, field(2, "-inf")), "line 200 must hold finite numbers, got '-inf'"),
-    ("too big", with_line(9, field(4, "1e39")), "line 9 must hold finite numbers, got '1e39' in"),
+    (
+        "inf",
+        with_line(200, field(2, "-inf")),
+        "line 200 must be a label of 0 or 1 and finite numbers that float32 can hold, got '-inf'",
+    ),
+    (
+        "too big",
+        with_line(9, field(4, "1e39")),
+        "line 9 must be a label of 0 or 1 and finite numbers that float32 can hold, got '1e39'",
+    ),
     (
         "label 2",
         with_line(42, field(1, "2.0")),
-        "line 42 must begin with a label of 0 or 1, got '2",
+        "line 42 must be a label of 0 or 1 and finite numbers that float32 can hold, got '2.0'",
     ),
     (
         "label .5",
         with_line(42, field(1, "0.5")),
-        "line 42 must begin with a label of 0 or 1, got '0",
+        "line 42 must be a label of 0 or 1 and finite numbers that float32 can hold, got '0.5'",
     ),
     (
         "label -1",
         with_line(42, field(1, "-1")),
-        "line 42 must begin with a label of 0 or 1, got '-1",
+        "line 42 must be a label of 0 or 1 and finite numbers that float32 can hold, got '-1'",
     ),
     (
         "28 columns",
         with_line(17, GOOD[0][:-4]),
-        "line 17 must have 29 columns (label, 21 low, 7 high), got 28",
+        "line 17 must have 29 columns, got 28; correct or remove it",
     ),
-    ("30 columns", with_line(17, GOOD[0] + ",1"), "line 17 must have 29 columns (label, 21 low, 7"),
+    ("30 columns", with_line(17, GOOD[0] + ",1"), "line 17 must have 29 columns, got 30"),
     (
         "all 28",
         [line[:-4] for line in GOOD],
-        "line 1 must have 29 columns (label, 21 low, 7 high),",
+        "line 1 must have 29 columns, got 28",
     ),
     (
         "header",
         [",".join(f"f{i}" for i in range(29)), *GOOD],
-        "line 1 must hold numbers, got 'f0' in column 1; the file must have no header",
+        "line 1 must hold a number in column 1, got 'f0'; the file must have no header",
     ),
-    (
-        "quotes",
-        with_line(2, field(5, '"0.5"')),
-        "line 2 must hold numbers, got '\"0.5\"' in column",
-    ),
-    ("after blanks", ["", "", *with_line(2, "x")], "line 4 must have 29 columns (label, 21 low, 7"),
+    ("after blanks", ["", "", *with_line(2, "x")], "line 4 must have 29 columns, got 1"),
     (
         "too few",
         GOOD[:60],
@@ -138,32 +150,40 @@ def packed(lines: list[str] = GOOD) -> bytes:
 
 
 HIGGS_BYTES: list[tuple[str, Callable[[], bytes], str]] = [
-    ("cut", lambda: packed()[:-40], "the gzip stream ends too early, the file is truncated; get"),
+    (
+        "cut",
+        lambda: packed()[:-40],
+        "is damaged or truncated (Compressed file ended before the end-of-stream",
+    ),
     (
         "cut checksum",
         lambda: packed()[:-4],
-        "the gzip stream ends too early, the file is truncated",
+        "is damaged or truncated (Compressed file ended before",
     ),
-    ("cut member", lambda: packed() + packed()[:30], "the gzip stream ends too early, the file is"),
+    (
+        "cut member",
+        lambda: packed() + packed()[:30],
+        "is damaged or truncated (Compressed file ended",
+    ),
     (
         "flipped",
         lambda: packed()[:-8] + b"\0" * 8,
-        "the gzip stream is damaged (Error -3 while dec",
+        "is damaged or truncated (CRC check failed",
     ),
     (
         "garbage after",
         lambda: packed() + b"garbage",
-        "the gzip stream is damaged (Error -3 while d",
+        "is damaged or truncated (Not a gzipped file (b'ga'))",
     ),
     (
         "binary",
         lambda: bytes(range(1, 9)) * 400_000,
-        "a line must have less than 65,536 characters",
+        "after row 0: CSV parse error: Row #1: Expected 29 columns, got 1: ??",
     ),
     (
         "page",
         lambda: b"<html>\n<p>Not found</p>\n",
-        "line 1 must have 29 columns (label, 21 low, 7",
+        "line 1 must have 29 columns, got 1",
     ),
 ]
 
@@ -179,17 +199,24 @@ def test_bad_higgs_bytes(
     assert refused("higgs", path, {"test_rows": 50, "val_rows": 20}, home).startswith(message)
 
 
+@pytest.mark.parametrize("task", ["higgs", "arrays"])
 def test_the_line_is_right_in_a_later_block(
-    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, task: str
 ) -> None:
-    from modmix.tasks import higgs_csv
-
-    monkeypatch.setattr(higgs_csv, "_READ", 1000)
-    monkeypatch.setattr(higgs_csv.read_rows, "__kwdefaults__", {"block_bytes": 500, "threads": 2})
+    monkeypatch.setattr(csv_file, "BLOCK_BYTES", 500)
     path = tmp_path / "x.csv"
-    path.write_text("\n".join(with_line(177, field(3, "?"))))
-    message = refused("higgs", path, {"test_rows": 50}, home)
-    assert message == "line 177 must hold numbers, got '?' in column 3"
+    lines = with_line(177, field(3, "?"))
+    columns = {"a": [f"c{i}" for i in range(1, 29)]}
+    options: dict[str, Any] = {"test_rows": 50}
+    if task == "arrays":
+        lines[0] = "label," + ",".join(columns["a"])
+        options = {"columns": columns}
+    lines[5:7] = ["", ""]
+    path.write_text("\n".join(lines))
+    message = refused(task, path, options, home)
+    place = {"higgs": "column 3", "arrays": "column 'c2'"}[task]
+    expected = f"line 177 must hold a number in {place}, got '?'; fill it in or remove the line"
+    assert message == expected
 
 
 @pytest.mark.parametrize("task", ["higgs", "arrays"])
@@ -240,7 +267,24 @@ NPZ: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         {},
         "'text' must hold finite numbers, got inf in row 39",
     ),
-    ("too big", {"text": spoiled(1e39)}, {}, "'text' must hold finite numbers, got 1e+39 in row 7"),
+    (
+        "too big to standardise",
+        {"text": spoiled(1e200)},
+        {},
+        "'text' must hold numbers up to 1e+150, got 1e+200 in row 7 (from 0); rescale or leave out",
+    ),
+    (
+        "too big for float32",
+        {"text": spoiled(1e39)},
+        {"standardize": False},
+        "'text' must hold numbers up to 3.4e+38, got 1e+39 in row 7 (from 0); standardise, rescale",
+    ),
+    (
+        "too big in test",
+        {"text": np.r_[np.arange(117.0), 1e50, 1, 2].reshape(40, 3), "n_train": 38},
+        {},
+        "'text' has values in validation or test that are over 1e38 training deviations from the",
+    ),
     (
         "one class",
         {"labels": np.full(40, 3)},
@@ -253,7 +297,12 @@ NPZ: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         {"classes": 5},
         "'labels' must have at least two classes, got only '3'",
     ),
-    ("negative", {"labels": at(5, -1)}, {}, "'labels' must be 0 or more, got -1 in row 5 (from 0)"),
+    (
+        "negative",
+        {"labels": at(5, -1)},
+        {},
+        "'labels' must be 0 or more (or -1 and 1), got -1 in row 5 (from 0); leave out rows",
+    ),
     (
         "out of range",
         {"labels": at(6, 9)},
@@ -276,7 +325,7 @@ NPZ: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         "floats",
         {"labels": np.arange(40) / 2},
         {},
-        "'labels' must be whole numbers or words, got float64 (the first is 0.0); convert them",
+        "'labels' must be whole numbers or words, got 0.5 in row 1 (from 0); convert them, or is",
     ),
     (
         "one-hot",
@@ -325,7 +374,7 @@ NPZ: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         "the answer",
         {},
         {"inputs": ["labels"]},
-        "'labels' cannot be a modality, it says the answer",
+        "'labels' cannot be an input, it says the answer",
     ),
     (
         "no modality",
@@ -337,7 +386,7 @@ NPZ: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         "words asked for",
         {"speaker": np.array(["x"] * 40)},
         {"inputs": ["text", "speaker"]},
-        "'speaker' must hold real numbers, got <U1",
+        "'speaker' must hold real numbers, got text; name it in the option `tokens` to use its",
     ),
     (
         "complex",
@@ -379,7 +428,7 @@ NPZ: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         "bad name",
         {"../text": np.zeros((40, 2))},
         {},
-        "a modality's name must be 1 to 64 letters, digits, '_', '-' or '.', begin with a letter ",
+        "an input's name must be 1 to 64 letters, digits, '_', '-' or '.', begin with a letter ",
     ),
     ("n_train 0", {"n_train": 0}, {}, "'n_train' must be from 1 to 39 (40 rows), got 0"),
     ("n_train all", {"n_train": 40}, {}, "'n_train' must be from 1 to 39 (40 rows), got 40"),
@@ -487,7 +536,7 @@ def test_other_kinds_of_files(tmp_path: Path, home: Path) -> None:
     path = tmp_path / "x.mat"
     path.write_bytes(b"MATLAB")
     message = refused("arrays", path, {}, home)
-    assert message == "must be an .npz, .csv or .csv.gz file; convert it to one"
+    assert message == "must be an .npz, .csv, .tsv, .csv.gz or .tsv.gz file; convert it to one"
 
 
 # ---------------------------------------------------------------- csv
@@ -528,7 +577,7 @@ CSV: list[tuple[str, list[str], dict[str, Any], str]] = [
         "unknown modality",
         [HEADER, *ROWS],
         {**COLUMNS, "inputs": ["bb"]},
-        "`columns` has no modality 'bb' (did you mean 'b'?); it has a, b",
+        "`columns` has no input 'bb' (did you mean 'b'?); it has a, b",
     ),
     (
         "no label",
@@ -558,31 +607,31 @@ CSV: list[tuple[str, list[str], dict[str, Any], str]] = [
         "nan",
         [HEADER, *ROWS[:9], "1,1,nan,4,train", *ROWS],
         COLUMNS,
-        "'a' must hold finite numbers, got nan in data row 10; fill in or leave out such rows",
+        "'a' must hold finite numbers, got nan in line 11; fill in or leave out such rows",
     ),
     (
         "short line",
         [HEADER, *ROWS, "1,2"],
         COLUMNS,
-        "line 32 must have 5 columns as the header, got 2",
+        "line 32 must have 5 columns, got 2; correct or remove it",
     ),
     (
         "float label",
         [HEADER, *ROWS, "0.5,1,2,3,train"],
         COLUMNS,
-        "'label' must be whole numbers or words, got float64 (the first is 0.0); convert them",
+        "'label' must be whole numbers or words, got 0.5 in line 32; convert them, or is it",
     ),
     (
         "negative label",
         [HEADER, *ROWS, "-1,1,2,3,train"],
         COLUMNS,
-        "'label' must be 0 or more, got -1 in data row 31",
+        "'label' must be 0 or more (or -1 and 1), got -1 in line 32",
     ),
     (
         "empty label",
         [HEADER, *ROWS, ",1,2,3,train"],
         COLUMNS,
-        "'label' must not be empty, got nothing in data row 31",
+        "'label' must not be empty, got nothing in line 32; fill it in or leave the row out",
     ),
     (
         "one class",
@@ -594,7 +643,7 @@ CSV: list[tuple[str, list[str], dict[str, Any], str]] = [
         "split word",
         [HEADER, *ROWS, "1,1,2,3,dev"],
         COLUMNS,
-        "'split' must be train, val, test or 0, 1, 2, got 'dev' in data row 31",
+        "'split' must be train, val, test or 0, 1, 2, got 'dev' in line 32",
     ),
     ("no rows", [HEADER], COLUMNS, "must have rows below its header, got none"),
     (
@@ -625,13 +674,31 @@ def test_bad_csv(
     [
         (gzip.compress("\n".join([HEADER, *ROWS]).encode())[:-20], "is damaged or truncated ("),
         (b"\x1f\x8bnot gzip at all", "is damaged or truncated ("),
-        (b"plain text", "is damaged or truncated (Not a gzipped file"),
-        (gzip.compress(b"l\xe4bel,a\n1,2\n"), "must be UTF-8 text ("),
+        (b"plain text", "must have labels, named by the option `label` or called 'labels', got pl"),
+        (gzip.compress(b"l\xe4bel,a\n1,2\n"), "must be UTF-8 text, its first line is not; conve"),
+        (
+            gzip.compress(b"label,a_1,b\n\xe4,2,3\n"),
+            "after row 0: In CSV column #0: Row #2: CSV con",
+        ),
+        (
+            gzip.compress(b'label,a_1,b\n"1,2,3\n' + b"1,2,3\n" * 30_000),
+            "after row 0: CSV parse err",
+        ),
     ],
-    ids=["cut", "no gzip", "plain", "latin-1"],
+    ids=["cut", "no gzip", "plain", "latin-1", "latin-1 label", "open quote"],
 )
 def test_damaged_csv(tmp_path: Path, home: Path, content: bytes, message: str) -> None:
     path = tmp_path / "x.csv.gz"
     path.write_bytes(content)
     found = refused("arrays", path, COLUMNS, home)
     assert re.match(re.escape(message), found), found
+
+
+def test_an_open_quotation_mark_is_suspected(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text('label,a_1,b\n"1,2,3\n' + "1,2,3\n" * 30_000)
+    assert refused("arrays", path, COLUMNS, home).endswith("; is a quotation mark missing?")
+    monkeypatch.setattr(csv_file, "BLOCK_BYTES", 1000)
+    assert refused("arrays", path, COLUMNS, home).endswith("; is a quotation mark missing?")

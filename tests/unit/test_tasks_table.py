@@ -29,21 +29,45 @@ def test_every_default_is_acceptable_and_required_options_are_missed() -> None:
     [
         ("higs", {}, "there is no task 'higs' (did you mean 'higgs'?); the tasks are digits"),
         ("digits", {"split_sed": 1}, "option 'split_sed' is not an option of this task (did you"),
-        ("digits", {"inputs": ["lef"]}, "from left, right, profile, fourier, got 'lef' (did"),
-        ("digits", {"inputs": ["left", "left"]}, "must name each only once, got ['left', 'l"),
-        ("digits", {"inputs": "left"}, "must be a list of words, got 'left'"),
-        ("digits", {"inputs": []}, "must be a list of words, got []"),
+        ("digits", {"inputs": ["lef"]}, "must be one of left, right, profile, fourier, got 'lef'"),
+        (
+            "digits",
+            {"inputs": ["left", "left"]},
+            "must be a list of distinct words, got ['left', 'l",
+        ),
+        ("digits", {"inputs": "left"}, "must be a list of distinct words, got 'left'"),
+        ("digits", {"inputs": []}, "must be a list of distinct words, got []"),
         ("digits", {"train_rows": 3}, "must be at least 10, got 3"),
         ("weak", {"share": 1.5}, "option 'share' must be at most 1, got 1.5"),
         ("weak", {"classes": True}, "must be a whole number, got True"),
         ("weak", {"weakness": "nois"}, "must be one of noise, conflict, missing, got 'nois'"),
         ("weak", {"seed": None}, "must be a whole number, got null"),
         ("higgs", {"variant": 3}, "must be a word, got 3"),
-        ("higgs", {"path": 3}, "must be a word, got 3"),
+        ("higgs", {"path": 3}, "must be a path, got 3"),
         ("arrays", {}, "option 'path' is required: an .npz, .csv or .csv.gz"),
-        ("arrays", {"path": "x", "columns": ["a"]}, "must map each modality to a list of column"),
-        ("arrays", {"path": "x", "columns": {"a": "b"}}, "must map each modality to a list of"),
+        (
+            "arrays",
+            {"path": "x", "columns": ["a"]},
+            "must be a mapping of inputs to lists of column",
+        ),
+        ("arrays", {"path": "x", "columns": {"a": "b"}}, "must be a mapping of inputs to lists of"),
         ("arrays", {"path": "x", "classes": 1}, "must be at least 2, got 1"),
+        ("arrays", {"path": "x", "tokens": {"a": 1}}, "must be a list of distinct words, got {"),
+        (
+            "arrays",
+            {"path": "x", "augment": ["a"]},
+            "must be a mapping of inputs to their settings",
+        ),
+        (
+            "arrays",
+            {"path": "x", "augment": {"a": {"flop": True}}},
+            "option 'augment' of 'a': 'flop' is not an option of augment (did you mean 'flip'?): p",
+        ),
+        (
+            "arrays",
+            {"path": "x", "spectrogram": {"a": {"window": 2.5}}},
+            "option 'spectrogram' of 'a': 'window' must be a whole number, got 2.5",
+        ),
     ],
 )
 def test_wrong_options_are_one_clear_sentence(
@@ -79,6 +103,18 @@ def test_order_of_columns_is_kept() -> None:
     ]
 
 
+def test_settings_by_input_are_completed() -> None:
+    given = {
+        "path": "x",
+        "augment": {"a": {"pad": 2}},
+        "spectrogram": {"b": None, "c": {"rate": 8}},
+    }
+    resolved = resolve_options("arrays", given)
+    assert resolved["augment"] == {"a": {"pad": 2, "flip": False}}
+    default = {"rate": 1.0, "window": 256, "overlap": None, "mu_law": None}
+    assert resolved["spectrogram"] == {"b": default, "c": {**default, "rate": 8.0}}
+
+
 def test_default_encoders() -> None:
     assert default_encoders("higgs", ["high", "low"]) == {
         "high": {"name": "mlp", "hidden": [300, 300]},
@@ -96,7 +132,7 @@ def test_the_table_loads_neither_torch_nor_numpy() -> None:
 
 def test_tasks_import_only_numpy_when_they_are_loaded() -> None:
     folder = Path(task_entry.__code__.co_filename).parent
-    heavy = {"torch", "sklearn", "pyarrow", "filelock", "pandas", "scipy", "safetensors"}
+    heavy = {"torch", "sklearn", "pyarrow", "filelock", "pandas", "scipy", "safetensors", "pooch"}
     for file in folder.glob("*.py"):
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.Import):

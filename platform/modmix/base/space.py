@@ -13,11 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import product
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Value = Any  # a JSON value: number, string, boolean, null, list of such
 
-Kind = Literal["float", "int", "bool", "str", "ints", "floats", "mapping"]
+Number = Literal["float", "int", "ints", "floats", "mapping"]
+# Options of tasks only: distinct words, input -> its columns, input -> settings of its own.
+OptionKind = Literal["path", "strs", "columns", "by_input"]
+Kind = Number | Literal["bool", "str"] | OptionKind
 
 
 # Whole numbers beyond this are no float's neighbour any more; none of ours comes near.
@@ -42,7 +45,7 @@ def _fits_kind(kind: Kind, value: Value) -> bool:
             return _is_int(value)
         case "bool":
             return isinstance(value, bool)
-        case "str":
+        case "str" | "path":
             return isinstance(value, str)
         case "ints":
             return isinstance(value, list) and all(_fits_kind("int", v) for v in value)
@@ -50,6 +53,18 @@ def _fits_kind(kind: Kind, value: Value) -> bool:
             return isinstance(value, list) and all(_fits_kind("float", v) for v in value)
         case "mapping":
             return isinstance(value, Mapping) and all(_is_number(v) for v in value.values())
+        case "strs":
+            return _are_names(value) and len(set(value)) == len(value)
+        case "columns":
+            return _are_names(value, Mapping) and all(_are_names(v) for v in value.values())
+        case "by_input":
+            return _are_names(value, Mapping) and all(
+                v is None or isinstance(v, Mapping) for v in value.values()
+            )
+
+
+def _are_names(value: Value, kind: Any = (list, tuple)) -> bool:
+    return isinstance(value, kind) and bool(value) and all(isinstance(v, str) and v for v in value)
 
 
 _KIND_WORDS: dict[Kind, str] = {
@@ -60,6 +75,10 @@ _KIND_WORDS: dict[Kind, str] = {
     "ints": "a list of whole numbers",
     "floats": "a list of finite numbers",
     "mapping": "a mapping of names to finite numbers",
+    "path": "a path",
+    "strs": "a list of distinct words",
+    "columns": "a mapping of inputs to lists of column names",
+    "by_input": "a mapping of inputs to their settings",
 }
 
 
@@ -94,11 +113,12 @@ class Hyperparameter:
             return None if self.optional else f"must be {_KIND_WORDS[self.kind]}, got null"
         if not _fits_kind(self.kind, value):
             return f"must be {_KIND_WORDS[self.kind]}, got {shown(value)}"
-        if self.choices and value not in self.choices:
-            return f"must be one of {', '.join(self.choices)}, got {shown(value)}"
-        elements = value.values() if isinstance(value, Mapping) else value
-        numbers = elements if self.kind in ("ints", "floats", "mapping") else [value]
-        for number in numbers if self.kind not in ("bool", "str") else ():
+        elements = value if self.kind in ("ints", "floats", "strs") else [value]
+        for word in elements if self.choices else ():
+            if word not in self.choices:
+                return f"must be one of {', '.join(self.choices)}, got {shown(word)}"
+        numbers = value.values() if self.kind == "mapping" else elements
+        for number in numbers if self.kind in get_args(Number) else ():
             if self.low is not None and number < self.low:
                 return f"must be at least {self.low:g}, got {number:g}"
             if self.high is not None and number > self.high:
@@ -116,6 +136,10 @@ class Hyperparameter:
                 return [float(v) for v in value]
             case "mapping":
                 return {str(k): float(v) for k, v in sorted(value.items())}
+            case "strs":
+                return list(value)
+            case "columns":  # the order of inputs matters and is kept
+                return {name: list(columns) for name, columns in value.items()}
             case _:
                 return value
 

@@ -65,7 +65,7 @@ def _option(text: str) -> tuple[str, Any]:
 
 @data_app.command("get")
 def data_get(task: Task, option: Options = None) -> None:
-    """Download a task's official file, or go on with a download."""
+    """Download a task's official file."""
     from modmix.tasks.base import get_task
 
     name, options = _task(task, option)

@@ -1,94 +1,104 @@
-"""Read a user's CSV or CSV.GZ with a header: columns by modality, a label, perhaps a split."""
+"""Read a user's CSV or CSV.GZ with a header: columns by input, a label, perhaps a split."""
 
 from __future__ import annotations
 
-import csv
-import gzip
-import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from modmix.base.errors import DataError
-from modmix.tasks.arrays_read import SPLIT_NAMES, Loaded, label_name, missing, pick
+from modmix.tasks.arrays_read import SPLIT_NAMES, Loaded, label_name, listed, missing, pick
+from modmix.tasks.arrays_read import words as text_of
+from modmix.tasks.csv_file import line_of, read_blocks, read_header
 from modmix.tasks.data import Array
+from modmix.tasks.files import Progress
 from modmix.tasks.options import suggestion
 
 
-def read_csv(path: Path, options: Mapping[str, Any]) -> Loaded:
-    known = _header(path)
+def read_csv(path: Path, options: Mapping[str, Any], folder: Path, progress: Progress) -> Loaded:
+    """Read the columns asked for; numbers go through files in ``folder``, not through memory."""
+    known, delimiter = read_header(path)
     label = label_name(path, options, known)
     split = pick(path, options["split"], SPLIT_NAMES[:2], known)
     columns = _columns(path, options, known, {label, split})
-    numeric = list(dict.fromkeys(name for names in columns.values() for name in names))
-    table = _parse(path, numeric, [label] if split is None else [label, split])
-    if table.num_rows == 0:
-        raise DataError(f"{path}: must have rows below its header, got none")
-
-    def column(name: str) -> Array:
-        values: Array = table[name].to_numpy()
-        return values
-
+    texts = [name for name in options["tokens"] or () if len(columns.get(name, ())) == 1]
+    text_columns = (label, split, *(columns[name][0] for name in texts))
+    words = {c: list[Array]() for c in text_columns if c is not None}
+    for name in columns.keys() - texts:
+        if (both := next((c for c in columns[name] if c in words), None)) is not None:
+            raise DataError(
+                f"{path}: column {both!r} must be text or numbers, got it in `tokens` and in the "
+                f"numeric input {name!r}; leave it out of one"
+            )
+    types = {c: "float64" for names in columns.values() for c in names}
+    types |= dict.fromkeys(words, "string")
+    with ExitStack() as stack:
+        files = {
+            name: (names, stack.enter_context(TemporaryFile(dir=folder)))
+            for name, names in columns.items()
+            if name not in texts
+        }
+        for block in read_blocks(path, types, delimiter=delimiter, progress=progress):
+            for names, file in files.values():
+                file.write(np.stack([block[c].to_numpy() for c in names], axis=1).tobytes())
+            for column, parts in words.items():
+                parts.append(block[column].to_numpy(zero_copy_only=False).astype(np.str_))
+        if not sum(map(len, words[label])):
+            raise DataError(f"{path}: must have rows below its header, got none")
+        numbers = {name: _mapped(file, len(names)) for name, (names, file) in files.items()}
     return Loaded(
         path=path,
         inputs={
-            modality: np.stack([column(name) for name in names], axis=1)
-            for modality, names in columns.items()
+            name: numbers[name] if name in numbers else np.concatenate(words[columns[name][0]])
+            for name in columns
         },
-        labels=_integers_or_words(column(label)),
+        labels=_labels(np.concatenate(words[label])),
         label_name=label,
-        split=None if split is None else np.asarray(column(split), dtype=np.str_),
+        split=None if split is None else np.concatenate(words[split]),
         split_name=split or "",
-        is_text=True,
+        place=lambda row: f"line {line_of(path, row + 1, delimiter):,}",
     )
 
 
-def _open_text(path: Path, errors: str = "strict") -> IO[str]:
-    if path.name.lower().endswith(".gz"):
-        return gzip.open(path, "rt", encoding="utf-8-sig", errors=errors, newline="")
-    return path.open(encoding="utf-8-sig", errors=errors, newline="")
-
-
-def _header(path: Path) -> list[str]:
-    try:
-        with _open_text(path) as file:
-            names = next(csv.reader(file), [])
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: must be UTF-8 text ({error}); convert it") from error
-    repeated = [name for name in names if names.count(name) > 1]
-    if not names or repeated:
-        came = f"{repeated[0]!r} more than once" if repeated else "an empty file"
-        raise DataError(f"{path}: must begin with a line of distinct column names, got {came}")
-    return names
+def _mapped(file: IO[bytes], columns: int) -> Array:
+    """A file's numbers (N, columns); it lives, without a name, as long as the array does."""
+    file.flush()
+    rows = file.tell() // (columns * np.dtype(np.float64).itemsize)
+    return np.memmap(file, np.float64, "r", shape=(rows, columns))
 
 
 def _columns(
     path: Path, options: Mapping[str, Any], known: Sequence[str], taken: set[str | None]
 ) -> dict[str, list[str]]:
-    """Give each modality its columns, with "prefix*" expanded in the order of the file."""
+    """Give each input its columns, with "prefix*" expanded in the order of the file."""
     asked = options["columns"]
     if asked is None:
         raise DataError(
             f'{path}: a CSV needs the option `columns`, as {{audio: ["audio_*"], age: ["age"]}}; '
-            f"its columns are {', '.join(known[:30])}"
+            f"its columns are {listed(known)}"
         )
-    names = options["inputs"] or list(asked)
-    for name in names:
+    for name in (*(options["inputs"] or ()), *(options["tokens"] or ())):
         if name not in asked:
             raise DataError(
-                f"{path}: `columns` has no modality {name!r}{suggestion(name, asked)}; it has "
+                f"{path}: `columns` has no input {name!r}{suggestion(name, asked)}; it has "
                 f"{', '.join(asked)}"
             )
+    places = dict.fromkeys(known)  # a list would be searched once for every column
     return {
-        name: [c for pattern in asked[name] for c in _expand(path, pattern, known, taken)]
-        for name in names
+        name: [c for pattern in asked[name] for c in _expand(path, pattern, places, taken)]
+        for name in options["inputs"] or asked
     }
 
 
-def _expand(path: Path, pattern: str, known: Sequence[str], taken: set[str | None]) -> list[str]:
+def _expand(
+    path: Path, pattern: str, known: Mapping[str, None], taken: set[str | None]
+) -> list[str]:
     if not pattern.endswith("*"):
         if pattern not in known:
             raise missing(path, pattern, known)
@@ -101,60 +111,14 @@ def _expand(path: Path, pattern: str, known: Sequence[str], taken: set[str | Non
     return found
 
 
-def _parse(path: Path, numeric: list[str], words: list[str]) -> Any:
-    import pyarrow  # type: ignore[import-untyped, unused-ignore]
-    from pyarrow import csv as arrow_csv
-
-    try:
-        return arrow_csv.read_csv(
-            path,
-            read_options=arrow_csv.ReadOptions(block_size=16 << 20),  # a row must fit in one
-            convert_options=arrow_csv.ConvertOptions(
-                include_columns=numeric + words,
-                column_types={
-                    **dict.fromkeys(numeric, pyarrow.float32()),
-                    **dict.fromkeys(words, pyarrow.string()),
-                },
-                null_values=[],
-            ),
-        )
-    except pyarrow.ArrowInvalid as error:
-        raise DataError(f"{path}: {_explain(path, numeric) or error}") from None
-    except OSError as error:  # a broken gzip stream; a missing file was found before
-        raise EOFError(error) from None
-
-
-def _explain(path: Path, numeric: list[str]) -> str | None:
-    """Find the first line of a CSV that cannot be parsed, and say what is wrong."""
-    with _open_text(path, errors="replace") as file:
-        reader = csv.reader(file)
-        header = next(reader)
-        wanted = [(i, name) for i, name in enumerate(header) if name in numeric]
-        for fields in reader:
-            if not fields:
-                continue
-            where = f"line {reader.line_num:,}"
-            if len(fields) != len(header):
-                return f"{where} must have {len(header)} columns as the header, got {len(fields)}"
-            for i, name in wanted:
-                if not _is_number(fields[i]):
-                    return f"{where} must hold a number in column {name!r}, got {fields[i][:40]!r}"
-    return None
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return not math.isnan(float(text))
-    except ValueError:
-        return False
-
-
-def _integers_or_words(texts: Array) -> Array:
-    """Labels as whole numbers where all are, as floats (refused later) where all are such."""
-    words = np.asarray(texts, dtype=np.str_)
-    distinct = set(words.tolist())
-    if all(re.fullmatch(r"-?(0|[1-9]\d{0,17})", word) for word in distinct):
-        return words.astype(np.int64)
-    if all(_is_number(word) for word in distinct) and re.search("[.eE]", "".join(distinct)):
-        return words.astype(np.float64)
-    return words
+def _labels(texts: npt.NDArray[np.str_]) -> Array:
+    """Labels as numbers where all are, but words where a number has leading zeros."""
+    texts = text_of(texts, "", str)
+    distinct = np.unique(texts).tolist()
+    if all(re.fullmatch(r"[-+]?(0|[1-9]\d{0,17})", word) for word in distinct):
+        return texts.astype(np.int64)
+    if all(
+        re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", word) for word in distinct
+    ) and any(re.search("[.eE]", word) for word in distinct):
+        return texts.astype(np.float64)
+    return texts

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from modmix.base.errors import DataError
-from modmix.tasks.arrays_read import Loaded
+from modmix.tasks.arrays_read import Loaded, words
 from modmix.tasks.data import Array
 
 _SPLIT_WORDS = {
@@ -28,34 +28,62 @@ def encode_labels(
 ) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
     """Number the classes from 0: (N,) int64 and the classes' names.
 
-    Words are sorted; whole numbers keep their value where the number of classes is known, and are
-    numbered in their order where it is not.
+    Words are sorted, blanks around them do not count. Whole numbers keep their value where the
+    number of classes is known, and are numbered in their order where it is not; −1 and +1 are
+    always classes 0 and 1. Shape (N, 1) counts as (N,).
 
     Raises:
-        DataError: floats, negative or out of range, empty, one class only, or as many as rows.
+        DataError: fractions, negative or out of range, empty, one class only, or as many as rows.
     """
     raw, where = loaded.labels, f"{loaded.path}: {loaded.label_name!r}"
+    if raw.ndim == 2 and raw.shape[1] == 1:
+        raw = raw[:, 0]
     if raw.ndim != 1 or len(raw) == 0:
-        raise DataError(f"{where} must have one label per example, got the shape {raw.shape}")
-    if raw.dtype.kind == "S":
-        raw = np.char.decode(raw, "utf-8")
-    if raw.dtype.kind not in "biuU":
-        raise DataError(
-            f"{where} must be whole numbers or words, got {raw.dtype} (the first is {raw[0]!s}); "
-            "convert them"
-        )
+        hint = "; of one-hot rows, save labels.argmax(1)" if raw.ndim == 2 else ""
+        raise DataError(f"{where} must have one label per example, got the shape {raw.shape}{hint}")
+    raw = _whole_or_words(loaded, raw, where)
     if raw.dtype.kind == "U":
         if (empty := np.flatnonzero(raw == "")).size:
-            raise DataError(f"{where} must not be empty, got nothing in {loaded.place(empty[0])}")
+            raise DataError(
+                f"{where} must not be empty, got nothing in {loaded.place(int(empty[0]))}; fill it "
+                "in or leave the row out"
+            )
+    elif np.array_equal(np.unique(raw), [-1, 1]):
+        if classes is None and loaded.class_names is None:
+            return (raw > 0).astype(np.int64), ("-1", "1")
+        raw = (raw > 0).astype(np.int64)
     elif (negative := np.flatnonzero(raw < 0)).size:
-        row = negative[0]
-        raise DataError(f"{where} must be 0 or more, got {raw[row]} in {loaded.place(row)}")
+        row = int(negative[0])
+        raise DataError(
+            f"{where} must be 0 or more (or -1 and 1), got {raw[row]} in {loaded.place(row)}; "
+            "leave out rows without a label, or add the same number to all"
+        )
     known = _known_classes(loaded, raw, classes, where)
     if known is not None:
         return raw.astype(np.int64), known
     values, labels_N = np.unique(raw, return_inverse=True)
     _check_count(len(values), len(raw), str(values[0]), where)
     return labels_N.astype(np.int64), tuple(str(int(v) if v.dtype == bool else v) for v in values)
+
+
+def _whole_or_words(loaded: Loaded, raw: Array, where: str) -> Array:
+    """Labels as int64, bool or text; floats that are whole numbers count as such."""
+    if raw.dtype.kind in "US":
+        return words(raw, where, loaded.place)
+    if raw.dtype.kind == "f":
+        if (broken := np.flatnonzero(~(raw == np.round(raw)) | (np.abs(raw) > 2**53))).size:
+            row = int(broken[0])
+            raise DataError(
+                f"{where} must be whole numbers or words, got {raw[row]} in {loaded.place(row)}; "
+                "convert them, or is it another column?"
+            )
+        return raw.astype(np.int64)
+    if raw.dtype.kind not in "biu":
+        raise DataError(
+            f"{where} must be whole numbers or words, got {raw.dtype} (the first is {raw[0]!s}); "
+            "convert them"
+        )
+    return raw
 
 
 def _known_classes(
@@ -77,10 +105,10 @@ def _known_classes(
     if names is None:
         return None
     if (beyond := np.flatnonzero(raw >= len(names))).size:
-        row = beyond[0]
+        row = int(beyond[0])
         raise DataError(
             f"{where} must be from 0 to {len(names) - 1} ({len(names)} classes), got {raw[row]} in "
-            f"{loaded.place(row)}"
+            f"{loaded.place(row)}; correct it, or the number of classes"
         )
     found = np.unique(raw)
     _check_count(len(found), len(raw), str(found[0]), where)
@@ -121,6 +149,8 @@ def given_splits(loaded: Loaded, rows: int) -> npt.NDArray[np.uint8]:
     given, name = loaded.split, loaded.split_name
     assert given is not None
     where = f"{loaded.path}: {name!r}"
+    if given.shape == (rows, 1):
+        given = given[:, 0]
     if given.size == 1 and given.dtype.kind in "iu" and rows > 1:
         count = int(given.reshape(()))
         if not 0 < count < rows:
@@ -128,14 +158,14 @@ def given_splits(loaded: Loaded, rows: int) -> npt.NDArray[np.uint8]:
         return np.where(np.arange(rows) < count, 0, 2).astype(np.uint8)
     if given.shape != (rows,):
         raise DataError(f"{where} must have one entry per row ({rows}), got shape {given.shape}")
-    words = given.astype(np.str_)
+    texts = words(given, where, loaded.place)
     flags = name == "is_test" or given.dtype.kind == "b"
     numbers = _TEST_WORDS if flags else _SPLIT_WORDS
     splits_N = np.empty(rows, dtype=np.uint8)
-    for word in np.unique(words):
+    for word in np.unique(texts):
         if word.lower() not in numbers:
-            row = int(np.flatnonzero(words == word)[0])
+            row = int(np.flatnonzero(texts == word)[0])
             known = "true or false" if flags else "train, val, test or 0, 1, 2"
             raise DataError(f"{where} must be {known}, got {str(word)!r} in {loaded.place(row)}")
-        splits_N[words == word] = numbers[word.lower()]
+        splits_N[texts == word] = numbers[word.lower()]
     return splits_N

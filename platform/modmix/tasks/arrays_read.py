@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from modmix.base.errors import DataError
 from modmix.tasks.data import Array
@@ -15,11 +18,16 @@ LABEL_NAMES = ("labels", "label")
 SPLIT_NAMES = ("split", "is_test", "n_train")
 
 
+def array_row(row: int) -> str:
+    return f"row {row} (from 0)"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
     """A file's content, not yet checked: raw arrays with one row per example.
 
-    ``is_text`` says how people count its rows: a table's from 1, an array's from 0.
+    ``lengths`` are those of inputs of token ids. ``place`` names a row as its file would: a line of
+    a table, counted from 1, or a row of an array, counted from 0.
     """
 
     path: Path
@@ -29,11 +37,34 @@ class Loaded:
     split: Array | None = None
     split_name: str = ""
     class_names: tuple[str, ...] | None = None
-    is_text: bool = False
+    lengths: Mapping[str, Array] = field(default_factory=dict)
+    place: Callable[[int], str] = array_row
 
-    def place(self, row: int) -> str:
-        """Name a row as its file would."""
-        return f"data row {row + 1:,}" if self.is_text else f"row {row} (from 0)"
+
+def words(values: Array, where: str, place: Callable[[int], str]) -> npt.NDArray[np.str_]:
+    """Text without blanks around it; bytes must be UTF-8.
+
+    Raises:
+        DataError: bytes of another encoding.
+    """
+    if values.dtype.kind == "S":
+        try:
+            values = np.char.decode(values, "utf-8")
+        except UnicodeDecodeError:
+            row = next(i for i, value in enumerate(values.tolist()) if not _is_utf8(value))
+            raise DataError(
+                f"{where} must be UTF-8 text, got {bytes(values[row])!r} in {place(row)}; decode "
+                "it before saving"
+            ) from None
+    return np.char.strip(values.astype(np.str_))
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def pick(path: Path, asked: str | None, usual: Iterable[str], known: Sequence[str]) -> str | None:
@@ -45,17 +76,20 @@ def pick(path: Path, asked: str | None, usual: Iterable[str], known: Sequence[st
     return asked
 
 
-def missing(path: Path, name: str, known: Sequence[str]) -> DataError:
-    listed = ", ".join(known[:30]) + (", …" if len(known) > 30 else "")
-    return DataError(f"{path}: has no {name!r}{suggestion(name, known)}; it has {listed}")
+def listed(known: Iterable[str]) -> str:
+    names = list(known)
+    return ", ".join(names[:30]) + (", …" if len(names) > 30 else "")
+
+
+def missing(path: Path, name: str, known: Iterable[str]) -> DataError:
+    return DataError(f"{path}: has no {name!r}{suggestion(name, known)}; it has {listed(known)}")
 
 
 def label_name(path: Path, options: Mapping[str, Any], known: Sequence[str]) -> str:
     label = pick(path, options["label"], LABEL_NAMES, known)
     if label is None:
-        listed = ", ".join(known[:30])
         raise DataError(
             f"{path}: must have labels, named by the option `label` or called 'labels', got "
-            f"{listed}{suggestion('labels', known)}"
+            f"{listed(known)}{suggestion('labels', known)}"
         )
     return label

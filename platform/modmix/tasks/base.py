@@ -6,19 +6,17 @@
     describe_task                for people
 
 A prepared folder is named by its task, options and source files' content. It is written under
-another name while a lock is held, meta.json last, then renamed: whoever sees it sees all of it.
+another name while a lock is held, meta.json last, and then renamed, so it is always complete.
 """
 
 from __future__ import annotations
 
 import importlib
 import shutil
-import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -26,7 +24,7 @@ import numpy as np
 
 from modmix.base.errors import DataError
 from modmix.base.messages import digest
-from modmix.tasks.data import SPLITS, Array, Data, Input, Kind, Split
+from modmix.tasks.data import SPLITS, Array, Augmentation, Data, Input, Split
 from modmix.tasks.files import (
     Progress,
     Source,
@@ -37,9 +35,7 @@ from modmix.tasks.files import (
     if_free,
     locked,
     read_json,
-    remembered_sha256,
     silent,
-    stamp,
 )
 from modmix.tasks.table import TaskEntry, resolve_options, task_entry
 from modmix.tasks.writer import (
@@ -47,11 +43,9 @@ from modmix.tasks.writer import (
     Writer,
     extra_file,
     input_file,
+    input_from_json,
     labels_file,
 )
-
-# A user's file of at least this size is read once for its content and its checksum.
-_LARGE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +76,10 @@ class Task(ABC):
     def get(self, progress: Progress) -> list[Path]:  # noqa: ARG002 - for those that fetch
         """Fetch what can be fetched; nothing by default."""
         return []
+
+    def augmentation(self) -> Mapping[str, Augmentation]:
+        """How each image is changed in training; nothing by default."""
+        return {}
 
     @abstractmethod
     def write(self, writer: Writer, progress: Progress) -> Contents:
@@ -125,7 +123,7 @@ def load_task(name: str, options: Mapping[str, Any], progress: Progress = silent
         DataError: see `prepare_task`.
     """
     folder = prepare_task(name, options, progress)
-    return _map_folder(folder, read_json(folder / "meta.json"))
+    return _map_folder(make_task(name, options), folder)
 
 
 def prepare_task(name: str, options: Mapping[str, Any], progress: Progress = silent) -> Path:
@@ -142,8 +140,6 @@ def prepare_task(name: str, options: Mapping[str, Any], progress: Progress = sil
     if known is not None and _intact(folder := _folder(task, known)):
         return folder
     with disk_errors(data_home()):
-        if _is_large_and_unread(task):
-            return _prepare_unread(task, progress)
         sums = [check_source(source, progress) for source in task.sources()]
         folder = _folder(task, sums)
         if not _intact(folder):
@@ -212,7 +208,7 @@ def describe_task(name: str, options: Mapping[str, Any] | None = None) -> Descri
         options=task.options,
         folder=folder,
         bytes=sum(file["bytes"] for file in meta["files"].values()),
-        fingerprint=meta["fingerprint"],
+        fingerprint=_fingerprint(task, meta),
         inputs=_inputs(meta),
         class_names=tuple(meta["class_names"]),
         rows=meta["rows"],
@@ -229,22 +225,20 @@ def _known_sources(task: Task) -> list[str] | None:
 
 
 def _folder(task: Task, sums: list[str]) -> Path:
-    key = [PREPARED_VERSION, task.name, _without_paths(task), sums]
+    key = [PREPARED_VERSION, task.name, _array_options(task), sums]
     return data_home() / "prepared" / digest(key)
 
 
-def _without_paths(task: Task) -> dict[str, Any]:
-    """Options that shape the data: where a file lies does not, its content does."""
-    paths = [o.name for o in task_entry(task.name).options if o.kind == "path"]
-    return {name: value for name, value in task.options.items() if name not in paths}
+def _array_options(task: Task) -> dict[str, Any]:
+    """Options that shape the arrays: where a file lies does not, its content does."""
+    shape = {o.name: o.shapes_arrays and o.kind != "path" for o in task_entry(task.name).options}
+    return {name: value for name, value in task.options.items() if shape[name]}
 
 
 def _intact(folder: Path) -> bool:
     """Whether meta.json is there and every array has the size that it says."""
     meta = read_json(folder / "meta.json")
     if not isinstance(meta, dict) or meta.get("version") != PREPARED_VERSION:
-        return False
-    if "scaling" not in meta:  # written before it was kept
         return False
     try:
         return all(
@@ -264,82 +258,13 @@ def _prepare_locked(task: Task, folder: Path, sums: list[str], progress: Progres
         _sweep(folder.parent)
         temporary.mkdir()
         try:
-            _write(task, temporary, lambda: sums, progress)
+            _write(task, temporary, sums, progress)
             if folder.exists():  # damaged; who has mapped it keeps what was mapped
                 shutil.rmtree(folder)
             temporary.rename(folder)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-
-
-def _is_large_and_unread(task: Task) -> bool:
-    """Whether a file of a user's own must be read whole before its checksum is known."""
-    sources = task.sources()
-    if not sources or any(s.sha256 is not None or not s.path.is_file() for s in sources):
-        return False
-    with suppress(OSError):
-        large = sum(source.path.stat().st_size for source in sources) >= _LARGE_BYTES
-        return large and any(remembered_sha256(source.path) is None for source in sources)
-    return False
-
-
-def _prepare_unread(task: Task, progress: Progress) -> Path:
-    """Prepare files while their checksums, which name the folder, are computed beside.
-
-    Reading a large file once for its checksum and once for its content takes twice as long.
-    """
-    files = [[str(s.path.resolve()), *stamp(s.path)] for s in task.sources()]
-    place = data_home() / "prepared" / digest(["unread", task.name, _without_paths(task), files])
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with locked(place, progress):
-        known = [remembered_sha256(source.path) for source in task.sources()]
-        sums = [sha256 for sha256 in known if sha256 is not None]
-        if len(sums) == len(known) and _intact(folder := _folder(task, sums)):
-            return folder  # another process was faster
-        temporary = place.with_name(f".{place.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        _sweep(place.parent)
-        temporary.mkdir()
-        try:
-            with _Checksums(task.sources()) as checksums:
-                _write(task, temporary, checksums.wait, progress)
-                sums = checksums.wait()
-            for source, (_, *before) in zip(task.sources(), files, strict=True):
-                if stamp(source.path) != before:
-                    raise _changed(source)
-            folder = _folder(task, sums)
-            with locked(folder, progress):
-                if not _intact(folder):
-                    if folder.exists():
-                        shutil.rmtree(folder)
-                    temporary.rename(folder)
-            return folder
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-class _Checksums:
-    """Checks sources in a thread of its own. Leaving by an error stops it."""
-
-    def __init__(self, sources: Sequence[Source]) -> None:
-        self._stop = threading.Event()
-        self._pool = ThreadPoolExecutor(1, "modmix-checksum")
-        self._sums = [self._pool.submit(check_source, s, self._watch) for s in sources]
-
-    def _watch(self, *_: object) -> None:
-        if self._stop.is_set():
-            raise InterruptedError("the checksum is not wanted any more")
-
-    def wait(self) -> list[str]:
-        return [future.result() for future in self._sums]
-
-    def __enter__(self) -> _Checksums:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._pool.shutdown(cancel_futures=True)
 
 
 def _sweep(prepared: Path) -> None:
@@ -351,22 +276,19 @@ def _sweep(prepared: Path) -> None:
                 shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write(
-    task: Task, folder: Path, checksums: Callable[[], list[str]], progress: Progress
-) -> None:
+def _write(task: Task, folder: Path, sums: Sequence[str], progress: Progress) -> None:
     writer = Writer(folder)
     contents = task.write(writer, progress)
-    sums = checksums()
     sources = [
         {"name": source.path.name, "bytes": source.path.stat().st_size, "sha256": sha256}
         for source, sha256 in zip(task.sources(), sums, strict=True)
     ]
     for source, sha256 in zip(task.sources(), sums, strict=True):
         if check_source(source) != sha256:
-            raise _changed(source)
+            raise DataError(f"{source.path}: was changed while it was read; run the command again")
     writer.finish(
         task=task.name,
-        options=_without_paths(task),
+        options=_array_options(task),
         inputs={m.name: m for m in contents.inputs},
         class_names=contents.class_names,
         rows=contents.rows,
@@ -375,22 +297,31 @@ def _write(
     )
 
 
-def _changed(source: Source) -> DataError:
-    return DataError(f"{source.path}: was changed while it was read; run the command again")
-
-
 # ---------------------------------------------------------------- mapping
 
 
 def _inputs(meta: Mapping[str, Any]) -> dict[str, Input]:
-    return {
-        name: Input(name=name, shape=tuple(shape), kind=cast(Kind, kind))
-        for name, shape, kind in meta["inputs"]
-    }
+    return {value["name"]: input_from_json(value) for value in meta["inputs"]}
 
 
-def _map_folder(folder: Path, meta: Mapping[str, Any]) -> Data:
+def _fingerprint(task: Task, meta: Mapping[str, Any]) -> str:
+    """Of the prepared content; with the augmentation, where there is one."""
+    content: str = meta["fingerprint"]
+    augmentation = {name: asdict(value) for name, value in task.augmentation().items()}
+    return digest([content, augmentation]) if augmentation else content
+
+
+def _map_folder(task: Task, folder: Path) -> Data:
+    meta = read_json(folder / "meta.json")
     inputs = _inputs(meta)
+    augmentation = task.augmentation()
+    for name in augmentation:
+        if name not in inputs or inputs[name].kind != "image":
+            images = ", ".join(i.name for i in inputs.values() if i.kind == "image") or "none"
+            raise DataError(
+                f"task {task.name}: the option `augment` must name images, got {name!r}; the "
+                f"images are: {images}"
+            )
 
     def array(name: str) -> Array:
         mapped: Array = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
@@ -412,5 +343,6 @@ def _map_folder(folder: Path, meta: Mapping[str, Any]) -> Data:
         train=splits["train"],
         val=splits["val"],
         test=splits["test"],
-        fingerprint=meta["fingerprint"],
+        fingerprint=_fingerprint(task, meta),
+        augmentation=augmentation,
     )

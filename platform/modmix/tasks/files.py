@@ -153,30 +153,20 @@ def check_source(source: Source, progress: Progress = silent) -> str:
 
 def file_sha256(path: Path, progress: Progress = silent) -> str:
     """The sha256 of a file, remembered for as long as its size and times do not change."""
-    before, note = stamp(path), _note(path)
-    if (known := remembered_sha256(path)) is not None:
-        return known
+    before = _stamp(path)
+    note = data_home() / "sources" / f"{digest(str(path.resolve()))}.json"
+    known = read_json(note)
+    if isinstance(known, dict) and known.get("stamp") == before:
+        return str(known["sha256"])
     sha256 = hash_file(path, progress)
     settled = time.time() - max(before[1], before[2]) / 1e9 > _SETTLED_SECONDS
-    if settled and stamp(path) == before:
+    if settled and _stamp(path) == before:
         with suppress(OSError):  # only a memory: a read-only folder must not stop anyone
             write_json(note, {"path": str(path), "stamp": before, "sha256": sha256})
     return sha256
 
 
-def remembered_sha256(path: Path) -> str | None:
-    """The sha256 of a file that was read before and has not changed since, or None."""
-    known = read_json(_note(path))
-    if isinstance(known, dict) and known.get("stamp") == stamp(path):
-        return str(known["sha256"])
-    return None
-
-
-def _note(path: Path) -> Path:
-    return data_home() / "sources" / f"{digest(str(path.resolve()))}.json"
-
-
-def stamp(path: Path) -> list[int]:
+def _stamp(path: Path) -> list[int]:
     """Size, times and place of a file: where they are the same, its content is."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]

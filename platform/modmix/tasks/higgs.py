@@ -7,26 +7,23 @@ training rows that are kept.
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from modmix.base.errors import DataError
 from modmix.tasks.base import Contents, Task
-from modmix.tasks.data import SPLITS, Array, Input
+from modmix.tasks.csv_file import read_blocks, rows_of
+from modmix.tasks.data import SPLITS, Input
 from modmix.tasks.download import fetch
 from modmix.tasks.files import Progress, Source, data_home
-from modmix.tasks.higgs_csv import COLUMNS, Rows, read_rows
-from modmix.tasks.rows import RowStore
 from modmix.tasks.splits import Moments, permutation
-from modmix.tasks.writer import ArrayFile, Writer, input_file, labels_file
+from modmix.tasks.writer import Writer, input_file, labels_file
 
 URL = "https://archive.ics.uci.edu/ml/machine-learning-databases/00280/HIGGS.csv.gz"
 BYTES = 2_816_407_858
@@ -35,10 +32,11 @@ SHA256 = "ea302c18164d4e3d916a1e2e83a9a8d07069fa6ebc7771e4c0540d54e593b698"
 CLASS_NAMES = ("background", "signal")
 VIEWS = {"low": slice(0, 21), "high": slice(21, 28)}  # of the 28 features
 UNUSED = len(SPLITS)  # the split number of training rows that `small` leaves out
-_CHUNK_ROWS = 1 << 17
-_CHUNK_THREADS = 4  # each holds some 100 MB
+COLUMNS = 29  # the label and 28 features
+_CHUNK_ROWS = 1 << 17  # 30 MB of float64
 
-Result = TypeVar("Result")
+Rows = npt.NDArray[np.float32]
+Splits = npt.NDArray[np.uint8]
 
 
 class Higgs(Task):
@@ -57,35 +55,26 @@ class Higgs(Task):
         return [fetch(URL, self.sources()[0], progress)]
 
     def write(self, writer: Writer, progress: Progress) -> Contents:
-        path = self.sources()[0].path
-        with RowStore(writer.folder / "rows.raw", COLUMNS, _CHUNK_ROWS) as store:
-            labels_N = _copy_rows(path, store, writer, progress)
-            splits_N = self._assign(path, labels_N)
-            writer.content("splits", splits_N)
-            counts = np.bincount(splits_N, minlength=len(SPLITS))
-            moments = Moments(COLUMNS - 1)
-            for part in _each_chunk(store, splits_N, _training_moments):
-                moments.merge(part)
-            for view in VIEWS:
-                writer.scaled(view, moments.mean_D[VIEWS[view]], moments.scale_D[VIEWS[view]])
-            with ExitStack() as stack:
-                files = {
-                    (number, view): stack.enter_context(
-                        writer.array(input_file(split, view), (int(counts[number]), _width(view)))
-                    )
-                    for number, split in enumerate(SPLITS)
-                    for view in VIEWS
-                }
-                _write_inputs(store, splits_N, moments, files, progress)
+        path, rows_file = self.sources()[0].path, writer.folder / "rows.raw"
+        labels_N = _copy_rows(path, rows_file, writer, progress)
+        splits_N = self._assign(path, labels_N)
+        writer.content("splits", splits_N)
+        moments = Moments(COLUMNS - 1)
+        for rows_NF, split_N in _chunks(rows_file, splits_N):
+            moments.add(rows_NF[split_N == 0, 1:])
+        for view, columns in VIEWS.items():
+            writer.scaled(view, moments.mean_D[columns], moments.scale_D[columns])
+        _write_inputs(writer, rows_file, splits_N, moments, progress)
+        rows_file.unlink()
         for number, split in enumerate(SPLITS):
             writer.put(labels_file(split), labels_N[splits_N == number], np.int64)
         return Contents(
             inputs=tuple(Input(name=view, shape=(_width(view),)) for view in VIEWS),
             class_names=CLASS_NAMES,
-            rows={split: int(counts[number]) for number, split in enumerate(SPLITS)},
+            rows={split: int((splits_N == number).sum()) for number, split in enumerate(SPLITS)},
         )
 
-    def _assign(self, path: Path, labels_N: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    def _assign(self, path: Path, labels_N: npt.NDArray[np.uint8]) -> Splits:
         """Give each row the number of its split in `SPLITS`, or `UNUSED`.
 
         Raises:
@@ -124,79 +113,61 @@ def _width(view: str) -> int:
 
 
 def _copy_rows(
-    path: Path, store: RowStore, writer: Writer, progress: Progress
+    path: Path, rows_file: Path, writer: Writer, progress: Progress
 ) -> npt.NDArray[np.uint8]:
-    """Parse the file into the store, (N, 29) float32, and return the labels (N,)."""
+    """Write the file's numbers, (N, 29) float32, as plain bytes, and return the labels (N,)."""
+    names = [f"f{i}" for i in range(COLUMNS)]
     labels = [np.empty(0, dtype=np.uint8)]
-    for rows_NF in read_rows(path, progress):
-        if rows_NF.size:
-            writer.content_bytes(rows_NF.data.cast("B"))
-        store.append(rows_NF)
-        labels.append(rows_NF[:, 0].astype(np.uint8))
-    store.written()
+    rows = 0
+    with rows_file.open("wb") as file:
+        for block in read_blocks(
+            path, dict.fromkeys(names, "float32"), names=names, progress=progress
+        ):
+            rows_NF = np.stack([column.to_numpy() for column in block.columns], axis=1)
+            _check_rows(path, rows_NF, rows)
+            rows += len(rows_NF)
+            writer.content_bytes(rows_NF.tobytes())
+            file.write(rows_NF.tobytes())
+            labels.append(rows_NF[:, 0].astype(np.uint8))
     return np.concatenate(labels)
 
 
-Splits = npt.NDArray[np.uint8]
+def _check_rows(path: Path, rows_NF: Rows, before: int) -> None:
+    right_NF = np.isfinite(rows_NF)
+    right_NF[:, 0] &= (rows_NF[:, 0] == 0) | (rows_NF[:, 0] == 1)
+    if not right_NF.all():
+        row, column = (int(i) for i in np.argwhere(~right_NF)[0])
+        line, cells = next(islice(rows_of(path), before + row, None))
+        raise DataError(
+            f"{path}: line {line:,} must be a label of 0 or 1 and finite numbers that float32 can "
+            f"hold, got {cells[column][:40]!r} in column {column + 1}; correct or remove it"
+        )
 
 
-def _each_chunk(
-    store: RowStore, splits_N: Splits, work: Callable[[Rows, Splits], Result]
-) -> Iterator[Result]:
-    """Do something to the rows, chunk by chunk on several threads, with their splits.
-
-    What comes of it is in the order of the file; a few chunks are in flight.
-    """
-    threads = min(_CHUNK_THREADS, os.cpu_count() or 1)
-    waiting: deque[Future[Result]] = deque()
-
-    def one(number: int, split_N: Splits) -> Result:
-        return work(store.chunk(number), split_N)
-
-    with ThreadPoolExecutor(threads, thread_name_prefix="modmix-chunk") as pool:
-        for number, first in enumerate(range(0, len(splits_N), store.chunk_rows)):
-            waiting.append(pool.submit(one, number, splits_N[first : first + store.chunk_rows]))
-            if len(waiting) > threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-def _training_moments(rows_NF: Rows, split_N: Splits) -> tuple[int, Array, Array]:
-    return Moments.part(rows_NF[split_N == 0, 1:])
+def _chunks(rows_file: Path, splits_N: Splits) -> Iterator[tuple[Rows, Splits]]:
+    """Rows (n, 29) with the numbers of their splits (n,), a bounded number at a time."""
+    with rows_file.open("rb") as file:
+        for first in range(0, len(splits_N), _CHUNK_ROWS):
+            values = np.fromfile(file, np.float32, _CHUNK_ROWS * COLUMNS)
+            yield values.reshape(-1, COLUMNS), splits_N[first : first + _CHUNK_ROWS]
 
 
 def _write_inputs(
-    store: RowStore,
-    splits_N: Splits,
-    moments: Moments,
-    files: dict[tuple[int, str], ArrayFile],
-    progress: Progress,
+    writer: Writer, rows_file: Path, splits_N: Splits, moments: Moments, progress: Progress
 ) -> None:
-    def standardise(rows_NF: Rows, split_N: Splits) -> list[Rows]:
-        standard_NF = moments.apply(rows_NF[:, 1:])
-        return [
-            np.ascontiguousarray(standard_NF[split_N == number, VIEWS[view]])
-            for number, view in files
-        ]
-
     done = 0
-    # Each view's files have a thread of their own, which keeps the order: checksum and disk of the
-    # one go on beside those of the other.
     with ExitStack() as stack:
-        writers = {
-            view: stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="modmix-write"))
+        files = {
+            (number, view): stack.enter_context(
+                writer.array(
+                    input_file(split, view), (int((splits_N == number).sum()), _width(view))
+                )
+            )
+            for number, split in enumerate(SPLITS)
             for view in VIEWS
         }
-        before: list[Future[None]] = []
-        for parts in _each_chunk(store, splits_N, standardise):
-            for future in before:  # one chunk waits at most
-                future.result()
-            before = [
-                writers[view].submit(file.append, part)
-                for ((_, view), file), part in zip(files.items(), parts, strict=True)
-            ]
-            done = min(done + store.chunk_rows, len(splits_N))
-            progress("write", done, len(splits_N))
-        for future in before:
-            future.result()
+        for rows_NF, split_N in _chunks(rows_file, splits_N):
+            standard_NF = moments.apply(rows_NF[:, 1:])
+            for (number, view), file in files.items():
+                file.append(standard_NF[split_N == number, VIEWS[view]])
+            progress("write", done := done + len(rows_NF), len(splits_N))

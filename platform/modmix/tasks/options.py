@@ -1,103 +1,44 @@
-"""Options of a task: declared in the table, checked without numpy, torch or the data at hand.
-
-An option is to a task what a `Hyperparameter` is to a method, with three kinds more: a path, a list
-of words, and a mapping of modality names to lists of column names.
-"""
+"""Options of a task: declared in the table, checked without numpy, torch or the data at hand."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any
 
-from modmix.base.space import Hyperparameter, Kind
-
-OptionKind = Literal["float", "int", "bool", "str", "path", "strs", "columns"]
-
-
-def _is_words(value: Any) -> bool:
-    return (
-        isinstance(value, (list, tuple))
-        and len(value) > 0
-        and all(isinstance(word, str) and word for word in value)
-    )
-
-
-def _is_columns(value: Any) -> bool:
-    return (
-        isinstance(value, Mapping)
-        and len(value) > 0
-        and all(isinstance(name, str) and name for name in value)
-        and all(_is_words(columns) for columns in value.values())
-    )
+from modmix.base.space import Hyperparameter
 
 
 @dataclass(frozen=True, kw_only=True)
-class Option:
-    """One option of a task.
+class Option(Hyperparameter):
+    """One option of a task: a hyperparameter that may be required.
 
-    ``low`` and ``high`` are inclusive bounds; ``optional`` admits null, ``required`` has no
-    default. It answers to the same ``problem`` and ``normalise`` as a `Hyperparameter`.
+    ``fields`` are the settings of each input for the kind "by_input". ``shapes_arrays`` false: the
+    prepared arrays are the same whatever its value.
     """
 
-    name: str
-    kind: OptionKind
-    default: Any
-    doc: str  # one clause with the unit and the special values
-    optional: bool = False
     required: bool = False
-    low: float | None = None
-    high: float | None = None
-    choices: tuple[str, ...] = ()
+    shapes_arrays: bool = True
+    fields: tuple[Hyperparameter, ...] = ()
 
     def problem(self, value: Any) -> str | None:
         """Say in one clause why ``value`` is not acceptable, or None when it is."""
-        if self.kind == "columns":
-            if (value is None and self.optional) or _is_columns(value):
-                return None
-            return f"must map each modality to a list of column names, got {value!r}"
-        if self.kind == "strs":
-            return self._problem_of_words(value)
-        kind = "str" if self.kind == "path" else self.kind
-        return Hyperparameter(
-            name=self.name,
-            kind=cast(Kind, kind),
-            default=self.default,
-            doc=self.doc,
-            optional=self.optional,
-            low=self.low,
-            high=self.high,
-            choices=self.choices,
-        ).problem(value)
-
-    def _problem_of_words(self, value: Any) -> str | None:
-        if value is None and self.optional:
-            return None
-        if not _is_words(value):
-            return f"must be a list of words, got {value!r}"
-        if len(set(value)) < len(value):
-            return f"must name each only once, got {list(value)!r}"
-        unknown = [word for word in value if self.choices and word not in self.choices]
-        if unknown:
-            return f"must be from {', '.join(self.choices)}, got {unknown[0]!r}" + suggestion(
-                unknown[0], self.choices
-            )
+        if (problem := super().problem(value)) is not None or not self.fields or value is None:
+            return problem
+        for name, settings in value.items():
+            for setting, message in problems_of(settings or {}, self.fields, self.name):
+                return f"of {name!r}: {setting!r} {message}"
         return None
 
     def normalise(self, value: Any) -> Any:
-        """Give the one spelling of a value that digests see."""
-        if value is None:
-            return None
-        match self.kind:
-            case "float":
-                return float(value)
-            case "strs":
-                return list(value)
-            case "columns":  # the order of inputs matters and is kept
-                return {name: list(columns) for name, columns in value.items()}
-            case _:
-                return value
+        """Give the one spelling of a value that digests see; settings not given are defaults."""
+        if not self.fields or value is None:
+            return super().normalise(value)
+        return {
+            name: {f.name: f.normalise((given or {}).get(f.name, f.default)) for f in self.fields}
+            for name, given in value.items()
+        }
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
@@ -106,19 +47,20 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-def problems_of(options: Mapping[str, Any], declared: Iterable[Option]) -> list[tuple[str, str]]:
+def problems_of(
+    options: Mapping[str, Any], declared: Iterable[Hyperparameter], whose: str = "this task"
+) -> list[tuple[str, str]]:
     """List everything wrong with ``options`` as (name, message), in the order given."""
     known = {option.name: option for option in declared}
     found: list[tuple[str, str]] = []
     for name, value in options.items():
         if name not in known:
             listed = ", ".join(known) or "it has none"
-            found.append(
-                (name, f"is not an option of this task{suggestion(name, known)}: {listed}")
-            )
+            near = suggestion(str(name), known)
+            found.append((name, f"is not an option of {whose}{near}: {listed}"))
         elif (problem := known[name].problem(value)) is not None:
             found.append((name, problem))
     for name, option in known.items():
-        if option.required and name not in options:
+        if isinstance(option, Option) and option.required and name not in options:
             found.append((name, f"is required: {option.doc}"))
     return found

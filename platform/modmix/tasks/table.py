@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from modmix.base.errors import DataError
+from modmix.base.space import Hyperparameter
 from modmix.tasks.options import Option, problems_of, suggestion
 
 MLP_64: Mapping[str, Any] = {"name": "mlp", "hidden": [64]}
@@ -28,7 +29,7 @@ SMALL_RECIPE: Mapping[str, Any] = {
 class TaskEntry:
     """One task of the table.
 
-    ``path`` is "module:Class"; ``encoders`` maps a modality to its default encoder, with "*" for
+    ``path`` is "module:Class"; ``encoders`` maps an input to its default encoder, with "*" for
     all that are not named; ``training`` holds the recipe's training settings that differ from the
     general defaults; ``cost`` is what preparing takes.
     """
@@ -84,21 +85,21 @@ WEAK = TaskEntry(
         Option(name="train_rows", kind="int", default=2000, low=1, doc="training examples"),
         Option(name="val_rows", kind="int", default=1000, low=1, doc="validation examples"),
         Option(name="test_rows", kind="int", default=4000, low=1, doc="test examples"),
-        Option(name="dim", kind="int", default=16, low=1, doc="numbers per modality"),
+        Option(name="dim", kind="int", default=16, low=1, doc="numbers per input"),
         Option(
             name="share",
             kind="float",
             default=0.5,
             low=0.0,
             high=1.0,
-            doc="probability that a modality is weak in an example",
+            doc="probability that an input is weak in an example",
         ),
         Option(
             name="weakness",
             kind="str",
             default="noise",
             choices=("noise", "conflict", "missing"),
-            doc="a weak modality is noise alone, points to a wrong class, or is all zeros",
+            doc="a weak input is noise alone, points to a wrong class, or is all zeros",
         ),
         Option(
             name="signal",
@@ -114,13 +115,13 @@ WEAK = TaskEntry(
             default=0.0,
             low=0.0,
             high=1.0,
-            doc="share of its signal that a weak modality keeps; 0: none, 1: it is not weak",
+            doc="share of its signal that a weak input keeps; 0: none, 1: it is not weak",
         ),
         Option(
             name="always_one",
             kind="bool",
             default=True,
-            doc="every example keeps at least one informative modality",
+            doc="every example keeps at least one informative input",
         ),
         Option(name="seed", kind="int", default=0, low=0, doc="seed of the generator"),
     ),
@@ -190,14 +191,42 @@ HIGGS = TaskEntry(
         "patience": 10,
         "evaluations_per_epoch": 4,
     },
-    cost="2.8 GB download; about a minute, 0.5 GB of memory, 2.7 GB of disk, 1.4 GB of it kept",
+    cost="2.8 GB download; minutes, 0.5 GB of memory, 2.7 GB of disk, 1.4 GB of it kept",
     source="https://archive.ics.uci.edu/ml/machine-learning-databases/00280/HIGGS.csv.gz",
     download=True,
 )
 
+_SPECTROGRAM = (
+    Hyperparameter(name="rate", kind="float", default=1.0, low=1e-9, doc="samples per second"),
+    Hyperparameter(name="window", kind="int", default=256, low=2, doc="samples of a window"),
+    Hyperparameter(
+        name="overlap",
+        kind="int",
+        default=None,
+        optional=True,
+        low=0,
+        doc="samples that two windows share; null: an eighth of the window",
+    ),
+    Hyperparameter(
+        name="mu_law",
+        kind="int",
+        default=None,
+        optional=True,
+        low=1,
+        doc="the highest level of mu-law samples, 255 for 8 bits; null: samples are linear",
+    ),
+)
+
+_AUGMENTATION = (
+    Hyperparameter(
+        name="pad", kind="int", default=0, low=0, doc="zeros on each side before a random crop"
+    ),
+    Hyperparameter(name="flip", kind="bool", default=False, doc="mirror left-right at random"),
+)
+
 ARRAYS = TaskEntry(
     path="modmix.tasks.arrays:Arrays",
-    doc="your own .npz (one array per modality and labels) or CSV",
+    doc="your own .npz (one array per input and labels) or CSV",
     options=(
         Option(
             name="path", kind="path", default=None, required=True, doc="an .npz, .csv or .csv.gz"
@@ -214,7 +243,7 @@ ARRAYS = TaskEntry(
             kind="columns",
             default=None,
             optional=True,
-            doc='CSV only: modality -> its columns, as {audio: ["audio_*"], age: ["age"]}',
+            doc='CSV only: input -> its columns, as {audio: ["audio_*"], age: ["age"]}',
         ),
         Option(
             name="label",
@@ -259,12 +288,49 @@ ARRAYS = TaskEntry(
             name="standardize",
             kind="bool",
             default=True,
-            doc="mean 0, deviation 1 by training statistics (images: per channel)",
+            doc="mean 0, deviation 1 by training statistics (images: per channel); false: images "
+            "of bytes are divided by 255",
+        ),
+        Option(
+            name="tokens",
+            kind="strs",
+            default=None,
+            optional=True,
+            doc="inputs that are token ids (0 is padding) or text, whose lower-cased characters "
+            "become ids: 1 unknown, then those of the training rows; null: arrays with "
+            "NAME_lengths beside them",
+        ),
+        Option(
+            name="token_length",
+            kind="int",
+            default=None,
+            optional=True,
+            low=1,
+            doc="tokens kept of each example, from its start; null: ids all, characters as many "
+            "as the longest training text has",
+        ),
+        Option(
+            name="spectrogram",
+            kind="by_input",
+            default=None,
+            optional=True,
+            fields=_SPECTROGRAM,
+            doc="sounds (N, samples) that become images (F, T, 1), log(|S| + 1e-7), as "
+            "{audio: {rate: 8000, window: 256, overlap: 128, mu_law: 255}}",
+        ),
+        Option(
+            name="augment",
+            kind="by_input",
+            default=None,
+            optional=True,
+            shapes_arrays=False,
+            fields=_AUGMENTATION,
+            doc="random changes of images in training, as {image: {pad: 4, flip: true}}",
         ),
     ),
     encoders={"*": MLP_64},
     training=SMALL_RECIPE,
-    cost="seconds; as much disk as the arrays have in float32",
+    cost="seconds; as much disk as the arrays have, floats in float32",
     source="your file",
 )
 
@@ -318,6 +384,6 @@ def resolve_options(
 
 
 def default_encoders(name: str, inputs: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Give the default encoder of each modality of a task."""
+    """Give the default encoder of each input of a task."""
     encoders = task_entry(name).encoders
     return {m: dict(encoders.get(m, encoders.get("*", MLP_64))) for m in inputs}

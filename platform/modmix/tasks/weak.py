@@ -4,17 +4,17 @@ Input m of an example of class y is
 
     x_m = signal · c_{m,y} + noise · ε          where it is informative,
 
-with class means c_{m,k} ~ N(0, I) drawn once per modality and ε ~ N(0, I) per example. Each
-modality is weak in each example with probability ``share``, independently. A weak one keeps the
+with class means c_{m,k} ~ N(0, I) drawn once per input and ε ~ N(0, I) per example. Each
+input is weak in each example with probability ``share``, independently. A weak one keeps the
 part ``kept`` (κ) of its signal:
 
     noise      x_m = κ · signal · c_{m,y} + noise · ε
     conflict   x_m = signal · (κ · c_{m,y} + (1 − κ) · c_{m,z}) + noise · ε, another class z ≠ y
     missing    x_m = κ · (the informative x_m)
 
-where z is drawn per example and modality. With ``always_one``, an example in which all would be
-weak gets back one modality, drawn at random. ``Split.extras["informative"]`` (N, M) bool says where
-which modality was informative. Each split draws from a generator of its own: more training rows
+where z is drawn per example and input. With ``always_one``, an example in which all would be
+weak gets back one input, drawn at random. ``Split.extras["informative"]`` (N, M) bool says where
+which input was informative. Each split draws from a generator of its own: more training rows
 leave validation and test as they are. The numbers are not standardised.
 """
 
@@ -43,7 +43,7 @@ class Weak(Task):
             labels_N, informative_NM = draw_masks(options, split)
             inputs: dict[str, Array] = {}
             for m, name in enumerate(names):
-                values_ND = draw_modality(
+                values_ND = draw_input(
                     options, split, name, means_MCD[m], labels_N, informative_NM[:, m]
                 )
                 inputs[name] = values_ND
@@ -77,7 +77,7 @@ def draw_masks(options: Any, split: str) -> tuple[npt.NDArray[np.int64], npt.NDA
     return labels_N, informative_NM
 
 
-def draw_modality(
+def draw_input(
     options: Any,
     split: str,
     name: str,
@@ -85,7 +85,7 @@ def draw_modality(
     labels_N: npt.NDArray[np.int64],
     informative_N: npt.NDArray[np.bool_],
 ) -> npt.NDArray[np.float32]:
-    """Draw one modality of a split, (N, D)."""
+    """Draw one input of a split, (N, D)."""
     rng = generator(options["seed"], split, name)
     rows, kept = len(labels_N), options["kept"]
     noise_ND = options["noise"] * rng.standard_normal((rows, options["dim"]))

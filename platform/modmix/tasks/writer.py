@@ -11,6 +11,7 @@ import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,7 +23,7 @@ from modmix.tasks.data import SPLITS, Array, Input, check_input_name
 from modmix.tasks.files import write_json
 
 # Raised whenever the same source would be prepared into other arrays than before.
-PREPARED_VERSION = 1
+PREPARED_VERSION = 2
 
 
 class ArrayFile:
@@ -74,6 +75,7 @@ class Writer:
         self.folder = folder
         self.files: dict[str, dict[str, Any]] = {}
         self._scaling: dict[str, dict[str, list[float]]] = {}
+        self._alphabets: dict[str, str] = {}
         self._content = hashlib.sha256()
 
     def content(self, name: str, value: Any) -> None:
@@ -89,15 +91,20 @@ class Writer:
         """Take bytes into the fingerprint; where they come in pieces, only their sum counts."""
         self._content.update(values)
 
-    def scaled(self, modality: str, mean_D: Array, scale_D: Array) -> None:
+    def scaled(self, name: str, mean_D: Array, scale_D: Array) -> None:
         """Note that prepared = (raw - mean) / scale, along the last axis, or with one number each.
 
-        A registered model is given raw values and scales them so.
+        A registered model is given raw values and scales them so. Inputs with a mean and a scale
+        of their own (`Input`) are stored raw and have no such note.
         """
-        self._scaling[modality] = {
+        self._scaling[name] = {
             "mean": np.asarray(mean_D, dtype=np.float64).tolist(),
             "scale": np.asarray(scale_D, dtype=np.float64).tolist(),
         }
+
+    def alphabet(self, name: str, characters: str) -> None:
+        """Note the characters of an input of text, whose ids are 2, 3, … (1 is any other)."""
+        self._alphabets[name] = characters
 
     @contextmanager
     def array(
@@ -143,7 +150,9 @@ class Writer:
         for name in inputs:
             check_input_name(name, f"task {task}")
         assert all(rows[split] > 0 for split in SPLITS), rows
-        described = [[m.name, list(m.shape), m.kind] for m in inputs.values()]
+        described = [
+            [m.name, list(m.shape), m.kind, m.dtype, m.vocabulary] for m in inputs.values()
+        ]
         content = self._content.hexdigest()
         write_json(
             self.folder / "meta.json",
@@ -151,11 +160,12 @@ class Writer:
                 "version": PREPARED_VERSION,
                 "task": task,
                 "options": dict(options),
-                "inputs": described,
+                "inputs": [_input_json(m) for m in inputs.values()],
                 "class_names": list(class_names),
                 "rows": dict(rows),
                 "extras": list(extras),
                 "scaling": self._scaling,
+                "alphabets": self._alphabets,
                 "sources": list(sources),
                 "files": self.files,
                 "fingerprint": digest([PREPARED_VERSION, task, described, content]),
@@ -163,8 +173,25 @@ class Writer:
         )
 
 
-def input_file(split: str, modality: str) -> str:
-    return f"{split}_{modality}"
+def _input_json(described: Input) -> dict[str, Any]:
+    """An input as meta.json has it; `Input` of these values is the same again."""
+    value = asdict(described)
+    for name in ("mean", "scale"):
+        if value[name] is not None:
+            value[name] = value[name].tolist()
+    return value
+
+
+def input_from_json(value: Mapping[str, Any]) -> Input:
+    arrays = {
+        name: None if value[name] is None else np.asarray(value[name], np.float32)
+        for name in ("mean", "scale")
+    }
+    return Input(**{**value, "shape": tuple(value["shape"]), **arrays})
+
+
+def input_file(split: str, name: str) -> str:
+    return f"{split}_{name}"
 
 
 def labels_file(split: str) -> str:
@@ -172,5 +199,5 @@ def labels_file(split: str) -> str:
 
 
 def extra_file(split: str, name: str) -> str:
-    """Two underscores: no modality's name begins with one."""
+    """Two underscores: no input's name begins with one."""
     return f"{split}__{name}"

@@ -1,6 +1,6 @@
 """A file of HIGGS's official layout and size, invented: for tests of speed without the download.
 
-    python -m modmix.tasks.higgs_synthetic --rows 11000000 PATH        (.csv or .csv.gz)
+    python -m tests.benchmarks.higgs_synthetic --rows 11000000 PATH        (.csv or .csv.gz)
 
 Each row is a collision of massless particles: a lepton, missing energy and four jets, some tagged
 as bottom quarks. The 21 low-level columns are their momenta, the 7 high-level ones invariant masses
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from modmix.tasks.higgs_csv import COLUMNS
+from modmix.tasks.higgs import COLUMNS
 
 BLOCK_ROWS = 20_000  # made at a time, from a random stream of their own
 SIGNAL_SHARE = 0.53  # as in the official file
@@ -209,7 +209,7 @@ def _masses(momentum_NP: Array, direction_NP: Array, angle_NP: Array) -> list[Ar
 def main(words: Sequence[str] | None = None) -> None:
     """Write the file that the command line asks for."""
     parser = argparse.ArgumentParser(
-        prog="python -m modmix.tasks.higgs_synthetic",
+        prog="python -m tests.benchmarks.higgs_synthetic",
         description="Write a file of HIGGS's official layout with invented rows.",
     )
     parser.add_argument("path", type=Path, metavar="PATH", help="ends in .csv or .csv.gz")

@@ -1,0 +1,106 @@
+"""Token ids of a user's file, padded with 0 at the end, and characters of text as such ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from modmix.base.errors import DataError
+from modmix.tasks.arrays_read import words
+from modmix.tasks.data import Array
+
+Ids = npt.NDArray[np.int64]
+UNKNOWN = 1  # a character that no training row has
+
+
+def token_ids(
+    values: Array,
+    lengths: Array | None,
+    where: str,
+    place: Callable[[int], str],
+    length: int | None,
+) -> Ids:
+    """Ids (N, L) of integers (N, L): plus 1 where ``lengths`` (N,) say where padding begins.
+
+    ``length`` cuts longer rows.
+
+    Raises:
+        DataError: fractions, negative ids, 0 before other ids, or lengths that do not fit.
+    """
+    if values.ndim == 1:
+        values = values[:, None]
+    if values.ndim != 2 or values.shape[1] == 0 or values.dtype.kind not in "iuf":
+        raise DataError(
+            f"{where} must be whole numbers (N, length) or text (N,) to be tokens, got "
+            f"{values.dtype} of shape {values.shape}"
+        )
+    if (row := _first(values < 0)) is not None or (row := _first(values % 1 != 0)) is not None:
+        raise DataError(
+            f"{where} must hold whole numbers from 0 to be tokens, got {values[row].min():g} or "
+            f"fractions in {place(row)}; number the tokens from 1, 0 is padding"
+        )
+    ids_NL: Ids = values.astype(np.int64)
+    if lengths is not None:
+        if (
+            lengths.shape not in ((len(ids_NL),), (len(ids_NL), 1))
+            or lengths.dtype.kind not in "iu"
+        ):
+            raise DataError(
+                f"{where}: its lengths must be one whole number per row ({len(ids_NL):,}), got "
+                f"{lengths.dtype} of shape {lengths.shape}"
+            )
+        lengths_N1 = lengths.reshape(-1, 1)
+        if (row := _first((lengths_N1 < 0) | (lengths_N1 > ids_NL.shape[1]))) is not None:
+            raise DataError(
+                f"{where}: lengths must be from 0 to {ids_NL.shape[1]}, got "
+                f"{int(lengths_N1[row, 0])} in {place(row)}"
+            )
+        ids_NL = np.where(np.arange(ids_NL.shape[1]) < lengths_N1, ids_NL + 1, 0)
+    elif (row := _first((ids_NL[:, :-1] == 0) & (ids_NL[:, 1:] != 0))) is not None:
+        raise DataError(
+            f"{where} must have 0 only at the end, as padding, got it before other tokens in "
+            f"{place(row)}; add 1 to all ids, or save their numbers as NAME_lengths"
+        )
+    return ids_NL[:, :length]
+
+
+def characters(
+    texts_N: Array,
+    where: str,
+    place: Callable[[int], str],
+    training_N: npt.NDArray[np.bool_],
+    length: int | None,
+) -> tuple[Ids, str]:
+    """Ids (N, L) of lower-cased texts (N,), and the characters of ids 2, 3, …
+
+    Characters are those of the training rows, in the order of their code points; 1 is any other, 0
+    is padding. L is ``length``, or that of the longest training text; longer texts are cut. Blanks
+    around a text do not count.
+
+    Raises:
+        DataError: not one text per row, bytes that are not UTF-8, or no training text at all.
+    """
+    if texts_N.ndim != 1:
+        raise DataError(f"{where} must be one text per row, got the shape {texts_N.shape}")
+    lowered = np.char.lower(words(texts_N, where, place))
+    width = max(1, lowered.dtype.itemsize // 4)
+    codes_NL = lowered.astype(f"=U{width}").view(np.uint32).reshape(len(lowered), width)
+    # Up to the last character: a NUL inside of a text is no padding.
+    inside_NL = np.cumsum(codes_NL[:, ::-1] != 0, axis=1)[:, ::-1] > 0
+    known = np.unique(codes_NL[training_N][inside_NL[training_N]])
+    if not known.size:
+        raise DataError(f"{where} must have text in the training rows, got none")
+    kept = length or int(inside_NL[training_N].sum(axis=1).max())
+    codes_NL, inside_NL = codes_NL[:, :kept], inside_NL[:, :kept]
+    place_NL = np.minimum(np.searchsorted(known, codes_NL), len(known) - 1)
+    ids_NL = np.where(known[place_NL] == codes_NL, place_NL + 2, UNKNOWN)
+    ids_NL = np.where(inside_NL, ids_NL, 0).astype(np.int64)
+    return ids_NL, "".join(map(chr, known.tolist()))
+
+
+def _first(wrong_NL: npt.NDArray[np.bool_]) -> int | None:
+    """The first row that has something wrong."""
+    rows = np.flatnonzero(wrong_NL.any(axis=1))
+    return int(rows[0]) if rows.size else None
