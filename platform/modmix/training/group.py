@@ -230,7 +230,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _metrics(scores_KNC: Tensor, target_N: Tensor) -> dict[str, Tensor]:
     """Every metric (K,), a few models at a time: sorting makes several copies of the scores."""
     models = max(1, _METRIC_ELEMENTS // scores_KNC[0].numel())
-    parts = [evaluate(part, target_N, METRICS) for part in torch.split(scores_KNC, models)]
+    parts = [
+        evaluate(part, torch.log_softmax(part, -1), target_N, METRICS)
+        for part in torch.split(scores_KNC, models)
+    ]
     return {name: torch.cat([part[name] for part in parts]) for name in METRICS}
 
 
