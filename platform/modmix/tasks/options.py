@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from modmix.base.space import Hyperparameter, Kind
+from modmix.base.space import Hyperparameter, Kind, canonical
 
 OptionKind = Literal["float", "int", "bool", "str", "path", "strs", "columns"]
 
@@ -91,7 +91,7 @@ class Option:
             return None
         match self.kind:
             case "float":
-                return float(value)
+                return canonical(float(value))
             case "strs":
                 return list(value)
             case "columns":  # the order of inputs matters and is kept
