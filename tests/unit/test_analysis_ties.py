@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from analysis_ledger import Written, open_ledger
-from modmix.analysis.best import best_configurations
+from modmix.analysis.best import best_configurations, why_none
 from modmix.analysis.compare import compare_table
 from modmix.analysis.figures import figure
 from modmix.analysis.frames import read
@@ -123,3 +123,17 @@ def test_one_replicate_has_a_mean_and_no_deviation(ledger: Ledger, tmp_path: Pat
 def test_one_error_in_a_million_examples_is_a_difference() -> None:
     errors = {"a": {0: 100 * 250_000 / 1_000_000}, "b": {0: 100 * 250_001 / 1_000_000}}
     assert mean_ranks(errors).frame["rank/mean"].tolist() == [1.0, 2.0]
+
+
+def test_an_objective_without_any_value_is_called_so(ledger: Ledger) -> None:
+    study = Written(ledger, parts={"a": {"methods": {"mul": None}}}, objective=["val/auc"])
+    key = study.configuration("a", "mul", {}, seeds=range(2))
+    for seed in range(2):
+        study.end(key, seed, {"val/error": 1.0, "test/error": 1.0, "val/auc": math.nan})
+    words = (
+        "val/auc is undefined (NaN) in every complete configuration, so that none is best: "
+        "choose another objective"
+    )
+    assert why_none(ledger, "demo") == f"study 'demo': {words}"
+    assert results_table(ledger, "demo").notes == (f"{words}.",)
+    assert headline(read(ledger, "demo")).startswith(f"{words}. 2 of 2 replicates")

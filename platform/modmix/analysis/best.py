@@ -73,7 +73,10 @@ def best_configurations(
 
 def why_none(ledger: Ledger, study: str) -> str:
     """One sentence for people on why `best_configurations` is empty."""
-    conditions = read(ledger, study).conditions
+    snapshot = read(ledger, study)
+    conditions = snapshot.conditions
+    if not conditions.is_split and snapshot.complete:
+        return f"study {study!r}: {undefined(snapshot)}"
     if not conditions.is_split:
         return f"study {study!r} has no complete configuration yet: let it run on"
     names = ", ".join(parameter_words(name) for name in conditions.varied)
@@ -85,6 +88,15 @@ def why_none(ledger: Ledger, study: str) -> str:
         f"options ({names}) and configurations on different data cannot be compared: fix them "
         "in the study "
         f"file, as in task: {{{block}}}"
+    )
+
+
+def undefined(snapshot: Snapshot, by: str | None = None) -> str:
+    """What to say where configurations are complete and none has a value to choose by."""
+    metric = by or snapshot.objectives[0]
+    return (
+        f"{metric} is undefined (NaN) in every complete configuration, so that none is best: "
+        "choose another objective"
     )
 
 

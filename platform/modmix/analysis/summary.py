@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from modmix.analysis import statistics
-from modmix.analysis.best import default_metrics
+from modmix.analysis.best import default_metrics, undefined
 from modmix.analysis.comparisons import Comparison, common, contests_of, ranks_over
 from modmix.analysis.frames import Snapshot
 from modmix.analysis.labels import (
@@ -44,6 +44,8 @@ def _of_whole(snapshot: Snapshot, shown: str) -> str:
     winner = winner_of(rows, shown)
     if winner is None and rows:
         return f"No finished configuration has a {metric_words(shown)}. {progress(snapshot)}"
+    if winner is None and snapshot.complete:
+        return f"{undefined(snapshot)}. {progress(snapshot)}"
     if winner is None:
         return f"No method has a configuration with all replicates done yet. {progress(snapshot)}"
     value = winner.best.estimates[shown]

@@ -21,6 +21,7 @@ from modmix.analysis.best import (
     candidates,
     default_metrics,
     not_ranked,
+    undefined,
 )
 from modmix.analysis.comparisons import against_best, conditions_table, marks_of
 from modmix.analysis.conditions import Condition
@@ -304,6 +305,8 @@ def _results_notes(
 ) -> tuple[str, ...]:
     whole, conditions = snapshot.conditions.whole, snapshot.conditions.all
     if not rows:
+        if snapshot.complete:
+            return (f"{undefined(snapshot, by)}.",)
         return ("No configuration has all its replicates done yet.",)
     chooser = metric_label(by or snapshot.objectives[0])
     notes = [

@@ -107,6 +107,7 @@ class Metric:
     doc: str
     reads: Literal["scores", "log_probabilities"]
     function: Callable[[Tensor, Tensor], Tensor]
+    fewest_classes: int = 1  # different ones among the targets, below which it is NaN
 
 
 METRICS: dict[str, Metric] = {
@@ -127,6 +128,7 @@ METRICS: dict[str, Metric] = {
             doc="area under the ROC curve; more than two classes: mean of one against the rest",
             reads="log_probabilities",
             function=auc,
+            fewest_classes=2,
         ),
         Metric(
             name="nll",
