@@ -180,6 +180,8 @@ def run_plan(
     if has_ledger(where):
         with closing(Ledger(where.ledger_url)) as ledger:
             _refuse_second_driver(ledger, plan)
+    for sentence in plan.warnings:
+        say(f"warning: {sentence}")
     mirror = _mirror(where, plan) if mlflow else None
     start.begin(plan.spec)  # if that was not done before
     # Imported while a cluster starts. Everything that can be refused is refused before the first

@@ -169,7 +169,8 @@ def test_everything_stays_on_one_device(method: str) -> None:
         group.optimizer.step(stack.parameters_KP, torch.empty_like(stack.parameters_KP))
         scores = stack.scores({name: x[0] for name, x in inputs.items()})
         assert scores.shape == (2, 5, 3)
-        for value in evaluate(scores, target[0], METRICS).values():
+        logs = torch.log_softmax(scores, -1)
+        for value in evaluate(scores, logs, target[0], METRICS).values():
             assert value.device == cuda
         group.keep_best([True, False])
         assert all(value.device == cuda for value in group.state().values())

@@ -15,8 +15,9 @@ import pytest
 
 from modmix.base.errors import SpecError
 from modmix.base.messages import digest
-from modmix.base.space import Choices, Constant, Range
+from modmix.base.space import Choices, Constant, Range, every_value
 from modmix.execution.costs import Costs
+from modmix.search.proposer import Proposer
 from modmix.study import plan as plan_module
 from modmix.study import spec
 from modmix.study.plan import Configuration, Plan
@@ -178,6 +179,35 @@ def test_domains_of_a_search() -> None:
     }
 
 
+def test_a_step_and_its_bounds_are_decimal() -> None:
+    """0.3 − 0.2 is a little below 0.1 in float64."""
+    plan = make(
+        "  p: {search: {configurations: 9, sampler: grid}, "
+        "methods: {mul: {beta: {low: 0.2, high: 0.3, step: 0.1}}}}"
+    )
+    assert every_value(plan.parts[0].domains["mul"]["beta"]) == (0.2, 0.3)
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "grid", "qmc", "nsga2"])
+def test_a_search_in_steps_proposes_the_configurations_of_the_grid(sampler: str) -> None:
+    plan = make(
+        f"""\
+  grid: {{methods: {{mul: {{beta: {{grid: [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]}}}}}}}}
+  search:
+    search: {{configurations: 30, sampler: {sampler}}}
+    methods: {{mul: {{beta: {{low: 0, high: 0.7, step: 0.1}}}}}}
+"""
+    )
+    grid, search = plan.parts
+    keys = {plan.configuration("mul", values).key for values in grid.assignments("mul")}
+    proposer = Proposer(
+        search.domains["mul"], sampler=sampler, seed=0, label="x", directions=[False]
+    )
+    asked = [plan.configuration("mul", found.values) for found in proposer.ask(30)]
+    assert {configuration.key for configuration in asked} <= keys
+    assert len({configuration.params["beta"] for configuration in asked}) > 4
+
+
 # ---------------------------------------------------------------- keys
 
 BASE = "beta: 0.5"
@@ -187,6 +217,7 @@ BASE = "beta: 0.5"
     ("block", "more"),
     [
         ("beta: 5.0e-1", ""),
+        ("beta: 0.49999999999999994", ""),  # the float below 0.5
         ("{beta: {value: 0.5}}"[1:-1], ""),
         ("beta: {grid: [0.5]}", ""),
         ("beta: 0.5, alpha: 0, width: 64", ""),

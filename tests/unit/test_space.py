@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from modmix.base.space import (
     Kind,
     Range,
     active,
+    canonical,
     every_value,
     grid_configurations,
     in_order_of_conditions,
@@ -175,3 +177,43 @@ def test_every_value(domain: Domain, values: tuple[Any, ...] | None) -> None:
     assert every_value(domain) == values
     if isinstance(domain, Range) and values is not None:
         assert domain.last == values[-1]
+
+
+# ---------------------------------------------------------------- one float for a number
+
+
+def test_numbers_that_were_computed_are_those_that_people_write() -> None:
+    """Against decimal fractions: whatever way leads to i/10 in float64, the value is i/10."""
+    for i in range(1, 200):
+        written = float(f"{i // 10}.{i % 10}")
+        assert {canonical(i * 0.1), canonical(i / 10)} == {written}
+    assert canonical(sum([0.1] * 10)) == 1.0
+    assert str(canonical(-0.0)) == "0.0"
+    for exact in (1e-300, 123456789.012345, 1.7976931348623157e308, 5e-324, 2.0**53):
+        assert canonical(exact) == pytest.approx(exact, rel=1e-15)
+    assert canonical([1, True, None, "0.30000000000000004", {"a": 0.1 + 0.2}]) == [
+        1, True, None, "0.30000000000000004", {"a": 0.3},
+    ]  # fmt: skip
+
+
+def test_a_value_has_one_spelling() -> None:
+    assert declared("float").normalise(0.1 + 0.2) == 0.3
+    assert declared("floats").normalise([3 * 0.1, 1]) == [0.3, 1.0]
+    assert declared("mapping").normalise({"b": 0.7 + 0.1, "a": 1}) == {"a": 1.0, "b": 0.8}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "step"), [(0, 1, 0.1), (0.1, 2.2, 0.3), (-1, 1, 0.05), (1e-3, 9e-3, 2e-3)]
+)
+def test_steps_of_a_range_are_decimal(low: float, high: float, step: float) -> None:
+    domain = Range(low=low, high=high, step=step)
+    count = int((Decimal(str(high)) - Decimal(str(low))) / Decimal(str(step))) + 1
+    expected = [float(Decimal(str(low)) + i * Decimal(str(step))) for i in range(count)]
+    assert [domain.nearest(low + i * step) for i in range(count)] == expected
+    assert every_value(domain) == tuple(expected)
+
+
+def test_whole_and_continuous_ranges_keep_what_is_proposed() -> None:
+    assert Range(low=1, high=9, integer=True, step=2).nearest(5) == 5
+    assert Range(low=0, high=1).nearest(0.123456789) == 0.123456789
+    assert Range(low=0, high=1).nearest(0.1 + 0.2) == 0.3

@@ -7,7 +7,6 @@ is none.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from modmix.analysis.labels import (
     value_text,
 )
 from modmix.analysis.statistics import Estimate
+from modmix.base import ties
 from modmix.base.errors import InputError
 from modmix.base.metrics import METRICS
 from modmix.ledger import ConfigurationRecord, Ledger
@@ -73,7 +73,10 @@ def best_configurations(
 
 def why_none(ledger: Ledger, study: str) -> str:
     """One sentence for people on why `best_configurations` is empty."""
-    conditions = read(ledger, study).conditions
+    snapshot = read(ledger, study)
+    conditions = snapshot.conditions
+    if not conditions.is_split and snapshot.complete:
+        return f"study {study!r}: {undefined(snapshot)}"
     if not conditions.is_split:
         return f"study {study!r} has no complete configuration yet: let it run on"
     names = ", ".join(parameter_words(name) for name in conditions.varied)
@@ -85,6 +88,15 @@ def why_none(ledger: Ledger, study: str) -> str:
         f"options ({names}) and configurations on different data cannot be compared: fix them "
         "in the study "
         f"file, as in task: {{{block}}}"
+    )
+
+
+def undefined(snapshot: Snapshot, by: str | None = None) -> str:
+    """What to say where configurations are complete and none has a value to choose by."""
+    metric = by or snapshot.objectives[0]
+    return (
+        f"{metric} is undefined (NaN) in every complete configuration, so that none is best: "
+        "choose another objective"
     )
 
 
@@ -109,8 +121,9 @@ def best_of(
         _best_configuration(snapshot, configuration, metric)
         for configuration in _winners(snapshot, rivals, metric)
     ]
-    sign = _sign(metric)
-    return sorted(found, key=lambda best: (sign * best.mean, best.number))
+    found.sort(key=lambda best: best.number)
+    places = ties.places([best.mean for best in found], higher_is_better=higher_is_better(metric))
+    return [found[i] for i in sorted(range(len(found)), key=lambda i: places[i] or 0)]
 
 
 def best_keys(snapshot: Snapshot, by: str | None = None) -> dict[Condition, dict[str, str]]:
@@ -205,8 +218,9 @@ def check_selection(metric: str) -> None:
         )
 
 
-def _sign(metric: str) -> float:
-    return -1.0 if higher_is_better(metric) else 1.0
+def best_place(means: Sequence[float], metric: str) -> int | None:
+    """The index of the best mean, the first of equals; None where all are NaN."""
+    return ties.best(means, higher_is_better=higher_is_better(metric))
 
 
 def _rivals(
@@ -232,11 +246,12 @@ def _winners(
 def _winner(
     snapshot: Snapshot, rivals: Sequence[ConfigurationRecord], metric: str
 ) -> ConfigurationRecord | None:
-    sign, means = _sign(metric), snapshot.means(metric)
+    means = snapshot.means(metric)
     most = max(_most_seeds(snapshot, rivals).values())
     full = [p for p in rivals if len(snapshot.replicates_of[p.key]) == most]
-    ranked = [p for p in full if not math.isnan(means[p.key])]
-    return min(ranked, key=lambda p: (sign * means[p.key], p.number), default=None)
+    full.sort(key=lambda p: p.number)
+    winner = best_place([means[p.key] for p in full], metric)
+    return None if winner is None else full[winner]
 
 
 def _best_configuration(

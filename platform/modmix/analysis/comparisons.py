@@ -14,12 +14,13 @@ from typing import Any
 import pandas as pd
 
 from modmix.analysis import statistics
-from modmix.analysis.best import best_keys, candidates, default_metrics
+from modmix.analysis.best import best_keys, best_place, candidates, default_metrics
 from modmix.analysis.conditions import PREFIX, Condition
 from modmix.analysis.frames import STATISTICS, Snapshot, short
-from modmix.analysis.labels import TIE_DIGITS, higher_is_better, metric_label, p_clause, plus_minus
+from modmix.analysis.labels import higher_is_better, metric_label, p_clause, plus_minus
 from modmix.analysis.render import Cell, Table
 from modmix.analysis.statistics import NOTHING, Estimate, Paired, Ranks
+from modmix.base import ties
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +97,9 @@ def against_best(
     The best one (the first of equals) has no test; where no configuration has a mean nobody has
     one.
     """
-    sign = -1.0 if higher_is_better(metric) else 1.0
-    ranked = [i for i, value in enumerate(values) if not math.isnan(value.mean)]
-    if not ranked:
+    best = best_place([value.mean for value in values], metric)
+    if best is None:
         return [(None, math.nan)] * len(configurations)
-    best = min(ranked, key=lambda i: sign * values[i].mean)
     reference = snapshot.by_seed(configurations[best], metric)
     tests = [
         None if i == best else statistics.paired(snapshot.by_seed(configuration, metric), reference)
@@ -208,21 +207,19 @@ def _rank_cells(ranks: Ranks, methods: Sequence[str]) -> list[Cell]:
     found = [float(means.get(method, math.nan)) for method in methods]
     return [
         Cell(text="–" if math.isnan(rank) else f"{rank:.2f}", mark=mark, sort=rank)
-        for rank, mark in zip(found, _marks(found), strict=True)
+        for rank, mark in zip(found, _marks(ties.places(found)), strict=True)
     ]
 
 
 def marks_of(means: Sequence[float], metric: str) -> list[str]:
     """ "best" and "second" among means; equal ones share a mark, a single one gets none."""
-    sign = -1.0 if higher_is_better(metric) else 1.0
-    return _marks([round(sign * mean, TIE_DIGITS) for mean in means])
+    return _marks(ties.places(means, higher_is_better=higher_is_better(metric)))
 
 
-def _marks(costs: Sequence[float]) -> list[str]:
-    ladder = sorted({cost for cost in costs if not math.isnan(cost)})
-    is_alone = sum(not math.isnan(cost) for cost in costs) < 2
-    names = {} if is_alone else dict(zip(ladder, ("best", "second"), strict=False))
-    return [names.get(cost, "") for cost in costs]
+def _marks(places: Sequence[int | None]) -> list[str]:
+    is_alone = sum(place is not None for place in places) < 2
+    names = {} if is_alone else {0: "best", 1: "second"}
+    return ["" if place is None else names.get(place, "") for place in places]
 
 
 def records_of(one: Comparison) -> list[dict[str, Any]]:

@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from modmix.analysis.best import best_of
+from modmix.analysis.best import best_of, best_place
 from modmix.analysis.conditions import PREFIX, Condition
 from modmix.analysis.frames import Snapshot, estimate_columns, short
 from modmix.analysis.labels import (
-    higher_is_better,
     on_test,
     parameter_words,
     value_text,
@@ -289,8 +288,8 @@ def _line(
         method=members[0].method,
         variant=variant,
         dots=tuple(dots),
-        minimum=_best_place(drawn, metric) if is_one else None,
-        chosen=_best_place(validation, objective) if is_one else None,
+        minimum=best_place(drawn, metric) if is_one else None,
+        chosen=best_place(validation, objective) if is_one else None,
     )
 
 
@@ -308,12 +307,6 @@ def _references(
         if method in best
     ]
     return [reference for reference in references if math.isfinite(reference.value.mean)]
-
-
-def _best_place(values: Sequence[float], metric: str) -> int | None:
-    sign = -1.0 if higher_is_better(metric) else 1.0
-    places = [i for i, value in enumerate(values) if not math.isnan(value)]
-    return min(places, key=lambda i: (sign * values[i], i), default=None)
 
 
 def _canonical(value: Any) -> str:

@@ -21,6 +21,7 @@ import pandas as pd
 
 from modmix.analysis.conditions import PREFIX, Conditions, conditions_of, task_params
 from modmix.analysis.statistics import Estimate, estimate, t_quantile
+from modmix.base import ties
 from modmix.ledger import ConfigurationRecord, Entry, Ledger, ReplicateRecord, StudyRecord
 
 
@@ -405,20 +406,22 @@ def _statistics(snapshot: Snapshot, counts: np.ndarray[Any, Any]) -> dict[str, A
     metrics = snapshot.metrics
     place = {p.key: i for i, p in enumerate(snapshot.configurations)}
     done = [r for r in snapshot.replicates if r.state == "done" and r.configuration in place]
+    done.sort(key=lambda r: place[r.configuration])
     at = np.array([place[r.configuration] for r in done], dtype=np.int64)
+    bounds = np.searchsorted(at, np.arange(len(place) + 1)).tolist()
     values = np.array([[r.metrics.get(m, math.nan) for m in metrics] for r in done], dtype=float)
     n = counts.astype(np.float64)
     columns: dict[str, Any] = {}
     with np.errstate(invalid="ignore", divide="ignore"):
         for i, metric in enumerate(metrics):
             x = values[:, i] if len(done) else np.zeros(0)
-            total = np.bincount(at, weights=x, minlength=len(place))
-            mean = np.where(n > 0, total / n, np.nan)
-            gaps = x - mean[at]
-            # Below this, values differ by the rounding of percentages alone.
-            gaps = np.where(np.abs(gaps) <= 1e-12 * np.maximum(1.0, np.abs(x)), 0.0, gaps)
-            squares = np.bincount(at, weights=gaps**2, minlength=len(place))
+            own = x.tolist()
+            mine = [own[first:end] for first, end in itertools.pairwise(bounds)]
+            mean = np.array([ties.mean(each) for each in mine])
+            squares = np.bincount(at, weights=(x - mean[at]) ** 2, minlength=len(place))
             std = np.where(n > 1, np.sqrt(squares / (n - 1)), np.nan)
+            flat = [bool(each) and ties.is_tie(min(each), max(each)) for each in mine]
+            std = np.where((n > 1) & np.array(flat, dtype=bool), 0.0, std)
             half = t_quantile(n) * std / np.sqrt(n)
             pieces = (mean, std, mean - half, mean + half)
             for name, piece in zip(STATISTICS, pieces, strict=True):

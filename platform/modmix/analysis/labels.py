@@ -15,10 +15,6 @@ _PARAMETERS = {"beta": "β", "margin": "margin δ", "alpha": "α", "lambda": "λ
 _UNITS = {"depth": "hidden layers", "width": "units", "epochs": "epochs", "margin": "nats"}
 
 
-# Means that agree so far are equal: the same counts of errors, summed in another order.
-TIE_DIGITS = 6
-
-
 def split_of(metric: str) -> str:
     """The split of a metric: "val" of "val/error"."""
     return metric.partition("/")[0]

@@ -14,6 +14,7 @@ import pandas as pd
 from modmix.analysis.frames import Snapshot, short
 from modmix.analysis.labels import higher_is_better
 from modmix.analysis.statistics import Floats
+from modmix.base import ties
 from modmix.base.errors import InputError
 
 IMPORTANCE_METHOD = (
@@ -174,7 +175,7 @@ def _importance(snapshot: Snapshot, part: str, method: str, asked: set[str]) -> 
         p for p in snapshot.configurations if p.key in asked and math.isfinite(means[p.key])
     ]
     values = np.array([means[p.key] for p in configurations])
-    if len(configurations) < _FEWEST or np.ptp(values) == 0:
+    if len(configurations) < _FEWEST or ties.is_tie(values.min(), values.max()):
         return None
     rows = []
     for name in sorted({name for p in configurations for name in p.params}):
@@ -257,7 +258,7 @@ def _correlation(settings: Sequence[Any], values: Floats) -> float:
     given = [settings[i] for i in kept]
     if len(kept) < 3 or not _is_numeric(given) or len(set(given)) < 2:
         return math.nan
-    chosen = pd.Series(values[kept]).rank()
+    chosen = pd.Series(ties.places(values[kept].tolist())).rank()
     return math.nan if chosen.nunique() < 2 else float(pd.Series(given).rank().corr(chosen))
 
 

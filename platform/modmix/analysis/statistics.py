@@ -27,6 +27,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import special
 
+from modmix.base import ties
+
 Floats = NDArray[np.float64]
 
 LEVEL = 0.95
@@ -55,7 +57,7 @@ def t_quantile(n: Floats, level: float = LEVEL) -> Floats:
 
 def _is_flat(values: Floats) -> bool:
     """Whether values differ by rounding alone (percentages of counts are rarely exact)."""
-    return bool(np.ptp(values) <= 1e-12 * max(1.0, float(np.max(np.abs(values)))))
+    return ties.is_tie(float(values.min()), float(values.max()))
 
 
 def estimate(values: Sequence[float], level: float = LEVEL) -> Estimate:
@@ -69,9 +71,9 @@ def estimate(values: Sequence[float], level: float = LEVEL) -> Estimate:
     if x.size == 0:
         return NOTHING
     if not np.isfinite(x).all():
-        mean = float(x.mean()) if not (np.isposinf(x).any() and np.isneginf(x).any()) else math.nan
+        mean = ties.mean(x.tolist())
         return Estimate(n=x.size, mean=mean, std=math.nan, ci_low=math.nan, ci_high=math.nan)
-    mean = float(x.mean())
+    mean = ties.mean(x.tolist())
     if x.size == 1:
         return Estimate(n=1, mean=mean, std=math.nan, ci_low=math.nan, ci_high=math.nan)
     std = 0.0 if _is_flat(x) else float(x.std(ddof=1))
@@ -130,9 +132,15 @@ class Paired:
 
 
 def paired(first: Mapping[int, float], second: Mapping[int, float], level: float = LEVEL) -> Paired:
-    """Compare two methods seed by seed; seeds that only one of them has do not count."""
+    """Compare two methods seed by seed; seeds that only one of them has do not count.
+
+    Values that are equal up to rounding have no difference (see `modmix.base.ties`).
+    """
     seeds = sorted(set(first) & set(second))
-    gaps = [first[seed] - second[seed] for seed in seeds]
+    gaps = [
+        0.0 if ties.is_tie(first[seed], second[seed]) else first[seed] - second[seed]
+        for seed in seeds
+    ]
     found = estimate(gaps, level)
     return Paired(
         n=found.n,
@@ -149,7 +157,7 @@ def _t_p(gaps: Estimate) -> float:
     if math.isnan(gaps.std):
         return math.nan
     if gaps.std == 0:
-        return 1.0 if abs(gaps.mean) <= 1e-12 else math.nan
+        return 1.0 if ties.is_tie(gaps.mean, 0.0) else math.nan
     t = gaps.mean / (gaps.std / math.sqrt(gaps.n))
     return float(2 * special.stdtr(gaps.n - 1, -abs(t)))
 
@@ -163,10 +171,10 @@ def wilcoxon_p(gaps: Sequence[float]) -> float:
     d = np.asarray(gaps, dtype=np.float64)
     if d.size < 2 or not np.isfinite(d).all():
         return math.nan
-    d = d[np.abs(d) > 1e-12]
+    d = d[[not ties.is_tie(gap, 0.0) for gap in d.tolist()]]
     if d.size == 0:
         return 1.0
-    ranks = _shared_ranks(np.abs(d).round(12))  # rounded: 0.1 + 0.2 and 0.3 are a tie
+    ranks = _shared_ranks(np.array(ties.places(np.abs(d).tolist())))
     rest = ranks.sum() / 2
     seen = abs(ranks[d > 0].sum() - rest)
     if d.size <= _EXACT:
@@ -175,7 +183,7 @@ def wilcoxon_p(gaps: Sequence[float]) -> float:
     return float(2 * special.ndtr(-z))
 
 
-def _shared_ranks(values: Floats) -> Floats:
+def _shared_ranks(values: NDArray[Any]) -> Floats:
     """Ranks from 1, equal values sharing the mean of theirs."""
     _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
@@ -226,7 +234,12 @@ def mean_ranks(
     """
     table = pd.DataFrame({m: pd.Series(dict(v), dtype=float) for m, v in values.items()})
     table = table.loc[np.isfinite(table.to_numpy(dtype=np.float64)).all(axis=1)]
-    ranks = table.rank(axis=1, ascending=not higher_is_better)
+    places = [
+        ties.places(row, higher_is_better=higher_is_better) for row in table.to_numpy().tolist()
+    ]
+    ranks = pd.DataFrame(
+        [_shared_ranks(np.array(row)) for row in places], columns=table.columns, dtype=float
+    )
     frame = pd.DataFrame(
         {
             "method": list(table.columns),

@@ -7,11 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 from modmix.analysis import statistics
-from modmix.analysis.best import default_metrics
+from modmix.analysis.best import default_metrics, undefined
 from modmix.analysis.comparisons import Comparison, common, contests_of, ranks_over
 from modmix.analysis.frames import Snapshot
 from modmix.analysis.labels import (
-    TIE_DIGITS,
     higher_is_better,
     interval_text,
     metric_text,
@@ -20,6 +19,7 @@ from modmix.analysis.labels import (
     unit,
 )
 from modmix.analysis.tables import Row, behind, result_rows, winner_of
+from modmix.base import ties
 
 
 def headline(snapshot: Snapshot, metric: str | None = None) -> str:
@@ -44,6 +44,8 @@ def _of_whole(snapshot: Snapshot, shown: str) -> str:
     winner = winner_of(rows, shown)
     if winner is None and rows:
         return f"No finished configuration has a {metric_words(shown)}. {progress(snapshot)}"
+    if winner is None and snapshot.complete:
+        return f"{undefined(snapshot)}. {progress(snapshot)}"
     if winner is None:
         return f"No method has a configuration with all replicates done yet. {progress(snapshot)}"
     value = winner.best.estimates[shown]
@@ -122,7 +124,7 @@ def _distance(second: Row, metric: str) -> str:
             "they cannot be compared seed by seed."
         )
     gap, low, high = behind(test, metric)
-    if round(gap, TIE_DIGITS) == 0:
+    if ties.is_tie(gap, 0.0):
         return f"level with {second.label}."
     measure = " points" if unit(metric) == "%" else ""
     ahead = f"{metric_text(gap, metric)}{measure} ahead of {second.label}, the next method"

@@ -14,12 +14,19 @@ import numpy as np
 import pandas as pd
 
 from modmix.analysis import statistics
-from modmix.analysis.best import BestConfiguration, best_of, candidates, default_metrics, not_ranked
+from modmix.analysis.best import (
+    BestConfiguration,
+    best_of,
+    best_place,
+    candidates,
+    default_metrics,
+    not_ranked,
+    undefined,
+)
 from modmix.analysis.comparisons import against_best, conditions_table, marks_of
 from modmix.analysis.conditions import Condition
 from modmix.analysis.frames import STATISTICS, Snapshot, read, short
 from modmix.analysis.labels import (
-    TIE_DIGITS,
     higher_is_better,
     interval_text,
     metric_label,
@@ -148,14 +155,9 @@ def _compared(snapshot: Snapshot, rows: list[Row], metric: str) -> list[Row]:
 
 
 def winner_of(rows: Sequence[Row], metric: str) -> Row | None:
-    """The row with the best mean on ``metric``; None when no row has one."""
-    sign = -1.0 if higher_is_better(metric) else 1.0
-    ranked = [row for row in rows if not math.isnan(row.best.estimates[metric].mean)]
-    return min(
-        ranked,
-        key=lambda row: round(sign * row.best.estimates[metric].mean, TIE_DIGITS),
-        default=None,
-    )
+    """The row with the best mean on ``metric``, the first of equals; None when no row has one."""
+    winner = best_place([row.best.estimates[metric].mean for row in rows], metric)
+    return None if winner is None else rows[winner]
 
 
 def behind(test: statistics.Paired, metric: str) -> tuple[float, float, float]:
@@ -303,6 +305,8 @@ def _results_notes(
 ) -> tuple[str, ...]:
     whole, conditions = snapshot.conditions.whole, snapshot.conditions.all
     if not rows:
+        if snapshot.complete:
+            return (f"{undefined(snapshot, by)}.",)
         return ("No configuration has all its replicates done yet.",)
     chooser = metric_label(by or snapshot.objectives[0])
     notes = [

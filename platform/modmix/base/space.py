@@ -82,6 +82,26 @@ _KIND_WORDS: dict[Kind, str] = {
 }
 
 
+def canonical(value: Value) -> Value:
+    """The one float that stands for a number: of 15 significant digits, so 0.1 + 0.2 is 0.3.
+
+    A number that is written with up to 15 digits stays itself. Lists and mappings are gone
+    through; −0.0 is 0.0.
+
+    Example:
+        >>> canonical([0.1 + 0.2, 3 * 0.1, -0.0, 7, "word"])
+        [0.3, 0.3, 0.0, 7, 'word']
+    """
+    if isinstance(value, float):
+        rounded = float(f"{value:.15g}") + 0.0
+        return rounded if math.isfinite(rounded) else value  # the largest float would be none
+    if isinstance(value, list):
+        return [canonical(v) for v in value]
+    if isinstance(value, Mapping):
+        return {key: canonical(v) for key, v in value.items()}
+    return value
+
+
 def shown(value: Value) -> str:
     """A value as a message quotes it: short, whatever a file holds."""
     text = repr(value)
@@ -126,16 +146,18 @@ class Hyperparameter:
         return None
 
     def normalise(self, value: Value) -> Value:
-        """Give the one spelling of a value that digests see: 1 and 1.0 are the same β."""
+        """Give the one spelling of a value that digests see: 1 and 1.0 are the same β, and so
+        are 0.3 and 0.1 + 0.2.
+        """
         if value is None:
             return None
         match self.kind:
             case "float":
-                return float(value)
+                return canonical(float(value))
             case "floats":
-                return [float(v) for v in value]
+                return [canonical(float(v)) for v in value]
             case "mapping":
-                return {str(k): float(v) for k, v in sorted(value.items())}
+                return {str(k): canonical(float(v)) for k, v in sorted(value.items())}
             case "strs":
                 return list(value)
             case "columns":  # the order of inputs matters and is kept
@@ -200,9 +222,21 @@ class Range:
         """The highest value that it reaches: high, or with a step, the last one up to high."""
         if self.step is None:
             return self.high
-        # Decimal, so that 0, 0.1, … reaches 0.3 and not 0.30000000000000004.
         low, high, step = (Decimal(str(number)) for number in (self.low, self.high, self.step))
-        return float(low + (high - low) // step * step)
+        return self._at(int((high - low) // step))
+
+    def nearest(self, value: float) -> float:
+        """The value of this range that a sampler's number stands for, as every list has it."""
+        if self.integer:
+            return int(value)
+        if self.step is None:
+            return float(canonical(float(value)))
+        return self._at(round((value - self.low) / self.step))
+
+    def _at(self, place: int) -> float:
+        """low + place · step, in decimal: the third step of 0.1 is 0.3, not 0.30000000000000004."""
+        step = 1 if self.step is None else self.step
+        return float(canonical(float(Decimal(str(self.low)) + place * Decimal(str(step)))))
 
 
 Domain = Constant | Grid | Choices | Range
@@ -280,7 +314,5 @@ def every_value(domain: Domain) -> tuple[Any, ...] | None:
         case Range(low=low, integer=integer, step=step, last=last):
             if step is None and not integer:
                 return None
-            first, width = Decimal(str(low)), Decimal(str(step or 1))
-            count = int((Decimal(str(last)) - first) / width) + 1
-            found = (first + i * width for i in range(count))
-            return tuple(int(v) if integer else float(v) for v in found)
+            count = round((last - low) / (step or 1)) + 1
+            return tuple(domain.nearest(low + i * (step or 1)) for i in range(count))

@@ -52,15 +52,16 @@ def _task(task: str, options: list[str] | None) -> tuple[str, dict[str, Any]]:
 
 
 def _option(text: str) -> tuple[str, Any]:
-    import yaml
+    from modmix.study.spec import parse_value
 
+    rule = "--option must be name=value with a value as in a study file"
     name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise InputError(f"{rule}, got {text!r}")
     try:
-        if name and equals:
-            return name, yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError):
-        pass
-    raise InputError(f"--option must be name=value with a value as in a study file, got {text!r}")
+        return name, parse_value(value)
+    except InputError as error:
+        raise InputError(f"{rule}, got {text!r}: {error}") from error
 
 
 @data_app.command("get")

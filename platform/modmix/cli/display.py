@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from modmix.analysis.labels import higher_is_better, metric_label, metric_text
+from modmix.base import ties
 from modmix.execution.run import StudyRun
 from modmix.search.run_state import Status
 
@@ -173,8 +174,10 @@ def _running(status: Status) -> dict[str, Evaluation]:
 
 def _sorted(status: Status, objective: str) -> list[tuple[str, tuple[float, Mapping[str, object]]]]:
     """Methods with their best configurations, the best of all on top."""
-    higher = higher_is_better(objective)
-    return sorted(status.best.items(), key=lambda item: item[1][0], reverse=higher)
+    items = list(status.best.items())
+    means = [mean for _, (mean, _) in items]
+    places = ties.places(means, higher_is_better=higher_is_better(objective))
+    return [items[i] for i in sorted(range(len(items)), key=lambda i: places[i] or 0)]
 
 
 def _ended(replicates: Mapping[str, int]) -> int:

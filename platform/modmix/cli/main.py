@@ -400,9 +400,10 @@ def best(study: Name, as_json: Json = False) -> None:
         return
     for configuration, path in zip(configurations, paths, strict=True):
         values = ", ".join(f"{k}={v}" for k, v in configuration.params.items() if v is not None)
+        spread = "" if math.isnan(configuration.std) else f" ± {configuration.std:.3f}"
         print(
-            f"{configuration.method}: {configuration.metric} {configuration.mean:.3f} ± "
-            f"{configuration.std:.3f} (n={configuration.n})"
+            f"{configuration.method}: {configuration.metric} {configuration.mean:.3f}{spread} "
+            f"(n={configuration.n})"
         )
         print(f"  {values}\n  modmix final {path}")
     for sentence in left_out(ledger, name):

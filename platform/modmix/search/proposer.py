@@ -366,7 +366,7 @@ def _suggest(trial: optuna.Trial, name: str, domain: Domain) -> Any:
         case Range(low=low, last=last, integer=True, log=log, step=step):
             return trial.suggest_int(name, int(low), int(last), log=log, step=int(step or 1))
         case Range(low=low, last=last, log=log, step=step):
-            return trial.suggest_float(name, low, last, log=log, step=step)
+            return domain.nearest(trial.suggest_float(name, low, last, log=log, step=step))
 
 
 def _encode(domain: Domain, value: Any) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 
+from modmix.base import ties
 from modmix.base.messages import Ended, Finished, Progress, Replicate, TaskRef
 from modmix.ledger import ENDED, REPLICATE_STATES, Entry, ReplicateRecord
 from modmix.study.plan import Configuration
@@ -61,14 +62,14 @@ class RunState:
     ) -> None:
         self._fingerprint = fingerprint
         self._objectives = tuple(objectives)
-        self._sign = -1 if higher_is_better else 1
+        self._higher = higher_is_better
         self.configurations: dict[str, ConfigurationProgress] = {}
         self.replicates: dict[str, Replicate] = {}
         self.tasks: dict[str, TaskRef] = {}  # by structure
         self.states: dict[str, str] = {}  # by replicate
         self.monitored: dict[str, float] = {}  # best value of what early stopping watches
         self.best: dict[str, tuple[float, Mapping[str, object]]] = {}  # by method
-        self._ranks: dict[str, tuple[int, float]] = {}  # of the best ones
+        self._seeds: dict[str, int] = {}  # of the best ones: how many their means are over
         self.reasons: list[str] = []  # why replicates failed
 
     def add(self, configurations: Sequence[Configuration]) -> None:
@@ -134,10 +135,12 @@ class RunState:
         if owner.configuration.task.fingerprint != self._fingerprint:
             return  # what was trained on other data is no better or worse
         # A mean over few seeds is lucky more often than one over all of them.
-        rank = (-len(owner.values), self._sign * means[0])
-        method = owner.configuration.method
-        if method not in self._ranks or rank < self._ranks[method]:
-            self._ranks[method] = rank
+        method, seeds = owner.configuration.method, len(owner.values)
+        most = self._seeds.get(method, 0)
+        best = self.best[method][0] if most else math.nan
+        is_better = ties.is_better(means[0], best, higher_is_better=self._higher)
+        if seeds > most or (seeds == most and is_better):
+            self._seeds[method] = seeds
             self.best[method] = (means[0], owner.configuration.params)
 
     def means(self, configuration: str) -> tuple[float, ...] | None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from modmix.base import ties
 from modmix.ledger import Entry, Ledger
 from modmix.search.proposer import Proposer
 from modmix.search.run_state import RunState
@@ -139,7 +140,7 @@ class Searches:
         if budget.target is None or search.best is None:
             return False
         higher = self._plan.directions[0]
-        return search.best >= budget.target if higher else search.best <= budget.target
+        return not ties.is_better(budget.target, search.best, higher_is_better=higher)
 
     def ask(self) -> list[tuple[Search, list[Configuration], list[Entry]]]:
         """Propose batches until every search has as many out as it may."""

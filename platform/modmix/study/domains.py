@@ -25,6 +25,7 @@ from modmix.base.space import (
     Grid,
     Hyperparameter,
     Range,
+    canonical,
     every_value,
     shown,
 )
@@ -94,7 +95,8 @@ def _when(raw: Any) -> Condition:
             "must name one hyperparameter and its values: when: {merge: [sum]}", "when"
         )
     (name, values), *_ = raw.items()
-    return Condition(name=name, values=tuple(values if isinstance(values, list) else [values]))
+    listed = values if isinstance(values, list) else [values]
+    return Condition(name=name, values=tuple(canonical(listed)))
 
 
 def _range(declared: Any, value: Mapping[str, Any], when: Condition | None) -> Range:
@@ -107,7 +109,7 @@ def _range(declared: Any, value: Mapping[str, Any], when: Condition | None) -> R
         _number(end, value[end], whole)
         if problem := declared.problem(value[end]):
             raise DomainError(problem, end)
-    low, high = float(value["low"]), float(value["high"])
+    low, high = canonical(float(value["low"])), canonical(float(value["high"]))
     if low >= high:
         raise DomainError(f"low must be below high, got low {low:g} and high {high:g}")
     log, step = value.get("log", False), value.get("step")
@@ -115,10 +117,11 @@ def _range(declared: Any, value: Mapping[str, Any], when: Condition | None) -> R
         raise DomainError(f"log must be true or false, and needs low above 0, got low {low:g}")
     if step is not None:
         _number("step", step, whole)
-        if log or not 0 < step <= high - low:
-            rule = f"must be above 0 and at most high - low ({high - low:g}), without log"
+        width = canonical(high - low)
+        if log or not 0 < step <= width:
+            rule = f"must be above 0 and at most high - low ({width:g}), without log"
             raise DomainError(f"{rule}, got {step:g}", "step")
-    return Range(low=low, high=high, integer=whole, log=log, step=step, when=when)
+    return Range(low=low, high=high, integer=whole, log=log, step=canonical(step), when=when)
 
 
 def _number(key: str, value: Any, whole: bool) -> None:

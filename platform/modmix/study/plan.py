@@ -32,6 +32,7 @@ from modmix.encoders.table import ENCODERS
 from modmix.methods.table import METHODS
 from modmix.methods.table import modalities as modalities_used
 from modmix.methods.table import problems as method_problems
+from modmix.study import compatibility
 from modmix.study import spec as spec_module
 from modmix.study.domains import EVERY_MODALITY
 from modmix.study.spec import Source, StudySpec, unknown
@@ -63,6 +64,7 @@ class Plan:
     task_options: Mapping[str, Any]
     data: Data
     _variants: dict[str, Data] = field(default_factory=dict, repr=False)
+    _warnings: dict[str, dict[str, None]] = field(default_factory=dict, repr=False)  # by method
 
     @property
     def name(self) -> str:
@@ -81,6 +83,22 @@ class Plan:
         return TaskRef(
             name=self.spec.task["name"], options=dict(options), fingerprint=data.fingerprint
         )
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences on what the file sets and has no effect (see `compatibility`)."""
+        return tuple(
+            f"{', '.join(methods)}: {sentence}" for sentence, methods in self._warnings.items()
+        )
+
+    def warn(
+        self, method: str, assignment: Mapping[str, Any], replicate: Replicate, data: Data
+    ) -> None:
+        """Note what a configuration sets without effect."""
+        given = [*self.spec.training, *assignment]
+        gpus = self.spec.resources.gpus
+        for sentence in compatibility.warnings_of(given, replicate, data, gpus):
+            self._warnings.setdefault(sentence, {})[method] = None
 
     def data_of(self, options: Mapping[str, Any]) -> Data:
         """The task's data under these options (loaded once per variant)."""
@@ -426,8 +444,20 @@ def _check_against_data(plan: Plan) -> None:
                 problem = str(error)
             if problem is not None:
                 problems.append(source.problem(path, problem))
+    problems += _undefined_metrics(plan)
     if problems:
         raise SpecError(source.name, problems)
+
+
+def _undefined_metrics(plan: Plan) -> Iterator[Problem]:
+    """The objectives and the monitor that have no value on the data that was loaded."""
+    paths: dict[str, tuple[str, ...]] = {_recipe(plan.spec)["monitor"]: ("training", "monitor")}
+    paths |= dict.fromkeys(plan.spec.objective, ("objective",))
+    for metric, path in paths.items():
+        for data in (plan.data, *plan._variants.values()):
+            if (problem := compatibility.metric_problem(metric, data)) is not None:
+                yield plan.source.problem(path, problem)
+                break
 
 
 def _first_problem(
@@ -452,6 +482,7 @@ def _first_problem(
             return problems[0]
         if (problem := _unbuildable(replicate, data)) is not None:
             return problem
+        plan.warn(method, assignment, replicate, data)
     return None
 
 
@@ -463,7 +494,7 @@ def _unbuildable(replicate: Replicate, data: Data) -> str | None:
 
     try:
         with torch.device("meta"):  # shapes without memory: a search's largest corner is free
-            build_model(
+            model = build_model(
                 replicate.method,
                 replicate.params,
                 replicate.encoders,
@@ -473,7 +504,7 @@ def _unbuildable(replicate: Replicate, data: Data) -> str | None:
             )
     except InputError as error:
         return str(error)
-    return None
+    return compatibility.batch_problem(model, replicate, data)
 
 
 def _samples(block: Mapping[str, Domain], limit: int = 64) -> Iterator[dict[str, Any]]:

@@ -9,7 +9,6 @@ everything that is wrong at once. No torch here.
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from pydantic import (
 from modmix.base.errors import InputError, Problem, SpecError
 from modmix.base.home import NAME_RULE, is_name, is_taken
 from modmix.base.space import shown
+from modmix.study.scalars import MERGE, Loader, trap, value_of
 
 SAMPLERS = ("tpe", "gp", "cmaes", "random", "qmc", "grid", "nsga2")
 
@@ -205,7 +205,7 @@ class Source:
     raw: Mapping[str, Any]
     lines: Mapping[Path_, int]
     folder: Path  # relative data paths start here
-    problems: tuple[Problem, ...] = ()  # keys given twice; the first was kept
+    problems: tuple[Problem, ...] = ()  # keys given twice (the first was kept), values like 010
 
     def line(self, path: Sequence[str | int]) -> int:
         """Line of the deepest part of ``path`` that the file holds."""
@@ -238,7 +238,7 @@ def parse(text: str, *, name: str, folder: Path) -> Source:
     """As `read`, from text."""
     builder = _Builder()
     try:
-        root = yaml.compose(text, Loader=_Loader)
+        root = yaml.compose(text, Loader=Loader)
         raw = None if root is None else builder.build(root, ())
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -262,34 +262,41 @@ def parse(text: str, *, name: str, folder: Path) -> Source:
     )
 
 
+def parse_value(text: str) -> Any:
+    """One value as a study file would hold it: "1e-3", "[left, right]".
+
+    Raises:
+        InputError: it is not YAML, or a value that a study file does not take.
+    """
+    builder = _Builder()
+    try:
+        root = yaml.compose(text, Loader=Loader)
+        value = None if root is None else builder.build(root, ())
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"not valid YAML: {_one_line(error)}") from error
+    if builder.problems:
+        raise InputError(builder.problems[0].message)
+    return value
+
+
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers: 1e-3 is a number (YAML 1.1 takes it for a word)."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"""^(?:[-+]?(?:[0-9][0-9_]*)\.[0-9_]*(?:[eE][-+]?[0-9]+)?
-        |[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+
-        |\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?
-        |[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$""",
-        re.X,
-    ),
-    list("-+0123456789."),
-)
+_Pairs = dict[str, tuple[yaml.Node, yaml.Node]]  # a mapping's keys and values by key
 
 
 class _Builder:
-    """Turns nodes into plain values, noting lines; anchors work, tags other than plain do not."""
+    """Turns nodes into plain values, noting lines.
+
+    Anchors and merge keys (``<<: *anchor``) work, tags other than the core schema's do not.
+    """
 
     def __init__(self) -> None:
         self.lines: dict[Path_, int] = {}
         self.problems: list[Problem] = []
         self._nodes = 0
+        self._merges: dict[int, _Pairs | None] = {}  # by node; None: not known yet
 
     def build(self, node: yaml.Node, path: Path_) -> Any:
         self.lines.setdefault(path, node.start_mark.line + 1)
@@ -302,41 +309,76 @@ class _Builder:
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
             return [self.build(child, (*path, i)) for i, child in enumerate(node.value)]
-        return _scalar(node)
+        assert isinstance(node, yaml.ScalarNode)
+        return self._scalar(node, path)
+
+    def _scalar(self, node: yaml.ScalarNode, path: Path_) -> Any:
+        if (sentence := trap(node)) is not None:
+            line = self.lines.get(path, node.start_mark.line + 1)
+            self.problems.append(Problem(line, ".".join(map(str, path)), sentence))
+        try:
+            return value_of(node)
+        except ValueError as error:  # !!int word, a number of 5000 digits
+            raise _wrong(node, str(error)) from error
 
     def _mapping(self, node: yaml.MappingNode, path: Path_) -> dict[str, Any]:
-        built: dict[str, Any] = {}
+        own: _Pairs = {}
+        merged: _Pairs = {}
         for key_node, value_node in node.value:
-            key = key_node.value
-            if not isinstance(key, str):
-                raise _wrong(key_node, "a key must be a word, not a list or a mapping")
-            here = (*path, key)
+            key = _key(key_node)
             line = key_node.start_mark.line + 1
-            if key in built:
-                dotted = ".".join(map(str, here))
-                message = f"this key is given twice (first on line {self.lines[here]}); keep one"
+            if key in own or (key_node.tag == MERGE and merged):
+                first = self.lines.get((*path, key), line)
+                dotted = ".".join(map(str, (*path, key)))
+                message = f"this key is given twice (first on line {first}); keep one"
                 self.problems.append(Problem(line, dotted, message))
                 continue
-            self.lines[here] = line
-            built[key] = self.build(value_node, here)
-        return built
+            self.lines[(*path, key)] = line
+            if key_node.tag == MERGE:
+                merged = self._merged(value_node)
+            else:
+                own[key] = (key_node, value_node)
+        for key, (key_node, _) in merged.items():
+            if key not in own:
+                self.lines[(*path, key)] = key_node.start_mark.line + 1
+        pairs = {**merged, **own}  # own keys win; what is merged keeps its place, which is first
+        return {key: self.build(value, (*path, key)) for key, (_, value) in pairs.items()}
+
+    def _merged(self, node: yaml.Node) -> _Pairs:
+        """What ``<<: *anchor`` or ``<<: [*one, *other]`` adds: the first that has a key gives it.
+
+        Raises:
+            yaml.MarkedYAMLError: something else than mappings, or a mapping that merges itself.
+        """
+        if id(node) in self._merges:
+            if (known := self._merges[id(node)]) is None:
+                raise _wrong(node, "a mapping merges itself")
+            return known
+        self._merges[id(node)] = None
+        found: _Pairs = {}
+        if isinstance(node, yaml.SequenceNode):
+            for child in node.value:
+                found = {**self._merged(child), **found}
+        elif isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.tag == MERGE:
+                    found = {**self._merged(value), **found}
+            own = {_key(key): (key, value) for key, value in node.value if key.tag != MERGE}
+            found = {**found, **own}
+        else:
+            raise _wrong(node, "<< takes a mapping or a list of mappings: <<: *anchor")
+        self._merges[id(node)] = found
+        return found
+
+
+def _key(node: yaml.Node) -> str:
+    if not isinstance(node.value, str):
+        raise _wrong(node, "a key must be a word, not a list or a mapping")
+    return node.value
 
 
 def _wrong(node: yaml.Node, message: str) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=message, problem_mark=node.start_mark)
-
-
-def _scalar(node: yaml.Node) -> Any:
-    loader = _Loader("")
-    try:
-        value = loader.construct_object(node)
-    except (ValueError, OverflowError) as error:  # the 45th of March, a number of 5000 digits
-        raise _wrong(node, f"{shown(node.value)} is no value ({_one_line(error)})") from error
-    finally:
-        loader.dispose()
-    if value is not None and not isinstance(value, (str, int, float, bool)):
-        return str(node.value)  # dates and the like stay words
-    return value
 
 
 def _neighbours(path: Path) -> str:
@@ -349,11 +391,17 @@ def _neighbours(path: Path) -> str:
 
 
 def check(source: Source) -> tuple[StudySpec | None, list[Problem]]:
-    """Hold a file against the outline: the checked spec, or None and everything that is wrong."""
+    """Hold a file against the outline: the checked spec, or None and everything that is wrong.
+
+    Keys at the top that begin with ``x-`` are no part of it: a place for anchors.
+    """
+    raw = {key: value for key, value in source.raw.items() if not key.startswith("x-")}
     try:
-        return StudySpec.model_validate(dict(source.raw)), []
+        return StudySpec.model_validate(raw), []
     except ValidationError as error:
-        return None, _problems(source, error)
+        known = {(problem.line, problem.path) for problem in source.problems}
+        found = _problems(source, error)
+        return None, [problem for problem in found if (problem.line, problem.path) not in known]
 
 
 def _problems(source: Source, error: ValidationError) -> list[Problem]:

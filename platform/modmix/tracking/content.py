@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+from modmix.base import ties
 from modmix.base.messages import digest
 from modmix.base.metrics import higher_is_better
 from modmix.ledger import ENDED, ConfigurationRecord, Entry, ReplicateRecord, StudyRecord
@@ -422,8 +423,7 @@ def best_configurations(
     lucky more often than one of five); the first wins a tie.
     """
     objective, *_ = names = objectives_of(spec)
-    sign = -1.0 if higher(objective) else 1.0
-    best: dict[str, tuple[tuple[float, float], ConfigurationRecord, dict[str, float]]] = {}
+    best: dict[str, tuple[int, ConfigurationRecord, dict[str, float]]] = {}
     for configuration in configurations:
         mine = replicates.get(configuration.key, ())
         good = [r for r in mine if r.state == "done"]
@@ -431,9 +431,15 @@ def best_configurations(
         if not values[objective] or any(r.state not in ENDED for r in mine):
             continue
         means = {name: statistics.fmean(v) for name, v in values.items() if v}
-        rank = (-len(values[objective]), sign * means[objective])
-        if configuration.method not in best or rank < best[configuration.method][0]:
-            best[configuration.method] = (rank, configuration, means)
+        n = len(values[objective])
+        most, _, rival = best.get(configuration.method, (0, None, {}))
+        if n > most or (
+            n == most
+            and ties.is_better(
+                means[objective], rival[objective], higher_is_better=higher(objective)
+            )
+        ):
+            best[configuration.method] = (n, configuration, means)
     return {method: (configuration, means) for method, (_, configuration, means) in best.items()}
 
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from modmix.base import ties
+
 
 def rungs(min_epochs: int, eta: int, epochs: int) -> tuple[int, ...]:
     """Epochs after which configurations are dropped: min_epochs, ·η, ·η², … before the last epoch.
@@ -39,7 +41,8 @@ def survivors(values: Mapping[str, float], eta: int, *, higher_is_better: bool) 
     costs = {
         configuration: _cost(value, higher_is_better) for configuration, value in values.items()
     }
-    ordered = sorted(costs, key=costs.__getitem__)
+    places = dict(zip(costs, ties.places(list(costs.values())), strict=True))
+    ordered = sorted(costs, key=lambda configuration: places[configuration] or 0)
     return ordered[: math.ceil(len(ordered) / eta)]
 
 
@@ -50,7 +53,8 @@ def goes_on(value: float, others: Sequence[float], eta: int, *, higher_is_better
     """
     own = _cost(value, higher_is_better)
     n = len(others) + 1
-    better = sum(_cost(other, higher_is_better) < own for other in others)
+    costs = [_cost(other, higher_is_better) for other in others]
+    better = sum(ties.is_better(cost, own, higher_is_better=False) for cost in costs)
     return n < eta or better < n // eta
 
 

@@ -1,0 +1,113 @@
+"""Single values of a study file, by one rule: the core schema of YAML 1.2.
+
+null        null, Null, NULL, ~ or nothing
+true/false  true, True, TRUE; false, False, FALSE
+integers    12, -3, +4, 0x1F (hexadecimal), 0o17 (octal)
+floats      0.5, .5, 1., 1e-3, 2.5E+4, .inf, -.inf, .nan
+words       everything else, and whatever is quoted
+
+What YAML 1.1 or Python read as something else (yes, 010, 1_000, 1:01, None) is refused with the
+two ways to write what was meant: nobody should have to know which version a program follows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import yaml
+
+_CORE = "tag:yaml.org,2002:"
+MERGE = f"{_CORE}merge"
+_TRAP = "!trap"
+
+
+class Loader(yaml.SafeLoader):
+    """Composes nodes whose tags are those of the core schema, of `MERGE`, or of a trap."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (PyYAML's own way to start anew)
+
+
+_BOOLEANS = {"yes": "true", "on": "true", "no": "false", "off": "false"}
+
+# Patterns in the order in which they are tried; the first characters that each may begin with.
+_DIGITS = "-+0123456789"
+_PATTERNS = (
+    (_TRAP, r"yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF", "yYnNoO"),
+    (_TRAP, r"None", "N"),
+    (_TRAP, r"[-+]?0[0-9_]+|[-+]?0b[01_]+", _DIGITS),
+    (_TRAP, r"[-+]?[0-9][0-9_]*_[0-9_]*(?:\.[0-9_]*)?(?:[eE][-+]?[0-9]+)?", _DIGITS),
+    (_TRAP, r"[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?", _DIGITS),
+    (f"{_CORE}null", r"null|Null|NULL|~|", "nN~"),
+    (f"{_CORE}bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    (f"{_CORE}int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", _DIGITS),
+    (f"{_CORE}float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", f"{_DIGITS}."),
+    (f"{_CORE}float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+."),
+    (MERGE, r"<<", "<"),
+)
+for _tag, _pattern, _first in _PATTERNS:
+    _starts = [*_first, *([""] if _tag.endswith("null") else [])]
+    Loader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), _starts)
+
+
+def value_of(node: yaml.ScalarNode) -> Any:
+    """The value of a scalar; of a trap the word (see `trap`).
+
+    Raises:
+        ValueError: a tag that the file gives and the text does not fit, or none of the core's.
+    """
+    text = str(node.value)
+    if node.tag in (_TRAP, MERGE):
+        return text
+    convert = _CONVERSIONS.get(node.tag)
+    if convert is None:
+        raise ValueError(f"the tag {node.tag} is not supported")
+    try:
+        return convert(text)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{text[:60]!r} is no value of {node.tag}") from error
+
+
+def trap(node: yaml.ScalarNode) -> str | None:
+    """For a value that YAML 1.1 or Python reads otherwise: a sentence on what to write."""
+    if node.tag != _TRAP:
+        return None
+    text = str(node.value)
+    if (meant := _BOOLEANS.get(text.lower())) is not None:
+        return f"{text} is a word in YAML 1.2: write {meant}, or quote it: '{text}'"
+    if text == "None":
+        return f"None is a word in YAML: write null, or quote it: '{text}'"
+    other = _in_yaml_1_1(text)
+    if re.fullmatch(r"[-+]?0[0-9]+", text):
+        decimal = int(text)
+        octal = "" if other is None else f" and {other} in YAML 1.1"
+        also = "" if other is None else f" or {other}"
+        return f"{text} is {decimal} in YAML 1.2{octal}: write {decimal}{also}, or quote it"
+    if other is None:
+        return f"{text} is a word in YAML 1.2: quote it, or write a number without _"
+    return f"{text} is a word in YAML 1.2 and {other} in YAML 1.1: write {other}, or quote it"
+
+
+def _in_yaml_1_1(text: str) -> int | float | None:
+    value = yaml.safe_load(text)
+    return value if isinstance(value, (int, float)) else None
+
+
+def _integer(text: str) -> int:
+    if text.startswith(("0o", "0x")):
+        return int(text, 0)
+    return int(text)
+
+
+def _float(text: str) -> float:
+    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+_CONVERSIONS: dict[str, Callable[[str], Any]] = {
+    f"{_CORE}null": lambda _: None,
+    f"{_CORE}bool": lambda text: {"true": True, "false": False}[text.lower()],
+    f"{_CORE}int": _integer,
+    f"{_CORE}float": _float,
+    f"{_CORE}str": str,
+}

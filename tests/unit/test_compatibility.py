@@ -1,0 +1,260 @@
+"""What is refused or warned about because settings, or settings and data, do not work together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from modmix.base.errors import SpecError
+from modmix.base.messages import digest
+from modmix.base.metrics import METRICS
+from modmix.study import plan as plan_module
+from modmix.study import spec
+from modmix.study.compatibility import metric_problem
+from modmix.study.plan import Plan
+from modmix.tasks.data import Data, Input, Split
+
+
+def split(labels: list[int]) -> Split:
+    n = len(labels)
+    inputs = {"left": np.zeros((n, 4), np.float32), "right": np.zeros((n, 3), np.float32)}
+    return Split(inputs=inputs, labels=np.array(labels, np.int64))
+
+
+def data(*, train: int = 40, val: list[int] | None = None, name: str = "fake") -> Data:
+    return Data(
+        name=name,
+        inputs={"left": Input(name="left", shape=(4,)), "right": Input(name="right", shape=(3,))},
+        classes=3,
+        class_names=("a", "b", "c"),
+        train=split([i % 3 for i in range(train)]),
+        val=split([0, 1, 2, 0] if val is None else val),
+        test=split([0, 1, 2]),
+        fingerprint=digest(name),
+    )
+
+
+def make(
+    monkeypatch: pytest.MonkeyPatch, text: str, found: Data | Mapping[Any, Data] | None = None
+) -> Plan:
+    def load(_: str, options: Mapping[str, Any], *__: Any) -> Data:
+        if isinstance(found, Mapping):
+            return found[options["split_seed"]]
+        return found or data()
+
+    monkeypatch.setattr(plan_module, "_load", load)
+    if "parts:" not in text:
+        text += "\nparts: {p: {methods: {add: }}}"
+    source = spec.parse(f"study: s\ntask: digits\n{text}", name="x.yaml", folder=Path("/"))
+    return plan_module.make(source)
+
+
+def refusals(
+    monkeypatch: pytest.MonkeyPatch, text: str, found: Data | Mapping[Any, Data] | None = None
+) -> list[str]:
+    with pytest.raises(SpecError) as caught:
+        make(monkeypatch, text, found)
+    return [f"{problem.path}: {problem.message}" for problem in caught.value.problems]
+
+
+# ---------------------------------------------------------------- metrics and labels
+
+
+def test_which_metrics_one_class_leaves_undefined() -> None:
+    """Against the metrics themselves, on targets of one class."""
+    import torch
+
+    from modmix.base.metrics import evaluate
+
+    scores = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    one = data(val=[1, 1, 1, 1])
+    values = evaluate(scores, scores.log_softmax(-1), torch.tensor([1, 1, 1, 1]), METRICS)
+    for name, value in values.items():
+        assert (metric_problem(f"val/{name}", one) is not None) == bool(value.isnan().any()), name
+        assert metric_problem(f"val/{name}", data()) is None
+
+
+AUC = (
+    "val/auc is undefined, because all 4 examples of the split 'val' are of class 'b': split the "
+    "data so that it has several classes there, or name another metric (val/error, val/nll, "
+    "val/ece, val/f1)"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("objective: val/auc", "objective"),
+        ("objective: [val/error, val/auc]", "objective"),
+        ("training: {monitor: val/auc}", "training.monitor"),
+        ("objective: val/auc\ntraining: {monitor: val/auc}", "objective"),
+    ],
+)
+def test_auc_of_one_class_is_refused_once(
+    monkeypatch: pytest.MonkeyPatch, text: str, path: str
+) -> None:
+    one = data(val=[1, 1, 1, 1])
+    assert refusals(monkeypatch, text, one) == [f"{path}: {AUC}"]
+    make(monkeypatch, text)
+    make(monkeypatch, "objective: val/error", one)
+
+
+def test_every_condition_s_labels_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    variants = {0: data(), 1: data(val=[1, 1, 1, 1], name="other")}
+    parts = "parts: {p: {methods: {add: {task.split_seed: {grid: [0, 1]}}}}}"
+    text = f"objective: val/auc\n{parts}"
+    assert refusals(monkeypatch, text, variants) == [f"objective: {AUC}"]
+
+
+# ---------------------------------------------------------------- batches of one
+
+BATCH_NORM = "encoders: {default: {name: mlp, hidden: [8], batch_norm: true}}"
+
+
+@pytest.mark.parametrize(
+    ("text", "train"),
+    [
+        (f"{BATCH_NORM}\ntraining: {{batch_size: 1}}", 40),
+        (f"{BATCH_NORM}\nparts: {{p: {{methods: {{add: {{batch_size: {{grid: [8, 1]}}}}}}}}}}", 40),
+        (
+            (
+                f"{BATCH_NORM}\nparts: {{p: {{search: {{configurations: 3}}, methods: "
+                "{add: {batch_size: {low: 1, high: 64, log: true}}}}}"
+            ),
+            40,
+        ),
+        (
+            (
+                "training: {batch_size: 1}\nparts: {p: {methods: {add: {encoder.batch_norm: "
+                "{grid: [false, true]}}}}}\nencoders: {default: {name: mlp}}"
+            ),
+            40,
+        ),
+        (f"{BATCH_NORM}\ntraining: {{batch_size: 32}}", 1),
+    ],
+)
+def test_batch_norm_refuses_batches_of_one(
+    monkeypatch: pytest.MonkeyPatch, text: str, train: int
+) -> None:
+    (found,) = refusals(monkeypatch, text, data(train=train))
+    why = "batch_size is 1" if train > 1 else "there are no more in the training split"
+    assert found.startswith(
+        f"parts.p.methods.add: it cannot be trained on batches of one example ({why}): "
+        "Expected more than 1 value per channel"
+    )
+    assert found.endswith("raise batch_size, or turn batch norm off")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{BATCH_NORM}\ntraining: {{batch_size: 2}}",
+        "encoders: {default: {name: mlp}}\ntraining: {batch_size: 1}",
+        # The fortieth example is dropped: it is no batch of its own.
+        f"{BATCH_NORM}\ntraining: {{batch_size: 39}}",
+    ],
+)
+def test_other_batches_are_fine(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    make(monkeypatch, text)
+
+
+# ---------------------------------------------------------------- without effect
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("momentum: 0.5", "momentum has no effect with optimizer: adam (only with sgd)"),
+        ("nesterov: true", "nesterov has no effect with optimizer: adam (only with sgd)"),
+        (
+            "optimizer: sgd, eps: 1e-9",
+            "eps has no effect with optimizer: sgd (only with adam or adamw)",
+        ),
+        ("optimizer: sgd, momentum: 0, nesterov: true", "nesterov has no effect with momentum: 0"),
+        ("milestones: [3]", "milestones has no effect with schedule: constant (only with step)"),
+        (
+            "decay_rate: 0.5, schedule: cosine",
+            "decay_rate has no effect with schedule: cosine (only with exponential or step)",
+        ),
+        (
+            "schedule: step",
+            "schedule: step has no effect without milestones: the learning rate stays as it is",
+        ),
+        (
+            "schedule: step, milestones: [2, 5], epochs: 5",
+            "milestones from 5 on have no effect: the last of 5 epochs begins after epoch 4",
+        ),
+        (
+            "patience: 4, epochs: 5",
+            (
+                "patience 4 never stops a model that has 5 evaluations "
+                "(epochs · evaluations_per_epoch): lower it, or raise epochs"
+            ),
+        ),
+        (
+            "evaluations_per_epoch: 6, batch_size: 8",
+            (
+                "evaluations_per_epoch 6 is more than an epoch has steps (5): "
+                "there is one after every step"
+            ),
+        ),
+        (
+            "batch_size: 41",
+            "batch_size 41 is more than the 40 training examples: every step sees all of them",
+        ),
+        (
+            "cuda_graphs: true",
+            "cuda_graphs has no effect without a GPU: give resources: {gpus: 1}",
+        ),
+        (
+            "stack: never, compile: always",
+            "compile has no effect with stack: never (only with auto or always)",
+        ),
+    ],
+)
+def test_what_has_no_effect_is_said(
+    monkeypatch: pytest.MonkeyPatch, text: str, sentence: str
+) -> None:
+    plan = make(monkeypatch, f"training: {{{text}}}")
+    assert plan.warnings == (f"add: {sentence}",)
+
+
+def test_defaults_and_what_works_are_not_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    fine = (
+        "optimizer: sgd, momentum: 0.9, nesterov: true, schedule: step, milestones: [2, 4], "
+        "decay_rate: 0.1, epochs: 5, patience: 3, batch_size: 8, evaluations_per_epoch: 5"
+    )
+    assert make(monkeypatch, f"training: {{{fine}}}").warnings == ()
+    assert make(monkeypatch, "").warnings == ()
+    graphs = "training: {cuda_graphs: true}\nresources: {gpus: 0.5}"
+    assert make(monkeypatch, graphs).warnings == ()
+
+
+def test_patience_that_is_said_to_stop_nothing_stops_nothing() -> None:
+    """The first evaluation is the best so far, so that E of them wait E - 1 times at most."""
+    from modmix.training.record import Record
+
+    for patience, epochs in ((3, 5), (4, 5), (5, 5)):
+        record = Record()
+        stops = 0
+        for epoch in range(epochs):
+            record.add({"epoch": epoch + 1.0, "val/error": 1.0 + epoch}, "val/error", higher=False)
+            stops += record.waited >= patience and epoch < epochs - 1
+        assert bool(stops) == (patience < epochs - 1)
+
+
+def test_fields_of_encoders_that_nobody_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = (
+        "parts: {p: {shared: {encoder.taps: true}, methods: {add: , early: , "
+        "mul: {optimizer: {grid: [sgd, adam]}, momentum: 0.5}}}}"
+    )
+    plan = make(monkeypatch, f"encoders: {{default: {{name: mlp}}}}\n{parts}")
+    assert set(plan.warnings) == {
+        "add, mul: encoder.taps has no effect: no encoder here has it (mlp)",
+        "early: encoder.taps has no effect: the method takes raw inputs",
+        "mul: momentum has no effect with optimizer: adam (only with sgd)",
+    }
