@@ -149,12 +149,15 @@ class Database:
         except (sa.exc.SQLAlchemyError, ModuleNotFoundError) as error:
             raise InputError(
                 f"the ledger {self.shown} cannot be opened "
-                f"({_first_line(error)}): check the path or the database, or unset MODMIX_LEDGER"
+                f"({_first_line(error)}): check the path or the database, or set MODMIX_LEDGER "
+                "or MODMIX_HOME to another one"
             ) from error
 
     @property
     def shown(self) -> str:
-        """The URL for messages: without a password, wherever the URL holds it."""
+        """The URL for messages: without a password, wherever the URL holds it; or the file."""
+        if self.url.get_backend_name() == "sqlite":
+            return str(self.url.database)
         return self.url.set(query={}).render_as_string(hide_password=True)
 
     def _create_tables(self) -> None:

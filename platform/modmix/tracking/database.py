@@ -23,14 +23,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from modmix.base.errors import TrackingError
-from modmix.tracking.store import (
-    Dataset,
-    Experiment,
-    RefusedError,
-    Run,
-    Value,
-    sqlite_path,
-)
+from modmix.base.home import sqlite_path
+from modmix.tracking.store import Dataset, Experiment, RefusedError, Run, Value
 
 KNOWN_SCHEMA = "dc11669786a5"  # MLflow 3.17
 _VARIABLES = 500  # of one statement

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modmix.base.errors import InputError, TrackingError
+from modmix.base.home import sqlite_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -121,10 +122,6 @@ def check(uri: str) -> None:
         Store(uri).ping()
     else:
         _check_sqlite(path, uri)
-
-
-def sqlite_path(uri: str) -> Path | None:
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
 
 
 def _check_sqlite(path: Path, uri: str) -> None:
