@@ -23,6 +23,8 @@ from modmix.cli.data import data_app
 from modmix.cli.output import Outputs
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
     from modmix.ledger import Ledger
@@ -383,7 +385,13 @@ def best(study: Name, as_json: Json = False) -> None:
     configurations = best_configurations(ledger, name)
     if not configurations:
         raise InputError(why_none(ledger, name))
-    paths = registry.write_best(ledger, Home.from_environment(), name, configurations)
+    paths: Sequence[Path | None]
+    unwritten = ""
+    try:
+        paths = registry.write_best(ledger, Home.from_environment(), name, configurations)
+    except OSError as error:  # the results of others, a disk that is full: they can still be read
+        paths = [None] * len(configurations)
+        unwritten = f"no files for 'modmix final' were written: {error.filename}: {error.strerror}"
     if as_json:
         _print_json(
             [
@@ -397,11 +405,13 @@ def best(study: Name, as_json: Json = False) -> None:
                     "ci_low": configuration.ci_low,
                     "ci_high": configuration.ci_high,
                     "test": dict(configuration.test),
-                    "file": str(path),
+                    "file": None if path is None else str(path),
                 }
                 for configuration, path in zip(configurations, paths, strict=True)
             ]
         )
+        if unwritten:
+            print(f"modmix: {unwritten}", file=sys.stderr)
         return
     for configuration, path in zip(configurations, paths, strict=True):
         values = ", ".join(f"{k}={v}" for k, v in configuration.params.items() if v is not None)
@@ -409,7 +419,9 @@ def best(study: Name, as_json: Json = False) -> None:
             f"{configuration.method}: {configuration.metric} {configuration.mean:.3f} ± "
             f"{configuration.std:.3f} (n={configuration.n})"
         )
-        print(f"  {values}\n  modmix final {path}")
+        print(f"  {values}" + ("" if path is None else f"\n  modmix final {path}"))
+    if unwritten:
+        print(unwritten)
     for sentence in left_out(ledger, name):
         print(sentence)
 
