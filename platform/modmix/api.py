@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from modmix.base.errors import InputError, Interrupted, LeaseError, ModmixError
 from modmix.base.home import Home
-from modmix.execution.starting import Starting, has_ledger
+from modmix.execution.starting import Starting
 from modmix.ledger import ENDED, Lease, Ledger, ReplicateRecord, StudyRecord
 from modmix.study import plan as plan_module
 from modmix.study import spec
@@ -177,7 +177,7 @@ def run_plan(
     """As `run`, from a checked plan; ``start`` is a `starting` that is entered."""
     where = start.home
     where.make()
-    if has_ledger(where):
+    if where.has_ledger:
         with closing(Ledger(where.ledger_url)) as ledger:
             _refuse_second_driver(ledger, plan)
     for sentence in plan.warnings:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import modmix.analysis.backend  # noqa: F401  # isort: skip
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import modmix.analysis.backend  # noqa: F401  # isort: skip
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -70,9 +71,13 @@ def looks(methods: Sequence[str]) -> dict[str, Look]:
     }
 
 
-def styled() -> AbstractContextManager[None]:
-    """Draw in modmix's style; matplotlib's own settings are as before afterwards."""
-    return mpl.rc_context(STYLE)
+@contextmanager
+def styled() -> Iterator[None]:
+    """Draw in modmix's style, not a matplotlibrc's; settings are as before afterwards."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(STYLE)
+        yield
 
 
 def new_figure(height: float) -> Figure:

@@ -2,9 +2,11 @@
 
 $MODMIX_HOME (default ./modmix_runs)
 ├── ledger.db            every study, configuration and replicate (unless MODMIX_LEDGER names a
-database) ├── mlflow.db            the MLflow store (unless MLFLOW_TRACKING_URI names a server) ├──
-artifacts/           MLflow's artifacts ├── checkpoints/<pack>/  of packs in training; removed when
-a pack ends ├── weights/             best weights of final runs, one safetensors file per replicate
+│                        database)
+├── mlflow.db            the MLflow store (unless MLFLOW_TRACKING_URI names a server)
+├── artifacts/           MLflow's artifacts
+├── checkpoints/<pack>/  of packs in training; removed when a pack ends
+├── weights/             best weights of final runs, one safetensors file per replicate
 └── <study>/             figures/  tables/  best/  report.html
 """
 
@@ -15,11 +17,13 @@ import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 from modmix.base.errors import InputError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 NAME_RULE = "letters, digits, '_', '-' and '.', at most 100, beginning with a letter or digit"
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})", re.ASCII)  # as os.path.expandvars has it
 _ROOM = 8 << 20  # bytes that must be free to begin: the databases and figures of a small study
 _OURS = ("artifacts", "checkpoints", "weights", "ledger.db", "mlflow.db")
 
@@ -43,14 +47,24 @@ class Home:
 
     @staticmethod
     def from_environment() -> Home:
-        return Home(Path(os.environ.get("MODMIX_HOME") or "modmix_runs").absolute())
+        """The folder that MODMIX_HOME names.
+
+        Raises:
+            InputError: MODMIX_HOME holds a ~ or a $VARIABLE that is not known.
+        """
+        return Home(environment_folder("MODMIX_HOME", "modmix_runs"))
 
     def make(self) -> None:
         """Create the folder and make sure that it can be written.
 
         Raises:
-            InputError: it cannot be created or written.
+            InputError: it cannot be created or written, or MLflow could not read from it.
         """
+        if unquote(str(self.path)) != str(self.path):
+            raise InputError(
+                f"the results folder {self.path} has a % and two digits in its path, which MLflow "
+                "takes for a quoted character: set MODMIX_HOME to another folder"
+            )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path) as probe:
@@ -64,11 +78,17 @@ class Home:
 
     @property
     def ledger_url(self) -> str:
-        return os.environ.get("MODMIX_LEDGER") or f"sqlite:///{self.path / 'ledger.db'}"
+        return _environment_url("MODMIX_LEDGER") or sqlite_url(self.path / "ledger.db")
+
+    @property
+    def has_ledger(self) -> bool:
+        """Whether there is a ledger to look into; opening a new one would create it."""
+        path = sqlite_path(self.ledger_url)
+        return path is None or path.exists()
 
     @property
     def tracking_uri(self) -> str:
-        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.path / 'mlflow.db'}"
+        return _environment_url("MLFLOW_TRACKING_URI") or sqlite_url(self.path / "mlflow.db")
 
     @property
     def artifacts(self) -> Path:
@@ -93,6 +113,84 @@ class Home:
                 f"a study's name must be {NAME_RULE}, and none of {', '.join(_OURS)}, got {name!r}"
             )
         return self.path / name
+
+
+# ---------------------------------------------------------------- paths from the environment
+
+
+def environment_folder(name: str, default: str) -> Path:
+    """The folder that an environment variable names, absolute, with ~ and $VARIABLES expanded.
+
+    An empty variable counts as unset.
+
+    Raises:
+        InputError: a $VARIABLE in it is not set, or the home directory is not known.
+    """
+    return Path(_expand(name, os.environ.get(name) or default)).absolute()
+
+
+def _environment_url(name: str) -> str:
+    """A database's URL from the environment; the path of an SQLite file is expanded.
+
+    Other URLs stay as they are: a ``$`` may be part of a password.
+
+    Raises:
+        InputError: the path cannot be expanded, or is not plain.
+    """
+    url = os.environ.get(name, "")
+    scheme, slashes, path = url.partition(":///")
+    if not slashes or scheme.partition("+")[0] != "sqlite":
+        return url
+    if "?" in path:
+        raise InputError(
+            f"{name} {url} has a question mark, after which a database's options begin: write %3F "
+            "for one in the path (and %25 for a per cent sign), and no options"
+        )
+    return f"{scheme}:///{_expand(name, path)}"
+
+
+def _expand(name: str, text: str) -> str:
+    for match in _VARIABLE.finditer(text):
+        if (variable := match.group(1) or match.group(2)) not in os.environ:
+            raise InputError(
+                f"{name} is {text!r}, and the environment variable {variable} is not set: export "
+                f"it, or set {name} to a whole path"
+            )
+    expanded = os.path.expandvars(text)
+    if not expanded.startswith("~"):
+        return expanded
+    try:
+        return str(Path(expanded).expanduser())
+    except RuntimeError as error:  # unset HOME and no entry for this user, or no such user
+        raise InputError(
+            f"the home directory in {text!r} is not known: set {name} to a whole path, or HOME to "
+            "a folder that can be written"
+        ) from error
+
+
+# ---------------------------------------------------------------- SQLite's URLs
+
+
+def sqlite_url(path: Path) -> str:
+    """The SQLAlchemy URL of an SQLite file, whatever characters its path has.
+
+    A path that must be quoted gets the form with a driver: of the other one MLflow takes the path
+    literally and makes a folder of that name.
+    """
+    quoted = str(path).replace("%", "%25").replace("?", "%3F")
+    return f"sqlite:///{path}" if quoted == str(path) else f"sqlite+pysqlite:///{quoted}"
+
+
+def sqlite_path(url: str) -> Path | None:
+    """The file of an SQLite URL, or None: another kind of database, or one in memory."""
+    scheme, slashes, rest = url.partition(":///")
+    if not slashes or scheme.partition("+")[0] != "sqlite":
+        return None
+    path = unquote(rest.partition("?")[0])
+    return Path(path) if path and path != ":memory:" else None
+
+
+# ---------------------------------------------------------------- files
 
 
 def write_text(path: Path, text: str) -> None:

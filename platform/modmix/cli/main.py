@@ -20,8 +20,11 @@ import typer
 
 from modmix.base.errors import InputError, ModmixError
 from modmix.cli.data import data_app
+from modmix.cli.output import Outputs
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
     from modmix.ledger import Ledger
@@ -57,26 +60,32 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only the resu
 
 
 _INTERRUPTED = 130  # what typer makes of a Ctrl-C that no command has handled
+_study_has_run = False  # then its results are in files, whatever became of the lines about them
 
 
 def command() -> None:
     """`main`, and then the end of the process, without a second or two of taking Python apart."""
     code: int | str | None = 0
+    outputs = Outputs()
     try:
         main()
     except SystemExit as end:
         code = end.code
+    code = code or _check_written(outputs)
     busy = [t for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]
     if busy or not (code is None or isinstance(code, int)):
         sys.exit(code)
     atexit._run_exitfuncs()
-    try:
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None and not stream.closed:  # as where someone has closed them
-                stream.flush()
-    except OSError:  # the reader is gone, or the disk is full: Python says so, with its own code
-        sys.exit(code)
+    outputs.finish()
     os._exit(code or 0)
+
+
+def _check_written(outputs: Outputs) -> int:
+    """The exit code of a command that went well, after a look at whether its output did, too."""
+    if not (trouble := outputs.finish()):
+        return 0
+    print(f"modmix: not all output could be written ({trouble})", file=sys.stderr)
+    return 0 if _study_has_run else 1
 
 
 def main() -> None:
@@ -87,10 +96,6 @@ def main() -> None:
         for line in str(error).splitlines():
             print(f"modmix: {line}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # The reader (head, say) has seen enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except OSError as error:
         # A disk that is full or went away in the middle; what was recorded until then is whole.
         where = f"{error.filename}: " if error.filename else ""
@@ -134,14 +139,14 @@ def _console(*, error: bool = False) -> Console:
 
 
 def _ledger() -> Ledger:
-    from modmix.base.home import Home
+    from modmix.base.home import Home, sqlite_path
     from modmix.ledger import Ledger
 
     home = Home.from_environment()
-    if "MODMIX_LEDGER" not in os.environ and not (home.path / "ledger.db").exists():
+    if not home.has_ledger:
         raise InputError(
-            f"there are no studies in {home.path}: run one first, or set MODMIX_HOME to the "
-            "folder where they ran"
+            f"there are no studies in {sqlite_path(home.ledger_url)}: run one first, or set "
+            "MODMIX_HOME to the folder where they ran"
         )
     return Ledger(home.ledger_url)
 
@@ -198,6 +203,7 @@ def run(
 
 
 def _run(file: Path, *, quiet: bool, **how: Any) -> Any:
+    global _study_has_run
     from modmix import api
     from modmix.cli.display import DataProgress, Display
 
@@ -213,6 +219,7 @@ def _run(file: Path, *, quiet: bool, **how: Any) -> Any:
             plan = api.make_plan(file, data_path=path, progress=data, checked=start.begin)
         with Display(console, quiet=quiet) as display:
             study = api.run_plan(plan, start, mlflow=mlflow, changed=display.changed, say=say)
+    _study_has_run = True
     _print_end(study, console)
     return study
 
@@ -260,17 +267,17 @@ def status(study: Name, as_json: Json = False) -> None:
     print(f"study {name}: {found['state']}")
     for what in ("configurations", "replicates"):
         counts = ", ".join(f"{n} {state}" for state, n in found[what].items() if n)
-        print(f"  {what:11s}{counts or 'none'}")
-    print(f"  trained    {found['trained']}, reused {found['reused']}")
+        print(f"  {what:15s}{counts or 'none'}")
+    print(f"  trained        {found['trained']}, reused {found['reused']}")
     times = f"{found['wall_seconds']:.0f} s here, {found['device_seconds']:.0f} s of devices"
-    print(f"  time       {times}")
+    print(f"  time           {times}")
     reasons: dict[str, int] = {}
     for replicate in ledger.replicates(name):
         if replicate.state == "failed":
             last = (replicate.reason.strip().splitlines() or ["no reason recorded"])[-1]
             reasons[last] = reasons.get(last, 0) + 1
     for reason, count in sorted(reasons.items(), key=lambda item: -item[1])[:10]:
-        print(f"  failed     {count}x {reason}")
+        print(f"  failed         {count}x {reason}")
 
 
 @app.command("list")
@@ -378,7 +385,13 @@ def best(study: Name, as_json: Json = False) -> None:
     configurations = best_configurations(ledger, name)
     if not configurations:
         raise InputError(why_none(ledger, name))
-    paths = registry.write_best(ledger, Home.from_environment(), name, configurations)
+    paths: Sequence[Path | None]
+    unwritten = ""
+    try:
+        paths = registry.write_best(ledger, Home.from_environment(), name, configurations)
+    except OSError as error:  # the results of others, a disk that is full: they can still be read
+        paths = [None] * len(configurations)
+        unwritten = f"no files for 'modmix final' were written: {error.filename}: {error.strerror}"
     if as_json:
         _print_json(
             [
@@ -392,11 +405,13 @@ def best(study: Name, as_json: Json = False) -> None:
                     "ci_low": configuration.ci_low,
                     "ci_high": configuration.ci_high,
                     "test": dict(configuration.test),
-                    "file": str(path),
+                    "file": None if path is None else str(path),
                 }
                 for configuration, path in zip(configurations, paths, strict=True)
             ]
         )
+        if unwritten:
+            print(f"modmix: {unwritten}", file=sys.stderr)
         return
     for configuration, path in zip(configurations, paths, strict=True):
         values = ", ".join(f"{k}={v}" for k, v in configuration.params.items() if v is not None)
@@ -405,7 +420,9 @@ def best(study: Name, as_json: Json = False) -> None:
             f"{configuration.method}: {configuration.metric} {configuration.mean:.3f}{spread} "
             f"(n={configuration.n})"
         )
-        print(f"  {values}\n  modmix final {path}")
+        print(f"  {values}" + ("" if path is None else f"\n  modmix final {path}"))
+    if unwritten:
+        print(unwritten)
     for sentence in left_out(ledger, name):
         print(sentence)
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from modmix.base.errors import InputError
@@ -107,6 +109,7 @@ class RayRunner:
         import ray
 
         gpus = None if self._gpus else 0
+        _provide_token()
         with _quiet(), _alone():
             ray.init(
                 num_cpus=self._workers,
@@ -178,6 +181,26 @@ class RayRunner:
             with _quiet():
                 ray.shutdown()
         self._is_ours, self._mailbox, self._slots = False, None, None
+
+
+def _provide_token() -> None:
+    """Give a cluster of this machine a token where Ray has no place to keep one.
+
+    Ray writes ``~/.ray/auth_token``; in a container the user may have no home directory, and
+    without HOME its processes end at once.
+    """
+    if not os.environ.get("HOME"):
+        try:
+            os.environ["HOME"] = str(Path.home())
+        except RuntimeError:  # no entry for this user
+            os.environ["HOME"] = "/"  # as container engines set it
+    names = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    if os.environ["RAY_AUTH_MODE"] != "token" or any(os.environ.get(name) for name in names):
+        return
+    file = Path(os.environ["HOME"]).absolute() / ".ray" / "auth_token"
+    there = next(path for path in (file, *file.parents) if os.path.lexists(path))
+    if not os.access(there, os.R_OK if there == file else os.W_OK | os.X_OK):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def _first_line(error: BaseException) -> str:

@@ -138,7 +138,7 @@ _latest: threading.Thread | None = None  # of any `Starting` in this program
 
 def looks_finished(home: Home, spec: StudySpec) -> bool:
     """Whether this very file has run to its end: then there will be nothing to start for it."""
-    if not has_ledger(home):
+    if not home.has_ledger:
         return False
     with closing(Ledger(home.ledger_url)) as ledger:
         if not ledger.has_study(spec.study):
@@ -146,8 +146,3 @@ def looks_finished(home: Home, spec: StudySpec) -> bool:
         record = ledger.study(spec.study)
     same = record.spec == spec.model_dump(mode="json")
     return same and record.state == "finished"
-
-
-def has_ledger(home: Home) -> bool:
-    """Whether there is a ledger to look into; asking a new one would create it."""
-    return "MODMIX_LEDGER" in os.environ or (home.path / "ledger.db").exists()

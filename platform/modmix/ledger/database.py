@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,6 +16,7 @@ from sqlalchemy import Column, Float, Integer, LargeBinary, String, Table, Text
 from sqlalchemy.dialects import postgresql, sqlite
 
 from modmix.base.errors import InputError, LedgerError
+from modmix.base.home import sqlite_path
 
 # Of the tables below; a database that says otherwise is refused rather than misread. One of an
 # earlier version is brought up to it: the columns that it lacks may be null.
@@ -142,6 +146,11 @@ class Database:
                 "(a password's special characters as %XX), or unset it"
             ) from None
         try:
+            path = sqlite_path(url)
+            if path is not None and _is_read_only(path):
+                self._engine = sa.create_engine(self.url, creator=lambda: _open_read_only(path))
+                self._check_version()
+                return
             self._engine = sa.create_engine(self.url, **self._options())
             if self.url.get_backend_name() == "sqlite":
                 sa.event.listen(self._engine, "connect", _configure_sqlite)
@@ -149,12 +158,15 @@ class Database:
         except (sa.exc.SQLAlchemyError, ModuleNotFoundError) as error:
             raise InputError(
                 f"the ledger {self.shown} cannot be opened "
-                f"({_first_line(error)}): check the path or the database, or unset MODMIX_LEDGER"
+                f"({_first_line(error)}): check the path or the database, or set MODMIX_LEDGER "
+                "or MODMIX_HOME to another one"
             ) from error
 
     @property
     def shown(self) -> str:
-        """The URL for messages: without a password, wherever the URL holds it."""
+        """The URL for messages: without a password, wherever the URL holds it; or the file."""
+        if self.url.get_backend_name() == "sqlite":
+            return str(self.url.database)
         return self.url.set(query={}).render_as_string(hide_password=True)
 
     def _create_tables(self) -> None:
@@ -248,6 +260,20 @@ def _add_columns(db: sa.Connection) -> None:
 
 # What a database says to the slower of two processes that create the same thing.
 _RACE = re.compile("already exists|locked|duplicate (key|column)|UNIQUE", re.I)
+
+
+def _is_read_only(path: Path) -> bool:
+    """Whether a database is there that can only be read: somebody else's, or a read-only disk."""
+    return path.exists() and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK))
+
+
+def _open_read_only(path: Path) -> sqlite3.Connection:
+    """A connection that needs no files beside the database, where SQLite allows that."""
+    log = path.with_name(f"{path.name}-wal")
+    # Nobody writes without that file. SQLite cannot make it here, unless told that nobody will.
+    immutable = not log.exists() or log.stat().st_size == 0
+    address = f"{path.absolute().as_uri()}?mode=ro{'&immutable=1' if immutable else ''}"
+    return sqlite3.connect(address, uri=True, timeout=60, check_same_thread=False)
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:

@@ -209,7 +209,7 @@ def register(ledger: Ledger, home: Home, study: str, uri: str) -> Registered:
     run = next(p.mlflow_run for p in ledger.configurations(study) if p.key == configuration.key)
     assert run is not None, "sync makes a run for every configuration that has ended"
     name, store = f"{final['of']}-{final['method']}", Store(uri)
-    found = find_version(store, name, "modmix.replicate", chosen.key)
+    found = find_version(store, name, "modmix.replicate", chosen.key, home)
     if found is None:
         with tempfile.TemporaryDirectory(prefix="modmix-") as folder:
             experiment = store.run(run)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from modmix.base.errors import DataError
-from modmix.base.home import write_text
+from modmix.base.home import environment_folder, write_text
 from modmix.base.messages import digest
 
 # Told what is going on: a stage ("download", "read", "write", "check", "wait"), how much is done,
@@ -39,7 +38,7 @@ def silent(stage: str, done: int, total: int | None) -> None:
 
 def data_home() -> Path:
     """The folder of all data: ``MODMIX_DATA``, or ~/.cache/modmix."""
-    return Path(os.environ.get("MODMIX_DATA") or "~/.cache/modmix").expanduser().absolute()
+    return environment_folder("MODMIX_DATA", "~/.cache/modmix")
 
 
 @contextmanager

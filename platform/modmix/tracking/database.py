@@ -23,14 +23,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from modmix.base.errors import TrackingError
-from modmix.tracking.store import (
-    Dataset,
-    Experiment,
-    RefusedError,
-    Run,
-    Value,
-    sqlite_path,
-)
+from modmix.base.home import sqlite_path
+from modmix.tracking.store import Dataset, Experiment, RefusedError, Run, Value
 
 KNOWN_SCHEMA = "dc11669786a5"  # MLflow 3.17
 _VARIABLES = 500  # of one statement
@@ -148,7 +142,7 @@ class Database:
     def experiment(self, name: str) -> Experiment | None:
         with self._told():
             row = self._db.execute(
-                "SELECT experiment_id, lifecycle_stage FROM experiments "
+                "SELECT experiment_id, lifecycle_stage, artifact_location FROM experiments "
                 "WHERE name = ? AND workspace = 'default'",
                 (name,),
             ).fetchone()
@@ -157,7 +151,9 @@ class Database:
             tags = self._db.execute(
                 "SELECT key, value FROM experiment_tags WHERE experiment_id = ?", row[:1]
             ).fetchall()
-        return Experiment(id=str(row[0]), tags=dict(tags), deleted=row[1] != "active")
+        return Experiment(
+            id=str(row[0]), artifacts=row[2] or "", tags=dict(tags), deleted=row[1] != "active"
+        )
 
     def create_experiment(
         self, name: str, artifacts: str | None, tags: Mapping[str, str]
@@ -173,7 +169,14 @@ class Database:
                 "INSERT INTO experiment_tags (key, value, experiment_id) VALUES (?, ?, ?)",
                 [(key, value, made) for key, value in tags.items()],
             )
-        return Experiment(id=str(made), tags=tags, deleted=False)
+        return Experiment(id=str(made), artifacts=artifacts or "", tags=tags, deleted=False)
+
+    def rename_experiment(self, experiment: str, name: str) -> None:
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE experiments SET name = ?, last_update_time = ? WHERE experiment_id = ?",
+                (name, _now(), int(experiment)),
+            )
 
     def restore_experiment(self, experiment: str) -> None:
         """Bring a deleted experiment back, with the runs that were deleted with it."""

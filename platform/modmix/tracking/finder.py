@@ -12,6 +12,7 @@ from modmix.base.messages import digest
 from modmix.ledger import ConfigurationRecord, Ledger, StudyRecord
 from modmix.tracking.content import asked_digest, higher
 from modmix.tracking.database import Database
+from modmix.tracking.place import is_elsewhere
 from modmix.tracking.store import Experiment, RefusedError, Run, Store, shown
 
 
@@ -88,16 +89,39 @@ class Finder:
             if found.tags.get("modmix.owner") == owner:
                 if found.deleted:
                     self._store.restore_experiment(found.id)
+                if self._is_elsewhere(found):
+                    return self._change_place(found, name, owner), name, True
                 return found, name, found.deleted
         raise RefusedError(
             f"MLflow at {shown(self._store.uri)} has experiments {record.name!r} and "
             f"{name!r} that are not of this ledger: rename one of them there"
         )
 
+    def _is_elsewhere(self, found: Experiment) -> bool:
+        store = self._store
+        return not store.places_artifacts and is_elsewhere(found.artifacts, self._home, store.uri)
+
+    def _change_place(self, found: Experiment, name: str, owner: str) -> Experiment:
+        """The study's experiment where the results folder is now; the other one is renamed.
+
+        It is there already where the folder has been here before, under a name that says so.
+        """
+        store = self._store
+        store.rename_experiment(found.id, _name_elsewhere(name, found.artifacts))
+        here = store.experiment(_name_elsewhere(name, self._place(name)))
+        if here is None:
+            return self._create_experiment(name, owner)
+        if here.deleted:
+            store.restore_experiment(here.id)
+        store.rename_experiment(here.id, name)
+        return here
+
+    def _place(self, name: str) -> str:
+        return (self._home.artifacts / name).absolute().as_uri()
+
     def _create_experiment(self, name: str, owner: str) -> Experiment:
         record = self._record
         objective = (record.spec.get("objective") or ["val/error"])[0]
-        place = (self._home.artifacts / name).absolute().as_uri()
         tags = {
             "modmix.owner": owner,
             "modmix.study": record.name,
@@ -106,7 +130,7 @@ class Finder:
             "mlflow.experiment.primaryMetric.greaterIsBetter": str(higher(objective)),
             "mlflow.experimentKind": "custom_model_development",  # else the UI asks which it is
         }
-        artifacts = None if self._store.places_artifacts else place
+        artifacts = None if self._store.places_artifacts else self._place(name)
         return self._store.create_experiment(name, artifacts, tags)
 
     def _find_parent(self, experiment: str, runs: Sequence[Run], parent: Run | None) -> str:
@@ -159,6 +183,11 @@ class Finder:
                 if run.id != known_runs[key].run:
                     self._store.delete_run(run.id)
         self._ledger.set_configuration_runs(self._record.name, renewed)
+
+
+def _name_elsewhere(name: str, artifacts: str) -> str:
+    """What an experiment is called while the results folder is not where its files were noted."""
+    return f"{name}-moved-{digest([artifacts])[:8]}"
 
 
 def _held(run: Run, parent: str) -> str | None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modmix.base.home import Home
+from modmix.tracking.place import is_elsewhere
 from modmix.tracking.store import Store, told
 
 if TYPE_CHECKING:
@@ -37,8 +39,8 @@ class NewModel:
     settings: Mapping[str, Any]
 
 
-def find_version(store: Store, name: str, tag: str, value: str) -> str | None:
-    """The newest version of a model that carries a tag, or None."""
+def find_version(store: Store, name: str, tag: str, value: str, home: Home) -> str | None:
+    """The newest version of a model that carries a tag and has its files, or None."""
     from mlflow.exceptions import MlflowException
 
     token, found = None, []
@@ -55,7 +57,9 @@ def find_version(store: Store, name: str, tag: str, value: str) -> str | None:
             found += [
                 version
                 for version in page
-                if version.tags.get(tag) == value and version.status == "READY"
+                if version.tags.get(tag) == value
+                and version.status == "READY"
+                and (store.places_artifacts or not is_elsewhere(version.source, home, store.uri))
             ]
             token = page.token
             if not token:

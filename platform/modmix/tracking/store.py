@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modmix.base.errors import InputError, TrackingError
+from modmix.base.home import sqlite_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -76,9 +77,10 @@ class Dataset:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """An experiment, deleted ones (which keep their name) included."""
+    """An experiment, deleted ones (which keep their name) included. ``artifacts``: its URI."""
 
     id: str
+    artifacts: str
     tags: Mapping[str, str]
     deleted: bool
 
@@ -121,10 +123,6 @@ def check(uri: str) -> None:
         Store(uri).ping()
     else:
         _check_sqlite(path, uri)
-
-
-def sqlite_path(uri: str) -> Path | None:
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
 
 
 def _check_sqlite(path: Path, uri: str) -> None:
@@ -274,14 +272,23 @@ class Store:
         if found is None:
             return None
         deleted = found.lifecycle_stage != "active"
-        return Experiment(id=str(found.experiment_id), tags=found.tags, deleted=deleted)
+        return Experiment(
+            id=str(found.experiment_id),
+            artifacts=found.artifact_location or "",
+            tags=found.tags,
+            deleted=deleted,
+        )
 
     def create_experiment(
         self, name: str, artifacts: str | None, tags: Mapping[str, str]
     ) -> Experiment:
         with told(self.uri):
             made = self.api.create_experiment(name, artifact_location=artifacts, tags=dict(tags))
-        return Experiment(id=str(made), tags=tags, deleted=False)
+        return Experiment(id=str(made), artifacts=artifacts or "", tags=tags, deleted=False)
+
+    def rename_experiment(self, experiment: str, name: str) -> None:
+        with told(self.uri):
+            self.api.rename_experiment(experiment, name)
 
     def restore_experiment(self, experiment: str) -> None:
         """Bring a deleted experiment back, with all its runs."""

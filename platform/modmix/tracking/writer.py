@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from modmix.base.errors import TrackingError
-from modmix.base.home import Home
+from modmix.base.home import Home, sqlite_path
 from modmix.base.messages import digest
 from modmix.ledger import ENDED, ConfigurationRecord, Ledger, ReplicateRecord, StudyRecord
 from modmix.tracking.content import (
@@ -32,7 +32,7 @@ from modmix.tracking.content import (
 from modmix.tracking.database import Database, Rows, is_known, new_id
 from modmix.tracking.finder import Finder, Known
 from modmix.tracking.reader import Reader
-from modmix.tracking.store import Dataset, RefusedError, Store, sqlite_path
+from modmix.tracking.store import Dataset, RefusedError, Store
 
 PARTIAL_SECONDS = 10.0  # how long the other replicates of a configuration are waited for
 STUDY_SECONDS = 10.0  # between two updates of the study's own run
