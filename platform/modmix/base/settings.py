@@ -121,6 +121,15 @@ _SETTINGS = (
         doc="validation metric that picks the best epoch and stops early",
     ),
     Hyperparameter(
+        name="select",
+        kind="str",
+        default=None,
+        optional=True,
+        choices=("last", "best"),
+        doc="weights that are tested and kept: after the last epoch, or at the best evaluation; "
+        "null: best with patience, else last",
+    ),
+    Hyperparameter(
         name="precision",
         kind="str",
         default="float32",
@@ -169,6 +178,13 @@ WITHOUT_EFFECT = frozenset({"eval_batch_size", "stack", "compile", "cuda_graphs"
 def training_defaults() -> dict[str, Any]:
     """Every training setting with its default."""
     return {name: setting.default for name, setting in TRAINING.items()}
+
+
+def selected(training: Mapping[str, Any]) -> str:
+    """Which weights are a model's result, ``last`` or ``best``, where ``select`` may be null."""
+    if training["select"] is not None:
+        return str(training["select"])
+    return "last" if training["patience"] is None else "best"
 
 
 def training_problem(name: str, value: Any) -> str | None:

@@ -114,6 +114,8 @@ class Hyperparameter:
                 return float(value)
             case "floats":
                 return [float(v) for v in value]
+            case "ints":
+                return list(value)
             case "mapping":
                 return {str(k): float(v) for k, v in sorted(value.items())}
             case _:

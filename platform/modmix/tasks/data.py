@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from modmix.base.errors import DataError
 
-Kind = Literal["dense", "image", "sequence"]
+Kind = Literal["dense", "image", "sequence", "tokens"]
 Array = npt.NDArray[Any]
 
 SPLITS = ("train", "val", "test")
@@ -48,15 +48,27 @@ class Input:
     name: str
     shape: tuple[int, ...]
     kind: Kind = "dense"
+    dtype: str = "float32"
+    vocabulary: int | None = None  # of tokens: ids are 0 .. vocabulary - 1, 0 is padding at the end
+    mean: Array | None = None
+    scale: Array | None = None
 
     def __post_init__(self) -> None:
-        assert len(self.shape) == {"dense": 1, "image": 3, "sequence": 2}[self.kind], self
+        assert len(self.shape) == {"dense": 1, "image": 3, "sequence": 2, "tokens": 1}[self.kind]
         assert all(size > 0 for size in self.shape), self
 
     @property
     def size(self) -> int:
         """How many numbers one example has."""
         return int(np.prod(self.shape))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Random changes of an image input in training: zero padding with a random crop, mirroring."""
+
+    pad: int = 0
+    flip: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +111,7 @@ class Data:
     val: Split
     test: Split
     fingerprint: str
+    augmentation: Mapping[str, Augmentation] = field(default_factory=dict)  # by input
 
     def __post_init__(self) -> None:
         assert len(self.class_names) == self.classes >= 2, self.class_names

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from modmix.base.messages import Pack
-from modmix.methods.model import build_model
+from modmix.methods.model import build_model, model_spec
 from modmix.tasks.data import Data
 from modmix.training.group import Group, Member
 from modmix.training.stack import Stack
@@ -26,10 +26,7 @@ class Builder:
         for index in indices:
             r = self.pack.replicates[index]
             members.append(Member(index=index, seed=r.seed, training=r.training))
-            model = build_model(
-                r.method, r.params, r.encoders, self.data.shapes, self.data.classes, r.seed
-            )
-            models.append(model)
+            models.append(build_model(model_spec(r, self.data), r.seed))
         stack = Stack(
             models,
             self.device,

@@ -19,8 +19,7 @@ import torch
 from modmix.base.messages import Event, Finished, Pack, PackStarted, Progress
 from modmix.base.metrics import METRICS, higher_is_better
 from modmix.methods.base import Stage
-from modmix.methods.model import pack_weights
-from modmix.methods.table import modalities as modalities_used
+from modmix.methods.model import model_spec, pack_weights
 from modmix.tasks.data import Data
 from modmix.training import checkpoint, products
 from modmix.training.allocator import keep_freed_memory
@@ -86,7 +85,7 @@ class _Run:
         first = pack.replicates[0]
         assert all(r.structure == first.structure for r in pack.replicates), pack.id
         self.settings = first.training
-        names = modalities_used(first.method, list(data.inputs), first.params)
+        names = model_spec(first, data).reads
         self.train = Examples(data.train, names, device)
         self.val = Examples(data.val, names, device)
         self.test = Examples(data.test, names, device)
@@ -366,15 +365,11 @@ class _Run:
         replicate = self.pack.replicates[group.members[row].index]
         description = {
             "task": self.data.name,
-            "method": replicate.method,
-            "params": dict(replicate.params),
-            "encoders": {name: dict(spec) for name, spec in replicate.encoders.items()},
-            "modalities": {name: list(shape) for name, shape in self.data.shapes.items()},
-            "classes": self.data.classes,
             "class_names": list(self.data.class_names),
             "seed": replicate.seed,
         }
-        return pack_weights(group.best_state(row), description)
+        spec = model_spec(replicate, self.data)
+        return pack_weights(group.best_state(row), spec, description)
 
     def _make_smaller(self, *, at_once: bool = False) -> None:
         """Let go of groups that ended, and of rows where most of a group did.
