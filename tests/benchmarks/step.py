@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from modmix.base.messages import Pack, Replicate
-from modmix.methods.model import build_model
+from modmix.methods.model import build_model, model_spec
 from modmix.tasks.base import load_task
 from modmix.tasks.data import Data
 from tests.benchmarks.harness import cpu_count
@@ -79,7 +79,7 @@ def operations(replicate: Replicate, data: Data) -> float:
         if isinstance(layer, nn.Linear):
             layer.register_forward_hook(count)
     batch = batch_of(replicate, data)
-    inputs = {n: torch.zeros(batch, *data.shapes[n]) for n in model.modalities}
+    inputs = {n: torch.zeros(batch, *data.shapes[n]) for n in model.inputs}
     model(inputs)
     return total
 
@@ -96,8 +96,7 @@ def moved(replicate: Replicate, parameters: int) -> float:
 
 
 def _model(replicate: Replicate, data: Data) -> Any:
-    r = replicate
-    return build_model(r.method, r.params, r.encoders, data.shapes, data.classes, r.seed)
+    return build_model(model_spec(replicate, data), replicate.seed)
 
 
 def batch_of(replicate: Replicate, data: Data) -> int:

@@ -238,11 +238,11 @@ sead: 4
             "11: parts.five: must be a mapping, got 5",
             "13: parts.odd.x: must be a word, got 5",
             "14: parts.odd.title: must be a word, got ['t']",
-            (
-                "15: parts.odd.search.extra: unknown key 'extra': it may be batch, parallel, "
-                "configurations, sampler, seed"
-            ),
             "15: parts.odd.search.configurations: must be greater than or equal to 1, got 0",
+            (
+                "15: parts.odd.search.extra: unknown key 'extra': it may be batch, "
+                "configurations, parallel, sampler, seed"
+            ),
             (
                 "15: parts.odd.search.sampler: must be 'tpe', 'gp', 'cmaes', 'random', 'qmc', "
                 "'grid' or 'nsga2', got 'best'"
@@ -261,9 +261,9 @@ sead: 4
             "28: reuse: must be true or false, got 'maybe'",
             "29: paper.add.test/error: must be a number, got 'x'",
             "29: paper.mul: must be a mapping, got 5",
+            "30: final.configuration: is required but missing",
             "30: final.method: is required but missing",
             "30: final.of: must be a word, got 1",
-            "30: final.configuration: is required but missing",
             "31: sead: unknown key 'sead': did you mean 'seeds'?",
         ]
     ]

@@ -308,8 +308,8 @@ class _Importer:
     def __call__(
         self,
         name: str,
-        globals: Mapping[str, object] | None = None,  # noqa: A002 - the names of `__import__`
-        locals: Mapping[str, object] | None = None,  # noqa: A002
+        globals: Mapping[str, object] | None = None,
+        locals: Mapping[str, object] | None = None,
         fromlist: Sequence[str] | None = (),
         level: int = 0,
     ) -> ModuleType:

@@ -167,13 +167,12 @@ def _own_entry(name: str) -> EncoderEntry:
     from modmix.encoders.base import Encoder
 
     found, where = own.load_subclass(name, Encoder, "modmix.Encoder"), own.place(name)
-    declared = hyperparameters(
-        found, where, reserved={"name", "class"}, without=("vocabulary",)
-    )
+    declared = hyperparameters(found, where, reserved={"name", "class"}, without=("vocabulary",))
     inputs: tuple[Inputs, ...] = tuple(getattr(found, "inputs", ("any",)))
     if not inputs or not set(inputs) <= set(get_args(Inputs)):
         raise InputError(
-            f"{where}: inputs must be kinds of input ({', '.join(get_args(Inputs))}), got {inputs!r}"
+            f"{where}: inputs must be kinds of input ({', '.join(get_args(Inputs))}), "
+            f"got {inputs!r}"
         )
     names = getattr(found, "modalities", ())
     if not isinstance(names, tuple) or not all(isinstance(n, str) and n for n in names):

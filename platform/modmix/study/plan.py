@@ -504,9 +504,7 @@ class _Check:
         self._plan = plan
         self._run: set[str] = set()  # kinds of models that have seen a batch
 
-    def first_problem(
-        self, part: PartPlan, method: str, block: Mapping[str, Domain]
-    ) -> str | None:
+    def first_problem(self, part: PartPlan, method: str, block: Mapping[str, Domain]) -> str | None:
         """Of every structure (a sample of them for a search); None when all models work."""
         seen: set[str] = set()
         for assignment in part.assignments(method) if part.search is None else _samples(block):
@@ -527,9 +525,7 @@ class _Check:
                 return problem
         return None
 
-    def _problem(
-        self, replicate: Replicate, data: Data, fields: Mapping[str, Any]
-    ) -> str | None:
+    def _problem(self, replicate: Replicate, data: Data, fields: Mapping[str, Any]) -> str | None:
         entry = method_entry(replicate.method)
         encoders = self._plan.encoders_of(data, fields)
         if entry.inputs == "raw":

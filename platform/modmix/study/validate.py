@@ -193,9 +193,7 @@ class Checker:
                     self.methods[method] = ""
                 elif method not in given:
                     given[method] = block["class"]
-                    self.methods[method] = self._own(
-                        (*path, "class"), block["class"], method_entry
-                    )
+                    self.methods[method] = self._own((*path, "class"), block["class"], method_entry)
                 elif given[method] != block["class"]:
                     message = f"{method} is {given[method]} elsewhere in this file: name this apart"
                     self.add((*path, "class"), message)
@@ -244,7 +242,8 @@ class Checker:
             here = (*path, "methods", method)
             if method not in self.methods:
                 message = unknown(method, self.methods, "method")
-                self.add(here, f"{message} (a class of your own: class: FILE.py:CLASS)")
+                hint = "" if "did you mean" in message else ", or have a class: FILE.py:CLASS"
+                self.add(here, message + hint)
                 continue
             if not self.methods[method]:
                 continue

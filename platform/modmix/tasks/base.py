@@ -365,9 +365,11 @@ def _write(
     task: Task, folder: Path, checksums: Callable[[], list[str]], progress: Progress
 ) -> None:
     writer = Writer(folder)
-    with own.explained(f"the task {own.place(task.name)} cannot be written") if (
-        own.is_reference(task.name)
-    ) else nullcontext():
+    with (
+        own.explained(f"the task {own.place(task.name)} cannot be written")
+        if (own.is_reference(task.name))
+        else nullcontext()
+    ):
         contents = task.write(writer, progress)
     sums = checksums()
     sources = [

@@ -306,7 +306,9 @@ def _own_entry(name: str) -> TaskEntry:
         Option(
             name=argument.name,
             kind=cast(OptionKind, argument.kind),
-            default=str(argument.default) if isinstance(argument.default, Path) else argument.default,
+            default=str(argument.default)
+            if isinstance(argument.default, Path)
+            else argument.default,
             doc=f"of {where}",
             optional=argument.optional,
             required=argument.required,
