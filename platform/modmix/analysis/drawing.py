@@ -281,7 +281,7 @@ def _write_best(ax: Axes, found: ByCondition) -> None:
             words = f"{best[0]} {metric_text(values[best[0]].mean, found.metric)}"
             ax.annotate(
                 words, (1.0, i), xytext=(4, 0), xycoords=("axes fraction", "data"),
-                textcoords="offset configurations", va="center", fontsize=7, annotation_clip=False,
+                textcoords="offset points", va="center", fontsize=7, annotation_clip=False,
             )  # fmt: skip
 
 
@@ -417,7 +417,7 @@ def draw_importance(ax: Axes, one: Importance, look: Mapping[str, Look]) -> None
         signed = f"  (ρ = {correlation:+.2f})".replace("-", "−")
         ax.annotate(
             f"{share:.2f}" + ("" if math.isnan(correlation) else signed), (share, i),
-            xytext=(4, 0), textcoords="offset configurations", va="center", fontsize=7.5,
+            xytext=(4, 0), textcoords="offset points", va="center", fontsize=7.5,
         )  # fmt: skip
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.4, -0.6)
