@@ -179,8 +179,8 @@ def test_modules_that_import_each_other(tmp_path: Path) -> None:
             "x = 1\ny = x.shape\nclass A: pass",
             "A",
             (
-                "own.py cannot be imported: FOLDER/own.py:2: y = x.shape: AttributeError: 'int' object "
-                "has no attribute 'shape'"
+                "own.py cannot be imported: FOLDER/own.py:2: y = x.shape: AttributeError: "
+                "'int' object has no attribute 'shape'"
             ),
         ),
         (

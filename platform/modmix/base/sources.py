@@ -93,7 +93,7 @@ def find(text: str, folder: Path) -> str:
     if not file.endswith(".py") or not name.isidentifier():
         raise InputError(f"must be FILE.py:CLASS, got {text!r}")
     bundle = _read(Path(folder, Path(file).expanduser()).absolute())
-    _bundles.setdefault(bundle.digest, bundle)
+    _bundles[bundle.digest] = bundle  # where it lay last
     return f"{bundle.entry}:{name}@{bundle.digest}"
 
 

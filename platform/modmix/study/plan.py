@@ -41,7 +41,7 @@ from modmix.study.validate import Checker, PartPlan, is_key_of, task_options
 from modmix.tasks.table import TASKS, default_encoders, resolve_options, task_entry
 
 if TYPE_CHECKING:
-    from modmix.tasks.data import Data
+    from modmix.tasks.data import Data, Input
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -538,9 +538,15 @@ class _Check:
             return problems[0]
         used = encoders if entry.inputs == "raw" else replicate.encoders
         for name, encoder in used.items():
-            if (problem := _misfit(name, data.inputs[name].kind, encoder["name"])) is not None:
-                raw = f"{replicate.method} reads raw inputs: " if entry.inputs == "raw" else ""
-                return raw + problem
+            if (problem := _misfit(data.inputs[name], encoder["name"])) is not None:
+                if entry.inputs == "raw":
+                    what = f"{replicate.method} reads raw inputs"
+                    return f"{what}, and the input {problem}: use another method"
+                takes = " and ".join(encoder_entry(encoder["name"]).inputs)
+                return (
+                    f"encoder {sources.place(encoder['name'])} takes {takes}, and the input "
+                    f"{problem}: give that another encoder (encoders: {{{name}: …}})"
+                )
         try:
             self._try(replicate, data)
         except InputError as error:
@@ -561,15 +567,10 @@ class _Check:
             build_without_memory(spec)
 
 
-def _misfit(name: str, kind: str, encoder: str) -> str | None:
-    """Why an encoder does not take an input of this kind, or None."""
+def _misfit(given: Input, encoder: str) -> str | None:
+    """Which input is of what kind, where an encoder does not take it; else None."""
     takes = encoder_entry(encoder).inputs
-    if "any" in takes or kind in takes:
-        return None
-    return (
-        f"encoder {sources.place(encoder)} takes {' and '.join(takes)}, and the input {name!r} is "
-        f"{kind}: give that another encoder (encoders: {{{name}: …}})"
-    )
+    return None if "any" in takes or given.kind in takes else f"{given.name!r} is {given.kind}"
 
 
 def _samples(block: Mapping[str, Domain], limit: int = 64) -> Iterator[dict[str, Any]]:

@@ -195,7 +195,8 @@ class Checker:
                     given[method] = block["class"]
                     self.methods[method] = self._own((*path, "class"), block["class"], method_entry)
                 elif given[method] != block["class"]:
-                    message = f"{method} is {given[method]} elsewhere in this file: name this apart"
+                    there = f"{method} is {given[method]} elsewhere in this file"
+                    message = f"{there}: give this another name"
                     self.add((*path, "class"), message)
 
     def _objective(self, raw: Any) -> None:
