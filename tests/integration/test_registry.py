@@ -34,7 +34,7 @@ pytestmark = [
 
 STUDY = """\
 study: views
-task: {name: digits, modalities: [left, right], train_rows: 100}
+task: {name: digits, inputs: [left, right], train_rows: 100}
 seeds: [0, 1, 1000]
 training: {epochs: 2, batch_size: 50}
 encoders: {default: {name: mlp, hidden: [8]}}
