@@ -47,7 +47,7 @@ def check_model(spec: ModelSpec) -> None:
     from modmix.methods.model import build_model
 
     model = build_model(spec, 0)
-    with torch.no_grad():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
         features = _features(spec, model)
         target_B = torch.zeros(ROWS, dtype=torch.int64)
         where = f"method {sources.place(spec.method)}"
