@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 
@@ -189,3 +190,24 @@ def test_other_depths_are_refused(depth: int) -> None:
     message = rf"depth of resnet must be 6n \+ 2 \(8, 14, 20, 26, 32, …\), got {depth}; use \d+"
     with pytest.raises(InputError, match=message):
         ResNet((32, 32, 3), depth=depth)
+
+
+@pytest.mark.parametrize(
+    "kept", [("unit1",), ("unit2",), ("unit3",), ("unit1", "unit3"), ("unit2", "unit3")]
+)
+def test_only_what_is_read_is_built(kept: tuple[str, ...]) -> None:
+    """The same features as of the whole network, and every parameter left gets a gradient."""
+    torch.manual_seed(0)
+    whole = ResNet((9, 8, 3), depth=8, width=4).double().eval()
+    part = copy.deepcopy(whole)
+    part.keep_only(kept)
+    images = torch.randn(3, 9, 8, 3, dtype=torch.float64)
+    expected, found = whole(images), part(images)
+    assert isinstance(expected, dict)
+    assert isinstance(found, dict)
+    assert part.features == {name: whole.features[name] for name in kept}  # type: ignore[index]
+    assert tuple(found) == kept
+    for name in kept:
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=0)
+    torch.stack([x.square().sum() for x in found.values()]).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters())

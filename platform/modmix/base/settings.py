@@ -126,8 +126,7 @@ _SETTINGS = (
         default=None,
         optional=True,
         choices=("last", "best"),
-        doc="weights that are tested and kept: after the last epoch, or at the best evaluation; "
-        "null: best with patience, else last",
+        doc="which epoch's weights count; null: best where patience is set, else last",
     ),
     Hyperparameter(
         name="precision",
@@ -180,11 +179,10 @@ def training_defaults() -> dict[str, Any]:
     return {name: setting.default for name, setting in TRAINING.items()}
 
 
-def selected(training: Mapping[str, Any]) -> str:
-    """Which weights are a model's result, ``last`` or ``best``, where ``select`` may be null."""
-    if training["select"] is not None:
-        return str(training["select"])
-    return "last" if training["patience"] is None else "best"
+def selection(training: Mapping[str, Any]) -> str:
+    """Which epoch's weights count under these settings: "last" or "best"."""
+    chosen = training["select"]
+    return str(chosen or ("last" if training["patience"] is None else "best"))
 
 
 def training_problem(name: str, value: Any) -> str | None:

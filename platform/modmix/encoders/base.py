@@ -9,7 +9,7 @@ Shapes: B batch, L positions, T frames, H × W pixels, C channels, D features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
@@ -28,6 +28,12 @@ class Encoder(nn.Module):
 
     stacked: bool = False
     """Whether several models run at once under `torch.func.vmap`; the trainer sets it."""
+
+    def keep_only(self, modalities: Collection[str]) -> None:
+        """Called once after building: no others of its modalities will be read.
+
+        An encoder that gives several may leave out what only the others need.
+        """
 
     def forward(self, inputs: Tensor) -> Tensor | dict[str, Tensor]:
         """Features (B, D) of inputs (B, *shape), or features by modality.

@@ -9,12 +9,15 @@ Shapes: B batch, H × W pixels, C channels, D features.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modmix.base.errors import InputError
 from modmix.encoders.base import Encoder
+
+UNITS = ("unit1", "unit2", "unit3")
 
 
 class ResNet(Encoder):
@@ -58,9 +61,7 @@ class ResNet(Encoder):
         self.taps = nn.ModuleList()
         if taps:
             self.taps.extend(_tap(c, channels[1]) for c in channels[:2])
-            self.features = dict(
-                zip(("unit1", "unit2", "unit3"), (channels[1], *channels[1:]), strict=True)
-            )
+            self.features = dict(zip(UNITS, (channels[1], *channels[1:]), strict=True))
         else:
             self.features = channels[2]
         for module in self.modules():
@@ -68,14 +69,30 @@ class ResNet(Encoder):
                 std = math.sqrt(2.0 / (9 * module.out_channels))
                 nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
 
+    def keep_only(self, modalities: Collection[str]) -> None:
+        """Leave out taps that nobody reads, and the units behind the last one that is read."""
+        if not isinstance(self.features, Mapping):
+            return
+        self.features = {name: self.features[name] for name in UNITS if name in modalities}
+        for i in range(len(self.taps)):
+            if UNITS[i] not in self.features:
+                self.taps[i] = nn.Identity()
+        if "unit3" not in self.features:
+            self.unit3, self.end = nn.Sequential(), nn.Sequential()
+            if "unit2" not in self.features:
+                self.unit2 = nn.Sequential()
+
     def forward(self, images_BHWC: Tensor) -> Tensor | dict[str, Tensor]:
         end1 = self.unit1(self.stem(images_BHWC.permute(0, 3, 1, 2)))
         end2 = self.unit2(end1)
-        end3_BD = _average(self.end(self.unit3(end2)))
-        if not self.taps:
-            return end3_BD
-        tap1, tap2 = self.taps
-        return {"unit1": _average(tap1(end1)), "unit2": _average(tap2(end2)), "unit3": end3_BD}
+        end3 = self.end(self.unit3(end2))
+        if not isinstance(self.features, Mapping):
+            return _average(end3)
+        found = {}
+        for name, tap, end in zip(UNITS, (*self.taps, nn.Identity()), (end1, end2, end3)):
+            if name in self.features:
+                found[name] = _average(tap(end))
+        return found
 
 
 class Block(nn.Module):

@@ -168,10 +168,11 @@ def build_model(spec: ModelSpec, seed: int) -> Model:
             or a user's own class that cannot be built.
     """
     sources.register(spec.sources)
-    encoders: dict[str, nn.Module] = {}
+    encoders: dict[str, Encoder] = {}
     for name in spec.reads:
         with _generator(seed, "encoder", name):
             encoders[name] = _build_encoder(spec.used_encoders[name], name, spec.inputs[name])
+    _keep_only_used(encoders, spec)
     widths = {
         modality: _width(encoders[name], part, spec.used_encoders[name]["name"])
         for modality, (name, part) in spec.modalities.items()
@@ -182,15 +183,24 @@ def build_model(spec: ModelSpec, seed: int) -> Model:
     return Model(spec.modalities, list(encoders), list(encoders.values()), method)
 
 
-def _build_encoder(encoder: Mapping[str, Any], name: str, given: InputSpec) -> nn.Module:
+def _build_encoder(encoder: Mapping[str, Any], name: str, given: InputSpec) -> Encoder:
     path = encoder_entry(encoder["name"]).path
     arguments = {key: value for key, value in encoder.items() if key != "name"}
     with _explained(encoder["name"], f"encoder of {name}"):
         kind = sources.load_subclass(path, Encoder, "modmix.Encoder")
         if given.kind == "tokens" and "vocabulary" in inspect.signature(kind).parameters:
             arguments["vocabulary"] = given.vocabulary
-        built: nn.Module = kind(given.shape, **arguments)
+        built: Encoder = kind(given.shape, **arguments)
     return built
+
+
+def _keep_only_used(encoders: Mapping[str, Encoder], spec: ModelSpec) -> None:
+    """Tell encoders of several modalities which of them the method reads."""
+    for name, encoder in encoders.items():
+        parts = [part for origin, part in spec.modalities.values() if origin == name and part]
+        if parts:
+            with _explained(spec.used_encoders[name]["name"], f"encoder of {name}"):
+                encoder.keep_only(parts)
 
 
 def _width(encoder: nn.Module, part: str | None, name: str) -> int:

@@ -21,7 +21,7 @@ from modmix.base import sources
 from modmix.base.errors import DataError, InputError, Problem, SpecError
 from modmix.base.messages import NUMERICS_VERSION, Replicate, TaskRef, digest
 from modmix.base.metrics import higher_is_better
-from modmix.base.settings import TRAINING, WITHOUT_EFFECT, selected, training_defaults
+from modmix.base.settings import TRAINING, WITHOUT_EFFECT, selection, training_defaults
 from modmix.base.space import (
     Choices,
     Domain,
@@ -132,7 +132,7 @@ class Plan:
                 fields[name.removeprefix("encoder.")] = value
             else:
                 chosen[name.removeprefix("task.")] = value
-        training["select"] = selected(training)
+        training["select"] = selection(training)
         options = self._options_with(chosen)
         data = self.data_of(options)
         encoders: dict[str, dict[str, Any]] = {}
