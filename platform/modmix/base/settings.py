@@ -174,15 +174,15 @@ TRAINING: Mapping[str, Hyperparameter] = {setting.name: setting for setting in _
 WITHOUT_EFFECT = frozenset({"eval_batch_size", "stack", "compile", "cuda_graphs"})
 
 
-def training_defaults() -> dict[str, Any]:
-    """Every training setting with its default."""
-    return {name: setting.default for name, setting in TRAINING.items()}
-
-
 def selection(training: Mapping[str, Any]) -> str:
     """Which epoch's weights count under these settings: "last" or "best"."""
     chosen = training["select"]
     return str(chosen or ("last" if training["patience"] is None else "best"))
+
+
+def training_defaults() -> dict[str, Any]:
+    """Every training setting with its default."""
+    return {name: setting.default for name, setting in TRAINING.items()}
 
 
 def training_problem(name: str, value: Any) -> str | None:

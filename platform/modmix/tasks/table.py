@@ -16,7 +16,7 @@ from typing import Any, cast
 from modmix.base import sources as own
 from modmix.base.errors import DataError
 from modmix.base.signature import arguments, summary
-from modmix.tasks.options import Option, OptionKind, problems_of, suggestion
+from modmix.tasks.options import Option, problems_of, suggestion
 
 MLP_64: Mapping[str, Any] = {"name": "mlp", "hidden": [64]}
 CHAR_CNN: Mapping[str, Any] = {"name": "char_cnn"}
@@ -305,10 +305,8 @@ def _own_entry(name: str) -> TaskEntry:
     options = tuple(
         Option(
             name=argument.name,
-            kind=cast(OptionKind, argument.kind),
-            default=str(argument.default)
-            if isinstance(argument.default, Path)
-            else argument.default,
+            kind=cast(Any, argument.kind),
+            default=str(argument.default) if argument.kind == "path" else argument.default,
             doc=f"of {where}",
             optional=argument.optional,
             required=argument.required,
