@@ -19,7 +19,7 @@ DETAILS = {
     "fingerprint": "f" * 32,
     "classes": 10,
     "class_names": [str(i) for i in range(10)],
-    "modalities": {"left": [8, 4], "right": [8, 4]},
+    "inputs": {"left": [8, 4], "right": [8, 4]},
     "rows": {"train": 1000, "val": 300, "test": 400},
     "modmix": "0.1.0",
     "torch": "2.14.1",

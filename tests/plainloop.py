@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from modmix.base.messages import Replicate
-from modmix.methods.model import Model, build_model, derive_seed
+from modmix.methods.model import Model, build_model, derive_seed, model_spec
 from modmix.tasks.data import Data, Split
 
 
@@ -86,9 +86,8 @@ def part_errors(model: Model, split: Split) -> dict[str, float]:
 def train_plainly(replicate: Replicate, data: Data) -> Plain:
     """Train one replicate; early stopping and best-epoch weights by validation error."""
     t = replicate.training
-    shapes = {name: modality.shape for name, modality in data.inputs.items()}
     r = replicate
-    model = build_model(r.method, r.params, r.encoders, shapes, data.classes, r.seed)
+    model = build_model(model_spec(r, data), r.seed)
     optimizer = make_optimizer(model, t)
     inputs, labels = tensors(data.train)
     batch = min(t["batch_size"], len(labels))

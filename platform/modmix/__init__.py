@@ -49,7 +49,7 @@ The modules, in reading order; each imports only what stands above it:
     cli         what people type
 
 For users: `run` starts or continues a study file and returns its `Study`; `open_study` opens a
-finished one.
+finished one. `Method`, `Encoder` and `Task` are what classes of your own derive from.
 
     >>> import modmix                                       # doctest: +SKIP
     >>> modmix.run("studies/quickstart.yaml").frame()       # doctest: +SKIP
@@ -63,14 +63,26 @@ from modmix._version import VERSION as __version__
 
 if TYPE_CHECKING:
     from modmix.api import Study, open_study, run
+    from modmix.encoders.base import Encoder
+    from modmix.methods.base import Method
+    from modmix.tasks.base import Task
 
-__all__ = ["Study", "__version__", "open_study", "run"]
+__all__ = ["Encoder", "Method", "Study", "Task", "__version__", "open_study", "run"]
+
+_PLACES = {
+    "Encoder": "modmix.encoders.base",
+    "Method": "modmix.methods.base",
+    "Study": "modmix.api",
+    "Task": "modmix.tasks.base",
+    "open_study": "modmix.api",
+    "run": "modmix.api",
+}
 
 
 def __getattr__(name: str) -> Any:
     # Loaded on first use: `import modmix` stays light for scripts that only read a version.
-    if name in ("Study", "open_study", "run"):
-        from modmix import api
+    if name in _PLACES:
+        from importlib import import_module
 
-        return getattr(api, name)
+        return getattr(import_module(_PLACES[name]), name)
     raise AttributeError(f"module 'modmix' has no attribute {name!r}")

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from modmix.base.messages import Pack, Replicate
-from modmix.methods.model import build_model
+from modmix.methods.model import build_model, model_spec
 from modmix.tasks.base import load_task
 from modmix.tasks.data import Data
 from tests.benchmarks.harness import cpu_count
@@ -96,8 +96,7 @@ def moved(replicate: Replicate, parameters: int) -> float:
 
 
 def _model(replicate: Replicate, data: Data) -> Any:
-    r = replicate
-    return build_model(r.method, r.params, r.encoders, data.shapes, data.classes, r.seed)
+    return build_model(model_spec(replicate, data), replicate.seed)
 
 
 def batch_of(replicate: Replicate, data: Data) -> int:

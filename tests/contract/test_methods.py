@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from modmix.base.errors import InputError
 from modmix.methods.base import Method
 from modmix.methods.late import Late
-from modmix.methods.model import build_model, derive_seed, pack_weights, unpack_weights
+from modmix.methods.model import (
+    InputSpec,
+    Model,
+    ModelSpec,
+    build_model,
+    derive_seed,
+    pack_weights,
+    unpack_weights,
+)
 from modmix.methods.mulmix import MulMix
 from modmix.methods.table import METHODS, problems, sources, subsets
 from toypack import defaults
@@ -150,13 +158,30 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+def spec_of(
+    method: str,
+    params: Mapping[str, Any],
+    encoders: Mapping[str, Mapping[str, Any]],
+    shapes: Mapping[str, tuple[int, ...]],
+    classes: int = 2,
+) -> ModelSpec:
+    inputs = {name: InputSpec(shape=shape) for name, shape in shapes.items()}
+    return ModelSpec(
+        method=method, params=params, encoders=encoders, inputs=inputs, classes=classes
+    )
+
+
+def built(*what: Any, seed: int = 0) -> Model:
+    return build_model(spec_of(*what), seed)
+
+
 def make(name: str, params: Mapping[str, Any], modalities: int, classes: int) -> Method:
     """A method in float64 on features of width 4."""
     used = 1 if name == "base" else modalities
     shapes = {f"m{i}": (4,) for i in range(used)}
     values = {**defaults(name), **params}
     encoders = dict.fromkeys(shapes, MLP)
-    return build_model(name, values, encoders, shapes, classes, 7).method.double()
+    return built(name, values, encoders, shapes, classes, seed=7).method.double()
 
 
 def test_every_method_of_the_table_has_cases() -> None:
@@ -308,8 +333,8 @@ def test_unequal_widths_cannot_be_summed(name: str) -> None:
     encoders = {"a": {"name": "mlp", "hidden": [4]}, "b": {"name": "mlp", "hidden": [5]}}
     shapes: dict[str, tuple[int, ...]] = {"a": (3,), "b": (3,)}
     with pytest.raises(InputError, match="merge: sum needs features of equal width, got 4, 5; set"):
-        build_model(name, params, encoders, shapes, 2, 0)
-    build_model(name, {**params, "project": 6}, encoders, shapes, 2, 0)
+        built(name, params, encoders, shapes)
+    built(name, {**params, "project": 6}, encoders, shapes)
 
 
 # ---------------------------------------------------------------- models
@@ -320,7 +345,7 @@ def test_initial_weights_depend_on_the_seed_alone() -> None:
     encoders = dict.fromkeys(shapes, MLP)
 
     def weights(seed: int) -> Tensor:
-        model = build_model("mul", defaults("mul"), encoders, shapes, 2, seed)
+        model = built("mul", defaults("mul"), encoders, shapes, seed=seed)
         return nn.utils.parameters_to_vector(model.parameters())
 
     torch.manual_seed(1)
@@ -337,11 +362,11 @@ def test_initial_weights_depend_on_the_seed_alone() -> None:
 def test_early_and_base_use_what_they_should() -> None:
     shapes: dict[str, tuple[int, ...]] = {"face.left": (3,), "values": (2, 2)}
     encoders = dict.fromkeys(shapes, MLP)
-    early = build_model("early", defaults("early"), encoders, shapes, 2, 0)
+    early = built("early", defaults("early"), encoders, shapes)
     inputs = {"face.left": torch.randn(5, 3), "values": torch.randn(5, 2, 2)}
     assert early.features(inputs)["values"].shape == (5, 4)
     params = {**defaults("base"), "modality": "values"}
-    base = build_model("base", params, encoders, shapes, 2, 0)
+    base = built("base", params, encoders, shapes)
     assert base.modalities == ("values",)
     assert base.scores(base({"values": inputs["values"]})).shape == (5, 2)
 
@@ -350,19 +375,13 @@ def test_weights_survive_as_bytes() -> None:
     shapes: dict[str, tuple[int, ...]] = {"a": (3,), "b": (2,)}
     encoders = {m: {"name": "mlp", "hidden": [4], "batch_norm": True} for m in shapes}
     params = {**defaults("mulmix"), "beta": 0.3, "margin": 0.2}
-    model = build_model("mulmix", params, encoders, shapes, 2, 3)
+    spec = spec_of("mulmix", params, encoders, shapes)
+    model = build_model(spec, 3)
     inputs = {"a": torch.randn(5, 3), "b": torch.randn(5, 2)}
     model(inputs)  # moves the statistics of batch norm
-    description = {
-        "method": "mulmix",
-        "params": params,
-        "encoders": encoders,
-        "modalities": shapes,
-        "classes": 2,
-        "class_names": ["no", "yes"],
-        "seed": 3,
-    }
-    again, found = unpack_weights(pack_weights(model.state_dict(), description))
+    again, found = unpack_weights(
+        pack_weights(model.state_dict(), spec, {"class_names": ["no", "yes"]})
+    )
     assert found["class_names"] == ["no", "yes"]
     model.eval()
     assert torch.equal(again.scores(again(inputs)), model.scores(model(inputs)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from modmix.base.messages import Finished, Replicate
 from modmix.base.metrics import METRICS, evaluate
-from modmix.methods.model import build_model, unpack_weights
+from modmix.methods.model import build_model, model_spec, unpack_weights
 from modmix.methods.table import METHODS
 from modmix.tasks.data import Data
 from modmix.training.group import Group, Member
@@ -155,7 +156,7 @@ def test_everything_stays_on_one_device(method: str) -> None:
     cuda = torch.device("cuda:0")
     with FakeTensorMode(), torch.no_grad():
         models = [
-            build_model(method, r.params, encoders, DATA.shapes, 3, r.seed) for r in replicates
+            build_model(model_spec(replace(r, encoders=encoders), DATA), r.seed) for r in replicates
         ]
         stack = Stack(models, cuda)
         training = replicates[0].training

@@ -322,7 +322,7 @@ FILES = {
     ),
     "an encoder of no modality": Case(
         study=of("encoders: {m3: {name: mlp}}\n"),
-        lines=line(7, "encoders.m3: unknown modality 'm3': did you mean 'm2'."),
+        lines=line(7, "encoders.m3: unknown input 'm3': did you mean 'm2'."),
         prepared=True,
     ),
     "final of a method that is none": Case(

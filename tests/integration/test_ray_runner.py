@@ -85,7 +85,7 @@ def test_a_study_that_is_refused_leaves_no_cluster_behind(tmp_path: Path) -> Non
     code, output = run(tmp_path, wrong)
     assert code == 2
     assert output.startswith("modmix: ")
-    assert "unknown modality 'nowhere'" in output
+    assert "unknown input 'nowhere'" in output
     assert len(output.splitlines()) == 1
     ours = [
         process.pid

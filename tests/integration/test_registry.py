@@ -20,7 +20,7 @@ from mlflow_bench import METRICS, Bench, Server
 from modmix.analysis.best import best_configurations
 from modmix.base.errors import InputError
 from modmix.ledger import Entry, NewConfiguration, Result
-from modmix.methods.model import build_model, pack_weights
+from modmix.methods.model import build_model, model_spec, pack_weights
 from modmix.registry import registry
 from modmix.study import plan as plan_module
 from modmix.study import spec
@@ -34,7 +34,7 @@ pytestmark = [
 
 STUDY = """\
 study: views
-task: {name: digits, modalities: [left, right], train_rows: 100}
+task: {name: digits, inputs: [left, right], train_rows: 100}
 seeds: [0, 1, 1000]
 training: {epochs: 2, batch_size: 50}
 encoders: {default: {name: mlp, hidden: [8]}}
@@ -105,19 +105,11 @@ class Studies:
         """Untrained weights: what a model says is compared, not whether it is right."""
         self.bench.home.weights.mkdir(exist_ok=True)
         for r in configuration.replicates:
-            shapes = plan.data.shapes
-            model = build_model(r.method, r.params, r.encoders, shapes, plan.data.classes, r.seed)
+            model_of = model_spec(r, plan.data)
             blob = pack_weights(
-                model.state_dict(),
-                {
-                    "method": r.method,
-                    "params": dict(r.params),
-                    "encoders": {k: dict(v) for k, v in r.encoders.items()},
-                    "modalities": {k: list(v) for k, v in shapes.items()},
-                    "classes": plan.data.classes,
-                    "class_names": list(plan.data.class_names),
-                    "seed": r.seed,
-                },
+                build_model(model_of, r.seed).state_dict(),
+                model_of,
+                {"class_names": list(plan.data.class_names), "seed": r.seed},
             )
             (self.bench.home.weights / f"{r.key}.safetensors").write_bytes(blob)
 
@@ -326,7 +318,7 @@ def probabilities(studies: Studies, plan: Plan, inputs: dict[str, Any]) -> Any:
     (method,) = part.domains
     configuration = plan.configuration(method, part.assignments(method)[0])
     r = configuration.replicates[0]  # all have the same error: the first seed wins
-    model = build_model(r.method, r.params, r.encoders, plan.data.shapes, 10, r.seed).eval()
+    model = build_model(model_spec(r, plan.data), r.seed).eval()
     with torch.no_grad():
         tensors = {k: torch.tensor(np.asarray(v)) for k, v in inputs.items()}
         return model.scores(model(tensors)).softmax(-1).numpy()

@@ -314,7 +314,8 @@ def test_a_key_is_this_digest() -> None:
             "encoders": {"left": encoder, "right": encoder},
             "task": ["digits", fingerprint],
             "seed": 3,
-            "numerics": 1,
+            "augmentation": {},
+            "numerics": 2,
         }
     )
 
@@ -701,7 +702,7 @@ def test_halving_that_has_enough_to_choose_from(search: str, more: str) -> None:
         (
             "  p: {methods: {mul: }}",
             "encoders: {lft: {name: mlp}}",
-            "line 3: encoders.lft: unknown modality 'lft': did you mean 'left'?",
+            "line 3: encoders.lft: unknown input 'lft': did you mean 'left'?",
         ),
         (
             "  p: {methods: {base: {modality: middle}}}",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from modmix.base.messages import Finished
 from modmix.methods.base import Method, Stage, cross_entropy
-from modmix.methods.model import build_model, derive_seed, unpack_weights
+from modmix.methods.model import InputSpec, ModelSpec, build_model, derive_seed, unpack_weights
 from modmix.methods.table import METHODS, MethodEntry
 from plainloop import tensors
 from toypack import make_data, make_pack, make_replicates, progress, train, train_pack
@@ -73,9 +73,14 @@ def table(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def by_hand(seed: int, epochs: int) -> dict[str, Tensor]:
     """Both stages with torch.optim; the last weights."""
-    shapes = {name: modality.shape for name, modality in DATA.modalities.items()}
-    encoders = dict.fromkeys(shapes, ENCODER)
-    model = build_model("twostages", {}, encoders, shapes, 3, seed)
+    spec = ModelSpec(
+        method="twostages",
+        params={},
+        encoders=dict.fromkeys(DATA.shapes, ENCODER),
+        inputs={name: InputSpec(shape=shape) for name, shape in DATA.shapes.items()},
+        classes=3,
+    )
+    model = build_model(spec, seed)
     method = model.method
     assert isinstance(method, TwoStages)
     inputs, labels = tensors(DATA.train)

@@ -448,8 +448,8 @@ def damage(file: Path, how: str) -> None:
         case "garbage":
             file.write_bytes(b"\xff" * 500)
         case "other numerics":
-            assert content.count(b'\\"numerics\\": 1') == 1
-            file.write_bytes(content.replace(b'\\"numerics\\": 1', b'\\"numerics\\": 0'))
+            assert content.count(b'\\"numerics\\": 2') == 1
+            file.write_bytes(content.replace(b'\\"numerics\\": 2', b'\\"numerics\\": 0'))
         case "other shapes":
             assert content.count(b'"0/loss"') == 1
             file.write_bytes(content.replace(b'"0/loss"', b'"0/lost"'))

@@ -249,7 +249,8 @@ def _failure(snapshot: Snapshot, replicate: ReplicateRecord) -> str:
 def _setup(snapshot: Snapshot) -> list[tuple[str, str]]:
     record, details = snapshot.record, snapshot.record.details
     rows = details.get("rows") or {}
-    modalities = details.get("modalities") or {}
+    inputs = details.get("inputs") or {}
+    modalities = list(details.get("modalities") or ())
     reused = sum(replicate.origin == "reused" for replicate in snapshot.replicates)
     training = record.spec.get("training") or {}
     return [
@@ -258,7 +259,8 @@ def _setup(snapshot: Snapshot) -> list[tuple[str, str]]:
         ("conditions", _varied_options(snapshot)),
         ("rows", ", ".join(f"{rows[s]} {s}" for s in ("train", "val", "test") if s in rows)),
         ("classes", str(details.get("classes") or "")),
-        ("modalities", ", ".join(f"{name} {_shape(s)}" for name, s in modalities.items())),
+        ("inputs", ", ".join(f"{name} {_shape(s)}" for name, s in inputs.items())),
+        ("modalities", ", ".join(modalities) if modalities != list(inputs) else ""),
         ("data fingerprint", _fingerprint(snapshot)),
         ("objective", ", ".join(metric_words(name) for name in snapshot.objectives)),
         ("seeds", ", ".join(map(str, record.spec.get("seeds") or ()))),

@@ -14,7 +14,7 @@ from typing import Any
 # Raised whenever the same settings would give other numbers than before (another initialisation,
 # another order of batches, a corrected loss). It is part of every replicate's key, so that results
 # of different numerics are never mixed.
-NUMERICS_VERSION = 1
+NUMERICS_VERSION = 2
 
 
 def digest(value: Any) -> str:
@@ -25,7 +25,10 @@ def digest(value: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskRef:
-    """A task, its resolved options, and the fingerprint of the data that the plan saw."""
+    """A task, its resolved options, and the fingerprint of the data that the plan saw.
+
+    ``name`` is of the table or a reference to a user's own class (see `modmix.base.sources`).
+    """
 
     name: str
     options: Mapping[str, Any]
@@ -37,7 +40,9 @@ class Replicate:
     """One model to train: a configuration of a method with one seed, everything resolved.
 
     ``training`` holds every training setting, ``params`` every hyperparameter of the method and
-    ``encoders`` one entry per modality (``{"name": "mlp", "hidden": [64]}``).
+    ``encoders`` one entry per input that the model reads (``{"name": "mlp", "hidden": [64]}``;
+    none for methods that read raw inputs). ``method`` and the names of encoders are of the tables
+    or references to users' own classes (see `modmix.base.sources`).
     """
 
     key: str
@@ -77,6 +82,9 @@ class Pack:
     # Members (by key) with a result in the ledger. A pack is resumed with all its members, so that
     # its checkpoint fits; these are not trained again.
     ended: Mapping[str, Ended] = field(default_factory=dict)
+    # Texts of users' own files behind the names of task, method and encoders, by digest. A worker
+    # registers them before anything else.
+    sources: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def method(self) -> str:

@@ -156,6 +156,8 @@ class Hyperparameter:
                 return canonical(float(value))
             case "floats":
                 return [canonical(float(v)) for v in value]
+            case "ints":
+                return list(value)
             case "mapping":
                 return {str(k): canonical(float(v)) for k, v in sorted(value.items())}
             case "strs":

@@ -1,14 +1,19 @@
 """The encoders a study file can name, and their hyperparameters. Imports no torch.
 
-What an encoder must be stands in `modmix.encoders.base`.
+What an encoder must be stands in `modmix.encoders.base`. Beside those of the table there are
+users' own classes, named by references (see `modmix.base.sources`); `encoder_entry` finds both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cache
+from typing import Any, Literal, get_args
 
+from modmix.base import sources as own
+from modmix.base.errors import InputError
+from modmix.base.signature import hyperparameters, summary
 from modmix.base.space import Hyperparameter
 
 Inputs = Literal["dense", "image", "sequence", "tokens", "any"]
@@ -18,7 +23,7 @@ Inputs = Literal["dense", "image", "sequence", "tokens", "any"]
 class EncoderEntry:
     """One row of the table. ``modalities`` empty: one, named like the encoder's input."""
 
-    path: str  # "module:Class"
+    path: str  # "module:Class", or a reference
     doc: str
     hyperparameters: tuple[Hyperparameter, ...] = ()
     inputs: tuple[Inputs, ...] = ("dense",)
@@ -145,6 +150,63 @@ ENCODERS: dict[str, EncoderEntry] = {
 }
 
 
+def encoder_entry(name: str) -> EncoderEntry:
+    """The entry of an encoder: of the table, or made from a user's own class.
+
+    Class attributes may say more of the latter: ``inputs``, the kinds it takes (default: any), and
+    ``modalities``, the names of several that it gives.
+
+    Raises:
+        InputError: the class is not there, is no encoder, or has arguments that cannot be read.
+    """
+    return ENCODERS[name] if name in ENCODERS else _own_entry(name)
+
+
+@cache
+def _own_entry(name: str) -> EncoderEntry:
+    from modmix.encoders.base import Encoder
+
+    found, where = own.load_subclass(name, Encoder, "modmix.Encoder"), own.place(name)
+    declared = hyperparameters(found, where, reserved={"name", "class"}, without=("vocabulary",))
+    inputs: tuple[Inputs, ...] = tuple(getattr(found, "inputs", ("any",)))
+    if not inputs or not set(inputs) <= set(get_args(Inputs)):
+        raise InputError(
+            f"{where}: inputs must be kinds of input ({', '.join(get_args(Inputs))}), "
+            f"got {inputs!r}"
+        )
+    names = getattr(found, "modalities", ())
+    if not isinstance(names, tuple) or not all(isinstance(n, str) and n for n in names):
+        raise InputError(f"{where}: modalities must be a tuple of names, got {names!r}")
+    return EncoderEntry(
+        path=name, doc=summary(found), hyperparameters=declared, inputs=inputs, modalities=names
+    )
+
+
+def modality_inputs(
+    encoders: Mapping[str, Mapping[str, Any]], *, prefixed: bool
+) -> dict[str, tuple[str, str | None]]:
+    """Modality -> its input and, of an encoder that gives several, its name there; in order.
+
+    Args:
+        encoders: by input, name and hyperparameters.
+        prefixed: whether the task has several inputs; the names of several modalities of one then
+            begin with the input's.
+
+    Example:
+        >>> tapped = {"name": "resnet", "taps": True}
+        >>> list(modality_inputs({"a": {"name": "mlp"}, "b": tapped}, prefixed=True))
+        ['a', 'b.unit1', 'b.unit2', 'b.unit3']
+    """
+    found: dict[str, tuple[str, str | None]] = {}
+    for name, spec in encoders.items():
+        given = given_modalities(spec["name"], spec)
+        if not given:
+            found[name] = (name, None)
+        for each in given:
+            found[f"{name}.{each}" if prefixed else each] = (name, each)
+    return found
+
+
 def given_modalities(encoder: str, params: Mapping[str, Any]) -> tuple[str, ...]:
     """Names of the modalities that an encoder with these values gives; (): one, like its input.
 
@@ -152,6 +214,6 @@ def given_modalities(encoder: str, params: Mapping[str, Any]) -> tuple[str, ...]
         >>> given_modalities("resnet", {"depth": 20, "taps": True})
         ('unit1', 'unit2', 'unit3')
     """
-    entry = ENCODERS[encoder]
+    entry = encoder_entry(encoder)
     given = entry.switch is None or params[entry.switch]
     return entry.modalities if given else ()

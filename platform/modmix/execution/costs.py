@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from modmix.base.errors import InputError
 from modmix.base.messages import Replicate, TaskRef
@@ -64,22 +64,13 @@ class Costs:
         return Cost(fixed=settings["epochs"] * fixed, each=settings["epochs"] * each)
 
 
-def _size(replicate: Replicate, data: Any) -> tuple[int, int]:
+def _size(replicate: Replicate, data: Data) -> tuple[int, int]:
     """Parameters of one model, and in how many tensors; zero for one that cannot be built."""
-    import torch
-
-    from modmix.methods.model import build_model
+    from modmix.methods.model import model_spec
+    from modmix.study.dry_run import build_without_memory
 
     try:
-        with torch.device("meta"):  # shapes without memory
-            model = build_model(
-                replicate.method,
-                replicate.params,
-                replicate.encoders,
-                data.shapes,
-                data.classes,
-                replicate.seed,
-            )
+        model = build_without_memory(model_spec(replicate, data))
     except InputError:
         return 0, 0  # its worker says why
     sizes = [math.prod(parameter.shape) for parameter in model.parameters()]

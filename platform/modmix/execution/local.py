@@ -17,6 +17,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from modmix.base import sources
 from modmix.base.errors import DataError, InputError, ModmixError, RunnerError
 from modmix.base.messages import Event, Finished, Pack, Progress, TaskRef, digest
 
@@ -170,9 +171,11 @@ def train(
 
     Raises:
         RunnerError: this machine's data is not the data the study was planned with.
+        InputError: a user's own task that cannot be loaded here.
     """
     from modmix.training.trainer import train_pack
 
+    sources.register(pack.sources)
     data = _data_of(pack.task)
     device = _device(gpus)
     # Of the memory as of the processors (or of the GPU): other packs train beside this one.

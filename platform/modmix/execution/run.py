@@ -22,7 +22,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 from modmix.base.errors import Incomplete, LedgerError
 from modmix.base.home import Home, write_bytes
-from modmix.base.messages import Event, Finished, Pack, PackStarted, Progress, Replicate, pack_id
+from modmix.base.messages import (
+    Event,
+    Finished,
+    Pack,
+    PackStarted,
+    Progress,
+    Replicate,
+    pack_id,
+)
 from modmix.execution.costs import Costs
 from modmix.execution.local import Verdict
 from modmix.execution.queue import Members, PackQueue
@@ -30,7 +38,7 @@ from modmix.ledger import ENDED, Entry, Lease, Ledger, NewConfiguration, Result
 from modmix.search.run_state import RunState, Status
 from modmix.search.rungs import Rungs
 from modmix.search.searches import Search, Searches
-from modmix.study.plan import Configuration, Plan
+from modmix.study.plan import Configuration, Plan, sources_of
 
 MAX_FAILURES = 5  # of the machine, per pack and start of the driver, before it is left interrupted
 
@@ -307,6 +315,7 @@ class StudyRun:
                 self._state.has_results(r.configuration, replicates) for r in replicates
             ),
             ended=self._state.ended_of(replicates),
+            sources=sources_of(self._state.tasks[replicates[0].structure], replicates[0]),
         )
         for key in claimed:
             self._state.states[key] = "running"

@@ -1,23 +1,34 @@
-"""A model: one encoder per modality and a method on top; how it is built, written and read."""
+"""A model: encoders of inputs and a method on top; how it is built, written and read."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib
+import inspect
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from modmix.base import sources
 from modmix.base.errors import InputError
-from modmix.encoders.table import ENCODERS
+from modmix.encoders.base import Encoder
+from modmix.encoders.table import encoder_entry, modality_inputs
 from modmix.methods.base import Method, Outputs
-from modmix.methods.table import METHODS
+from modmix.methods.draws import own_dropout
+from modmix.methods.table import method_entry
 from modmix.methods.table import modalities as modalities_used
 
-Shapes = Mapping[str, tuple[int, ...]]
+if TYPE_CHECKING:
+    from modmix.base.messages import Replicate
+    from modmix.tasks.data import Data
+
+# Of what `pack_weights` writes. 1 described modalities instead of inputs.
+WEIGHTS_VERSION = 2
 
 
 def derive_seed(seed: int, *words: str | int) -> int:
@@ -26,23 +37,139 @@ def derive_seed(seed: int, *words: str | int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
+# ---------------------------------------------------------------- descriptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSpec:
+    """What a model must know of an input: the shape of one example and what it holds."""
+
+    shape: tuple[int, ...]
+    kind: str = "dense"
+    vocabulary: int | None = None  # of tokens: ids are 0 .. vocabulary - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderUse:
+    """One encoder: its input, and the modalities that are read from it.
+
+    ``modalities`` is by name, with the encoder's own name for it where it gives several.
+    """
+
+    input: str
+    modalities: Mapping[str, str | None]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return tuple(part for part in self.modalities.values() if part is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """All that a model is built from, but its seed.
+
+    ``encoders`` is by input, ``{"name": "mlp", "hidden": [64]}``, at least of those that the
+    method uses; ``inputs`` are all of the task's, in order. ``sources`` are the texts behind
+    references to users' own classes (see `modmix.base.sources`).
+    """
+
+    method: str
+    params: Mapping[str, Any]
+    encoders: Mapping[str, Mapping[str, Any]]
+    inputs: Mapping[str, InputSpec]
+    classes: int
+    sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @cached_property
+    def used_encoders(self) -> Mapping[str, Mapping[str, Any]]:
+        """By input in the task's order, encoders that may be built; of raw inputs, `Identity`."""
+        if method_entry(self.method).inputs == "raw":
+            return {name: {"name": "identity"} for name in self.inputs}
+        return {name: self.encoders[name] for name in self.inputs if name in self.encoders}
+
+    @cached_property
+    def modalities(self) -> Mapping[str, tuple[str, str | None]]:
+        """The modalities that the method uses -> input, and the name its encoder gives them."""
+        made = modality_inputs(self.used_encoders, prefixed=len(self.inputs) > 1)
+        used = modalities_used(self.method, list(made), self.params)
+        return {name: made[name] for name in used}
+
+    @cached_property
+    def encoders_built(self) -> tuple[EncoderUse, ...]:
+        """Every encoder of the model, in the order of the task's inputs.
+
+        One an input; where modalities have encoders of their own (`late`), one a modality.
+        """
+        alone = method_entry(self.method).separate_encoders
+        uses: dict[tuple[str, str], dict[str, str | None]] = {}
+        for modality, (name, part) in self.modalities.items():
+            uses.setdefault((name, modality if alone else ""), {})[modality] = part
+        built = [EncoderUse(input=name, modalities=parts) for (name, _), parts in uses.items()]
+        order = list(self.inputs)
+        return tuple(sorted(built, key=lambda use: order.index(use.input)))
+
+    @cached_property
+    def reads(self) -> tuple[str, ...]:
+        """Names of the inputs that the model reads, in the task's order."""
+        used = {name for name, _ in self.modalities.values()}
+        return tuple(name for name in self.inputs if name in used)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(raw: Mapping[str, Any]) -> ModelSpec:
+        inputs = {
+            name: InputSpec(**{**given, "shape": tuple(given["shape"])})
+            for name, given in raw["inputs"].items()
+        }
+        return ModelSpec(**{**raw, "inputs": inputs})
+
+
+def model_spec(replicate: Replicate, data: Data) -> ModelSpec:
+    """What a replicate's model is built from."""
+    names = [replicate.method, *(encoder["name"] for encoder in replicate.encoders.values())]
+    return ModelSpec(
+        method=replicate.method,
+        params=dict(replicate.params),
+        encoders={name: dict(spec) for name, spec in replicate.encoders.items()},
+        inputs={
+            name: InputSpec(shape=one.shape, kind=one.kind, vocabulary=one.vocabulary)
+            for name, one in data.inputs.items()
+        },
+        classes=data.classes,
+        sources=sources.bundles(names),
+    )
+
+
+# ---------------------------------------------------------------- models
+
+
 class Model(nn.Module):
     """Encoders and a method, for one model and one batch.
 
-    Encoders are kept in a list in the order of ``modalities``: a dictionary of modules refuses
-    names that a modality may well have ("values", "face.left").
+    ``uses`` has an entry per encoder. Encoders are kept in a list: a dictionary of modules refuses
+    names that an input may well have ("values", "face.left").
     """
 
-    def __init__(self, modalities: Sequence[str], encoders: Sequence[nn.Module], method: Method):
+    def __init__(
+        self, uses: Sequence[EncoderUse], encoders: Sequence[nn.Module], method: Method
+    ) -> None:
         super().__init__()
-        self.modalities = tuple(modalities)
+        self.uses = tuple(uses)
+        self.modalities = method.modalities
+        self.inputs = tuple(dict.fromkeys(use.input for use in uses))
         self.encoders = nn.ModuleList(encoders)
         self.method = method
 
     def features(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Features (B, D_m) of the inputs (B, *shape) by modality."""
-        pairs = zip(self.modalities, self.encoders, strict=True)
-        return {name: encoder(inputs[name]) for name, encoder in pairs}
+        """Features (B, D_m) by modality of the inputs (B, *shape)."""
+        found: dict[str, Tensor] = {}
+        for use, encoder in zip(self.uses, self.encoders, strict=True):
+            made = encoder(inputs[use.input])
+            for modality, part in use.modalities.items():
+                found[modality] = made if part is None else made[part]
+        return {modality: found[modality] for modality in self.modalities}
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Outputs:
         return self.method(self.features(inputs))
@@ -56,73 +183,118 @@ class Model(nn.Module):
     def log_probabilities(self, outputs: Outputs) -> Tensor:
         return self.method.log_probabilities(outputs)
 
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return self.modalities
-
     def parts(self) -> Mapping[str, tuple[str, ...]]:
         """Parts that train as if each were alone, see `Method.parts`."""
-        return self.method.parts({m: f"encoders.{i}." for i, m in enumerate(self.modalities)})
+        prefixes = {
+            modality: f"encoders.{i}."
+            for i, use in enumerate(self.uses)
+            for modality in use.modalities
+        }
+        return self.method.parts(prefixes)
 
 
-def build_model(
-    method: str,
-    params: Mapping[str, Any],
-    encoders: Mapping[str, Mapping[str, Any]],
-    modalities: Shapes,
-    classes: int,
-    seed: int,
-) -> Model:
-    """Build and initialise a model from names and values; the global generator is not moved.
+def build_model(spec: ModelSpec, seed: int) -> Model:
+    """Build and initialise a model; the global generator is not moved.
 
-    ``encoders`` has an entry per modality, ``{"name": "mlp", "hidden": [64]}``; ``modalities``
-    are the task's, in order, with the shapes of one example.
+    The initial weights of an encoder depend on the seed and its input's name, those of the method
+    on the seed: other encoders beside it change nothing. (Of encoders that a method keeps apart
+    although they read one input, also on the modality.)
 
     Raises:
-        InputError: values that fit one by one but not together (features that cannot be summed).
+        InputError: values that fit one by one but not together (features that cannot be summed),
+            or a user's own class that cannot be built.
     """
-    used = modalities_used(method, list(modalities), params)
-    raw = METHODS[method].inputs == "raw"
+    sources.register(spec.sources)
+    encoders: list[Encoder] = []
+    widths: dict[str, int] = {}
+    apart = method_entry(spec.method).separate_encoders
+    for use in spec.encoders_built:
+        words = ("encoder", use.input, *(use.parts if apart else ()))
+        with _generator(seed, *words):
+            encoder = _build_encoder(spec, use)
+        encoders.append(encoder)
+        name = spec.used_encoders[use.input]["name"]
+        widths |= {m: _width(encoder, part, name) for m, part in use.modalities.items()}
+    widths = {modality: widths[modality] for modality in spec.modalities}
+    with _generator(seed, "method"), _explained(spec.method, "method"):
+        kind = sources.load_subclass(method_entry(spec.method).path, Method, "modmix.Method")
+        method = kind(widths, spec.classes, **spec.params)
+    model = Model(spec.encoders_built, encoders, method)
+    own_dropout(model)
+    return model
+
+
+def _build_encoder(spec: ModelSpec, use: EncoderUse) -> Encoder:
+    encoder, given = spec.used_encoders[use.input], spec.inputs[use.input]
+    arguments = {key: value for key, value in encoder.items() if key != "name"}
+    with _explained(encoder["name"], f"encoder of {use.input}"):
+        path = encoder_entry(encoder["name"]).path
+        kind = sources.load_subclass(path, Encoder, "modmix.Encoder")
+        if given.kind == "tokens" and "vocabulary" in inspect.signature(kind).parameters:
+            arguments["vocabulary"] = given.vocabulary
+        built: Encoder = kind(given.shape, **arguments)
+        if use.parts:
+            built.keep_only(use.parts)
+    return built
+
+
+def _width(encoder: nn.Module, part: str | None, name: str) -> int:
+    """The width of the features of one modality, as the encoder's attribute says."""
+    widths = getattr(encoder, "features", None)
+    if part is None and isinstance(widths, int):
+        return widths
+    if part is not None and isinstance(widths, Mapping) and isinstance(widths.get(part), int):
+        return int(widths[part])
+    must = "a whole number" if part is None else f"a mapping with a whole number for {part!r}"
+    raise InputError(
+        f"the attribute features of {sources.place(name)} must be {must}, got {widths!r}: set "
+        "it in the constructor, and name several modalities in the class attribute modalities"
+    )
+
+
+@contextmanager
+def _generator(seed: int, *words: str) -> Iterator[None]:
+    """Let initial weights come from a generator of their own."""
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: it would also reseed every accelerator.
-        torch.default_generator.manual_seed(derive_seed(seed, "weights"))
-        parts = [
-            _build_encoder({"name": "identity"} if raw else encoders[name], modalities[name])
-            for name in used
-        ]
-        widths = {name: int(cast(Any, part).features) for name, part in zip(used, parts)}
-        top = _load(METHODS[method].path)(widths, classes, **params)
-        return Model(used, parts, top)
+        torch.default_generator.manual_seed(derive_seed(seed, "weights", *words))
+        yield
 
 
-def _build_encoder(spec: Mapping[str, Any], shape: tuple[int, ...]) -> nn.Module:
-    hyperparameters = {name: value for name, value in spec.items() if name != "name"}
-    encoder: nn.Module = _load(ENCODERS[spec["name"]].path)(tuple(shape), **hyperparameters)
-    return encoder
-
-
-def _load(path: str) -> Any:
-    module, _, name = path.partition(":")
-    return getattr(importlib.import_module(module), name)
+def _explained(name: str, what: str) -> Any:
+    """Around users' own code; that of the tables raises what it means."""
+    if not sources.is_reference(name):
+        return nullcontext()
+    return sources.explained(f"{what}: {sources.place(name)} cannot be built")
 
 
 # ---------------------------------------------------------------- weights as bytes
 
 
-def pack_weights(state: Mapping[str, Tensor], description: Mapping[str, Any]) -> bytes:
-    """Weights and buffers with what `build_model` needs, as safetensors."""
+def pack_weights(
+    state: Mapping[str, Tensor], spec: ModelSpec, description: Mapping[str, Any]
+) -> bytes:
+    """Weights and buffers with all that `build_model` needs, as safetensors.
+
+    ``description`` is whatever else should be known (``class_names``), as JSON values.
+    """
     from safetensors.torch import save
 
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    blob: bytes = save(tensors, metadata={"modmix": json.dumps(description)})
+    header = {**description, "version": WEIGHTS_VERSION, "model": spec.to_json()}
+    blob: bytes = save(tensors, metadata={"modmix": json.dumps(header)})
     return blob
 
 
 def unpack_weights(blob: bytes) -> tuple[Model, dict[str, Any]]:
     """The model that `pack_weights` wrote, in evaluation mode, and its description.
 
+    The ``model`` of the description is its `ModelSpec`. A model with users' own classes holds
+    their source text, and building it runs that code: load only models that you trust as you
+    trust a program.
+
     Raises:
-        InputError: bytes that are not such a model.
+        InputError: bytes that are not such a model, or one of an earlier version.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -137,13 +309,12 @@ def unpack_weights(blob: bytes) -> tuple[Model, dict[str, Any]]:
             f"a model must be safetensors written by modmix, got {len(blob)} bytes that are not "
             f"({error}); train it again with keep_weights"
         ) from error
-    model = build_model(
-        description["method"],
-        description["params"],
-        description["encoders"],
-        {name: tuple(shape) for name, shape in description["modalities"].items()},
-        description["classes"],
-        description["seed"],
-    )
+    if (version := description.get("version", 1)) != WEIGHTS_VERSION:
+        raise InputError(
+            f"a model's weights must be of version {WEIGHTS_VERSION}, got version {version}, which "
+            "another release wrote: train the model again"
+        )
+    description["model"] = spec = ModelSpec.from_json(description["model"])
+    model = build_model(spec, 0)
     model.load_state_dict(tensors)
     return model.eval(), description

@@ -1,5 +1,8 @@
 """The methods a study file can name, their hyperparameters, and what they demand. No torch here.
 
+Beside those of the table there are users' own classes, named by references (see
+`modmix.base.sources`); `method_entry` finds both.
+
 The plan checks configurations with `problems` before anything is started; the classes then trust
 them.
 """
@@ -8,10 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 from math import comb
 from typing import Any, Literal
 
+from modmix.base import sources as own
+from modmix.base.settings import TRAINING
+from modmix.base.signature import hyperparameters, summary
 from modmix.base.space import Hyperparameter
 
 MAX_SOURCES = 127  # seven modalities with all their subsets
@@ -21,11 +28,13 @@ MAX_SOURCES = 127  # seven modalities with all their subsets
 class MethodEntry:
     """One row of the table. ``inputs`` raw: modalities reach the method without an encoder."""
 
-    path: str  # "module:Class"
+    path: str  # "module:Class", or a reference
     doc: str
     hyperparameters: tuple[Hyperparameter, ...] = ()
     min_modalities: int = 1
     inputs: Literal["features", "raw"] = "features"
+    # Whether modalities of one encoder (taps of a ResNet) get a copy of it each.
+    separate_encoders: bool = False
 
 
 def _depth(default: int, what: str) -> Hyperparameter:
@@ -120,7 +129,7 @@ METHODS: dict[str, MethodEntry] = {
     ),
     "early": MethodEntry(
         path="modmix.methods.early:Early",
-        doc="inputs concatenated, one network (eq. 1); flat inputs only",
+        doc="inputs flattened and concatenated, one network (eq. 1); no tokens",
         hyperparameters=(
             Hyperparameter(
                 name="hidden",
@@ -148,6 +157,7 @@ METHODS: dict[str, MethodEntry] = {
             _WIDTH,
         ),
         min_modalities=2,
+        separate_encoders=True,
     ),
     "add": MethodEntry(
         path="modmix.methods.add:Add",
@@ -201,6 +211,24 @@ METHODS: dict[str, MethodEntry] = {
 }
 
 
+def method_entry(name: str) -> MethodEntry:
+    """The entry of a method: of the table, or made from a user's own class.
+
+    Raises:
+        InputError: the class is not there, is no method, or has arguments that cannot be read.
+    """
+    return METHODS[name] if name in METHODS else _own_entry(name)
+
+
+@cache
+def _own_entry(name: str) -> MethodEntry:
+    from modmix.methods.base import Method
+
+    found = own.load_subclass(name, Method, "modmix.Method")
+    declared = hyperparameters(found, own.place(name), reserved={*TRAINING, "class"})
+    return MethodEntry(path=name, doc=summary(found), hyperparameters=declared)
+
+
 def modalities(method: str, names: Sequence[str], params: Mapping[str, Any]) -> tuple[str, ...]:
     """The modalities that a configuration of this method uses, in the task's order."""
     chosen = params.get("modality") if method == "base" else None
@@ -232,7 +260,7 @@ def problems(method: str, names: Sequence[str], params: Mapping[str, Any]) -> li
     ``params`` has passed the checks of each single hyperparameter. Each problem is a clause that
     says what must be, what came and what to do.
     """
-    entry = METHODS[method]
+    entry = method_entry(method)
     found: list[str] = []
     if len(names) < entry.min_modalities:
         found.append(f"needs at least {entry.min_modalities} modalities, got {', '.join(names)}")
@@ -244,7 +272,7 @@ def problems(method: str, names: Sequence[str], params: Mapping[str, Any]) -> li
             f"at most {MAX_SOURCES} mixtures can be combined, {len(names)} modalities make "
             f"{_count(len(names), params.get('max_subset'))}; set max_subset"
         )
-    elif params.get("weights"):
+    elif params.get("weights") and method in METHODS:
         known = sources(method, names, params)
         unknown = [name for name in params["weights"] if name not in known]
         if unknown:

@@ -1,14 +1,18 @@
 """The script that a registered model runs: MLflow copies this file beside the weights.
 
-A model takes raw modality values and answers with a frame: ``class`` (0..C-1), ``label`` and
-``probability.LABEL`` for every class. One row an example. Modalities come as
+A model takes raw values of its inputs and answers with a frame: ``class`` (0..C-1), ``label`` and
+``probability.LABEL`` for every class. One row an example. Inputs come as
 
     {"left": array (B, *shape), "right": …}       also (B, numbers of one example)
-    a frame with a column per modality            its cells are lists or arrays
+    a frame with a column per input               its cells are lists or arrays
     a frame with columns left.0, left.1, …        only through `unwrap_python_model().predict`,
                                                   for MLflow itself asks for the named columns
 
+Inputs of tokens are ids as the task prepared them, 0 being padding at the end.
+
 It runs where torch, numpy, pandas, safetensors and mlflow are; the package travels with the model.
+So does the source text of users' own methods and encoders: loading a model that has some runs that
+code, and a model should be trusted as a program is.
 Imported by path, not as `modmix.registry.pyfunc`, so it holds as little as it can.
 """
 
@@ -27,23 +31,24 @@ import pandas as pd
 import torch
 
 from modmix.base.errors import InputError
-from modmix.methods.model import unpack_weights
+from modmix.methods.model import InputSpec, unpack_weights
 
 ROWS = 4096  # examples at a time
 
-Array = npt.NDArray[np.float32]
+Array = npt.NDArray[Any]
 
 
 class MultimodalModel(mlflow.pyfunc.PythonModel):
     """A model that combines modalities, read from safetensors."""
 
     def load_context(self, context: Any) -> None:
-        """Build the model from ``weights`` and read ``scaling``: modality -> mean and scale."""
+        """Build the model from ``weights`` and read ``scaling``: input -> mean and scale.
+
+        Users' own code that is part of the model is executed.
+        """
         blob = Path(context.artifacts["weights"]).read_bytes()
         self._model, description = unpack_weights(blob)
-        self._shapes = {
-            name: tuple(description["modalities"][name]) for name in self._model.modalities
-        }
+        self._inputs = {name: description["model"].inputs[name] for name in self._model.inputs}
         self._labels = [str(name) for name in description["class_names"]]
         text = Path(context.artifacts["scaling"]).read_text(encoding="utf-8")
         self._scaling: dict[str, dict[str, list[float]]] = json.loads(text)
@@ -57,7 +62,7 @@ class MultimodalModel(mlflow.pyfunc.PythonModel):
         """Classify B examples. (MLflow makes a frame of a mapping; unwrapped, both are taken.)
 
         Raises:
-            MlflowException: a modality is missing, has the wrong size, or values that are no
+            MlflowException: an input is missing, has the wrong size, or values that are no
                 numbers (MLflow's own error, so that a server answers with the sentence).
         """
         try:
@@ -67,13 +72,13 @@ class MultimodalModel(mlflow.pyfunc.PythonModel):
 
     def _answer(self, model_input: Any) -> pd.DataFrame:
         inputs = {
-            name: self._scaled(name, _values(model_input, name, shape))
-            for name, shape in self._shapes.items()
+            name: self._prepared(name, _values(model_input, name, given.shape), given)
+            for name, given in self._inputs.items()
         }
         rows = {len(values) for values in inputs.values()}
         if len(rows) != 1:
             sizes = ", ".join(f"{name} has {len(values)}" for name, values in inputs.items())
-            raise InputError(f"every modality must have as many rows as the others: {sizes}")
+            raise InputError(f"every input must have as many rows as the others: {sizes}")
         probabilities_BC = self._probabilities(inputs, rows.pop())
         classes_B = probabilities_BC.argmax(1)
         answer: dict[str, Any] = {
@@ -84,7 +89,10 @@ class MultimodalModel(mlflow.pyfunc.PythonModel):
             answer[f"probability.{label}"] = probabilities_BC[:, k].astype(np.float64)
         return pd.DataFrame(answer)
 
-    def _scaled(self, name: str, values: npt.NDArray[np.float64]) -> Array:
+    def _prepared(self, name: str, values: npt.NDArray[np.float64], given: InputSpec) -> Array:
+        """Scaled as the task scaled them, float32; tokens as they are, int64."""
+        if given.kind == "tokens":
+            return _tokens(name, values, given.vocabulary)
         if name in self._scaling:
             scaling = self._scaling[name]  # along the last axis, or one number
             values = (values - np.asarray(scaling["mean"])) / np.asarray(scaling["scale"])
@@ -103,8 +111,16 @@ class MultimodalModel(mlflow.pyfunc.PythonModel):
         return np.concatenate(parts)
 
 
+def _tokens(name: str, values: npt.NDArray[np.float64], vocabulary: int | None) -> Array:
+    ids = values.astype(np.int64)
+    end = np.inf if vocabulary is None else vocabulary
+    if (ids != values).any() or (ids < 0).any() or (ids >= end).any():
+        raise InputError(f"input {name!r} must be ids of tokens, whole numbers from 0 to {end - 1}")
+    return ids
+
+
 def _values(source: Any, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
-    """One modality of whatever was given, (B, *shape), in double precision for the scaling."""
+    """One input of whatever was given, (B, *shape), in double precision for the scaling."""
     given = _find(source, name, prod(shape))
     try:
         if isinstance(given, pd.Series):
@@ -112,7 +128,7 @@ def _values(source: Any, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.fl
         values = np.asarray(given, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"modality {name!r} must be {prod(shape)} numbers an example: {error}"
+            f"input {name!r} must be {prod(shape)} numbers an example: {error}"
         ) from error
     if values.size == 0:
         return values.reshape(0, *shape)
@@ -120,25 +136,25 @@ def _values(source: Any, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.fl
         values = values[:, None]
     if values.shape[1:] not in (shape, (prod(shape),)):
         raise InputError(
-            f"modality {name!r} must be of shape (rows, {', '.join(map(str, shape))}), "
+            f"input {name!r} must be of shape (rows, {', '.join(map(str, shape))}), "
             f"got {values.shape}"
         )
     if not np.isfinite(values).all():
-        raise InputError(f"modality {name!r} holds values that are NaN or infinite: remove them")
+        raise InputError(f"input {name!r} holds values that are NaN or infinite: remove them")
     return values.reshape(len(values), *shape)
 
 
 def _find(source: Any, name: str, size: int) -> Any:
-    """The values of a modality: by its name, or of a frame's flat columns."""
+    """The values of an input: by its name, or of a frame's flat columns."""
     if isinstance(source, (Mapping, pd.DataFrame)):
         if name in source:
             return source[name]
         flat = [f"{name}.{i}" for i in range(size)]
         if isinstance(source, pd.DataFrame) and all(column in source for column in flat):
             return source[flat].to_numpy()
-        raise InputError(f"modality {name!r} is missing: give it by that name")
+        raise InputError(f"input {name!r} is missing: give it by that name")
     raise InputError(
-        f"inputs must be a mapping or a frame of modalities by name, got {type(source).__name__}"
+        f"inputs must be a mapping or a frame of inputs by name, got {type(source).__name__}"
     )
 
 

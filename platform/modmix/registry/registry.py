@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from modmix.base import ties
+from modmix.base import sources, ties
 from modmix.base.errors import InputError
 from modmix.base.home import Home, is_name, write_text
 from modmix.base.messages import digest
@@ -72,15 +72,18 @@ def _study_file(
 ) -> dict[str, Any]:
     spec, details = record.spec, record.details
     resolved = details.get("task_options", {})  # with paths that do not depend on the file's place
-    task = {key: resolved.get(key, value) for key, value in spec["task"].items()}
+    at = details.get("classes_at", {})  # of users' own classes, wherever this file will lie
+    task = _placed({key: resolved.get(key, value) for key, value in spec["task"].items()}, at)
+    encoders = {name: _placed(encoder, at) for name, encoder in spec.get("encoders", {}).items()}
     seeds = _fresh_seeds(max(FEWEST_SEEDS, len(spec.get("seeds", ()))), used)
     block = {name: _constant(value) for name, value in best.params.items()}
+    block = _placed({**_own_class(spec, best.method), **block}, at)
     content: dict[str, Any] = {
         "study": name,
         "description": f"The best configuration of {best.method} in study {record.name}, on "
         "fresh seeds",
         "task": task,
-        "encoders": spec.get("encoders") or None,
+        "encoders": encoders or None,
         "training": spec.get("training") or None,
         "seeds": seeds,
         "objective": list(spec.get("objective", ["val/error"])),
@@ -94,6 +97,21 @@ def _study_file(
         "reuse": False,
     }
     return {key: value for key, value in content.items() if value is not None}
+
+
+def _own_class(spec: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """The class of a method that a study file brings, as its block gives it."""
+    blocks = [part["methods"].get(method) or {} for part in spec["parts"].values()]
+    return next(({"class": block["class"]} for block in blocks if "class" in block), {})
+
+
+def _placed(block: Mapping[str, Any], at: Mapping[str, str]) -> dict[str, Any]:
+    """A block with the absolute path of its class."""
+    if "class" not in block:
+        return dict(block)
+    file, _, name = block["class"].rpartition(":")
+    place = f"{Path(file).name}:{name}"
+    return {**block, "class": at.get(place, block["class"])}
 
 
 def _constant(value: Any) -> Any:
@@ -305,7 +323,7 @@ def _description(
     )
     shapes = ", ".join(
         f"{name} ({' × '.join(map(str, shape))})"
-        for name, shape in model.settings["modalities"].items()
+        for name, shape in model.settings["inputs"].items()
     )
     rows = "\n".join(f"| {name} | {value} |" for name, value in _summary(replicates).items())
     return f"""\
@@ -335,17 +353,18 @@ def _model(
 
     blob = weights.read_bytes()
     model, description = unpack_weights(blob)
-    shapes = {name: tuple(description["modalities"][name]) for name in model.modalities}
+    spec = description["model"]
+    shapes = {name: spec.inputs[name].shape for name in model.inputs}
     known = _scaling(record, configuration)
     scaling = {name: known[name] for name in shapes if name in known}
     (folder / "scaling.json").write_text(json.dumps(scaling), encoding="utf-8")
     (folder / "model.safetensors").write_bytes(blob)
     labels = [str(name) for name in description["class_names"]]
-    package = Path(__file__).parent
+    here = Path(__file__).parent
     return NewModel(
-        script=package / "pyfunc.py",
+        script=here / "pyfunc.py",
         files={"weights": folder / "model.safetensors", "scaling": folder / "scaling.json"},
-        package=package,
+        package=here.parent,
         requirements=_requirements(),
         inputs=tuple(shapes),
         outputs={
@@ -356,7 +375,9 @@ def _model(
         example=_example(shapes, scaling),
         settings={
             "modmix": VERSION,
-            "modalities": {name: list(shape) for name, shape in shapes.items()},
+            "inputs": {name: list(shape) for name, shape in shapes.items()},
+            # Loading a model with code of its own runs it.
+            "own_code": sorted(file for given in spec.sources.values() for file in given["texts"]),
             "scaled": sorted(scaling),
             "labels": labels,
         },
@@ -366,23 +387,32 @@ def _model(
 def _scaling(
     record: StudyRecord, configuration: ConfigurationRecord
 ) -> Mapping[str, Mapping[str, Any]]:
-    """Modality -> mean and scale, by which the task prepared its values (see `tasks.writer`)."""
-    from modmix.base.errors import DataError
-    from modmix.tasks.base import prepare_task
+    """Input -> mean and scale, by which the task prepared its values (see `tasks.writer`).
 
+    Of whole numbers, which are prepared as they are, those by which training scales them.
+    """
+    from modmix.base.errors import DataError
+    from modmix.tasks.base import load_task, prepare_task
+
+    sources.register(record.details.get("sources", {}))
+    task = record.details.get("task_reference", record.details["task"])
     options = dict(record.details.get("task_options", {}))
     for name, value in configuration.params.items():
         if name.startswith("task."):
             options[name.removeprefix("task.")] = value
     try:
-        folder = prepare_task(record.details["task"], options)
+        folder = prepare_task(task, options)
+        inputs = load_task(task, options).inputs
     except DataError as error:
         raise InputError(
             f"the data of study {record.name!r} are needed to register its model (how its values "
             f"were scaled is part of it), but: {error}"
         ) from error
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    found: Mapping[str, Mapping[str, Any]] = meta.get("scaling") or {}
+    found: dict[str, Mapping[str, Any]] = dict(meta.get("scaling") or {})
+    for name, given in inputs.items():
+        if given.mean is not None and given.scale is not None:
+            found[name] = {"mean": given.mean.tolist(), "scale": given.scale.tolist()}
     return found
 
 

@@ -11,25 +11,27 @@ import math
 import os
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modmix._version import VERSION
+from modmix.base import sources
 from modmix.base.errors import DataError, InputError, Problem, SpecError
 from modmix.base.messages import NUMERICS_VERSION, Replicate, TaskRef, digest
 from modmix.base.metrics import higher_is_better
-from modmix.base.settings import TRAINING, WITHOUT_EFFECT, training_defaults
+from modmix.base.settings import TRAINING, WITHOUT_EFFECT, selection, training_defaults
 from modmix.base.space import (
     Choices,
     Domain,
     Grid,
     Range,
+    every_value,
     grid_configurations,
 )
-from modmix.encoders.table import ENCODERS
-from modmix.methods.table import METHODS
+from modmix.encoders.table import encoder_entry, modality_inputs
+from modmix.methods.table import METHODS, method_entry
 from modmix.methods.table import modalities as modalities_used
 from modmix.methods.table import problems as method_problems
 from modmix.study import compatibility
@@ -37,10 +39,10 @@ from modmix.study import spec as spec_module
 from modmix.study.domains import EVERY_MODALITY
 from modmix.study.spec import Source, StudySpec, unknown
 from modmix.study.validate import Checker, PartPlan, is_key_of, task_options
-from modmix.tasks.table import TASKS, default_encoders, resolve_options
+from modmix.tasks.table import TASKS, default_encoders, resolve_options, task_entry
 
 if TYPE_CHECKING:
-    from modmix.tasks.data import Data
+    from modmix.tasks.data import Data, Input
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +58,18 @@ class Configuration:
 
 @dataclass
 class Plan:
-    """A checked study file with its data: everything `study` needs to run it."""
+    """A checked study file with its data: everything `study` needs to run it.
+
+    ``methods`` (by the names of the file), ``encoders`` (by input, what the file says of them) and
+    ``task_name`` have names of the tables or references to users' own classes.
+    """
 
     spec: StudySpec
     source: Source
     parts: tuple[PartPlan, ...]
+    methods: Mapping[str, str]
+    encoders: Mapping[str, Mapping[str, Any]]
+    task_name: str
     task_options: Mapping[str, Any]
     data: Data
     _variants: dict[str, Data] = field(default_factory=dict, repr=False)
@@ -80,9 +89,7 @@ class Plan:
         return tuple(higher_is_better(name) for name in self.spec.objective)
 
     def _task_ref(self, options: Mapping[str, Any], data: Data) -> TaskRef:
-        return TaskRef(
-            name=self.spec.task["name"], options=dict(options), fingerprint=data.fingerprint
-        )
+        return TaskRef(name=self.task_name, options=dict(options), fingerprint=data.fingerprint)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -106,7 +113,7 @@ class Plan:
             return self.data
         key = digest(dict(options))
         if key not in self._variants:
-            self._variants[key] = _load(self.spec.task["name"], options)
+            self._variants[key] = _load(self.task_name, options)
         return self._variants[key]
 
     @cached_property
@@ -119,7 +126,7 @@ class Plan:
         found: dict[str, dict[str, None]] = {}
         for part in self.parts:
             for method, domains in part.domains.items():
-                own = {h.name for h in METHODS[method].hyperparameters}
+                own = {h.name for h in method_entry(self.methods[method]).hyperparameters}
                 names = found.setdefault(method, {})
                 names.update(dict.fromkeys(name for name in domains if name not in own))
         return {method: tuple(names) for method, names in found.items()}
@@ -128,10 +135,10 @@ class Plan:
         """Resolve what a part sets or a sampler proposes into a configuration and its
         replicates.
         """
-        entry = METHODS[method]
+        entry = method_entry(self.methods[method])
         declared = {h.name: h for h in entry.hyperparameters}
         params = {h.name: h.normalise(h.default) for h in entry.hyperparameters}
-        training = {**training_defaults(), **_recipe(self.spec)}
+        training = {**training_defaults(), **self._recipe()}
         fields: dict[str, Any] = {}  # of every encoder
         chosen: dict[str, Any] = {}  # of the task
         for name, value in assignment.items():
@@ -143,20 +150,24 @@ class Plan:
                 fields[name.removeprefix("encoder.")] = value
             else:
                 chosen[name.removeprefix("task.")] = value
+        training["select"] = selection(training)
         options = self._options_with(chosen)
         data = self.data_of(options)
-        used = modalities_used(method, list(data.inputs), params)
-        encoders = (
-            {}
-            if entry.inputs == "raw"
-            else {modality: _encoder(self.spec, modality, fields) for modality in used}
-        )
+        encoders: dict[str, dict[str, Any]] = {}
+        if entry.inputs != "raw":
+            every = self.encoders_of(data, fields)
+            made = modality_inputs(every, prefixed=len(every) > 1)
+            used = modalities_used(method, list(made), params)
+            read = {made[modality][0] for modality in used if modality in made}
+            encoders = {name: encoder for name, encoder in every.items() if name in read}
         setting = _Setting(
-            method=method,
+            name=method,
+            method=self.methods[method],
             params=params,
             training=training,
             encoders=encoders,
             task=self._task_ref(options, data),
+            augmentation={name: asdict(one) for name, one in data.augmentation.items()},
         )
         shown = self.shown.get(method, ())
         key = digest([sorted(shown), setting.identity])
@@ -169,6 +180,29 @@ class Plan:
                 key, self.spec.seeds, owner=None if self.spec.reuse else self.name
             ),
         )
+
+    def encoders_of(self, data: Data, fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """By input of the task, its encoder with all hyperparameters; ``fields`` go before."""
+        kinds = {name: one.kind for name, one in data.inputs.items()}
+        defaults = default_encoders(self.task_name, kinds, kinds)
+        found = {}
+        for name in data.inputs:
+            own = self.encoders.get(name, self.encoders.get("default", defaults[name]))
+            own = {**own, **fields}
+            declared = encoder_entry(own["name"]).hyperparameters
+            values = {h.name: h.normalise(own.get(h.name, h.default)) for h in declared}
+            found[name] = {"name": own["name"], **values}
+        return found
+
+    @property
+    def monitor(self) -> str:
+        """The validation metric that picks the best epoch and stops early."""
+        return str(self._recipe()["monitor"])
+
+    def _recipe(self) -> dict[str, Any]:
+        of_task = task_entry(self.task_name).training
+        recipe = {"monitor": self.spec.objective[0], **of_task, **self.spec.training}
+        return {name: TRAINING[name].normalise(value) for name, value in recipe.items()}
 
     def first(self, configuration: Configuration) -> Configuration:
         """A searched configuration as it is asked for: with its first seeds, where they are
@@ -199,22 +233,30 @@ class Plan:
         if not chosen:
             return self.task_options
         options = {**self.task_options, **_expanded(chosen)}
-        return resolve_options(self.spec.task["name"], options, self.source.folder)
+        return resolve_options(self.task_name, options, self.source.folder)
 
     def details(self) -> dict[str, Any]:
         """What a reader of the ledger wants to know of data and code, as JSON."""
         data = self.data
+        encoders = self.encoders_of(data, {})
+        names = [self.task_name, *self.methods.values()]
+        names += [encoder["name"] for encoder in encoders.values()]
+        own = [name for name in dict.fromkeys(names) if sources.is_reference(name)]
         return {
-            "task": self.spec.task["name"],
+            "task": sources.place(self.task_name),
+            "task_reference": self.task_name,
             "task_options": dict(self.task_options),
             "fingerprint": data.fingerprint,
             "classes": data.classes,
             "class_names": list(data.class_names),
-            "modalities": {name: list(shape) for name, shape in data.shapes.items()},
+            "inputs": {name: list(shape) for name, shape in data.shapes.items()},
+            "modalities": list(modality_inputs(encoders, prefixed=len(encoders) > 1)),
             "rows": {name: split.rows for name, split in data.splits.items()},
             "modmix": VERSION,
             "numerics": NUMERICS_VERSION,
             "git": _commit(),
+            "classes_at": {sources.place(name): sources.location(name) for name in own},
+            "sources": sources.bundles(own),
             **_versions(),
         }
 
@@ -251,13 +293,16 @@ def make(
     problems = _merge([*source.problems, *problems], checker.problems)
     if problems or spec is None:
         raise SpecError(source.name, problems)
-    options = resolve_options(spec.task["name"], _expanded(task_options(spec.task)), source.folder)
+    options = resolve_options(checker.task, _expanded(task_options(spec.task)), source.folder)
     plan = Plan(
         spec=spec,
         source=source,
         parts=tuple(parts),
+        methods=checker.methods,
+        encoders=checker.encoders,
+        task_name=checker.task,
         task_options=options,
-        data=_load(spec.task["name"], options, progress),
+        data=_load_checked(source, checker.task, options, progress),
     )
     checked(spec)
     _check_against_data(plan)
@@ -282,8 +327,12 @@ def _with_path(source: Source, path: str) -> Source:
     """
     raw = source.raw.get("task")
     task = {"name": raw} if isinstance(raw, str) else raw
-    if not isinstance(task, Mapping) or not is_key_of(task.get("name"), TASKS):
+    if not isinstance(task, Mapping):
         return source  # the checks say what is wrong
+    if "class" in task:
+        return replace(source, raw={**source.raw, "task": {**task, "path": path}})
+    if not is_key_of(task.get("name"), TASKS):
+        return source
     if all(option.name != "path" for option in TASKS[task["name"]].options):
         raise InputError(f"--data: task {task['name']} reads no file: leave the flag out")
     return replace(source, raw={**source.raw, "task": {**task, "path": path}})
@@ -295,47 +344,57 @@ def _load(task: str, options: Mapping[str, Any], progress: Watch = lambda *_: No
     return load_task(task, options, progress)
 
 
-def _recipe(spec: StudySpec) -> dict[str, Any]:
-    recipe = {"monitor": spec.objective[0], **TASKS[spec.task["name"]].training, **spec.training}
-    return {name: TRAINING[name].normalise(value) for name, value in recipe.items()}
+def _load_checked(source: Source, task: str, options: Mapping[str, Any], progress: Watch) -> Data:
+    """Load data; what is wrong in a user's own task is said of its line in the study file."""
+    try:
+        return _load(task, options, progress)
+    except DataError:
+        raise
+    except InputError as error:
+        raise SpecError(source.name, [source.problem(("task", "class"), str(error))]) from error
 
 
-def _encoder(spec: StudySpec, modality: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    own = spec.encoders.get(modality, spec.encoders.get("default"))
-    if own is None:
-        own = default_encoders(spec.task["name"], [modality])[modality]
-    own = {**own, **fields}
-    declared = ENCODERS[own["name"]].hyperparameters
-    values = {h.name: h.normalise(own.get(h.name, h.default)) for h in declared}
-    return {"name": own["name"], **values}
+def sources_of(task: TaskRef, replicate: Replicate) -> dict[str, Any]:
+    """The texts of users' own files that a worker needs for a pack."""
+    encoders = (encoder["name"] for encoder in replicate.encoders.values())
+    return sources.bundles([task.name, replicate.method, *encoders])
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Setting:
-    """Everything a model is trained with but its seed, resolved."""
+    """Everything a model is trained with but its seed, resolved.
 
+    ``name`` is the method's in the study file, ``method`` that of the table or a reference.
+    """
+
+    name: str
     method: str
     params: Mapping[str, Any]
     training: Mapping[str, Any]
-    encoders: Mapping[str, Mapping[str, Any]]
+    encoders: Mapping[str, Mapping[str, Any]]  # by input
     task: TaskRef
+    augmentation: Mapping[str, Mapping[str, Any]]  # by input
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """All that its numbers depend on."""
+        """All that its numbers depend on.
+
+        References hold digests of users' own files. One class under two names is two methods.
+        """
         return {
-            "method": self.method,
+            "method": self.method if self.method in METHODS else [self.name, self.method],
             "params": dict(self.params),
             "training": {k: v for k, v in self.training.items() if k not in WITHOUT_EFFECT},
             "encoders": {name: dict(value) for name, value in self.encoders.items()},
             "task": [self.task.name, self.task.fingerprint],
+            "augmentation": {name: dict(value) for name, value in self.augmentation.items()},
             "numerics": NUMERICS_VERSION,
         }
 
     @cached_property
     def structure(self) -> str:
         """Names all that must be equal inside a pack."""
-        declared = {h.name: h for h in METHODS[self.method].hyperparameters}
+        declared = {h.name: h for h in method_entry(self.method).hyperparameters}
         rest = {
             "params": {k: v for k, v in self.params.items() if not declared[k].stackable},
             "training": {k: v for k, v in self.training.items() if not TRAINING[k].stackable},
@@ -415,43 +474,33 @@ def _merge(first: Sequence[Problem], second: Sequence[Problem]) -> list[Problem]
 
 
 def _check_against_data(plan: Plan) -> None:
-    """What only the data can tell: modalities' names, and whether each model can be built."""
+    """What only the data can tell: names of inputs and modalities, and whether models work."""
     source, problems = plan.source, []
-    modalities = list(plan.data.inputs)
-    for name in plan.spec.encoders:
-        if name != "default" and name not in modalities:
-            message = unknown(name, [*modalities, "default"], "modality")
+    inputs = list(plan.data.inputs)
+    for name in plan.encoders:
+        if name != "default" and name not in inputs:
+            message = unknown(name, [*inputs, "default"], "input")
             problems.append(source.problem(("encoders", name), message))
-    parts = []
-    for part in plan.parts:
-        domains = {}
-        for method, block in part.domains.items():
-            block = dict(block)
-            if block.get("modality") is EVERY_MODALITY:
-                names = tuple(modalities)
-                block["modality"] = (
-                    Grid(values=names) if part.search is None else Choices(values=names)
-                )
-            domains[method] = block
-        parts.append(PartPlan(name=part.name, x=part.x, search=part.search, domains=domains))
-    plan.parts = tuple(parts)
-    for part in plan.parts:
-        for method, block in part.domains.items():
-            path = ("parts", part.name, "methods", method)
-            try:
-                problem = _first_problem(plan, part, method, block)
-            except DataError as error:
-                problem = str(error)
-            if problem is not None:
-                problems.append(source.problem(path, problem))
-    problems += _undefined_metrics(plan)
+    if not problems:
+        plan.parts = tuple(_with_modalities(plan, part) for part in plan.parts)
+        check = _Check(plan)
+        for part in plan.parts:
+            for method, block in part.domains.items():
+                path = ("parts", part.name, "methods", method)
+                try:
+                    problem = check.first_problem(part, method, block)
+                except DataError as error:
+                    problem = str(error)
+                if problem is not None:
+                    problems.append(source.problem(path, problem))
+        problems += _undefined_metrics(plan)
     if problems:
         raise SpecError(source.name, problems)
 
 
 def _undefined_metrics(plan: Plan) -> Iterator[Problem]:
     """The objectives and the monitor that have no value on the data that was loaded."""
-    paths: dict[str, tuple[str, ...]] = {_recipe(plan.spec)["monitor"]: ("training", "monitor")}
+    paths: dict[str, tuple[str, ...]] = {plan.monitor: ("training", "monitor")}
     paths |= dict.fromkeys(plan.spec.objective, ("objective",))
     for metric, path in paths.items():
         for data in (plan.data, *plan._variants.values()):
@@ -460,51 +509,102 @@ def _undefined_metrics(plan: Plan) -> Iterator[Problem]:
                 break
 
 
-def _first_problem(
-    plan: Plan, part: PartPlan, method: str, block: Mapping[str, Domain]
-) -> str | None:
-    """Build one model of every structure (a sample of them for a search); None when all can be."""
-    seen: set[str] = set()
-    for assignment in part.assignments(method) if part.search is None else _samples(block):
-        configuration = plan.configuration(method, assignment)
-        data = plan.data_of(configuration.task.options)
-        if (
-            chosen := configuration.params.get("modality")
-        ) is not None and chosen not in data.inputs:
-            return f"modality: {unknown(str(chosen), data.inputs, 'modality')}"
-        replicate = configuration.replicates[0]
-        # Values of stackable hyperparameters do not change shapes, but their names may (weights).
-        signature = digest([replicate.structure, replicate.params.get("weights")])
-        if signature in seen:
-            continue
-        seen.add(signature)
-        if problems := method_problems(method, list(data.inputs), replicate.params):
+def _with_modalities(plan: Plan, part: PartPlan) -> PartPlan:
+    """A part in which `base` without a modality has every modality there is."""
+    domains = {}
+    for method, block in part.domains.items():
+        block = dict(block)
+        if block.get("modality") is EVERY_MODALITY:
+            encoders = plan.encoders_of(plan.data, _first_fields(block))
+            names = tuple(modality_inputs(encoders, prefixed=len(encoders) > 1))
+            block["modality"] = Grid(values=names) if part.search is None else Choices(values=names)
+        domains[method] = block
+    return PartPlan(name=part.name, x=part.x, search=part.search, domains=domains)
+
+
+def _first_fields(block: Mapping[str, Domain]) -> dict[str, Any]:
+    """Of every encoder's field that a block sets or varies, the first value."""
+    values = {
+        name.removeprefix("encoder."): every_value(domain)
+        for name, domain in block.items()
+        if name.startswith("encoder.")
+    }
+    return {name: found[0] for name, found in values.items() if found}
+
+
+class _Check:
+    """Holds models against the data: one of every structure is built, one of every kind is run."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._run: set[str] = set()  # kinds of models that have seen a batch
+
+    def first_problem(self, part: PartPlan, method: str, block: Mapping[str, Domain]) -> str | None:
+        """Of every structure (a sample of them for a search); None when all models work."""
+        seen: set[str] = set()
+        for assignment in part.assignments(method) if part.search is None else _samples(block):
+            configuration = self._plan.configuration(method, assignment)
+            replicate = configuration.replicates[0]
+            # Values of stackable hyperparameters do not change shapes, but their names may.
+            signature = digest([replicate.structure, replicate.params.get("weights")])
+            if signature in seen:
+                continue
+            seen.add(signature)
+            data = self._plan.data_of(configuration.task.options)
+            fields = {
+                name.removeprefix("encoder."): value
+                for name, value in assignment.items()
+                if name.startswith("encoder.")
+            }
+            if (problem := self._problem(replicate, data, fields)) is not None:
+                return problem
+            self._plan.warn(method, assignment, replicate, data)
+        return None
+
+    def _problem(self, replicate: Replicate, data: Data, fields: Mapping[str, Any]) -> str | None:
+        entry = method_entry(replicate.method)
+        encoders = self._plan.encoders_of(data, fields)
+        if entry.inputs == "raw":
+            encoders = {name: {"name": "identity"} for name in data.inputs}
+        modalities = list(modality_inputs(encoders, prefixed=len(encoders) > 1))
+        chosen = replicate.params.get("modality") if replicate.method == "base" else None
+        if chosen is not None and chosen not in modalities:
+            return f"modality: {unknown(str(chosen), modalities, 'modality')}"
+        if problems := method_problems(replicate.method, modalities, replicate.params):
             return problems[0]
-        if (problem := _unbuildable(replicate, data)) is not None:
-            return problem
-        plan.warn(method, assignment, replicate, data)
-    return None
+        used = encoders if entry.inputs == "raw" else replicate.encoders
+        for name, encoder in used.items():
+            if (problem := _misfit(data.inputs[name], encoder["name"])) is not None:
+                if entry.inputs == "raw":
+                    what = f"{replicate.method} reads raw inputs"
+                    return f"{what}, and the input {problem}: use another method"
+                takes = " and ".join(encoder_entry(encoder["name"]).inputs)
+                return (
+                    f"encoder {sources.place(encoder['name'])} takes {takes}, and the input "
+                    f"{problem}: give that another encoder (encoders: {{{name}: …}})"
+                )
+        try:
+            return self._try(replicate, data)
+        except InputError as error:
+            return str(error)
+
+    def _try(self, replicate: Replicate, data: Data) -> str | None:
+        from modmix.methods.model import model_spec
+        from modmix.study.dry_run import build_without_memory, check_model
+
+        spec = model_spec(replicate, data)
+        names = [[name, encoder["name"]] for name, encoder in replicate.encoders.items()]
+        kind = digest([replicate.method, names, data.fingerprint])
+        if spec.sources or kind not in self._run:
+            self._run.add(kind)
+            check_model(spec)
+        return compatibility.batch_problem(build_without_memory(spec), replicate, data)
 
 
-def _unbuildable(replicate: Replicate, data: Data) -> str | None:
-    """Why a model with these values cannot be built (features that cannot be summed), or None."""
-    import torch
-
-    from modmix.methods.model import build_model
-
-    try:
-        with torch.device("meta"):  # shapes without memory: a search's largest corner is free
-            model = build_model(
-                replicate.method,
-                replicate.params,
-                replicate.encoders,
-                data.shapes,
-                data.classes,
-                replicate.seed,
-            )
-    except InputError as error:
-        return str(error)
-    return compatibility.batch_problem(model, replicate, data)
+def _misfit(given: Input, encoder: str) -> str | None:
+    """Which input is of what kind, where an encoder does not take it; else None."""
+    takes = encoder_entry(encoder).inputs
+    return None if "any" in takes or given.kind in takes else f"{given.name!r} is {given.kind}"
 
 
 def _samples(block: Mapping[str, Domain], limit: int = 64) -> Iterator[dict[str, Any]]:

@@ -1,18 +1,23 @@
 """A study file held against the shelves: every problem at once, and what its parts vary.
 
 A method's block may name the method's own hyperparameters, any training setting
-(`learning_rate`), any encoder field for all modalities (`encoder.hidden`) and any option of the
+(`learning_rate`), any encoder field for all inputs (`encoder.hidden`) and any option of the
 task (`task.share`), each with a value or a domain (see `domains`).
+
+Where the shelves have a name, a file may have a class of the user's own: `class: FILE.py:CLASS` in
+the block of a task, an encoder, or a method of a new name. Only then anything heavy is imported.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from modmix.base.errors import Problem
+from modmix.base import sources
+from modmix.base.errors import InputError, Problem
+from modmix.base.home import NAME_RULE, is_name
 from modmix.base.metrics import METRICS
 from modmix.base.settings import TRAINING
 from modmix.base.space import (
@@ -25,8 +30,8 @@ from modmix.base.space import (
     grid_configurations,
     in_order_of_conditions,
 )
-from modmix.encoders.table import ENCODERS
-from modmix.methods.table import METHODS
+from modmix.encoders.table import ENCODERS, encoder_entry
+from modmix.methods.table import METHODS, method_entry
 from modmix.study.domains import (
     EVERY_MODALITY,
     DomainError,
@@ -36,7 +41,7 @@ from modmix.study.domains import (
     variable_problem,
 )
 from modmix.study.spec import SearchSpec, Source, unknown
-from modmix.tasks.table import TASKS, option_problems
+from modmix.tasks.table import TASKS, option_problems, task_entry
 from modmix.training.halving import share
 
 MAX_GRID_CONFIGURATIONS = 100_000
@@ -63,7 +68,9 @@ class Checker:
     def __init__(self, source: Source) -> None:
         self.source = source
         self.problems: list[Problem] = []
-        self.task = ""
+        self.task = ""  # of the table, or a reference; "": it is wrong
+        self.methods = {name: name for name in METHODS}  # and own ones -> reference, "" if wrong
+        self.encoders: dict[str, Mapping[str, Any]] = {}  # by input, with references for names
 
     def add(self, path: Sequence[str | int], message: str) -> None:
         problem = self.source.problem(path, message)
@@ -74,6 +81,7 @@ class Checker:
         raw = self.source.raw
         self._task(raw.get("task"))
         self._encoders(raw.get("encoders"))
+        self._own_methods(raw.get("parts"))
         training = raw.get("training")
         for name, value in training.items() if isinstance(training, Mapping) else ():
             self._value(("training", name), TRAINING.get(name), name, value, list(TRAINING))
@@ -81,8 +89,8 @@ class Checker:
         self._paper(raw.get("paper"))
         final = raw.get("final")
         retrained = final.get("method") if isinstance(final, Mapping) else None
-        if isinstance(retrained, str) and retrained not in METHODS:
-            self.add(("final", "method"), unknown(retrained, METHODS, "method"))
+        if isinstance(retrained, str) and retrained not in self.methods:
+            self.add(("final", "method"), unknown(retrained, self.methods, "method"))
         parts = raw.get("parts")
         plans = [
             plan
@@ -113,33 +121,83 @@ class Checker:
         if not isinstance(task, Mapping):
             return
         name = task.get("name")
-        if name is None:
+        if "class" in task:
+            if name is not None:
+                self.add(("task",), "must have a name or a class, not both")
+                return
+            self.task = self._own(("task", "class"), task["class"], task_entry)
+            self._task_options(task)
+        elif name is None:
             self.add(("task",), "must name a task: task: {name: digits}")
         elif not is_key_of(name, TASKS):
             self.add(("task",), unknown(str(name), TASKS, "task"))
         else:
             self.task = str(name)
-            options = task_options(task)
-            for option, value in options.items():
-                if (problem := variable_problem(value)) is not None:
-                    self.add(("task", option), problem)
-            for option, message in option_problems(self.task, options):
-                self.add(("task", option), message)
+            self._task_options(task)
+
+    def _task_options(self, task: Mapping[str, Any]) -> None:
+        options = task_options(task) if self.task else {}
+        for option, value in options.items():
+            if (problem := variable_problem(value)) is not None:
+                self.add(("task", option), problem)
+        for option, message in option_problems(self.task, options) if self.task else ():
+            self.add(("task", option), message)
+
+    def _own(self, path: Sequence[str | int], text: Any, entry: Callable[[str], object]) -> str:
+        """The reference for a user's own class, "" where something is wrong with it."""
+        try:
+            reference = sources.find(str(text), self.source.folder)
+            entry(reference)
+        except InputError as error:
+            self.add(path, str(error))
+            return ""
+        return reference
 
     def _encoders(self, raw: Any) -> None:
-        for modality, encoder in raw.items() if isinstance(raw, Mapping) else ():
-            path = ("encoders", modality)
+        for each, encoder in raw.items() if isinstance(raw, Mapping) else ():
+            path = ("encoders", each)
             if not isinstance(encoder, Mapping):
                 continue
             name = encoder.get("name")
-            if not is_key_of(name, ENCODERS):
+            if "class" in encoder:
+                if name is not None:
+                    self.add(path, "must have a name or a class, not both")
+                    continue
+                name = self._own((*path, "class"), encoder["class"], encoder_entry)
+                if not name:
+                    continue
+            elif not is_key_of(name, ENCODERS):
                 message = unknown(str(name), ENCODERS, "encoder") if name else "must have a name"
                 self.add(path, message)
                 continue
-            declared = {h.name: h for h in ENCODERS[name].hyperparameters}
-            for key, value in encoder.items():
-                if key != "name":
-                    self._value((*path, key), declared.get(key), key, value, list(declared))
+            values = {k: v for k, v in encoder.items() if k not in ("name", "class")}
+            declared = {h.name: h for h in encoder_entry(name).hyperparameters}
+            for key, value in values.items():
+                self._value((*path, key), declared.get(key), key, value, list(declared))
+            self.encoders[each] = {"name": name, **values}
+
+    def _own_methods(self, parts: Any) -> None:
+        """Find the methods that the file brings: a class given in one part holds in all."""
+        given: dict[str, Any] = {}
+        for part, raw in parts.items() if isinstance(parts, Mapping) else ():
+            methods = raw.get("methods") if isinstance(raw, Mapping) else None
+            for method, block in methods.items() if isinstance(methods, Mapping) else ():
+                if not isinstance(block, Mapping) or "class" not in block:
+                    continue
+                path = ("parts", part, "methods", method)
+                if method in METHODS:
+                    message = f"{method} is a method that is here: give your class another name"
+                    self.add((*path, "class"), message)
+                elif not is_name(method):
+                    self.add(path, f"a method's name must be {NAME_RULE}, got {method!r}")
+                    self.methods[method] = ""
+                elif method not in given:
+                    given[method] = block["class"]
+                    self.methods[method] = self._own((*path, "class"), block["class"], method_entry)
+                elif given[method] != block["class"]:
+                    there = f"{method} is {given[method]} elsewhere in this file"
+                    message = f"{there}: give this another name"
+                    self.add((*path, "class"), message)
 
     def _objective(self, raw: Any) -> None:
         objectives = [raw] if isinstance(raw, str) else raw
@@ -158,8 +216,8 @@ class Checker:
     def _paper(self, raw: Any) -> None:
         for row, numbers in raw.items() if isinstance(raw, Mapping) else ():
             method = row.partition(" (")[0]  # "mul", or "mul (table)" for its row in that part
-            if method not in METHODS:
-                self.add(("paper", row), unknown(method, METHODS, "method"))
+            if method not in self.methods:
+                self.add(("paper", row), unknown(method, self.methods, "method"))
             for metric, value in numbers.items() if isinstance(numbers, Mapping) else ():
                 if metric not in _metrics():
                     self.add(("paper", row, metric), unknown(metric, _metrics(), "metric"))
@@ -175,21 +233,27 @@ class Checker:
         search = _search(raw.get("search"))
         references = raw.get("references")
         for reference in references if isinstance(references, list) else ():
-            if not is_key_of(reference, METHODS):
-                self.add((*path, "references"), unknown(str(reference), METHODS, "method"))
+            if not is_key_of(reference, self.methods):
+                self.add((*path, "references"), unknown(str(reference), self.methods, "method"))
         shared = raw.get("shared")
         shared = shared if isinstance(shared, Mapping) else {}
         used: set[str] = set()
         domains: dict[str, dict[str, Domain]] = {}
         for method, block in methods.items():
             here = (*path, "methods", method)
-            if method not in METHODS:
-                self.add(here, unknown(method, METHODS, "method"))
+            if method not in self.methods:
+                message = unknown(method, self.methods, "method")
+                hint = "" if "did you mean" in message else ", or have a class: FILE.py:CLASS"
+                self.add(here, message + hint)
+                continue
+            if not self.methods[method]:
                 continue
             if block is not None and not isinstance(block, Mapping):
                 continue
             known = self._known(method)
-            own = {key: ((*here, key), value) for key, value in (block or {}).items()}
+            own = {
+                key: ((*here, key), value) for key, value in (block or {}).items() if key != "class"
+            }
             common = {
                 key: ((*path, "shared", key), value)
                 for key, value in shared.items()
@@ -207,7 +271,7 @@ class Checker:
                 self._halving(where, (*path, "search", "batch"), domains[method], search)
         for key in shared:
             if key not in used:
-                known_names = {n for m in methods if m in METHODS for n in self._known(m)}
+                known_names = {n for m in methods if self.methods.get(m) for n in self._known(m)}
                 message = unknown(key, known_names, "setting of these methods")
                 self.add((*path, "shared", key), message)
         self._objectives_of(path, search)
@@ -222,10 +286,15 @@ class Checker:
 
     def _known(self, method: str) -> dict[str, Any]:
         """Everything a method's block may name, with its declaration."""
-        encoder = {f"encoder.{h.name}": h for e in ENCODERS.values() for h in e.hyperparameters}
-        task = TASKS[self.task].options if self.task else ()
+        chosen = [encoder_entry(spec["name"]) for spec in self.encoders.values()]
+        encoder = {
+            f"encoder.{h.name}": h
+            for entry in (*ENCODERS.values(), *chosen)
+            for h in entry.hyperparameters
+        }
+        task = task_entry(self.task).options if self.task else ()
         return {
-            **{h.name: h for h in METHODS[method].hyperparameters},
+            **{h.name: h for h in method_entry(self.methods[method]).hyperparameters},
             **TRAINING,
             **encoder,
             **{f"task.{option.name}": option for option in task},
@@ -394,7 +463,7 @@ class Checker:
         if (domain := domains.get(name)) is not None:
             return every_value(domain) or ()
         training = self.source.raw.get("training")
-        recipe = TASKS[self.task].training if self.task else {}
+        recipe = task_entry(self.task).training if self.task else {}
         given = {**recipe, **(training if isinstance(training, Mapping) else {})}
         value = given.get(name, TRAINING[name].default)
         return (value,) if value_problem(TRAINING[name], value) is None else ()
@@ -409,7 +478,7 @@ def _search(raw: Any) -> SearchSpec | None:
 
 def task_options(task: Mapping[str, Any]) -> dict[str, Any]:
     """The options in a file's task block."""
-    return {name: value for name, value in task.items() if name != "name"}
+    return {name: value for name, value in task.items() if name not in ("name", "class")}
 
 
 def is_key_of(name: Any, table: Mapping[str, Any]) -> TypeGuard[str]:

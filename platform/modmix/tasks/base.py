@@ -11,17 +11,17 @@ another name while a lock is held, meta.json last, and then renamed, so it is al
 
 from __future__ import annotations
 
-import importlib
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import numpy as np
 
+from modmix.base import sources as own
 from modmix.base.errors import DataError
 from modmix.base.messages import digest
 from modmix.tasks.data import SPLITS, Array, Augmentation, Data, Input, Split
@@ -61,7 +61,9 @@ class Contents:
 class Task(ABC):
     """One task with its options resolved.
 
-    A subclass says which files it reads (`sources`) and writes its arrays (`write`).
+    A subclass says which files it reads (`sources`) and writes its arrays (`write`). A user's own
+    one is built with its options as keyword-only arguments, whose annotations and defaults
+    declare them, and ``self.options`` holds them, too.
     """
 
     name: ClassVar[str]
@@ -106,14 +108,22 @@ class Description:
 
 
 def make_task(name: str, options: Mapping[str, Any]) -> Task:
-    """Build a task of the table with checked options.
+    """Build a task with checked options.
 
     Raises:
         DataError: no such task or option, or a value that is not acceptable.
+        InputError: a user's own class that is no task, or that cannot be built.
     """
-    module, _, class_name = task_entry(name).path.partition(":")
-    kind = getattr(importlib.import_module(module), class_name)
-    return cast(Task, kind(resolve_options(name, options)))
+    resolved = resolve_options(name, options)
+    kind = own.load_subclass(task_entry(name).path, Task, "modmix.Task")
+    if not own.is_reference(name):
+        return cast(Task, kind(resolved))
+    kind.name = name
+    with own.explained(f"the task {own.place(name)} cannot be built"):
+        takes_options = kind.__init__ is Task.__init__
+        task = cast(Task, kind(resolved) if takes_options else kind(**resolved))
+    task.options = resolved
+    return task
 
 
 def load_task(name: str, options: Mapping[str, Any], progress: Progress = silent) -> Data:
@@ -278,7 +288,12 @@ def _sweep(prepared: Path) -> None:
 
 def _write(task: Task, folder: Path, sums: Sequence[str], progress: Progress) -> None:
     writer = Writer(folder)
-    contents = task.write(writer, progress)
+    with (
+        own.explained(f"the task {own.place(task.name)} cannot be written")
+        if (own.is_reference(task.name))
+        else nullcontext()
+    ):
+        contents = task.write(writer, progress)
     sources = [
         {"name": source.path.name, "bytes": source.path.stat().st_size, "sha256": sha256}
         for source, sha256 in zip(task.sources(), sums, strict=True)

@@ -9,14 +9,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from modmix.base import sources as own
 from modmix.base.errors import DataError
+from modmix.base.signature import arguments, summary
 from modmix.base.space import Hyperparameter
 from modmix.tasks.options import Option, problems_of, suggestion
 
 MLP_64: Mapping[str, Any] = {"name": "mlp", "hidden": [64]}
+CHAR_CNN: Mapping[str, Any] = {"name": "char_cnn"}
 SMALL_RECIPE: Mapping[str, Any] = {
     "optimizer": "adam",
     "learning_rate": 1e-3,
@@ -343,16 +347,48 @@ TASKS: dict[str, TaskEntry] = {
 
 
 def task_entry(name: str) -> TaskEntry:
-    """Find a task.
+    """Find a task: of the table, or a user's own class by its reference.
 
     Raises:
         DataError: there is no such task; a near name is suggested.
+        InputError: a user's own class has arguments that cannot be read.
     """
+    if own.is_reference(name):
+        return _own_entry(name)
     if name not in TASKS:
         raise DataError(
             f"there is no task {name!r}{suggestion(name, TASKS)}; the tasks are {', '.join(TASKS)}"
         )
     return TASKS[name]
+
+
+_OWN_KINDS = frozenset({"float", "int", "bool", "str", "path", "strs"})
+
+
+@cache
+def _own_entry(name: str) -> TaskEntry:
+    found, where = own.load(name), own.place(name)
+    options = tuple(
+        Option(
+            name=argument.name,
+            kind=cast(Any, argument.kind),
+            default=str(argument.default) if argument.kind == "path" else argument.default,
+            doc=f"of {where}",
+            optional=argument.optional,
+            required=argument.required,
+            choices=argument.choices,
+        )
+        for argument in arguments(found, where, admitted=_OWN_KINDS)
+    )
+    return TaskEntry(
+        path=name,
+        doc=summary(found),
+        options=options,
+        encoders={"*": MLP_64},
+        training={},
+        cost="unknown",
+        source="your own",
+    )
 
 
 def option_problems(name: str, options: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -383,7 +419,14 @@ def resolve_options(
     return resolved
 
 
-def default_encoders(name: str, inputs: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Give the default encoder of each input of a task."""
+def default_encoders(
+    name: str, inputs: Iterable[str], kinds: Mapping[str, str] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Give the default encoder of each input of a task: its own, or what suits the input's kind."""
     encoders = task_entry(name).encoders
-    return {m: dict(encoders.get(m, encoders.get("*", MLP_64))) for m in inputs}
+    found = {}
+    for each in inputs:
+        is_tokens = (kinds or {}).get(each) == "tokens"
+        rest = CHAR_CNN if is_tokens else encoders.get("*", MLP_64)
+        found[each] = dict(encoders.get(each, rest))
+    return found

@@ -287,7 +287,7 @@ def dataset(study: StudyRecord) -> Dataset:
         name=str(details.get("task", "data")),
         digest=str(details.get("fingerprint", ""))[:12],
         source=json.dumps(details.get("task_options", {})),
-        profile=json.dumps({"rows": details.get("rows"), "modalities": details.get("modalities")}),
+        profile=json.dumps({"rows": details.get("rows"), "inputs": details.get("inputs")}),
     )
 
 

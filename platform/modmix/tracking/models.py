@@ -24,9 +24,9 @@ class NewModel:
     """A model to be registered.
 
     ``files`` are copied beside ``script``, the code that reads them (`modmix.registry.pyfunc`) and
-    the only thing that runs when the model is loaded; ``inputs`` are the names of its columns,
-    ``outputs`` the kind of each. ``example`` is an input, ``settings`` whatever should be known of
-    it.
+    that runs when the model is loaded, with the users' own classes in the file of weights, if
+    there are any; ``inputs`` are the names of its columns, ``outputs`` the kind of each.
+    ``example`` is an input, ``settings`` whatever should be known of it.
     """
 
     script: Path

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from modmix.base.messages import Pack
-from modmix.methods.draws import own_dropout
-from modmix.methods.model import Model, build_model
+from modmix.methods.model import Model, build_model, model_spec
 from modmix.tasks.data import Data
 from modmix.training.device import is_out_of_memory, release
 from modmix.training.group import Group, Member, StageEntry
@@ -31,12 +30,8 @@ class Builder:
 
     def model(self, index: int) -> Model:
         """The model of the replicate at this position, on the host."""
-        r = self.pack.replicates[index]
-        model = build_model(
-            r.method, r.params, r.encoders, self.data.shapes, self.data.classes, r.seed
-        )
-        own_dropout(model)
-        return model
+        replicate = self.pack.replicates[index]
+        return build_model(model_spec(replicate, self.data), replicate.seed)
 
     def group(self, indices: Sequence[int], *, stacked: bool | None = None) -> Group:
         """The replicates at these positions; stacked unless there is one (or as said)."""

@@ -21,7 +21,7 @@ from modmix.base.messages import Event, Finished, Pack, PackStarted, Progress
 from modmix.base.metrics import METRICS, higher_is_better
 from modmix.base.settings import selection
 from modmix.methods.base import Stage
-from modmix.methods.model import pack_weights
+from modmix.methods.model import model_spec, pack_weights
 from modmix.tasks.data import Data
 from modmix.training import checkpoint
 from modmix.training.batches import Examples, Order
@@ -463,15 +463,11 @@ class _Run:
         replicate = self.pack.replicates[group.members[row].index]
         description = {
             "task": self.data.name,
-            "method": replicate.method,
-            "params": dict(replicate.params),
-            "encoders": {name: dict(spec) for name, spec in replicate.encoders.items()},
-            "modalities": {name: list(shape) for name, shape in self.data.shapes.items()},
-            "classes": self.data.classes,
             "class_names": list(self.data.class_names),
             "seed": replicate.seed,
         }
-        return pack_weights(group.chosen_state(row), description)
+        spec = model_spec(replicate, self.data)
+        return pack_weights(group.chosen_state(row), spec, description)
 
     def _make_smaller(self, *, at_once: bool = False) -> None:
         """Let go of groups that ended, and of rows where most of a group did.

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modmix.methods.model import Model, build_model
+from modmix.methods.model import InputSpec, Model, ModelSpec, build_model
 from modmix.tasks.base import load_task
 from modmix.tasks.data import Data
 from modmix.training.batches import Order
@@ -101,9 +101,15 @@ def train(
     the best validation error and the test error (%).
     """
     t = spec["training"]
-    shapes, classes = examples.shapes, examples.classes
     model = build_model(
-        spec["method"], spec["params"], spec["encoders"], shapes, classes, spec["seed"]
+        ModelSpec(
+            method=spec["method"],
+            params=spec["params"],
+            encoders=spec["encoders"],
+            inputs={name: InputSpec(shape=shape) for name, shape in examples.shapes.items()},
+            classes=examples.classes,
+        ),
+        spec["seed"],
     )
     parameters = list(model.parameters())
     optimizer = make_optimizer(model, t, implementation)
@@ -117,12 +123,12 @@ def train(
         rows = order.epoch([spec["seed"]], epoch)[0][: order.steps * order.batch]
         batches = [
             torch.split(data.inputs[name].index_select(0, rows), order.batch)
-            for name in model.modalities
+            for name in model.inputs
         ]
         targets = torch.split(data.labels.index_select(0, rows), order.batch)
         total = torch.zeros(())
         for step, target in enumerate(targets):
-            inputs = dict(zip(model.modalities, (batch[step] for batch in batches)))
+            inputs = dict(zip(model.inputs, (batch[step] for batch in batches)))
             optimizer.zero_grad(set_to_none=True)
             loss = model.loss(model(inputs), target).mean()
             loss.backward()  # type: ignore[no-untyped-call]

@@ -1,0 +1,100 @@
+"""One model built, and one batch sent through it, before anything is started.
+
+Every structure is built: without memory where the tables have all its classes, so that the largest
+corner of a search is free. One model of every kind sees two examples of zeros on the processor; of
+users' own classes, one of every structure. Imports torch when called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+from modmix.base import sources
+from modmix.base.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from modmix.methods.model import Model, ModelSpec
+
+ROWS = 2  # examples of the batch; batch norm refuses one
+
+
+def build_without_memory(spec: ModelSpec) -> Model:
+    """A model for its shapes; only one with users' own classes has values, too.
+
+    Raises:
+        InputError: values that do not fit together, or a class that cannot be built.
+    """
+    import torch
+
+    from modmix.methods.model import build_model
+
+    with nullcontext() if spec.sources else torch.device("meta"):
+        return build_model(spec, 0)
+
+
+def check_model(spec: ModelSpec) -> None:
+    """Build a model and ask it for features, loss and scores of a batch of zeros.
+
+    Raises:
+        InputError: what fails, or has a wrong shape.
+    """
+    import torch
+
+    from modmix.methods.model import build_model
+
+    model = build_model(spec, 0)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        features = _features(spec, model)
+        target_B = torch.zeros(ROWS, dtype=torch.int64)
+        where = f"method {sources.place(spec.method)}"
+        with sources.explained(f"{where}: forward fails"):
+            outputs = model.method(features)
+        with sources.explained(f"{where}: loss fails"):
+            loss_B = model.loss(outputs, target_B)
+        with sources.explained(f"{where}: scores fails"):
+            scores_BC = model.scores(outputs)
+    _check_shape(f"{where}: loss", loss_B, (ROWS,), "one number per example")
+    classes = "a number per example and class"
+    _check_shape(f"{where}: scores", scores_BC, (ROWS, spec.classes), classes)
+
+
+def _features(spec: ModelSpec, model: Model) -> dict[str, Tensor]:
+    made: dict[str, Tensor] = {}
+    for use, encoder in zip(model.uses, model.encoders, strict=True):
+        name = use.input
+        what = f"encoder {sources.place(spec.used_encoders[name]['name'])} of input {name}"
+        with sources.explained(f"{what} does not take it"):
+            found: Any = encoder(_zeros(spec, name))
+        widths: Any = encoder.features
+        for modality, part in use.modalities.items():
+            if isinstance(found, Mapping) != (part is not None):
+                must = "a tensor" if part is None else "a mapping of tensors"
+                raise InputError(f"{what} must return {must}, got {type(found).__name__}")
+            label = f"{what}: features" if part is None else f"{what}: features of {part}"
+            value = found if part is None else found.get(part)
+            width = widths if part is None else widths[part]
+            _check_shape(label, value, (ROWS, width), "as its attribute features says")
+            made[modality] = value
+    return {modality: made[modality] for modality in spec.modalities}
+
+
+def _zeros(spec: ModelSpec, name: str) -> Tensor:
+    """Examples of an input; tokens are ones, as zeros are padding."""
+    import torch
+
+    given = spec.inputs[name]
+    if given.kind == "tokens":
+        return torch.ones(ROWS, *given.shape, dtype=torch.int64)
+    return torch.zeros(ROWS, *given.shape)
+
+
+def _check_shape(what: str, value: Any, shape: tuple[int, ...], why: str) -> None:
+    import torch
+
+    got = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+    if got != shape:
+        raise InputError(f"{what} must be of shape {shape} for {ROWS} examples ({why}), got {got}")
