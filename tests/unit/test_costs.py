@@ -104,7 +104,7 @@ def test_operations_of_an_mlp() -> None:
 def test_bytes_and_operations_of_a_classifier() -> None:
     x = Input(name="x", shape=(7,))
     (step,) = steps(nn.Identity, 7, x, 6)
-    # Saved: features, log-probabilities (by the softmax and by what picks from it), classes (int64).
+    # Saved: features, log-probabilities (twice: where computed, where picked), classes (int64).
     saved = 6 * (4 * 7 + 2 * 4 * CLASSES + 8)
     # The optimizer: ten times the parameters.
     assert step.bytes == 2 * saved + 10 * 4 * (7 * CLASSES + CLASSES)

@@ -167,7 +167,8 @@ def configuration(
         replicates=tuple(
             Replicate(
                 key=f"{name}-{seed}", configuration=name, seed=seed, method="mul", params={},
-                training={**TRAINING, "monitor": monitor, "select": select}, encoders={}, structure="s",
+                training={**TRAINING, "monitor": monitor, "select": select}, encoders={},
+                structure="s",
             )
             for seed in range(seeds)
         ),
