@@ -144,11 +144,20 @@ def test_who_goes_on(value: float, others: list[float], eta: int, expected: bool
         assert goes_on(-value, mirrored, eta, higher_is_better=True) is expected
 
 
-TRAINING: Mapping[str, Any] = {"monitor": "val/error", "halving": {"eta": 2.0, "min_epochs": 2.0}}
+TRAINING: Mapping[str, Any] = {
+    "monitor": "val/error",
+    "halving": {"eta": 2.0, "min_epochs": 2.0},
+    "select": "best",
+    "patience": None,
+}
 
 
 def configuration(
-    name: str, seeds: int = 1, data: str = "d", monitor: str = "val/error"
+    name: str,
+    seeds: int = 1,
+    data: str = "d",
+    monitor: str = "val/error",
+    select: str | None = "best",
 ) -> Configuration:
     return Configuration(
         key=name,
@@ -158,7 +167,8 @@ def configuration(
         replicates=tuple(
             Replicate(
                 key=f"{name}-{seed}", configuration=name, seed=seed, method="mul", params={},
-                training={**TRAINING, "monitor": monitor}, encoders={}, structure="s",
+                training={**TRAINING, "monitor": monitor, "select": select}, encoders={},
+                structure="s",
             )
             for seed in range(seeds)
         ),
@@ -188,12 +198,12 @@ class Races:
             for i, p in enumerate(configurations)
         )
 
-    def at(self, values: Mapping[str, float], rung: int = 2, before: int = 0) -> str | None:
+    def at(self, values: Mapping[str, float], rung: int = 2) -> str | None:
         members = [r for name in values for r in self.state.replicates_of(name)]
         task = self.state.configurations[next(iter(values))].configuration.task
         pack = Pack(id="i", study="s", task=task, replicates=tuple(members))
         event = Progress(
-            pack="i", epoch=before + rung, epochs=9, active=1, metrics={}, rung=rung, at_rung=values
+            pack="i", epoch=rung, epochs=9, active=1, metrics={}, rung=rung, at_rung=values
         )
         return self.rungs.judge(pack, event)
 
@@ -267,11 +277,34 @@ def test_what_ended_before_is_read_from_the_ledger() -> None:
     assert races.at({"z": 1.0}) is None
 
 
-def test_epochs_of_earlier_stages_do_not_count() -> None:
+def test_epochs_of_all_stages_count() -> None:
     races = Races(configuration("a"), configuration("b"), configuration("c"))
-    races.end("a-0", "done", [0.0, 0.0, 0.0, 6.0, 5.0, 1.0])  # three epochs of the first stage
-    assert races.at({"b": 4.9}, before=3) is None
-    assert races.at({"b": 5.1}, before=3) is not None
+    races.end("a-0", "done", [9.0, 8.0, 7.0, 6.0, 5.0, 1.0])  # three epochs a stage
+    assert races.at({"b": 4.9}, rung=5) is None
+    assert races.at({"c": 5.1}, rung=5) is not None
+    assert races.at({"c": 8.1}, rung=2) is not None
+
+
+@pytest.mark.parametrize("select", ["last", None])  # None without patience: the last epoch counts
+def test_the_last_value_up_to_a_rung_counts_where_the_last_epoch_does(select: str | None) -> None:
+    races = Races(*(configuration(name, select=select) for name in "abc"))
+    races.end("a-0", "done", [1.0, 6.0, 0.0])
+    assert races.at({"b": 5.9}) is None
+    assert races.at({"c": 6.1}) is not None
+
+
+def test_a_stage_without_rungs_is_no_race() -> None:
+    races = Races(configuration("a"), configuration("b"))
+    races.end("a-0", "done", [1.0, 1.0])
+    assert races.at({"b": 9.0}) is not None
+    pack = Pack(
+        id="i",
+        study="s",
+        task=TaskRef(name="t", options={}, fingerprint="d"),
+        replicates=tuple(races.state.replicates_of("b")),
+    )
+    event = Progress(pack="i", epoch=2, epochs=9, active=1, metrics={"b-0": {"val/error": 9.0}})
+    assert races.rungs.judge(pack, event) is None
 
 
 def test_higher_may_be_better() -> None:

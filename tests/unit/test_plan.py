@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import pytest
 from modmix.base.errors import SpecError
 from modmix.base.messages import digest
 from modmix.base.space import Choices, Constant, Range, every_value
-from modmix.execution.costs import Costs
 from modmix.search.proposer import Proposer
 from modmix.study import plan as plan_module
 from modmix.study import spec
@@ -767,24 +765,3 @@ def test_a_flag_may_say_where_the_data_is() -> None:
     )
     with pytest.raises(SpecError, match=r"^x: line 2: task: must be a mapping, got 5$"):
         plan_module.make(broken, data_path="/some/where.npz")
-
-
-def test_what_a_pack_costs_is_counted() -> None:
-    block = "hidden: [5], epochs: 4, batch_size: 2, evaluations_per_epoch: 1"
-    parts = f"  p: {{methods: {{add: {{{block}}}, mul: {{batch_size: 100}}}}}}"
-    plan = make(parts, "encoders: {default: {name: identity}}\nresources: {cpus: 1}")
-    configuration = plan.configuration("add", plan.parts[0].assignments("add")[0])
-    tasks = {r.structure: configuration.task for r in configuration.replicates}
-    cost = Costs(plan, tasks).of(configuration.replicates[0])
-    # 7 columns to 5 units to 3 classes, with biases, in 4 tensors; 6 rows, 3 steps, 1 evaluation.
-    assert cost.each == 4 * (6 + 6 / 3) * (7 * 5 + 5 + 5 * 3 + 3)
-    assert cost.fixed == 4 * (3 + 1) * (5e6 + 4 * 3e5)
-    alone = dict(configuration.replicates[0].training, stack="never")
-    other = replace(configuration.replicates[0], training=alone, structure="t")
-    single = Costs(plan, {"t": configuration.task}).of(other)
-    assert (single.fixed, single.each) == (0.0, cost.fixed + cost.each)
-    # A batch of more rows than there are is all of them: one step.
-    mul = plan.configuration("mul", plan.parts[0].assignments("mul")[0])
-    found = Costs(plan, {mul.replicates[0].structure: mul.task}).of(mul.replicates[0])
-    assert found.each == 20 * (6 + 6 / 3) * (4 * 3 + 3 + 3 * 3 + 3)
-    assert found.fixed == 20 * (1 + 1) * (5e6 + 4 * 3e5)

@@ -128,8 +128,9 @@ class Progress:
     epochs: int
     active: int
     metrics: Mapping[str, Mapping[str, float]]  # replicate key -> metric -> value
-    # At a rung of halving: its epoch within the last stage (else 0), and by configuration the mean
-    # over replicates of the monitored metric's best value so far.
+    # At a rung of halving: its epoch over all stages (else 0), and by configuration the mean over
+    # replicates of the monitored metric's value: the best of the stage so far or the last, as the
+    # setting `select` says.
     rung: int = 0
     at_rung: Mapping[str, float] = field(default_factory=dict)
 

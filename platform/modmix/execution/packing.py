@@ -13,13 +13,19 @@ from modmix.base.messages import Replicate
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """The work of a pack: ``fixed``, however many models it has, and ``each`` of them.
+    """The work of a pack of n models: ``fixed`` + n · ``each``, in any unit: only ratios matter.
 
-    In any unit: only ratios matter.
+    ``fixed`` is what stacked models share, the starting of operations. It is 0 where they are
+    trained one after another (``stack: never``): such packs may be cut as small as is useful.
+    ``each`` is above 0 for every model, one that fails at once included.
     """
 
     fixed: float
     each: float
+
+    def __post_init__(self) -> None:
+        assert self.fixed >= 0, self
+        assert self.each > 0, self
 
     def of(self, models: int) -> float:
         return self.fixed + self.each * models

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -127,7 +128,7 @@ def class_losses(
     for logits up to ±1e4. Shorter types than float32 are lifted to it. Classes come before
     examples because sums over a short last axis are several times slower on a CPU.
     """
-    with torch.autocast(logits_SCB.device.type, enabled=False):  # it would shorten the products
+    with _without_autocast(logits_SCB.device.type):  # it would shorten the products
         sources = logits_SCB.shape[0]
         log_p_SCB = F.log_softmax(lift(logits_SCB), dim=1)
         log_rest_SCB = log_one_minus(
@@ -142,6 +143,13 @@ def class_losses(
         weights_1S = weights_S.to(log_p_SCB.dtype).unsqueeze(0)
         weighted = exact_product(weights_1S, (q_SCB * log_p_SCB).flatten(1))
         return -weighted.view(log_p_SCB.shape[1:])
+
+
+def _without_autocast(device: str) -> AbstractContextManager[Any]:
+    # "meta", where operations are counted, has no autocast that could be switched off.
+    if torch.amp.is_autocast_available(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
 
 
 def exact_product(left_RS: Tensor, right_SN: Tensor) -> Tensor:

@@ -6,6 +6,9 @@ with its next word to the driver. Configurations race within what asks for them:
 part, on one data set. A configuration that several parts ask for goes on while one of them would
 let it.
 
+A rung is an epoch counted over all stages. A stage whose scores mean nothing yet (`Stage.judged`)
+has no rungs: nobody is asked about it.
+
 Nothing of this is kept for itself: what was at a rung in this start came with its evaluations, and
 of configurations that ended before, the ledger has whole histories. Only the values of a pack that
 passed a rung in an earlier start and is not yet at its end are missing until then.
@@ -18,6 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from modmix.base.messages import Pack, Progress
 from modmix.base.metrics import higher_is_better
+from modmix.base.settings import selection
 from modmix.ledger import ENDED, Entry
 from modmix.search.run_state import RunState
 from modmix.training.halving import goes_on, mean
@@ -66,7 +70,7 @@ class Rungs:
         eta, higher = int(training["halving"]["eta"]), higher_is_better(training["monitor"])
         why = None
         for race in self._races.get(configuration, {}):
-            others = self._others(race, configuration, at.rung, at.epoch - at.rung)
+            others = self._others(race, configuration, at.rung)
             if goes_on(at.at_rung[configuration], others, eta, higher_is_better=higher):
                 return None
             n = len(others) + 1
@@ -76,10 +80,8 @@ class Rungs:
             )
         return why
 
-    def _others(self, race: Race, configuration: str, rung: int, before: int) -> list[float]:
-        """Values of the race's other configurations at a rung; ``before``: epochs of earlier
-        stages.
-        """
+    def _others(self, race: Race, configuration: str, rung: int) -> list[float]:
+        """Values of the race's other configurations at a rung."""
         rest = [other for other in self._configurations[race] if other != configuration]
         unread = [
             other
@@ -92,21 +94,27 @@ class Rungs:
         keys = {other: [r.key for r in self._state.replicates_of(other)] for other in unread}
         histories = self._histories([key for mine in keys.values() for key in mine])
         for other, mine in keys.items():
-            values = [self._value(key, histories.get(key, {}), before, rung) for key in mine]
+            values = [self._value(key, histories.get(key, {}), rung) for key in mine]
             if None not in values:
                 self._values[other, rung] = mean([v for v in values if v is not None])
         return [self._values[o, rung] for o in rest if (o, rung) in self._values]
 
-    def _value(self, key: str, history: History, before: int, rung: int) -> float | None:
-        """A replicate's best value up to a rung; None when it never came there."""
+    def _value(self, key: str, history: History, rung: int) -> float | None:
+        """What a replicate counted with at a rung; None when it never came there.
+
+        Its best value in the epochs of all stages up to the rung, or its last one, as `select` says
+        which epoch's weights count.
+        """
         assert self._state.states[key] in ENDED
         training = self._state.replicates[key].training
         epochs = history.get("epoch", ())
-        there = [i for i, epoch in enumerate(epochs) if before < epoch <= before + rung]
-        came = bool(epochs) and epochs[-1] >= before + rung
+        there = [i for i, epoch in enumerate(epochs) if epoch <= rung]
+        came = bool(epochs) and epochs[-1] >= rung
         if not there or not (came or self._state.states[key] == "done"):
             return None
         column = history[training["monitor"]]
+        if selection(training) == "last":
+            return column[there[-1]]
         best = max if higher_is_better(training["monitor"]) else min
         values = [column[i] for i in there if not math.isnan(column[i])]
         return best(values, default=math.nan)

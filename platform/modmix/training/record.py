@@ -148,7 +148,7 @@ def results(line: dict[str, float]) -> dict[str, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class Rung:
-    """A rung of halving that a pack has reached: its epoch in the last stage, and by configuration
+    """A rung of halving that a pack has reached: its epoch over all stages, and by configuration
     the mean over replicates of their best value so far, NaN where one failed.
     """
 
