@@ -307,8 +307,12 @@ class A(Base):
 
 
 def test_tasks_may_have_paths_and_words(tmp_path: Path) -> None:
-    text = (
-        "from pathlib import Path\nclass A:\n  def __init__(self, *, path: Path, w: list[str]): ..."
-    )
+    text = """\
+from pathlib import Path
+class A:
+    def __init__(self, *, a: Path, b: Path | None = None, c: Path = Path("x"), d: list[str]): ...
+"""
     found = arguments(loaded(tmp_path, text), "own.py:A", admitted={"path", "strs"})
-    assert [(a.kind, a.required) for a in found] == [("path", True), ("strs", True)]
+    assert [(a.kind, a.required, a.default) for a in found] == [
+        ("path", True, None), ("path", False, None), ("path", False, "x"), ("strs", True, None),
+    ]  # fmt: skip

@@ -88,11 +88,17 @@ def _argument(parameter: inspect.Parameter, owner: type, where: str) -> Argument
     return Argument(
         name=parameter.name,
         kind=kind,
-        default=list(default) if isinstance(default, tuple) else default,
+        default=_as_json(default),
         optional=optional,
         choices=choices,
         required=required,
     )
+
+
+def _as_json(default: Any) -> Any:
+    if isinstance(default, Path):
+        return str(default)
+    return list(default) if isinstance(default, tuple) else default
 
 
 def _evaluated(parameter: inspect.Parameter, owner: type, where: str) -> Any:

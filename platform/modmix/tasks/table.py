@@ -372,7 +372,7 @@ def _own_entry(name: str) -> TaskEntry:
         Option(
             name=argument.name,
             kind=cast(Any, argument.kind),
-            default=str(argument.default) if argument.kind == "path" else argument.default,
+            default=argument.default,
             doc=f"of {where}",
             optional=argument.optional,
             required=argument.required,
