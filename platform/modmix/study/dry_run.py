@@ -51,15 +51,21 @@ def check_model(spec: ModelSpec) -> None:
         features = _features(spec, model)
         target_B = torch.zeros(ROWS, dtype=torch.int64)
         where = f"method {sources.place(spec.method)}"
+        with sources.explained(f"{where}: stages fails"):
+            model.method.enter(model.method.stages()[0])
         with sources.explained(f"{where}: forward fails"):
             outputs = model.method(features)
         with sources.explained(f"{where}: loss fails"):
-            loss_B = model.loss(outputs, target_B)
+            losses = model.method.losses(outputs, target_B)
         with sources.explained(f"{where}: scores fails"):
             scores_BC = model.scores(outputs)
-    _check_shape(f"{where}: loss", loss_B, (ROWS,), "one number per example")
-    classes = "a number per example and class"
-    _check_shape(f"{where}: scores", scores_BC, (ROWS, spec.classes), classes)
+        with sources.explained(f"{where}: log_probabilities fails"):
+            log_p_BC = model.log_probabilities(outputs)
+    for name, loss_B in losses.items():
+        _check_shape(f"{where}: {name}", loss_B, (ROWS,), "one number per example")
+    why = "a number per example and class"
+    _check_shape(f"{where}: scores", scores_BC, (ROWS, spec.classes), why)
+    _check_shape(f"{where}: log_probabilities", log_p_BC, (ROWS, spec.classes), why)
 
 
 def _features(spec: ModelSpec, model: Model) -> dict[str, Tensor]:
