@@ -63,14 +63,28 @@ class Noisy(Encoder):
         return features_BD
 
 
-NOISY = EncoderEntry(
-    path=f"{__name__}:Noisy", doc="for tests", inputs=("dense", "image", "sequence")
-)
+class ReadingBack(Encoder):
+    """Its input, by way of the host: such a step cannot be recorded."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.layer = nn.Linear(math.prod(shape), 8)
+        self.features = 8
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        found: Tensor = self.layer(inputs.flatten(1)).relu()
+        return found + 0 * found.detach().mean().cpu().to(found.device)
 
 
-def add_noisy_encoder() -> None:
-    """Put `Noisy` into the table of encoders of this process."""
-    ENCODERS.setdefault("noisy", NOISY)
+ENTRIES = {
+    name: EncoderEntry(path=f"{__name__}:{kind}", doc="for tests")
+    for name, kind in (("noisy", "Noisy"), ("reading_back", "ReadingBack"))
+}
+
+
+def add_encoders() -> None:
+    """Put the encoders of this module into the table of this process."""
+    ENCODERS.update(ENTRIES)
 
 
 def images(*, rows: tuple[int, int, int] = (160, 60, 40), side: int = 6, seed: int = 0) -> Data:
@@ -181,8 +195,45 @@ def many_ends(**training: Any) -> tuple[Replicate, ...]:
 
 def on_tokens(encoder: Mapping[str, Any], **training: Any) -> tuple[Replicate, ...]:
     """Two seeds of an encoder of tokens on `texts`."""
+    settings: dict[str, Any] = {"epochs": 4, "batch_size": 16}
     return make_replicates(
-        "add", data=texts(), encoder={**encoder, "vocabulary": 12}, epochs=2, **training
+        "add",
+        data=texts(),
+        encoder={**encoder, "vocabulary": 12},
+        **{**settings, **training},
+    )
+
+
+def on_images(**training: Any) -> tuple[Replicate, ...]:
+    """A small ResNet beside an MLP on `images` of eight pixels, two seeds, one epoch."""
+    resnet = {"name": "resnet", "depth": 8, "taps": False}
+    encoders = {"picture": resnet, "vector": {"name": "mlp", "hidden": [64]}}
+    settings: dict[str, Any] = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-4}
+    data = images(rows=(24, 12, 12), side=8)
+    found = make_replicates("add", data=data, **{**settings, **training})
+    return tuple(replace(replicate, encoders=encoders) for replicate in found)
+
+
+def reading_back(**training: Any) -> tuple[Replicate, ...]:
+    """Models with an encoder that brings its input to the host and back."""
+    return make_replicates(
+        "add", data=VECTORS, encoder={"name": "reading_back"}, epochs=1, **training
+    )
+
+
+# What a step of the eight models of `wide` does not fit into, while their weights do.
+WIDE_BYTES = 500 << 20
+
+
+def wide(units: int = 4096, **training: Any) -> tuple[Replicate, ...]:
+    """Eight models, three steps; 4096 units have activations of some 100 MB a model."""
+    settings: dict[str, Any] = {"epochs": 3, "batch_size": 800, "learning_rate": 1e-4}
+    return make_replicates(
+        "add",
+        seeds=range(8),
+        data=VECTORS,
+        encoder={"name": "mlp", "hidden": [16, units]},
+        **{**settings, **training},
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ WAYS = {"streamed": "never", "recorded": "always"}
 
 @pytest.fixture(autouse=True)
 def encoders(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(gpucases.ENCODERS, "noisy", gpucases.NOISY)
+    monkeypatch.setitem(gpucases.ENCODERS, "noisy", gpucases.ENTRIES["noisy"])
 
 
 @pytest.fixture
@@ -134,7 +133,7 @@ def test_plain_loop(way: str) -> None:
 def test_tokens(encoder: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {"widths": [2], "filters": 4} if encoder == "char_cnn" else {"units": 4}
     replicates = gpucases.on_tokens(
-        {"name": encoder, "embedding": 3, **sizes}, cuda_graphs=WAYS[way], batch_size=16
+        {"name": encoder, "embedding": 3, **sizes}, cuda_graphs=WAYS[way]
     )
     found = train(replicates, gpucases.texts(), keep_weights=True)
     assert_near(found, plainly(monkeypatch, replicates, gpucases.texts()))
@@ -144,14 +143,7 @@ def test_tokens(encoder: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("way", WAYS)
 def test_convolutions(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = gpucases.images(rows=(24, 12, 12), side=8)
-    resnet = {"name": "resnet", "depth": 8, "taps": False}
-    encoders = {"picture": resnet, "vector": {"name": "mlp", "hidden": [64]}}
-    replicates = tuple(
-        replace(r, encoders=encoders)
-        for r in make_replicates(
-            "add", data=data, epochs=1, batch_size=8, cuda_graphs=WAYS[way], learning_rate=1e-4
-        )
-    )
+    replicates = gpucases.on_images(cuda_graphs=WAYS[way])
     found = train(replicates, data)
     # Convolutions round differently by the layout of their batches, and batch norm enlarges that.
     assert gpucases.differences(found, plainly(monkeypatch, replicates, data)) < 1e-4

@@ -56,11 +56,10 @@ class Examples:
         self.rows = source.rows
         self.inputs = {name: _as_tensor(source.inputs[name]) for name in names}
         self.labels_N = _as_tensor(source.labels)
-        self.streamed = device.type != "cpu" and not self._fits(share)
-        if device.type != "cpu" and not self.streamed:
+        self.streamed = forced() if device.type == "cpu" else not self._fits(share)
+        if not self.streamed:
             self.inputs = {name: value.to(device) for name, value in self.inputs.items()}
             self.labels_N = self.labels_N.to(device)
-        self.streamed = self.streamed or forced()
         training = split == "train"
         self._prepare = {
             name: _Preparation(

@@ -285,6 +285,7 @@ class _Run:
                 continue
             if saved is not None:  # else the copy itself did not fit, and nothing was changed
                 group.load(*saved)
+                saved = None  # it takes memory that the halves need
             waiting[:0] = group.halves()
         return done
 
