@@ -1,12 +1,16 @@
 """Every tensor of training lies on the device, shown with tensors that have one and no content.
 
-They refuse to meet tensors of another device. The backward pass of torch asks for a real GPU and is
-left out here; `make gpu-check` runs it.
+They refuse to meet tensors of another device. The backward pass of torch asks for a real GPU where
+the device is "cuda", so whole steps run on a device made in Python.
 """
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -158,6 +162,21 @@ def test_a_pass_over_the_features() -> None:
     )
     group.run_pass(one, Examples(IMAGES, "train", list(IMAGES.inputs), CUDA), 5)
     assert group.stack.buffers["method.centre"].device == CUDA
+
+
+@pytest.mark.slow
+def test_whole_steps_wait_for_nothing() -> None:
+    """Backward pass included: no other device, no result read back, no blocking copy."""
+    script = Path(__file__).parents[1] / "fakedevice.py"
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    read_back = told.pop("reading back")  # that shows that such things are found
+    assert any("_to_copy" in name for name in read_back)
+    assert len(told) == 3 * len(METHODS) + 5
+    assert {case: found for case, found in told.items() if found} == {}
 
 
 @pytest.mark.usefixtures("fake")
