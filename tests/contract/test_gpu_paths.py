@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ import gpucases
 from modmix.base.messages import Finished, Replicate
 from modmix.methods.table import METHODS
 from modmix.tasks.data import Data
+from modmix.training import graphs
 from modmix.training import group as group_module
 from modmix.training.batches import Examples
 from modmix.training.device import arithmetic, forced, is_out_of_memory, own_generators
@@ -241,6 +244,52 @@ def test_switches_of_short_factors(precision: str, switch: str) -> None:
     with arithmetic(precision, "cpu"):
         assert [place.fp32_precision for place in places] == [switch] * 3
     assert [place.fp32_precision for place in places] == before
+
+
+class Recorder:
+    """In the place of `torch.cuda`, as far as a recording uses it; notes what happens."""
+
+    def __init__(self, happened: list[str]) -> None:
+        self.happened = happened
+        self.mode = 0
+
+    def __getattr__(self, name: str) -> Any:
+        @contextmanager
+        def noted(*_: Any, **__: Any) -> Iterator[None]:
+            self.happened.append(f"into {name}")
+            yield
+            self.happened.append(f"out of {name}")
+
+        if name in ("device", "stream", "graph"):
+            return noted
+        stream = SimpleNamespace(wait_stream=lambda _: self.happened.append("wait"))
+        graph = SimpleNamespace(replay=lambda: self.happened.append("replay"))
+        return {"Stream": lambda _: stream, "CUDAGraph": lambda: graph}.get(name, lambda _: stream)
+
+    def get_sync_debug_mode(self) -> int:
+        return self.mode
+
+    def set_sync_debug_mode(self, mode: Any) -> None:
+        self.happened.append(f"waiting: {mode}")
+
+
+def test_order_of_a_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[str] = []
+    monkeypatch.setattr(torch, "cuda", Recorder(happened))
+    device = torch.device("cuda:0")
+
+    def note(what: str) -> Any:
+        return lambda: happened.append(what)
+
+    replay = graphs._recorded(note("step"), device, note("restore"))
+    replay()
+    graphs._side_stream.cache_clear()
+    assert happened == [
+        *("wait", "into device", "into stream", "step", "step", "step"),
+        *("waiting: error", "step", "waiting: 0", "restore"),
+        *("into graph", "step", "out of graph", "out of stream", "out of device", "wait"),
+        "replay",
+    ]
 
 
 def test_memory_errors_while_recording() -> None:
