@@ -1,5 +1,5 @@
 # Everything from a bare clone: each target installs what it needs into .venv first.
-# make demo | test | check | bench | ui | install | clean
+# make demo | test | check | bench | gpu-check | ui | install | clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # One arithmetic thread a process: packs run side by side, one processor each.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo test check bench format ui clean
+.PHONY: install demo test check bench gpu-check format ui clean
 
 install: $(STAMP)
 
@@ -42,6 +42,12 @@ bench: $(STAMP)
 		MODMIX_TEST_DATA="$$(cd ../shared/data && pwd)"; export MODMIX_TEST_DATA; \
 	fi; \
 	$(BIN)/python -m tests.benchmarks --only "$(ONLY)"
+
+# Needs a Python with torch and numpy only: make gpu-check PYTHON=python3 uses it as it is.
+# ONLY=checks or ONLY=rates does half of it.
+gpu-check:
+	@python=$(BIN)/python; [ "$(origin PYTHON)" = file ] && [ -x $$python ] || python=$(PYTHON); \
+	$$python -m tests.gpu_check $(if $(ONLY),--only $(ONLY)) --minutes $(or $(MINUTES),8)
 
 ui: $(STAMP)
 	$(BIN)/modmix ui

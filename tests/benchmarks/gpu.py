@@ -1,9 +1,10 @@
 """The training core alone on a GPU: stacked packs against models one by one and side by side.
 
-    python tests/benchmarks/gpu.py [--device cuda] [--quick]
+    python tests/benchmarks/gpu.py [--device cuda] [--quick] [--minutes 20]
 
 Needs torch and numpy, nothing else, and this checkout: no Ray, MLflow, Optuna or ledger takes part.
-Prints a table, and last a line of JSON. `make bench ONLY=gpu` runs it where torch sees a GPU.
+Prints tables in Markdown, and last a line of JSON. `make gpu-check` runs it after its checks, and
+`make bench ONLY=gpu` where torch sees a GPU.
 """
 
 # ruff: noqa: E402 - the path comes before anything of modmix is imported
@@ -12,189 +13,177 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).parents[2]
 if __name__ == "__main__":
     # Before anything of modmix; and without this folder, whose file names are nobody's modules.
-    sys.path[0] = str(ROOT / "platform")
+    sys.path[:1] = [str(ROOT / "platform"), str(ROOT)]
 
-import numpy as np
 import torch
 
-from modmix.base.messages import Pack, Replicate, TaskRef, pack_id
-from modmix.base.settings import TRAINING, training_defaults
-from modmix.methods.table import METHODS
-from modmix.tasks.data import Data, Input, Split
+from modmix.base.messages import Finished, PackStarted
+from modmix.tasks.data import Data
 from modmix.training.trainer import train_pack
+from tests.benchmarks.gpu_works import Work, make_data, make_pack, works
 
 if TYPE_CHECKING:
     from tests.benchmarks.harness import Options
-    from tests.benchmarks.report import Section
+    from tests.benchmarks.report import Section, Table
 
-
-@dataclass(frozen=True)
-class Work:
-    """What one model is: data of these shapes, a method, and settings."""
-
-    name: str
-    widths: Mapping[str, int]
-    classes: int
-    rows: tuple[int, int]  # training; validation and testing
-    method: str
-    hidden: Mapping[str, Sequence[int]]
-    training: Mapping[str, Any]
-
-
-DIGITS = {"left": 32, "right": 32, "profile": 16, "fourier": 64}
-HIDDEN = dict.fromkeys(DIGITS, (64,))
-SMALL = {"epochs": 20, "batch_size": 32, "learning_rate": 0.003}
-WORKS = (
-    Work("digits, mul", DIGITS, 10, (300, 359), "mul", HIDDEN, SMALL),
-    Work("digits, mulmix", DIGITS, 10, (300, 359), "mulmix", HIDDEN, SMALL),
-    Work(
-        "HIGGS, mul 300x4 and 300x2",
-        {"low": 21, "high": 7},
-        2,
-        (18_000, 5_000),
-        "mul",
-        {"low": [300] * 4, "high": [300] * 2},
-        {
-            "epochs": 1,
-            "batch_size": 128,
-            "optimizer": "sgd",
-            "learning_rate": 0.01,
-            "weight_decay": 2e-5,
-            "clip_norm": 10.0,
-        },
-    ),
-)
-STACKED = "one stacked pack"
+STACKED = "stacked"
 IN_TURN = "one after another"
-
-
-def make_data(work: Work) -> Data:
-    """Gaussian classes in the shapes of the real task."""
-    drawn = np.random.default_rng(0)
-    means = {name: drawn.normal(size=(work.classes, w)) for name, w in work.widths.items()}
-
-    def split(rows: int) -> Split:
-        labels = drawn.integers(0, work.classes, rows)
-        labels[: work.classes] = range(work.classes)
-        noise = {name: drawn.normal(size=(rows, width)) for name, width in work.widths.items()}
-        inputs = {n: (means[n][labels] + 2 * noise[n]).astype(np.float32) for n in work.widths}
-        return Split(inputs=inputs, labels=labels.astype(np.int64))
-
-    return Data(
-        name="benchmark",
-        inputs={n: Input(name=n, shape=(w,)) for n, w in work.widths.items()},
-        classes=work.classes,
-        class_names=tuple(f"class {i}" for i in range(work.classes)),
-        train=split(work.rows[0]),
-        val=split(work.rows[1]),
-        test=split(work.rows[1]),
-        fingerprint="benchmark",
-    )
-
-
-def make_pack(work: Work, models: int, **settings: Any) -> Pack:
-    """So many models of β from 0 to 1, five seeds each."""
-    declared = {h.name: h.default for h in METHODS[work.method].hyperparameters}
-    training = {**training_defaults(), **work.training, "schedule": "constant", **settings}
-    replicates = tuple(
-        Replicate(
-            key=f"{i:032x}",
-            configuration=f"{i // 5:032x}",
-            seed=i % 5,
-            method=work.method,
-            params={**declared, "beta": round(i / max(1, models - 1), 4)},
-            training=training,
-            encoders={n: {"name": "mlp", "hidden": list(h)} for n, h in work.hidden.items()},
-            structure="benchmark",
-        )
-        for i in range(models)
-    )
-    task = TaskRef(name="benchmark", options={}, fingerprint="benchmark")
-    return Pack(id=pack_id(replicates), study="benchmark", task=task, replicates=replicates)
-
-
-def train(work: Work, data: Data, device: str, models: int, **settings: Any) -> float:
-    """Train so many models as one pack; seconds, evaluation and test included."""
-    begun = time.perf_counter()
-    for _ in train_pack(make_pack(work, models, **settings), data, device=device):
-        pass
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - begun
-
-
-def fast_settings() -> list[tuple[str, dict[str, Any]]]:
-    """The settings that change where or how fast a pack is trained, as far as there are any."""
-    found: list[tuple[str, dict[str, Any]]] = [("float32", {})]
-    shorter = [v for v in TRAINING["precision"].choices or () if v != "float32"]
-    found += [(str(value), {"precision": value}) for value in shorter]
-    for name, setting in TRAINING.items():
-        if "compile" in name or "graph" in name:
-            values = setting.choices or ((True,) if setting.kind == "bool" else ())
-            found += [
-                (f"{name}: {v}", {name: v}) for v in values if v not in (setting.default, "auto")
-            ]
-    return found
-
-
-# ---------------------------------------------------------------- the contestants
+PROCESSES = (2, 4, 8)
+# Ways of training a stacked pack; the first two in every size, the others in the largest.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "float32": {"cuda_graphs": "never"},
+    "float32, recorded": {"cuda_graphs": "always"},
+    "tf32, recorded": {"precision": "tf32", "cuda_graphs": "always"},
+    "bf16, recorded": {"precision": "bf16", "cuda_graphs": "always"},
+    "float32, compiled": {"compile": True, "cuda_graphs": "never"},
+    "float32, compiled, recorded": {"compile": True, "cuda_graphs": "always"},
+}
 
 
 @dataclass(frozen=True)
 class Rate:
+    """How fast models were trained; ``note`` is why there is no number, or what was chosen."""
+
     work: str
     how: str
     models: int
-    per_minute: float
-    memory: int  # bytes at most on the device, of this process
+    per_minute: float | None = None
+    memory: int = 0  # bytes at most on the device, of this process
+    note: str = ""
 
 
-def rates(work: Work, device: str, *, quick: bool, say: Callable[[str], None]) -> list[Rate]:
-    """Every way of training this work."""
-    data = make_data(work)
-    sizes: tuple[int, ...] = (4, 16) if quick else (16, 64, 256, 1024)
-    if work.name.startswith("HIGGS"):
-        sizes = (2,) if quick else (16, 64, 128)
-    found: list[Rate] = []
+class Measuring:
+    """Measures every way of training some work until the time is over."""
 
-    def note(how: str, models: int, seconds: float) -> None:
-        peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0
-        found.append(Rate(work.name, how, models, 60 * models / seconds, peak))
-        say(f"{work.name}: {how}, {models} models: {found[-1].per_minute:,.0f} a minute")
-        if device == "cuda":
+    def __init__(
+        self,
+        device: str,
+        *,
+        quick: bool = False,
+        seconds: float = 1e9,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.device, self.quick, self.say = device, quick, say
+        self._end = time.monotonic() + seconds
+        self.rates: list[Rate] = []
+
+    def run(self) -> list[Rate]:
+        """All works; each may use its share of the time that is left."""
+        waiting = works(quick=self.quick)
+        while waiting:
+            work = waiting.pop(0)
+            now = time.monotonic()
+            self._until = now + (self._end - now) / (len(waiting) + 1)
+            self._measure(work)
+        return self.rates
+
+    def _measure(self, work: Work) -> None:
+        data = make_data(work, rows=(128, 64) if self.quick else None)
+        settings: dict[str, Any] = {"epochs": 1} if self.quick else {}
+        sizes = work.sizes[:1] if self.quick else work.sizes
+        alone = 1 if self.quick else work.alone
+        train(work, data, self.device, 1)  # warm
+        self._note(
+            work, IN_TURN, alone, lambda: self._train(work, data, alone, stack="never", **settings)
+        )
+        for size in sizes:
+            for name in list(SETTINGS)[:2]:
+                self._stacked(work, data, size, name, settings)
+        self._stacked(work, data, sizes[-1], "as modmix chooses", settings)
+        for processes in () if self.quick else PROCESSES:
+            self._side_by_side(work, processes, alone)
+        for name in () if self.quick else list(SETTINGS)[2:]:
+            self._stacked(work, data, sizes[-1], name, settings)
+
+    def _stacked(
+        self, work: Work, data: Data, models: int, name: str, settings: Mapping[str, Any]
+    ) -> None:
+        how = {"stack": "always", **SETTINGS[name]} if name in SETTINGS else {}
+
+        def once() -> tuple[float, str]:
+            # First warm, or compile and record.
+            train(work, data, self.device, models, **{**settings, **how, "epochs": 1})
+            seconds, why = self._train(work, data, models, **{**settings, **how})
+            return seconds, "" if how else why
+
+        self._note(work, f"{STACKED}, {name}" if how else name, models, once)
+
+    def _side_by_side(self, work: Work, processes: int, models: int) -> None:
+        def plain() -> tuple[float, str]:
+            return side_by_side(work, self.device, processes, models, {}), ""
+
+        def served() -> tuple[float, str]:
+            with own_mps() as environment:
+                return side_by_side(work, self.device, processes, models, environment), ""
+
+        self._note(work, f"{processes} processes", processes * models, plain)
+        if self.device == "cuda" and shutil.which("nvidia-cuda-mps-control"):
+            self._note(work, f"{processes} processes with MPS", processes * models, served)
+
+    def _train(self, work: Work, data: Data, models: int, **settings: Any) -> tuple[float, str]:
+        return train(work, data, self.device, models, **settings)
+
+    def _note(
+        self, work: Work, how: str, models: int, measure: Callable[[], tuple[float, str]]
+    ) -> None:
+        """Measure, unless the time is over; what goes wrong is a note in the table."""
+        if time.monotonic() > self._until:
+            self.rates.append(Rate(work.name, how, models, note="not measured: no time left"))
+            return
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-
-    single = 1 if quick else 4
-    train(work, data, device, 1)  # warm
-    note(IN_TURN, single, train(work, data, device, single, stack="never"))
-    for processes in (2,) if quick else (2, 4, 8):
-        seconds = side_by_side(work, device, processes, single)
-        note(f"{processes} processes", processes * single, seconds)
-    for words, settings in fast_settings():
-        for models in sizes:
-            try:
-                train(work, data, device, models, **{**settings, "epochs": 1})  # warm, or compile
-                seconds = train(work, data, device, models, **settings)
-            except Exception as error:
-                say(f"{work.name}: {STACKED} of {models}, {words}: {type(error).__name__}: {error}")
-                continue
-            note(f"{STACKED}, {words}", models, seconds)
-    return found
+        try:
+            seconds, note = measure()
+            memory = torch.cuda.max_memory_allocated() if self.device == "cuda" else 0
+            self.rates.append(Rate(work.name, how, models, 60 * models / seconds, memory, note))
+        except Exception as error:
+            text = " ".join(str(error).split())[:160]
+            self.rates.append(Rate(work.name, how, models, note=f"{type(error).__name__}: {text}"))
+        one = self.rates[-1]
+        rate = "no number" if one.per_minute is None else f"{one.per_minute:,.0f} a minute"
+        self.say(f"{work.name}: {how}, {models} models: {rate} {one.note}".rstrip())
 
 
-def side_by_side(work: Work, device: str, processes: int, models: int) -> float:
+def train(work: Work, data: Data, device: str, models: int, **settings: Any) -> tuple[float, str]:
+    """Train so many models as one pack; seconds, evaluation and test included, and the way chosen.
+
+    Raises:
+        RuntimeError: a model failed.
+    """
+    begun, why = time.perf_counter(), ""
+    for event in train_pack(make_pack(work, models, **settings), data, device=device):
+        if isinstance(event, PackStarted):
+            why = event.why
+        if (
+            isinstance(event, Finished)
+            and event.state == "failed"
+            and "diverged" not in event.reason
+        ):
+            raise RuntimeError(event.reason)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun, why
+
+
+def side_by_side(
+    work: Work, device: str, processes: int, models: int, environment: Mapping[str, str]
+) -> float:
     """Processes that each train their models one after another on the one device, at once."""
     with tempfile.TemporaryDirectory() as folder:
         words = [sys.executable, __file__, "--device", device, "--worker", work.name]
@@ -203,22 +192,41 @@ def side_by_side(work: Work, device: str, processes: int, models: int) -> float:
                 [*words, "--folder", folder, "--number", str(i), "--models", str(models)],
                 stdout=subprocess.PIPE,
                 text=True,
+                env={**os.environ, **environment},
             )
             for i in range(processes)
         ]
-        while len(list(Path(folder).glob("ready-*"))) < processes:
-            if any(worker.poll() is not None for worker in workers):
-                raise RuntimeError("a worker ended before it was ready")
-            time.sleep(0.02)
-        (Path(folder) / "go").touch()
-        begun = time.time()
-        ends = [float(worker.communicate()[0].split()[-1]) for worker in workers]
+        try:
+            while len(list(Path(folder).glob("ready-*"))) < processes:
+                if any(worker.poll() is not None for worker in workers):
+                    raise RuntimeError("a worker ended before it was ready")
+                time.sleep(0.02)
+            (Path(folder) / "go").touch()
+            begun = time.time()
+            ends = [float(worker.communicate()[0].split()[-1]) for worker in workers]
+        finally:
+            for worker in workers:
+                worker.kill()
+                worker.wait()
     return max(ends) - begun
+
+
+@contextmanager
+def own_mps() -> Iterator[dict[str, str]]:
+    """NVIDIA's server that lets processes use a device at the same time, for these ones alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
+        command, whole = ["nvidia-cuda-mps-control"], {**os.environ, **environment}
+        subprocess.run([*command, "-d"], env=whole, check=True, capture_output=True)
+        try:
+            yield environment
+        finally:
+            subprocess.run(command, env=whole, input=b"quit\n", check=False, capture_output=True)
 
 
 def work_as_told(given: argparse.Namespace) -> None:
     """One of the processes: warm up, wait for the others, train."""
-    work = next(work for work in WORKS if work.name == given.worker)
+    work = next(work for work in works() if work.name == given.worker)
     data, folder = make_data(work), Path(given.folder)
     train(work, data, given.device, 1, epochs=1)
     (folder / f"ready-{given.number}").touch()
@@ -232,6 +240,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--quick", action="store_true", help="few and small packs")
+    parser.add_argument("--minutes", type=float, default=20.0, help="about how long")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     parser.add_argument("--number", type=int, help=argparse.SUPPRESS)
@@ -243,11 +252,57 @@ def main() -> None:
     if given.worker:
         work_as_told(given)
         return
-    found = []
-    for work in WORKS:
-        found += rates(work, given.device, quick=given.quick, say=lambda t: print(t, flush=True))
+    measuring = Measuring(given.device, quick=given.quick, seconds=60 * given.minutes, say=_say)
+    found = measuring.run()
+    print(markdown(found))
     name = torch.cuda.get_device_name(0) if given.device == "cuda" else "cpu"
-    print(json.dumps({"device": name, "rates": [vars(rate) for rate in found]}))
+    print(json.dumps({"device": name, "rates": [asdict(rate) for rate in found]}))
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+# ---------------------------------------------------------------- tables
+
+COLUMNS = ("how", "models", "models a minute", "over the best unstacked", "device MB", "note")
+
+
+def rows_of(rates: Sequence[Rate]) -> dict[str, list[list[str]]]:
+    """By work, the rows of a table with `COLUMNS`."""
+    found: dict[str, list[list[str]]] = {}
+    for work in dict.fromkeys(rate.work for rate in rates):
+        mine = [rate for rate in rates if rate.work == work]
+        others = [
+            rate.per_minute
+            for rate in mine
+            if rate.per_minute and (rate.how == IN_TURN or "processes" in rate.how)
+        ]
+        best = max(others, default=None)
+        found[work] = [_row(rate, best) for rate in mine]
+    return found
+
+
+def _row(rate: Rate, best: float | None) -> list[str]:
+    if rate.per_minute is None:
+        return [rate.how, str(rate.models), "", "", "", rate.note]
+    ratio = "" if best is None else f"{rate.per_minute / best:.2f}"
+    memory = f"{rate.memory / 1e6:,.0f}"
+    return [rate.how, str(rate.models), f"{rate.per_minute:,.1f}", ratio, memory, rate.note]
+
+
+def markdown(rates: Sequence[Rate]) -> str:
+    """A table per work."""
+    lines: list[str] = []
+    for work, rows in rows_of(rates).items():
+        lines += [f"### {work}", "", table(COLUMNS, rows), ""]
+    return "\n".join(lines)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """In Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 # ---------------------------------------------------------------- as one of the suite
@@ -271,24 +326,12 @@ def run(options: Options) -> Section:
 
 def section_of(told: Mapping[str, Any], title: str) -> Section:
     """The tables of what the script has printed."""
-    from tests.benchmarks.report import Section, Table, number
+    from tests.benchmarks.report import Section, Table
 
-    tables = []
-    for work in dict.fromkeys(rate["work"] for rate in told["rates"]):
-        mine = [rate for rate in told["rates"] if rate["work"] == work]
-        others = [rate["per_minute"] for rate in mine if not rate["how"].startswith(STACKED)]
-        rows = [
-            [
-                rate["how"],
-                str(rate["models"]),
-                number(rate["per_minute"]),
-                number(rate["per_minute"] / max(others), "x"),
-                number(rate["memory"] / 1e6),
-            ]
-            for rate in mine
-        ]
-        columns = ["how", "models", "models a minute", "over the best unstacked", "device MB"]
-        tables.append(Table(work, columns, rows))
+    rates = [Rate(**rate) for rate in told["rates"]]
+    tables: list[Table] = [
+        Table(work, list(COLUMNS), rows) for work, rows in rows_of(rates).items()
+    ]
     text = (
         f"The training core alone on {told['device']}: data in memory, no Ray, ledger or MLflow. "
         "A pack is trained to its end, evaluations and test included. Unstacked models are trained "

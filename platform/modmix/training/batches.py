@@ -13,6 +13,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +27,14 @@ from modmix.training.device import available, forced
 _RESIDENT_SHARE = 0.4
 # Batches gathered ahead, and the threads that gather them.
 _AHEAD, _THREADS = 4, 2
+
+
+class Batch(NamedTuple):
+    """Raw inputs (S, B, *shape), labels and row numbers (S, B) of one step."""
+
+    inputs: dict[str, Tensor]
+    labels_SB: Tensor
+    index_SB: Tensor
 
 
 class Examples:
@@ -47,11 +56,10 @@ class Examples:
         self.rows = source.rows
         self.inputs = {name: _as_tensor(source.inputs[name]) for name in names}
         self.labels_N = _as_tensor(source.labels)
-        self.streamed = device.type != "cpu" and not self._fits(share)
-        if device.type != "cpu" and not self.streamed:
+        self.streamed = forced() if device.type == "cpu" else not self._fits(share)
+        if not self.streamed:
             self.inputs = {name: value.to(device) for name, value in self.inputs.items()}
             self.labels_N = self.labels_N.to(device)
-        self.streamed = self.streamed or forced()
         training = split == "train"
         self._prepare = {
             name: _Preparation(
@@ -70,41 +78,45 @@ class Examples:
         """Where the examples lie: the device, or the host when they do not fit."""
         return self.labels_N.device
 
-    def batches(self, rows: Sequence[Tensor]) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        """Raw inputs (S, B, *shape) and labels (S, B) on the device, for each index (S, B)."""
+    def batches(self, rows: Sequence[Tensor]) -> Iterator[Batch]:
+        """The batch of each index (S, B), on the device."""
         if not self.streamed:
-            for index_SB in rows:
-                yield self.take(index_SB)
+            yield from map(self.take, rows)
             return
-        with ThreadPoolExecutor(_THREADS, "modmix-batches") as pool:
-            waiting: deque[Future[tuple[dict[str, Tensor], Tensor]]] = deque()
+        with ThreadPoolExecutor(_THREADS, "modmix-batches", self._enter_device) as pool:
+            waiting: deque[Future[Batch]] = deque()
             left = deque(rows)
             while waiting or left:
                 while left and len(waiting) < _AHEAD:
                     waiting.append(pool.submit(self.take, left.popleft()))
-                inputs, labels = waiting.popleft().result()
-                yield (
-                    {name: self._send(value) for name, value in inputs.items()},
-                    self._send(labels),
-                )
+                batch = waiting.popleft().result()
+                inputs = {name: self._send(value) for name, value in batch.inputs.items()}
+                yield Batch(inputs, self._send(batch.labels_SB), self._send(batch.index_SB))
 
-    def take(self, index_SB: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Raw inputs (S, B, *shape) and labels (S, B) at these rows, where the examples lie."""
+    def take(self, index_SB: Tensor) -> Batch:
+        """The batch of an index (S, B), where the examples lie."""
         flat = index_SB.flatten()
+        pinned = self.streamed and self.device.type == "cuda"
 
         def gather(values: Tensor) -> Tensor:
-            taken = values.index_select(0, flat).view(*index_SB.shape, *values.shape[1:])
-            return taken.pin_memory() if self._pinned else taken
+            if not pinned:
+                return values.index_select(0, flat).view(*index_SB.shape, *values.shape[1:])
+            shape = *index_SB.shape, *values.shape[1:]
+            found = torch.empty(shape, dtype=values.dtype, pin_memory=True)
+            torch.index_select(values, 0, flat, out=found.view(-1, *values.shape[1:]))
+            return found
 
-        return {name: gather(value) for name, value in self.inputs.items()}, gather(self.labels_N)
+        inputs = {name: gather(value) for name, value in self.inputs.items()}
+        return Batch(inputs, gather(self.labels_N), index_SB.pin_memory() if pinned else index_SB)
 
-    @property
-    def _pinned(self) -> bool:
-        return self.streamed and self.device.type == "cuda"
+    def _enter_device(self) -> None:
+        """Of a thread: memory is pinned for the device that is current in it."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
 
     def _send(self, value: Tensor) -> Tensor:
-        # From pinned memory the copy runs beside the kernels; torch's caching allocator keeps the
-        # block until the copy is done.
+        # From pinned memory nobody waits for the copy; torch's allocator of such memory uses the
+        # block again only when the copy is done.
         return value.to(self.device, non_blocking=True)
 
     def prepare(

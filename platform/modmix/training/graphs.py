@@ -8,7 +8,10 @@ place, and a group that loses rows records anew.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -25,25 +28,57 @@ class StepGraph:
         """Record the step; ``restore`` undoes what the steps for warming up changed.
 
         On a processor, whose graph branch only tests take, replaying is running the step.
+
+        Raises:
+            RuntimeError: the step reads something back, which cannot be recorded.
         """
         self._index_SB = index_SB.clone()
-        self._replay: Callable[[], object]
-        if index_SB.device.type == "cpu":
-            self._replay = lambda: step(self._index_SB)
-            return
-        stream = torch.cuda.Stream(index_SB.device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(index_SB.device))
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UP):
-                step(self._index_SB)
-        torch.cuda.current_stream(index_SB.device).wait_stream(stream)
-        restore()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            step(self._index_SB)
-        self._replay = graph.replay
+        self._replay: Callable[[], object] = lambda: step(self._index_SB)
+        if index_SB.device.type != "cpu":
+            self._replay = _recorded(self._replay, index_SB.device, restore)
 
     def run(self, index_SB: Tensor) -> None:
         """One step on these rows."""
         self._index_SB.copy_(index_SB)
         self._replay()
+
+
+def _recorded(
+    step: Callable[[], object], device: torch.device, restore: Callable[[], None]
+) -> Callable[[], object]:
+    """What replays the step."""
+    stream, graph = _side_stream(device), torch.cuda.CUDAGraph()
+    present = torch.cuda.current_stream(device)
+    stream.wait_stream(present)
+    # The stream also ends here where a recording fails: torch then does not leave it.
+    with torch.cuda.device(device), torch.cuda.stream(stream):
+        for _ in range(_WARM_UP):
+            step()
+        with _nothing_read_back():
+            step()
+        restore()
+        with torch.cuda.graph(graph, stream=stream):
+            step()
+    present.wait_stream(stream)
+    return graph.replay
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all recordings: cuBLAS keeps a workspace for each stream that it has seen."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _nothing_read_back() -> Iterator[None]:
+    """Make an operation that waits for the device an error: one inside a recording is harder to
+    recover from than one before it.
+    """
+    before = torch.cuda.get_sync_debug_mode()
+    try:
+        with warnings.catch_warnings():  # torch says that it does not find all of them
+            warnings.simplefilter("ignore")
+            torch.cuda.set_sync_debug_mode("error")
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)

@@ -7,8 +7,8 @@ a group that does not fit into memory becomes two. Shapes: K models (rows), S di
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,12 @@ from modmix.base.metrics import METRICS, evaluate
 from modmix.methods.base import Pass, Stage
 from modmix.methods.model import derive_seed
 from modmix.training.batches import Examples, Order
-from modmix.training.device import is_out_of_memory, like_gpu
+from modmix.training.device import (
+    is_out_of_memory,
+    like_gpu,
+    own_generators,
+    seed_generators,
+)
 from modmix.training.graphs import StepGraph
 from modmix.training.optimizers import Optimizer, Training
 from modmix.training.stack import Part, Predictions, Stack, Weights
@@ -182,19 +187,15 @@ class Group:
             for step, index_SB in zip(range(start, stop), rows, strict=True):
                 self._replay(examples, index_SB, step)
             return
-        batches = zip(range(start, stop), rows, examples.batches(rows), strict=True)
-        for step, index_SB, (raw, target_SB) in batches:
-            torch.add(self._draw_K, step, out=self.stack.draw_K)
-            with self._own_generator(step):
-                self._step(examples, raw, target_SB, index_SB.to(self.device))
-
-    def _own_generator(self, step: int) -> AbstractContextManager[None]:
-        """One model alone may draw from torch's generator (`nn.LSTM`'s dropout, say): it is seeded
-        for the step, so that a resumed model draws what an undisturbed one would.
-        """
-        if self.stack.stacked:
-            return nullcontext()
-        return fixed_generator(self.device, self._draws[0] + step)
+        # One model alone may draw from torch's generators (`nn.LSTM`'s dropout, say). They are
+        # seeded for every step, so that a resumed model draws what an undisturbed one would.
+        alone = not self.stack.stacked
+        with own_generators(self.device) if alone else nullcontext():
+            for step, batch in zip(range(start, stop), examples.batches(rows), strict=True):
+                torch.add(self._draw_K, step, out=self.stack.draw_K)
+                if alone:
+                    seed_generators(self.device, self._draws[0] + step)
+                self._step(examples, *batch)
 
     def _step(
         self, examples: Examples, raw: Mapping[str, Tensor], target: Tensor, index_SB: Tensor
@@ -215,13 +216,14 @@ class Group:
             saved = self.snapshot()
 
             def run(index_SB: Tensor) -> None:
-                self._step(examples, *examples.take(index_SB), index_SB)
+                self._step(examples, *examples.take(index_SB))
 
             graph = StepGraph(run, index_SB, lambda: self.load(*saved))
             self.load(*saved)  # the recording ran nothing, but it was counted
             self._graph = graph
+        steps = self.optimizer.steps + 1
         graph.run(index_SB)
-        self.optimizer.steps += 1
+        self.optimizer.steps = steps  # on a GPU a replayed step does not count in Python
 
     # ------------------------------------------------------------ evaluation
 
@@ -349,11 +351,8 @@ class Group:
         return {**tensors, "loss": self.loss_K, "wrong": self.wrong_K}
 
     def snapshot(self) -> tuple[dict[str, Tensor], int]:
-        """A copy of the state for `load`, in the host's memory: a device has none to spare."""
-        copies = {}
-        for name, value in self.state().items():
-            copies[name] = value.cpu() if self.device.type != "cpu" else value.clone()
-        return copies, self.optimizer.steps
+        """A copy of the state for `load`."""
+        return {name: value.clone() for name, value in self.state().items()}, self.optimizer.steps
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor], steps: int) -> None:
@@ -367,15 +366,6 @@ class Group:
         for name, value in self.state().items():
             value.copy_(tensors[name])
         self.optimizer.resume(steps)
-
-
-@contextmanager
-def fixed_generator(device: torch.device, seed: int) -> Iterator[None]:
-    """Seed torch's global generators for a while, and leave them as they were."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
 
 
 def _metrics(found: Predictions, target_N: Tensor) -> dict[str, Tensor]:

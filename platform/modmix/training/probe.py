@@ -131,10 +131,9 @@ class Probe:
         activations = sum(held.values())
         parameters = single.stack.parameters_KP.numel() * 4
         # Present and best weights, gradient (twice: as collected, as computed), the optimizer's
-        # state; on a processor also the copy of all that is taken before every evaluation.
+        # state, and the copy of all that is taken before every evaluation.
         tensors = 4 + len(single.optimizer.state)
-        if self._device.type == "cpu":
-            tensors += 2 + len(single.optimizer.state)
+        tensors += 2 + len(single.optimizer.state)
         # As much again as what is kept for the backward pass: gradients and intermediate values.
         per_model = tensors * parameters + 2 * activations
         return per_model, max(1, activations // self._order.batch)

@@ -12,6 +12,7 @@ Shapes: K models, B batch, C classes, P parameters of a model.
 from __future__ import annotations
 
 import copy
+import types
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -182,7 +183,7 @@ class Stack:
         self._set_mode(training=True)
         leaves, gradient_KP, views = self._bind()
         if self._compile and self._compiled is None:
-            self._compiled = torch.compile(self._losses, dynamic=False, fullgraph=True)
+            self._compiled = torch.compile(_copied(self._losses), dynamic=False, fullgraph=True)
         run = self._losses if self._compiled is None else self._compiled
         losses, wrong_K, outputs = run(leaves, dict(self.buffers), dict(inputs), target_KB)
         trained = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
@@ -350,7 +351,7 @@ class Stack:
         other.parameters_KP = weights.parameters_KP.detach()
         other.buffers = dict(weights.buffers)
         other.draw_K = other.draw_K.new_zeros(other.models)
-        other._bound = None
+        other._bound = other._compiled = None
         return other
 
     @torch.no_grad()
@@ -384,6 +385,22 @@ def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         parts = [_each(one, change) for one in value]
         return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
     return value
+
+
+def _copied(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The same method with code of its own.
+
+    `torch.compile` keeps its programs with a function's code and refuses to make more than eight:
+    too few for all the packs, and all their numbers of rows, that a process may see.
+    """
+    assert isinstance(method, types.MethodType)
+    whole = method.__func__
+    assert isinstance(whole, types.FunctionType)
+    code = whole.__code__.replace()
+    function = types.FunctionType(
+        code, whole.__globals__, whole.__name__, closure=whole.__closure__
+    )
+    return types.MethodType(function, method.__self__)
 
 
 def _detached(outputs: Outputs) -> Outputs:

@@ -26,7 +26,7 @@ from modmix.tasks.data import Data
 from modmix.training import checkpoint
 from modmix.training.batches import Examples, Order
 from modmix.training.builder import Builder
-from modmix.training.device import arithmetic, is_out_of_memory, release
+from modmix.training.device import arithmetic, is_out_of_memory, named, release
 from modmix.training.group import Group, StageEntry
 from modmix.training.halving import rungs
 from modmix.training.probe import Probe, Way
@@ -70,7 +70,7 @@ def train_pack(
         torch.set_num_threads(threads)
     try:
         with arithmetic(pack.replicates[0].training["precision"], device):
-            yield from _Run(pack, data, torch.device(device), share, dropped).events()
+            yield from _Run(pack, data, named(device), share, dropped).events()
     finally:
         torch.set_num_threads(before)
 
@@ -285,6 +285,7 @@ class _Run:
                 continue
             if saved is not None:  # else the copy itself did not fit, and nothing was changed
                 group.load(*saved)
+                saved = None  # it takes memory that the halves need
             waiting[:0] = group.halves()
         return done
 

@@ -1,0 +1,20 @@
+"""Options of the whole suite."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--gpu-paths",
+        action="store_true",
+        help="train on the processor by the branches that a GPU takes (MODMIX_FORCE_GPU_PATHS=1)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--gpu-paths"):
+        os.environ["MODMIX_FORCE_GPU_PATHS"] = "1"

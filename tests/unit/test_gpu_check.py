@@ -1,0 +1,66 @@
+"""`make gpu-check` works where there is no GPU, with torch and numpy alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.benchmarks.gpu import Rate, markdown
+
+ROOT = Path(__file__).parents[2]
+OTHERS = "pytest ray mlflow optuna sqlalchemy pandas pydantic sklearn scipy safetensors yaml"
+
+
+def run(folder: Path, *words: str) -> tuple[str, dict[str, list[dict[str, object]]]]:
+    code = (
+        f"import sys, runpy; sys.modules.update(dict.fromkeys({OTHERS.split()}))\n"
+        f"sys.argv = ['gpu_check', *{list(words)}, '--cpu', '--out', {str(folder)!r}]\n"
+        "runpy.run_module('tests.gpu_check', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, json.loads((folder / "gpu-check.json").read_text())
+
+
+@pytest.mark.slow
+def test_checks_on_a_processor(tmp_path: Path) -> None:
+    said, told = run(tmp_path, "--only", "checks")
+    assert said.startswith("No GPU is used (as asked)")
+    states = {check["name"]: check["state"] for check in told["checks"]}
+    assert set(states.values()) == {"ok", "not run"}
+    assert [name for name, state in states.items() if state == "not run"] == [
+        "compiled",
+        "compiled and recorded",
+        "resumed equals undisturbed",
+        "nothing waits inside a step",
+        "a step that cannot be recorded",
+        "memory is given back",
+    ]
+    assert "| mul: recorded steps | ok |" in (tmp_path / "gpu-check.md").read_text()
+
+
+@pytest.mark.slow
+def test_rates_end_in_time(tmp_path: Path) -> None:
+    said, told = run(tmp_path, "--only", "rates", "--minutes", "0.02")
+    assert "no time left" in said
+    assert told["rates"][0]["how"] == "one after another"
+
+
+def test_table_of_rates() -> None:
+    rates = [
+        Rate("digits", "one after another", 4, 100.0, 2_000_000),
+        Rate("digits", "2 processes", 8, 150.0, 2_000_000),
+        Rate("digits", "stacked, float32", 64, 3000.0, 40_000_000),
+        Rate("digits", "stacked, bf16", 64, note="not measured: no time left"),
+    ]
+    assert markdown(rates).splitlines()[4:] == [
+        "| one after another | 4 | 100.0 | 0.67 | 2 |  |",
+        "| 2 processes | 8 | 150.0 | 1.00 | 2 |  |",
+        "| stacked, float32 | 64 | 3,000.0 | 20.00 | 40 |  |",
+        "| stacked, bf16 | 64 |  |  |  | not measured: no time left |",
+    ]
