@@ -27,8 +27,7 @@ from torch.utils.backend_registration import (  # noqa: E402
 )
 
 import gpucases  # noqa: E402
-from modmix.methods.draws import own_dropout  # noqa: E402
-from modmix.methods.model import build_model  # noqa: E402
+from modmix.methods.model import build_model, model_spec  # noqa: E402
 from modmix.methods.table import METHODS  # noqa: E402
 from modmix.training import batches  # noqa: E402
 from modmix.training.batches import Examples, Order  # noqa: E402
@@ -69,11 +68,7 @@ def steps(replicates: Any, data: Any, device: torch.device, *, stacked: bool = T
     """Two steps of an epoch; what they would wait for."""
     if not stacked:
         replicates = replicates[:1]
-    models = []
-    for r in replicates:
-        shapes = {name: one.shape for name, one in data.inputs.items()}
-        models.append(build_model(r.method, r.params, r.encoders, shapes, data.classes, r.seed))
-        own_dropout(models[-1])
+    models = [build_model(model_spec(r, data), r.seed) for r in replicates]
     stack = Stack(models, device, stacked=stacked)
     members = [Member(index=i, seed=r.seed, training=r.training) for i, r in enumerate(replicates)]
     group = Group(members, stack)

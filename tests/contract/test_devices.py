@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import gpucases
 from modmix.base.metrics import METRICS, evaluate
 from modmix.methods.base import Pass
-from modmix.methods.draws import own_dropout
-from modmix.methods.model import build_model
+from modmix.methods.model import build_model, model_spec
 from modmix.methods.table import METHODS
 from modmix.tasks.data import Data
 from modmix.training import batches
@@ -51,11 +51,9 @@ def make_group(method: str, data: Data, encoder: Mapping[str, Any], **training: 
     """Four models, of two seeds, in their first stage."""
     settings: dict[str, Any] = {"clip_norm": 1.0, "weight_decay": 0.1, **training}
     replicates = make_replicates(method, [{}, {}], data=data, **settings)
-    models = []
-    for r in replicates:
-        specs = dict.fromkeys(data.shapes, encoder)
-        models.append(build_model(method, r.params, specs, data.shapes, data.classes, r.seed))
-        own_dropout(models[-1])
+    specs = dict.fromkeys(data.shapes, encoder)
+    replicates = tuple(replace(r, encoders=specs) for r in replicates)
+    models = [build_model(model_spec(r, data), r.seed) for r in replicates]
     members = [Member(index=i, seed=r.seed, training=r.training) for i, r in enumerate(replicates)]
     group = Group(members, Stack(models, CUDA))
     group.start_stage(StageEntry(stage=stage_of(group), epochs=2, from_best=False, keeps_best=True))
