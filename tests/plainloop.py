@@ -83,11 +83,14 @@ def part_errors(model: Model, split: Split) -> dict[str, float]:
     return {n: 100 * (x.argmax(-1) != labels).double().mean().item() for n, x in found.items()}
 
 
-def train_plainly(replicate: Replicate, data: Data) -> Plain:
-    """Train one replicate; early stopping and best-epoch weights by validation error."""
-    t = replicate.training
-    r = replicate
-    model = build_model(model_spec(r, data), r.seed)
+def train_plainly(replicate: Replicate, data: Data, model: Model | None = None) -> Plain:
+    """Train one replicate; early stopping and best-epoch weights by validation error.
+
+    ``model``: to begin with, instead of the one that the replicate's seed gives.
+    """
+    t, r = replicate.training, replicate
+    if model is None:
+        model = build_model(model_spec(r, data), r.seed)
     optimizer = make_optimizer(model, t)
     inputs, labels = tensors(data.train)
     batch = min(t["batch_size"], len(labels))

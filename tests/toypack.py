@@ -6,12 +6,46 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
 
-from modmix.base.messages import Finished, Pack, Progress, Replicate, TaskRef, pack_id
+from modmix.base.messages import Finished, Pack, PackStarted, Progress, Replicate, TaskRef, pack_id
 from modmix.base.settings import TRAINING
-from modmix.methods.table import METHODS
+from modmix.encoders.table import ENCODERS, EncoderEntry
+from modmix.methods.base import Method, cross_entropy
+from modmix.methods.table import METHODS, MethodEntry
 from modmix.tasks.data import Data, Input, Split
 from modmix.training.trainer import train_pack
+
+
+class Dropping(Method):
+    """Dropout on all features, then a linear layer."""
+
+    def __init__(self, features: Mapping[str, int], classes: int, *, p: float = 0.4) -> None:
+        super().__init__(features, classes)
+        self.dropout = nn.Dropout(p)
+        self.head = nn.Linear(sum(features.values()), classes)
+
+    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
+        merged = torch.cat([features[m] for m in self.modalities], dim=-1)
+        logits_BC: Tensor = self.head(self.dropout(merged))
+        return logits_BC
+
+    def loss(self, outputs: Tensor, target_B: Tensor) -> Tensor:
+        return cross_entropy(outputs, target_B)
+
+
+def add_method(monkeypatch: pytest.MonkeyPatch, name: str, kind: type[Method]) -> None:
+    """Put a class of a test's own on the table of methods."""
+    path = f"{kind.__module__}:{kind.__name__}"
+    monkeypatch.setitem(METHODS, name, MethodEntry(path=path, doc=""))
+
+
+def add_encoder(monkeypatch: pytest.MonkeyPatch, name: str, kind: type[nn.Module]) -> None:
+    """Put a class of a test's own on the table of encoders."""
+    path = f"{kind.__module__}:{kind.__name__}"
+    monkeypatch.setitem(ENCODERS, name, EncoderEntry(path=path, doc="", inputs=("any",)))
 
 
 def make_data(
@@ -111,5 +145,28 @@ def train(replicates: Sequence[Replicate], data: Data, **fields: Any) -> dict[st
     return finished(train_pack(make_pack(replicates, **fields), data))
 
 
+def is_stacked(replicates: Sequence[Replicate], data: Data) -> bool:
+    """Whether these would be trained stacked; not being so is a fallback, not an error."""
+    event = next(train_pack(make_pack(replicates), data))
+    assert isinstance(event, PackStarted)
+    return event.stacked
+
+
 def progress(events: Iterable[Any]) -> list[Progress]:
     return [event for event in events if isinstance(event, Progress)]
+
+
+def same(found: dict[str, Finished], expected: dict[str, Finished], rel: float = 0.0) -> None:
+    """Assert equality of all but the seconds that it took."""
+    assert found.keys() == expected.keys()
+    for key, other in expected.items():
+        one = found[key]
+        for name in ("state", "reason", "epochs", "best_epoch"):
+            assert getattr(one, name) == getattr(other, name), (key, name)
+        for name in ("metrics", "history"):
+            mine, theirs = getattr(one, name), getattr(other, name)
+            assert list(mine) == list(theirs)
+            for column, value in theirs.items():
+                np.testing.assert_allclose(mine[column], value, rtol=rel, err_msg=column)
+        if rel == 0.0:
+            assert one.weights == other.weights

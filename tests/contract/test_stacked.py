@@ -16,10 +16,10 @@ from modmix.base.metrics import METRICS, evaluate
 from modmix.methods.model import build_model, model_spec, unpack_weights
 from modmix.methods.table import METHODS
 from modmix.tasks.data import Data
-from modmix.training.group import Group, Member
+from modmix.training.group import Group, Member, StageEntry
 from modmix.training.stack import Stack
 from plainloop import error_of, train_plainly
-from toypack import make_data, make_replicates, train
+from toypack import is_stacked, make_data, make_replicates, train
 
 # 800 examples make 25 steps an epoch, 50 in two.
 DATA = make_data(rows=(800, 120, 90), noise=2.5)
@@ -105,6 +105,7 @@ def test_stacked_models_equal_single_ones(method: str, recipe: str, batch_norm: 
         evaluations_per_epoch=2,
         **RECIPES[recipe],
     )
+    assert is_stacked(replicates, DATA)
     found = train(replicates, DATA, keep_weights=True)
     for replicate in replicates:
         assert_equals_plain_loop(found[replicate.key], replicate, DATA)
@@ -161,17 +162,19 @@ def test_everything_stays_on_one_device(method: str) -> None:
         stack = Stack(models, cuda)
         training = replicates[0].training
         group = Group([Member(index=i, seed=i, training=training) for i in (0, 1)], stack)
-        group.start_stage(models[0].method.stages()[0], 1)
+        stage = models[0].method.stages()[0]
+        group.start_stage(StageEntry(stage=stage, epochs=1, from_best=False, keeps_best=True))
         inputs = {name: torch.empty(2, 5, *s, device=cuda) for name, s in DATA.shapes.items()}
         target = torch.empty(2, 5, device=cuda, dtype=torch.long)
         # The backward pass would ask for a real device.
-        loss, wrong = stack._map(stack._loss, inputs, target)
-        assert loss.device == wrong.device == cuda
+        losses, wrong, _ = stack._map(stack._loss, inputs, target)
+        assert losses["loss"].device == wrong.device == cuda
         group.optimizer.step(stack.parameters_KP, torch.empty_like(stack.parameters_KP))
-        scores = stack.scores({name: x[0] for name, x in inputs.items()})
-        assert scores.shape == (2, 5, 3)
-        logs = torch.log_softmax(scores, -1)
-        for value in evaluate(scores, logs, target[0], METRICS).values():
+        found = stack.predict({name: x[0] for name, x in inputs.items()}, parts=bool(group.parts))
+        assert found.scores.shape == found.log_probabilities.shape == (2, 5, 3)
+        assert all(x.shape == (2, 5, 3) and x.device == cuda for x in found.parts.values())
+        values = evaluate(found.scores, found.log_probabilities, target[0], METRICS)
+        for value in values.values():
             assert value.device == cuda
         group.keep_best([True, False])
         assert all(value.device == cuda for value in group.state().values())

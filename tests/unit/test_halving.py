@@ -67,14 +67,14 @@ def test_the_better_configurations_of_a_batch_are_promoted() -> None:
     assert promoted({}, 0.5, higher_is_better=False) == []
 
 
-def test_a_book_learns_of_further_seeds() -> None:
+def test_a_run_state_learns_of_further_seeds() -> None:
     state = RunState(["val/error"], higher_is_better=False, fingerprint="d")
     whole = configuration("a", seeds=3)
     state.add([replace(whole, replicates=whole.replicates[:2])])
 
-    def end(key: str, error: float, state: str = "done", epochs: int = 9) -> None:
+    def end(key: str, error: float) -> None:
         metrics = {"val/error": error}
-        event = Finished(pack="i", replicate=key, state=state, metrics=metrics, epochs=epochs)
+        event = Finished(pack="i", replicate=key, state="done", metrics=metrics, epochs=9)
         state.take_result(key, event)
 
     end("a-0", 4.0)

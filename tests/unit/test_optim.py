@@ -189,3 +189,34 @@ def test_schedules_by_hand() -> None:
     )
     assert schedule(settings(schedule="exponential", decay_rate=0.5), 3, 9) == 0.125
     assert schedule(settings(), 7, 9) == 1.0
+
+
+@pytest.mark.parametrize("forced", ["0", "1"])
+@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw"])
+def test_parts_are_clipped_by_their_own_norms(
+    kind: str, forced: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two parts of every model are those of two models with a part each."""
+    monkeypatch.setenv("MODMIX_FORCE_GPU_PATHS", forced)
+    training = [settings(optimizer=kind, clip_norm=c, weight_decay=0.1) for c in (0.5, 5.0)]
+    parameters = torch.stack([start(k) for k in range(2)])
+    parts = torch.zeros(2, sum(SIZES))
+    parts[0, :16], parts[1, 16:] = 1, 1
+    both = Optimizer(training, parameters, torch.ones(sum(SIZES)), parts_QP=parts)
+    halves = [parameters[:, :16].clone(), parameters[:, 16:].clone()]
+    each = [Optimizer(training, half, torch.ones(half.shape[1])) for half in halves]
+    for i in range(8):
+        gradient = torch.stack([gradients(k)[i] for k in range(2)])
+        for half, optimizer, part in zip(halves, each, gradient.split([16, 10], 1), strict=True):
+            optimizer.step(half, part.clone())
+        both.step(parameters, gradient)
+    torch.testing.assert_close(parameters, torch.cat(halves, 1), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("plan", SCHEDULES)
+@pytest.mark.parametrize("case", CASES)
+def test_the_update_of_a_gpu_is_what_torch_computes(
+    case: dict[str, Any], plan: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODMIX_FORCE_GPU_PATHS", "1")
+    test_rows_are_what_torch_computes(case, plan)

@@ -28,7 +28,8 @@ class Stage:
     """One stretch of training: how long, what it leaves alone, and from where it starts.
 
     Best-epoch weights and patience count within a stage; those of the last are the result.
-    Halving counts the epochs of all stages.
+    Halving counts the epochs of all stages. A stage whose optimizer the next one keeps runs to its
+    end, whatever the patience.
     """
 
     name: str

@@ -41,35 +41,44 @@ def bits(seed: Tensor, position: Tensor, salt: int = 0) -> Tensor:
 
 def uniform(seed: Tensor, position: Tensor, salt: int = 0) -> Tensor:
     """Uniform float32 in [0, 1), multiples of 2⁻²⁴; see `bits`."""
-    return (bits(seed, position, salt) >> 8).float() * 2.0**-24
+    return _fraction(bits(seed, position, 3 * salt))
 
 
 def normal(seed: Tensor, position: Tensor, salt: int = 0) -> Tensor:
     """Standard normal float32 by Box and Muller's transform (two draws a number); see `bits`."""
-    radius = (1.0 - uniform(seed, position, 2 * salt)).log().mul(-2.0).sqrt()
-    return radius * (2.0 * math.pi * uniform(seed, position, 2 * salt + 1)).cos()
+    first, second = (_fraction(bits(seed, position, 3 * salt + i)) for i in (1, 2))
+    return (1.0 - first).log().mul(-2.0).sqrt() * (2.0 * math.pi * second).cos()
+
+
+def _fraction(bits: Tensor) -> Tensor:
+    return (bits >> 8).float() * 2.0**-24
 
 
 class Draws(nn.Module):
     """A source of random numbers inside a model: per model and step, whatever trains beside it.
 
-    ``salt`` tells several sources of one model apart; `own_dropout` sets it.
+    ``salt`` tells several sources of one model apart; `own_dropout` sets it. ``calls`` tells apart
+    the draws of one source in one step; the trainer sets it to 0 before each.
     """
 
     draw: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.salt = 0
+        self.salt = self.calls = 0
         self.register_buffer("draw", torch.zeros((), dtype=torch.int64), persistent=False)
 
     def uniform(self, *shape: int) -> Tensor:
-        """Uniform numbers in [0, 1) of this shape, other ones in every step."""
-        return uniform(self.draw, self._positions(shape), self.salt)
+        """Uniform numbers in [0, 1) of this shape, other ones in every step and call."""
+        return uniform(self.draw, self._positions(shape), self._next_salt())
 
     def normal(self, *shape: int) -> Tensor:
-        """Standard normal numbers of this shape, other ones in every step."""
-        return normal(self.draw, self._positions(shape), self.salt)
+        """Standard normal numbers of this shape, other ones in every step and call."""
+        return normal(self.draw, self._positions(shape), self._next_salt())
+
+    def _next_salt(self) -> int:
+        self.calls += 1
+        return self.salt + (self.calls << 16)
 
     def _positions(self, shape: tuple[int, ...]) -> Tensor:
         return torch.arange(math.prod(shape), device=self.draw.device).view(shape)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -157,8 +158,11 @@ class _Preparation:
     ) -> None:
         self._tokens = source.kind == "tokens"
         self._augmentation, self._salt = augmentation, salt
-        self._mean = None if source.mean is None else torch.as_tensor(source.mean, device=device)
-        self._scale = None if source.scale is None else torch.as_tensor(source.scale, device=device)
+        # Floats were standardised when they were prepared.
+        raw = not np.issubdtype(np.dtype(source.dtype), np.floating)
+        mean, scale = (source.mean, source.scale) if raw else (None, None)
+        self._mean = None if mean is None else torch.tensor(mean, device=device)
+        self._scale = None if scale is None else torch.tensor(scale, device=device)
 
     def __call__(
         self,

@@ -7,7 +7,7 @@ a group that does not fit into memory becomes two. Shapes: K models (rows), S di
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -221,9 +221,9 @@ class Group:
             graph = StepGraph(run, index_SB, lambda: self.load(*saved))
             self.load(*saved)  # the recording ran nothing, but it was counted
             self._graph = graph
-        steps = self.optimizer.steps + 1
+        steps = self.optimizer.steps
         graph.run(index_SB)
-        self.optimizer.steps = steps  # on a GPU a replayed step does not count in Python
+        self.optimizer.steps = steps + 1  # a replay does not run the line that counts
 
     # ------------------------------------------------------------ evaluation
 
@@ -232,7 +232,7 @@ class Group:
 
         Of parts that are judged by themselves, the monitored metric as ``part/<name>``.
         """
-        found = _predictions(self.stack, examples, size, parts=self._judges_parts)
+        found = _predictions(self.stack, examples, size, parts=self.judges_parts)
         values = _metrics(found, examples.targets)
         monitor = self.settings["monitor"].rpartition("/")[2]
         for name, log_KNC in found.parts.items():
@@ -247,13 +247,14 @@ class Group:
         return dict(zip(values, table, strict=True))
 
     @property
-    def _judges_parts(self) -> bool:
+    def judges_parts(self) -> bool:
+        """Whether parts have best epochs of their own."""
         return bool(self.parts) and self.keeps_best
 
     @property
     def best_parts(self) -> bool:
         """Whether the chosen weights are of several epochs, part by part."""
-        return self._judges_parts and self.best is not None
+        return self.judges_parts and self.best is not None
 
     def evaluate_chosen(
         self, rows: Sequence[int], examples: Examples, size: int
@@ -269,6 +270,11 @@ class Group:
         """The weights that count: those of the best epoch, or the present ones."""
         return self.stack.weights() if self.best is None else self.best
 
+    def prepare_best(self) -> None:
+        """Take the memory for best weights, if they are kept: with the first evaluation's."""
+        if self.keeps_best and self.best is None:
+            self.best = self.stack.weights().clone()
+
     def keep_best(
         self, improved: Sequence[bool], of_parts: Mapping[str, Sequence[bool]] | None = None
     ) -> None:
@@ -276,9 +282,8 @@ class Group:
 
         ``of_parts`` says which rows improved by part; ``improved`` is then for what is in none.
         """
-        if self.best is None:
-            self.best = self.stack.weights().clone()
-            return
+        self.prepare_best()
+        assert self.best is not None
         takes: list[tuple[Sequence[bool], Part | None]] = [
             (improved, self.rest if of_parts else None)
         ]
@@ -288,14 +293,19 @@ class Group:
                 mask = torch.tensor(list(rows), device=self.device)
                 self.best.take(mask, self.stack.weights(), part)
 
-    def keep_stopped(self, rows: Sequence[int]) -> None:
-        """Note the present weights of rows that stop before the stage ends for all."""
+    def keep_stopped(self, indices: Collection[int]) -> None:
+        """Note the present weights of models that stop before the stage ends for all.
+
+        ``indices`` are their positions in the pack.
+        """
+        rows = [member.index in indices for member in self.members]
+        if not any(rows):
+            return
+        mask = torch.tensor(rows, device=self.device)
         if self.stopped is None:
             self.stopped = self.stack.weights().clone()
-            return
-        mask = torch.zeros(len(self.members), dtype=torch.bool, device=self.device)
-        mask[list(rows)] = True
-        self.stopped.take(mask, self.stack.weights())
+        else:
+            self.stopped.take(mask, self.stack.weights())
 
     def go_back(self, rows: Sequence[int]) -> None:
         """Give rows that stopped early their weights of then."""

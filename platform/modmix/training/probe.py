@@ -27,6 +27,7 @@ from modmix.training.device import available, is_out_of_memory, like_gpu, releas
 from modmix.training.group import Group, StageEntry
 
 _STEPS = 5  # timed, after one that is not
+_TRIED = 8  # examples on which it is tried whether evaluation can be stacked
 _CACHED = 1 << 14  # rows of all models that a processor evaluates at a time
 _CLEARLY = 0.8  # of the plain way's time: what another way must stay under
 # How the warning begins that `vmap` gives where it loops over the models inside.
@@ -78,6 +79,8 @@ class Probe:
             return way, [*single, *self._one_by_one(indices[1:], entry)]
         parts = _evenly(indices, most)
         groups = [group for part in parts for group in self._builder.started(part, entry)]
+        if not groups:
+            return way, groups
         way.stacked = True
         way.why = "stack: always" if setting == "always" else "one stacked model"
         if len(groups) > 1:
@@ -164,6 +167,7 @@ class Probe:
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("error", message=_LOOPS)
+                self._try_evaluation(group, min(way.eval_rows, _TRIED))
                 stacked = self._seconds(group, 1 if setting == "always" else _STEPS)
         except Exception as error:
             # The same step has run for one model: a mistake of the method's own showed there.
@@ -179,6 +183,18 @@ class Probe:
         if alone < _CLEARLY * stacked:
             return f"{stacked / alone:.1f} times faster one after another"
         return ""
+
+    def _try_evaluation(self, group: Group, rows: int) -> None:
+        """Everything that a method does outside of steps, on few examples."""
+        chunk = next(iter(self._train.chunks(rows)))
+
+        def run() -> None:
+            group.stack.predict(chunk[0], parts=group.judges_parts)
+            for one in group.stack.template.method.passes(0):
+                state = group.stack.start_pass(one)
+                group.stack.finish_pass(one, group.stack.step_pass(one, state, *chunk))
+
+        self._undone(group, run)
 
     def _seconds(self, group: Group, steps: int) -> float | None:
         """The fastest of some steps; None when the memory does not suffice. All is undone."""

@@ -45,6 +45,7 @@ class Record:
     best: Best = field(default_factory=Best)
     parts: dict[str, Best] = field(default_factory=dict)  # of parts that train as if alone
     last: float = math.nan  # the monitored metric at the last evaluation
+    beaten: bool = False  # at a rung of halving, where its configuration was not among the best
     rung_at: int | None = None  # its last evaluation at a rung of halving
     seconds: float = 0.0
     history: dict[str, list[float]] = field(default_factory=dict)
@@ -123,13 +124,14 @@ class Record:
             "metrics": metrics,
         }
 
-    def prune(self, reason: str) -> None:
+    def prune(self, reason: str, select: str) -> None:
         """Halving ends it, with the values of its last rung.
 
         (A worker may hear of it when it has trained on for an evaluation or two.)
         """
         at = -1 if self.rung_at is None else self.rung_at
-        self.close("pruned", reason, results(self.row(at)), at=at, chosen=self.best.at or 0)
+        chosen = at if select == "last" or self.best.at is None else self.best.at
+        self.close("pruned", reason, results(self.row(at)), at=at, chosen=chosen)
 
 
 @dataclass
@@ -155,30 +157,29 @@ class Rung:
     epoch: int
     values: Mapping[str, float]
 
-    def losers(
-        self, pack: Pack, records: Sequence[Record], *, higher_is_better: bool
-    ) -> dict[int, str]:
+    def losers(self, pack: Pack, *, higher_is_better: bool) -> dict[int, str]:
         """Positions of the models of all configurations but the best 1/η, with the reason."""
         eta = int(pack.replicates[0].training["halving"]["eta"])
         kept = survivors(self.values, eta, higher_is_better=higher_is_better)
         n = len(self.values)
         reason = f"not among the best {len(kept)} of {n} configurations after epoch {self.epoch}"
-        pairs = enumerate(zip(pack.replicates, records, strict=True))
-        return {
-            i: reason for i, (r, record) in pairs if record.training and r.configuration not in kept
-        }
+        pairs = enumerate(pack.replicates)
+        return {i: reason for i, replicate in pairs if replicate.configuration not in kept}
 
 
 def rung_of(
     pack: Pack, records: Sequence[Record], failing: Endings, epoch: int, select: str
 ) -> Rung:
-    """What a pack has come to at a rung, without configurations that were pruned before."""
+    """What a pack has come to at a rung, without configurations that were beaten or pruned before.
+
+    One that failed counts at the next rung, as the worst, and not again.
+    """
     values: dict[str, list[float]] = {}
     for i, (replicate, record) in enumerate(zip(pack.replicates, records, strict=True)):
         if record.training and record.history:  # none: it diverged before its first evaluation
             record.rung_at = len(record.history["epoch"]) - 1
         state = record.state or failing.get(i, ("",))[0]
-        if state != "pruned":
+        if state != "pruned" and not record.beaten:
             best = math.nan if state == "failed" else record.value(select)
             values.setdefault(replicate.configuration, []).append(best)
     return Rung(

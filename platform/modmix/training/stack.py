@@ -23,6 +23,7 @@ from torch.func import functional_call, vmap
 
 from modmix.encoders.base import Encoder
 from modmix.methods.base import Outputs, Pass, State, modulates
+from modmix.methods.draws import Draws
 from modmix.methods.model import Model
 
 Inputs = Mapping[str, Tensor]
@@ -126,6 +127,7 @@ class Stack:
         for module in self.template.modules():
             if isinstance(module, Encoder):
                 module.stacked = stacked
+        self._sources = [m for m in self.template.modules() if isinstance(m, Draws)]
         self._low_precision = low_precision
         self._compile = False
         self._compiled: Callable[..., Any] | None = None
@@ -226,9 +228,15 @@ class Stack:
         """Gradients of every loss, as the method changes them."""
         gradients: dict[str, dict[str, Tensor]] = {}
         for name, loss_K in losses.items():
-            found = torch.autograd.grad(
-                loss_K.sum(), list(trained.values()), allow_unused=True, retain_graph=True
-            )
+            found: tuple[Tensor | None, ...] = (None,) * len(trained)
+            if loss_K.requires_grad:  # else it is one of frozen parameters alone
+                found = torch.autograd.grad(
+                    loss_K,
+                    list(trained.values()),
+                    torch.ones_like(loss_K),
+                    allow_unused=True,
+                    retain_graph=True,
+                )
             pairs = zip(trained.items(), found, strict=True)
             gradients[name] = {n: torch.zeros_like(x) if g is None else g for (n, x), g in pairs}
         summed = {n: torch.stack([g[n] for g in gradients.values()]).sum(0) for n in trained}
@@ -262,6 +270,8 @@ class Stack:
             self.template.train(training)
         for module in self._resting:
             module.eval()
+        for source in self._sources:
+            source.calls = 0
 
     # ------------------------------------------------------------ evaluation
 
@@ -284,7 +294,8 @@ class Stack:
     @torch.no_grad()
     def start_pass(self, one: Pass) -> State:
         """The first state of a pass, (K, …) each."""
-        state: State = self._map(lambda _: one.start())
+        # What `vmap` has only expanded could not be written in place.
+        state: State = _each(self._map(lambda _: one.start()), Tensor.contiguous)
         return state
 
     @torch.no_grad()
@@ -351,7 +362,7 @@ class Stack:
         other.parameters_KP = weights.parameters_KP.detach()
         other.buffers = dict(weights.buffers)
         other.draw_K = other.draw_K.new_zeros(other.models)
-        other._bound = other._compiled = None
+        other._bound = other._compiled = None  # both belong to these rows
         return other
 
     @torch.no_grad()

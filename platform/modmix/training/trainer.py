@@ -163,11 +163,12 @@ class _Run:
         self._make_smaller(at_once=bool(losers))
         if self.groups and self.position.stage != stage:
             self._start_stage()
+        failed = self._end_failing()
         self._save_if_due()
         progress = self._progress(present, epoch)
         if rung is not None:
             progress = replace(progress, rung=rung.epoch, at_rung=rung.values)
-        return [progress, *(self._event(i) for i in sorted(ending)), *self._end_failing()]
+        return [progress, *(self._event(i) for i in sorted(ending)), *failed]
 
     # ------------------------------------------------------------ where training stands
 
@@ -290,6 +291,8 @@ class _Run:
         return done
 
     def _too_large(self, index: int) -> None:
+        if not self.records[index].training:
+            return  # a row that had ended already
         self.failing[index] = (
             "failed",
             (
@@ -314,6 +317,7 @@ class _Run:
             started = time.perf_counter()
             group.train(self.train, self.order, start, stop)
             values = group.evaluate(self.splits["val"], self.way.eval_rows)
+            group.prepare_best()
             return values, time.perf_counter() - started
 
         ending: Endings = {}
@@ -372,7 +376,7 @@ class _Run:
         the weights they have now.
         """
         patience = self.settings["patience"]
-        if patience is None or not self.stage.judged:
+        if patience is None or not self.stage.judged or self._runs_on():
             return {}
         stopping = [
             i
@@ -384,13 +388,16 @@ class _Run:
         ]
         if self._in_last_stage():
             return dict.fromkeys(stopping, ("done", ""))
-        for group in self.groups:
-            rows = [r for r, m in enumerate(group.members) if m.index in stopping]
-            if rows:
-                group.keep_stopped(rows)
+        if stopping:
+            self._on_groups(lambda group: group.keep_stopped(stopping))
         for i in stopping:
             self.records[i].stopped = True
         return {}
+
+    def _runs_on(self) -> bool:
+        """Whether the next stage goes on with this one's optimizer."""
+        following = self.stages[self.position.stage + 1 :]
+        return bool(following) and following[0].optimizer == "kept"
 
     def _rung(self, ending: Endings) -> Rung | None:
         """The rung of halving that this evaluation is, or None. Epochs of all stages count."""
@@ -404,8 +411,14 @@ class _Run:
         return rung_of(self.pack, self.records, ending, epoch, self.select)
 
     def _losers(self, rung: Rung, ending: Endings) -> Endings:
-        losers = rung.losers(self.pack, self.records, higher_is_better=self.higher)
-        return {i: ("pruned", reason) for i, reason in losers.items() if i not in ending}
+        losers = rung.losers(self.pack, higher_is_better=self.higher)
+        for i in losers:
+            self.records[i].beaten = True
+        return {
+            i: ("pruned", reason)
+            for i, reason in losers.items()
+            if self.records[i].training and i not in ending
+        }
 
     def _drop(self) -> list[Event]:
         """End the models of which someone who sees other packs, too, has seen enough."""
@@ -431,7 +444,7 @@ class _Run:
             if state == "failed" and record.finished is None:
                 record.close(state, reason, {})
             elif state == "pruned":
-                record.prune(reason)
+                record.prune(reason, self.select)
 
     def _end_done(self, group: Group, ending: Endings) -> None:
         rows = [
@@ -456,9 +469,9 @@ class _Run:
             if vals is not None:
                 metrics.update({f"val/{name}": value for name, value in vals[i].items()})
             metrics.update({f"test/{name}": value for name, value in test.items()})
-            record.close("done", "", metrics, chosen=chosen)
             if self.pack.keep_weights:
                 self.weights[index] = self._pack_weights(group, row)
+            record.close("done", "", metrics, chosen=chosen)
 
     def _pack_weights(self, group: Group, row: int) -> bytes:
         replicate = self.pack.replicates[group.members[row].index]
@@ -515,10 +528,12 @@ class _Run:
 
     def _leave_out_known(self) -> None:
         """Set aside the members whose results the driver has: they are not trained again."""
-        for record, replicate in zip(self.records, self.pack.replicates, strict=True):
+        pairs = zip(self.records, self.pack.replicates, strict=True)
+        for index, (record, replicate) in enumerate(pairs):
             ended = self.pack.ended.get(replicate.key)
             if ended is not None:
                 record.training, record.known = False, True
+                self.failing.pop(index, None)
                 if ended.best is not None:
                     record.last = record.best.value = ended.best
                 record.finished = {"state": ended.state}
@@ -587,8 +602,8 @@ class _Run:
             )
         self._take_way()
         if self.position.part > 0:
-            for group in self.groups:
-                group.start_epoch(self.position.epoch, self.order, self._epochs_done())
+            done = self._epochs_done()
+            self._on_groups(lambda group: group.start_epoch(self.position.epoch, self.order, done))
 
 
 def _record(
