@@ -31,8 +31,9 @@ from modmix.methods.model import build_model, model_spec  # noqa: E402
 from modmix.methods.table import METHODS  # noqa: E402
 from modmix.training import batches  # noqa: E402
 from modmix.training.batches import Examples, Order  # noqa: E402
-from modmix.training.group import Group, Member, StageEntry  # noqa: E402
+from modmix.training.group import Group, Member  # noqa: E402
 from modmix.training.stack import Stack  # noqa: E402
+from modmix.training.timeline import StageEntry  # noqa: E402
 
 
 class _Backend(_DummyBackendModule):

@@ -37,8 +37,9 @@ from modmix.methods.model import Model
 from modmix.methods.table import METHODS
 from modmix.tasks.data import Input
 from modmix.training.counting import count_stages
-from modmix.training.group import Group, Member, StageEntry
+from modmix.training.group import Group, Member
 from modmix.training.stack import Stack
+from modmix.training.timeline import StageEntry
 
 STACKED = 8
 SECONDS = 3.0  # of measuring each

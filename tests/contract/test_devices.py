@@ -27,8 +27,10 @@ from modmix.methods.table import METHODS
 from modmix.tasks.data import Data
 from modmix.training import batches
 from modmix.training.batches import Examples, Order
-from modmix.training.group import Group, Member, StageEntry, _predictions
+from modmix.training.evaluation import predictions_of
+from modmix.training.group import Group, Member
 from modmix.training.stack import Stack
+from modmix.training.timeline import StageEntry
 from toypack import make_replicates
 
 CUDA = torch.device("cuda:0")
@@ -109,7 +111,7 @@ def test_batches_augmentation_and_evaluation() -> None:
         )
         assert devices(losses) == {CUDA}
     val = Examples(IMAGES, "val", list(IMAGES.inputs), CUDA)
-    found = _predictions(group.stack, val, 5)
+    found = predictions_of(group.stack, val, 5)
     assert (found.scores.shape, found.scores.device) == ((4, 12, 3), CUDA)
     assert val.targets.device == CUDA
 

@@ -1,7 +1,7 @@
 """Loss curves written down: whoever changes one changes every result of that method.
 
-Then `NUMERICS_VERSION` in base/messages.py must be raised, so that old results are not mixed with new
-ones. MODMIX_WRITE_GOLDEN=1 writes the file anew.
+Then `NUMERICS_VERSION` in base/messages.py must be raised, so that old results are not mixed with
+new ones. MODMIX_WRITE_GOLDEN=1 writes the file anew.
 """
 
 from __future__ import annotations

@@ -16,8 +16,9 @@ from modmix.base.metrics import METRICS, evaluate
 from modmix.methods.model import build_model, model_spec, unpack_weights
 from modmix.methods.table import METHODS
 from modmix.tasks.data import Data
-from modmix.training.group import Group, Member, StageEntry
+from modmix.training.group import Group, Member
 from modmix.training.stack import Stack
+from modmix.training.timeline import StageEntry
 from plainloop import error_of, train_plainly
 from toypack import is_stacked, make_data, make_replicates, train
 

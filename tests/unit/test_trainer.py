@@ -22,8 +22,9 @@ from modmix.training import probe, trainer
 from modmix.training.batches import Examples, Order
 from modmix.training.builder import Builder
 from modmix.training.checkpoint import CheckpointWarning
-from modmix.training.group import Group, StageEntry
+from modmix.training.group import Group
 from modmix.training.stack import Stack
+from modmix.training.timeline import StageEntry
 from modmix.training.trainer import train_pack
 from toypack import (
     Dropping,

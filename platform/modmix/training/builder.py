@@ -11,8 +11,9 @@ from modmix.base.messages import Pack
 from modmix.methods.model import Model, build_model, model_spec
 from modmix.tasks.data import Data
 from modmix.training.device import is_out_of_memory, release
-from modmix.training.group import Group, Member, StageEntry
+from modmix.training.group import Group, Member
 from modmix.training.stack import Stack
+from modmix.training.timeline import StageEntry
 
 
 class Builder:
@@ -27,6 +28,7 @@ class Builder:
         self.pack, self.data, self.device = pack, data, device
         self.settings = pack.replicates[0].training
         self._too_large = too_large
+        self.built = 0  # groups that `started` has made
 
     def model(self, index: int) -> Model:
         """The model of the replicate at this position, on the host."""
@@ -69,6 +71,7 @@ class Builder:
             group.enter_stage(entry)
             if state is not None:
                 group.load(*state)
+            self.built += 1
             return [group]
         except Exception as error:
             if not is_out_of_memory(error):

@@ -14,22 +14,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from modmix.base.metrics import METRICS, evaluate
-from modmix.methods.base import Pass, Stage
+from modmix.base.metrics import evaluate
+from modmix.methods.base import Pass
 from modmix.methods.model import derive_seed
 from modmix.training.batches import Examples, Order
 from modmix.training.device import (
-    is_out_of_memory,
     like_gpu,
     own_generators,
     seed_generators,
 )
+from modmix.training.evaluation import metrics_of, predictions_of
 from modmix.training.graphs import StepGraph
 from modmix.training.optimizers import Optimizer, Training
-from modmix.training.stack import Part, Predictions, Stack, Weights
-
-# Scores whose metrics are computed at a time.
-_METRIC_ELEMENTS = 1 << 22
+from modmix.training.stack import Stack
+from modmix.training.timeline import StageEntry
+from modmix.training.weights import Part, Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,16 +38,6 @@ class Member:
     index: int
     seed: int
     training: Training
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageEntry:
-    """A stage as a group enters it."""
-
-    stage: Stage
-    epochs: int
-    from_best: bool  # start from the best weights of the stage before
-    keeps_best: bool  # copy the weights of every best epoch
 
 
 class Group:
@@ -232,8 +221,8 @@ class Group:
 
         Of parts that are judged by themselves, the monitored metric as ``part/<name>``.
         """
-        found = _predictions(self.stack, examples, size, parts=self.judges_parts)
-        values = _metrics(found, examples.targets)
+        found = predictions_of(self.stack, examples, size, parts=self.judges_parts)
+        values = metrics_of(found, examples.targets)
         monitor = self.settings["monitor"].rpartition("/")[2]
         for name, log_KNC in found.parts.items():
             part = evaluate(log_KNC, log_KNC, examples.targets, [monitor])[monitor]
@@ -261,7 +250,7 @@ class Group:
     ) -> list[dict[str, float]]:
         """Every metric of these rows' chosen weights (best or last), a mapping per row."""
         stack = self.stack.with_weights(self.chosen.select(rows))
-        values = _metrics(_predictions(stack, examples, size), examples.targets)
+        values = metrics_of(predictions_of(stack, examples, size), examples.targets)
         table = torch.stack([v.double() for v in values.values()]).T.tolist()
         return [dict(zip(values, row, strict=True)) for row in table]
 
@@ -376,34 +365,3 @@ class Group:
         for name, value in self.state().items():
             value.copy_(tensors[name])
         self.optimizer.resume(steps)
-
-
-def _metrics(found: Predictions, target_N: Tensor) -> dict[str, Tensor]:
-    """Every metric (K,), a few models at a time: sorting makes several copies of the scores."""
-    models = max(1, _METRIC_ELEMENTS // found.scores[0].numel())
-    pairs = zip(
-        torch.split(found.scores, models),
-        torch.split(found.log_probabilities, models),
-        strict=True,
-    )
-    parts = [evaluate(scores, logs, target_N, METRICS) for scores, logs in pairs]
-    return {name: torch.cat([part[name] for part in parts]) for name in METRICS}
-
-
-def _predictions(
-    stack: Stack, examples: Examples, size: int, *, parts: bool = False
-) -> Predictions:
-    """Predictions (K, N, C) for all examples, in smaller chunks where memory does not suffice."""
-    while True:
-        try:
-            chunks = [stack.predict(inputs, parts=parts) for inputs, _ in examples.chunks(size)]
-            break
-        except Exception as error:
-            if size == 1 or not is_out_of_memory(error):
-                raise
-        size //= 2
-    return Predictions(
-        torch.cat([chunk.scores for chunk in chunks], dim=1),
-        torch.cat([chunk.log_probabilities for chunk in chunks], dim=1),
-        {name: torch.cat([c.parts[name] for c in chunks], dim=1) for name in chunks[0].parts},
-    )

@@ -24,7 +24,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from modmix.training.batches import Examples, Order
 from modmix.training.builder import Builder
 from modmix.training.device import available, is_out_of_memory, like_gpu, release
-from modmix.training.group import Group, StageEntry
+from modmix.training.group import Group
+from modmix.training.timeline import StageEntry
 
 _STEPS = 5  # timed, after one that is not
 _TRIED = 8  # examples on which it is tried whether evaluation can be stacked

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from modmix.base.messages import Pack
+from modmix.base.messages import Finished, Pack
 from modmix.training.halving import mean, survivors
 
 # Position in the pack -> (state, reason) of the models that end with an evaluation.
@@ -124,6 +124,18 @@ class Record:
             "metrics": metrics,
         }
 
+    def event(self, pack: str, replicate: str, weights: bytes | None) -> Finished:
+        """What the driver is told of a replicate that has ended."""
+        assert self.finished is not None
+        return Finished(
+            pack=pack,
+            replicate=replicate,
+            history=self.history,
+            seconds=self.seconds,
+            weights=weights,
+            **self.finished,
+        )
+
     def prune(self, reason: str, select: str) -> None:
         """Halving ends it, with the values of its last rung.
 
@@ -132,15 +144,6 @@ class Record:
         at = -1 if self.rung_at is None else self.rung_at
         chosen = at if select == "last" or self.best.at is None else self.best.at
         self.close("pruned", reason, results(self.row(at)), at=at, chosen=chosen)
-
-
-@dataclass
-class Position:
-    """Where training stands: all before this part of this epoch of this stage is done."""
-
-    stage: int = 0
-    epoch: int = 0
-    part: int = 0
 
 
 def results(line: dict[str, float]) -> dict[str, float]:

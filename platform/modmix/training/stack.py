@@ -15,7 +15,7 @@ import copy
 import types
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,60 +25,10 @@ from modmix.encoders.base import Encoder
 from modmix.methods.base import Outputs, Pass, State, modulates
 from modmix.methods.draws import Draws
 from modmix.methods.model import Model
+from modmix.training.weights import Part, Predictions, Step, Weights
 
 Inputs = Mapping[str, Tensor]
 _DRAW = "draw"  # the last word of the names of buffers that hold a step's seed
-
-
-class Step(NamedTuple):
-    """What one pass over a batch gives: mean loss, number of wrong predictions, gradients."""
-
-    loss_K: Tensor
-    wrong_K: Tensor
-    gradient_KP: Tensor
-
-
-class Predictions(NamedTuple):
-    """Scores and log-probabilities (K, B, C), and those of parts that are judged by themselves."""
-
-    scores: Tensor
-    log_probabilities: Tensor
-    parts: Mapping[str, Tensor]
-
-
-class Weights(NamedTuple):
-    """Parameters and buffers of K models."""
-
-    parameters_KP: Tensor
-    buffers: Mapping[str, Tensor]
-
-    def clone(self) -> Weights:
-        buffers = {name: value.clone() for name, value in self.buffers.items()}
-        return Weights(self.parameters_KP.detach().clone(), buffers)
-
-    def select(self, rows: Sequence[int]) -> Weights:
-        """These rows only, in this order."""
-        index = torch.tensor(rows, device=self.parameters_KP.device)
-        buffers = {name: value.index_select(0, index) for name, value in self.buffers.items()}
-        return Weights(self.parameters_KP.detach().index_select(0, index), buffers)
-
-    @torch.no_grad()
-    def take(self, rows_K: Tensor, new: Weights, part: Part | None = None) -> None:
-        """Take over the rows of ``new`` where the mask is true; of one part only, if given."""
-        mask_KP = rows_K.unsqueeze(1) if part is None else rows_K.unsqueeze(1) & part.columns_P
-        mine = self.parameters_KP
-        torch.where(mask_KP, new.parameters_KP.detach(), mine, out=mine)
-        for name, value in self.buffers.items():
-            if part is None or name in part.buffers:
-                mask = rows_K.view(-1, *[1] * (value.dim() - 1))
-                torch.where(mask, new.buffers[name], value, out=value)
-
-
-class Part(NamedTuple):
-    """Which columns (P,) and buffers belong to a part of a model that trains as if alone."""
-
-    columns_P: Tensor
-    buffers: frozenset[str]
 
 
 class _Caller(nn.Module):

@@ -9,28 +9,27 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-from torch import Tensor
 
-from modmix.base.errors import InputError
 from modmix.base.messages import Event, Finished, Pack, PackStarted, Progress
 from modmix.base.metrics import METRICS, higher_is_better
 from modmix.base.settings import selection
-from modmix.methods.base import Stage
 from modmix.methods.model import model_spec, pack_weights
 from modmix.tasks.data import Data
 from modmix.training import checkpoint
 from modmix.training.batches import Examples, Order
 from modmix.training.builder import Builder
-from modmix.training.device import arithmetic, is_out_of_memory, named, release
-from modmix.training.group import Group, StageEntry
-from modmix.training.halving import rungs
+from modmix.training.device import arithmetic, named
+from modmix.training.fitting import on_groups, too_large_reason
+from modmix.training.group import Group
 from modmix.training.probe import Probe, Way
-from modmix.training.record import Best, Endings, Position, Record, Rung, results, rung_of
+from modmix.training.record import Endings, Record, Rung, results, rung_of
+from modmix.training.saving import Saved, from_tensors, to_tensors
+from modmix.training.timeline import Position, Timeline, check_parts
 
 T = TypeVar("T")
 
@@ -94,22 +93,20 @@ class _Run:
         self.select = selection(self.settings)
         self.builder = Builder(pack, data, device, self._too_large)
         template = self.builder.model(0)
-        self.stages = template.method.stages()
-        _check_parts(template.parts(), self.settings)
+        check_parts(template.parts(), self.settings)
         self.splits = {
             split: Examples(data, split, template.inputs, device, share)
             for split in ("train", "val", "test")
         }
         self.train = self.splits["train"]
         self.order = Order(self.train.rows, self.settings["batch_size"], self.train.place)
-        parts = min(self.settings["evaluations_per_epoch"], self.order.steps)
-        self.bounds = [round(i * self.order.steps / parts) for i in range(parts + 1)]
+        self.time = Timeline(template.method.stages(), self.settings, self.order.steps)
         self.higher = higher_is_better(self.settings["monitor"])
         self.way = Way(eval_rows=self.settings["eval_batch_size"])
         self.records = [Record() for _ in pack.replicates]
         self.weights: dict[int, bytes] = {}  # of finished replicates, when the pack keeps them
-        self.position = Position()
         self.groups: list[Group] = []
+        self._beside: int | None = None  # other groups while one is worked on; None: building
         self.failing: Endings = {}  # models that did not fit, until their end is reported
         self.saved_at = time.monotonic()
 
@@ -127,7 +124,7 @@ class _Run:
             stacked=self.way.stacked,
             why=self.way.why,
             measured=self.way.measured,
-            resumed_epoch=self._epochs_done() if resumed else 0,
+            resumed_epoch=self.time.epochs_done if resumed else 0,
         )
         yield from [
             self._event(i)
@@ -146,7 +143,7 @@ class _Run:
 
     def _next_evaluation(self) -> list[Event]:
         """Train up to the next evaluation, decide who goes on, and be ready for what follows."""
-        if self.position.part == 0:
+        if self.time.position.part == 0:
             self._start_epoch()
         present = [i for i, record in enumerate(self.records) if record.training]
         ending = self._train_and_evaluate()
@@ -156,12 +153,12 @@ class _Run:
         rung = self._rung(ending)
         losers = {} if rung is None else self._losers(rung, ending)
         ending.update(losers)
-        epoch, stage = self._epochs_done() + 1, self.position.stage
+        epoch, stage = self.time.epochs_done + 1, self.time.stage
         if not self._advance():
             ending.update({i: ("done", "") for i in present if i not in ending})
         self._end(ending)
         self._make_smaller(at_once=bool(losers))
-        if self.groups and self.position.stage != stage:
+        if self.groups and self.time.stage is not stage:
             self._start_stage()
         failed = self._end_failing()
         self._save_if_due()
@@ -170,48 +167,19 @@ class _Run:
             progress = replace(progress, rung=rung.epoch, at_rung=rung.values)
         return [progress, *(self._event(i) for i in sorted(ending)), *failed]
 
-    # ------------------------------------------------------------ where training stands
-
-    @property
-    def stage(self) -> Stage:
-        return self.stages[self.position.stage]
-
-    def _stage_epochs(self, stage: int) -> int:
-        own = self.stages[stage].epochs
-        return int(self.settings["epochs"] if own is None else own)
-
-    @property
-    def epochs(self) -> int:
-        """Of all stages."""
-        return sum(self._stage_epochs(stage) for stage in range(len(self.stages)))
-
-    def _epochs_done(self) -> int:
-        before = sum(self._stage_epochs(stage) for stage in range(self.position.stage))
-        return before + self.position.epoch
-
-    def _in_last_stage(self) -> bool:
-        return self.position.stage == len(self.stages) - 1
+    # ------------------------------------------------------------ starts of packs, stages, epochs
 
     def _advance(self) -> bool:
         """Move to the next part, epoch or stage; False when there is none."""
-        position = self.position
-        position.part += 1
-        if position.part == len(self.bounds) - 1:
-            position.part = 0
-            position.epoch += 1
         training = [record for record in self.records if record.training]
-        all_stopped = bool(training) and all(record.stopped for record in training)
-        if position.epoch == self._stage_epochs(position.stage) or all_stopped:
-            if self._in_last_stage():
-                return False
-            position.part = position.epoch = 0
-            position.stage += 1
-        return True
+        return self.time.advance(
+            stage_is_over=bool(training) and all(record.stopped for record in training)
+        )
 
     def _choose(self, these: Sequence[int]) -> None:
         """Make freshly initialised groups of the replicates at these positions, as pays here."""
         probe = Probe(self.builder, self.train, self.order, share=self.share)
-        self.way, self.groups = probe.choose(these, self._entry())
+        self.way, self.groups = probe.choose(these, self.time.entry())
         self._take_way()
 
     def _take_way(self) -> None:
@@ -219,23 +187,9 @@ class _Run:
             group.stack.compile(on=self.way.compiled)
             group.use_graphs(on=self.way.graphs)
 
-    def _entry(self) -> StageEntry:
-        following = self.stages[self.position.stage + 1 :]
-        return StageEntry(
-            stage=self.stage,
-            epochs=self._stage_epochs(self.position.stage),
-            from_best=self._begins_best(self.stage),
-            # Of the last stage, the chosen weights; of another, those that the next starts from.
-            keeps_best=self._begins_best(following[0]) if following else self.select == "best",
-        )
-
-    def _begins_best(self, stage: Stage) -> bool:
-        begin = self.select if stage.begin == "selected" else stage.begin
-        return begin == "best"
-
     def _start_stage(self) -> None:
         """Enter the stage; models that stopped early in the one before begin from there."""
-        entry = self._entry()
+        entry = self.time.entry()
 
         def start(group: Group) -> None:
             rows = [r for r, m in enumerate(group.members) if self.records[m.index].stopped]
@@ -249,11 +203,13 @@ class _Run:
                 record.start_stage()
 
     def _start_epoch(self) -> None:
+        epoch = self.time.position.epoch
+
         def start(group: Group) -> None:
             group.reset_sums()
-            for one in group.stack.template.method.passes(self.position.epoch):
+            for one in group.stack.template.method.passes(epoch):
                 group.run_pass(one, self.splits[one.split], self.way.eval_rows)
-            group.start_epoch(self.position.epoch, self.order, self._epochs_done())
+            group.start_epoch(epoch, self.order, self.time.epochs_done)
 
         self._on_groups(start)
 
@@ -265,41 +221,17 @@ class _Run:
         A group that is too large for the memory becomes two, from where it was before. A model
         that is too large alone fails.
         """
-        waiting, self.groups = self.groups, []
-        done: list[tuple[Group, T]] = []
-        while waiting:
-            group = waiting.pop(0)
-            saved: tuple[dict[str, Tensor], int] | None = None
-            try:
-                if len(group.members) > 1:
-                    saved = group.snapshot()
-                done.append((group, action(group)))
-                self.groups.append(group)
-                continue
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-            # Only here, with the exception gone, is what its frames held free again.
-            release(self.device)
-            if len(group.members) == 1:
-                self._too_large(group.members[0].index)
-                continue
-            if saved is not None:  # else the copy itself did not fit, and nothing was changed
-                group.load(*saved)
-                saved = None  # it takes memory that the halves need
-            waiting[:0] = group.halves()
+        groups, self.groups = self.groups, []
+        self._beside = len(groups) - 1
+        done = on_groups(groups, action, self._too_large)
+        self.groups = [group for group, _ in done]
         return done
 
     def _too_large(self, index: int) -> None:
         if not self.records[index].training:
             return  # a row that had ended already
-        self.failing[index] = (
-            "failed",
-            (
-                f"out of memory on {self.device}: this model does not fit even alone; a smaller "
-                "batch_size, encoder or eval_batch_size may help"
-            ),
-        )
+        others = self.builder.built if self._beside is None else self._beside
+        self.failing[index] = ("failed", too_large_reason(self.device, others))
 
     def _end_failing(self) -> list[Event]:
         """Report the end of models that did not fit."""
@@ -311,7 +243,7 @@ class _Run:
 
     def _train_and_evaluate(self) -> Endings:
         """One part of an epoch and its evaluation for every group; who diverged ends."""
-        start, stop = self.bounds[self.position.part : self.position.part + 2]
+        start, stop = self.time.steps
 
         def train(group: Group) -> tuple[dict[str, list[float]], float]:
             started = time.perf_counter()
@@ -328,6 +260,7 @@ class _Run:
     def _record(self, group: Group, values: dict[str, list[float]], seconds: float) -> Endings:
         """Append an evaluation to the histories and keep weights that are better."""
         alive = sum(self.records[member.index].training for member in group.members)
+        steps = self.time.steps[1]
         better = [False] * len(group.members)
         parts = [name for name in values if name.startswith("part/")]
         of_parts = {name.removeprefix("part/"): list(better) for name in parts}
@@ -340,8 +273,13 @@ class _Run:
             if not values["finite"][row]:
                 ending[member.index] = ("failed", self._diverged())
                 continue
-            line = self._line({name: column[row] for name, column in values.items()})
-            line["lr"] = group.optimizer.rates[row]
+            line = {
+                "epoch": self.time.epochs_done + steps / self.order.steps,
+                "train/loss": values["loss"][row] / steps,
+                "train/error": 100 * values["wrong"][row] / (steps * self.order.batch),
+                **{f"val/{name}": values[name][row] for name in METRICS},
+                "lr": group.optimizer.rates[row],
+            }
             better[row] = record.add(line, self.settings["monitor"], higher=self.higher)
             for part, rows in of_parts.items():
                 rows[row] = record.add_part(
@@ -351,20 +289,10 @@ class _Run:
             group.keep_best(better, of_parts)
         return ending
 
-    def _line(self, values: dict[str, float]) -> dict[str, float]:
-        """The columns of one model at this evaluation."""
-        steps = self.bounds[self.position.part + 1]
-        return {
-            "epoch": self._epochs_done() + steps / self.order.steps,
-            "train/loss": values["loss"] / steps,
-            "train/error": 100 * values["wrong"] / (steps * self.order.batch),
-            **{f"val/{name}": values[name] for name in METRICS},
-        }
-
     def _diverged(self) -> str:
         return (
             "diverged: loss, weights or scores were not finite in epoch "
-            f"{self._epochs_done() + 1}; a lower learning_rate or a clip_norm may help"
+            f"{self.time.epochs_done + 1}; a lower learning_rate or a clip_norm may help"
         )
 
     # ------------------------------------------------------------ who ends
@@ -375,8 +303,8 @@ class _Run:
         In the last stage they are done; in an earlier one they wait for the next, which starts from
         the weights they have now.
         """
-        patience = self.settings["patience"]
-        if patience is None or not self.stage.judged or self._runs_on():
+        patience = self.time.patience
+        if patience is None:
             return {}
         stopping = [
             i
@@ -386,7 +314,7 @@ class _Run:
             and i not in ending
             and record.waited >= patience
         ]
-        if self._in_last_stage():
+        if self.time.in_last_stage:
             return dict.fromkeys(stopping, ("done", ""))
         if stopping:
             self._on_groups(lambda group: group.keep_stopped(stopping))
@@ -394,19 +322,10 @@ class _Run:
             self.records[i].stopped = True
         return {}
 
-    def _runs_on(self) -> bool:
-        """Whether the next stage goes on with this one's optimizer."""
-        following = self.stages[self.position.stage + 1 :]
-        return bool(following) and following[0].optimizer == "kept"
-
     def _rung(self, ending: Endings) -> Rung | None:
         """The rung of halving that this evaluation is, or None. Epochs of all stages count."""
-        halving = self.settings["halving"] if self.pack.halving else None
-        last_part = self.position.part == len(self.bounds) - 2
-        if not halving or not last_part or not self.stage.judged:
-            return None
-        eta, first, epoch = int(halving["eta"]), int(halving["min_epochs"]), self._epochs_done() + 1
-        if epoch not in rungs(first, eta, self.epochs):
+        epoch = self.time.rung if self.pack.halving else None
+        if epoch is None:
             return None
         return rung_of(self.pack, self.records, ending, epoch, self.select)
 
@@ -500,29 +419,19 @@ class _Run:
     # ------------------------------------------------------------ events
 
     def _progress(self, present: Sequence[int], epoch: int) -> Progress:
+        values = {
+            self.pack.replicates[i].key: results(self.records[i].row(-1))
+            for i in present
+            if self.records[i].state != "failed"
+        }
+        active = sum(record.training for record in self.records)
         return Progress(
-            pack=self.pack.id,
-            epoch=epoch,
-            epochs=self.epochs,
-            active=sum(record.training for record in self.records),
-            metrics={
-                self.pack.replicates[i].key: results(self.records[i].row(-1))
-                for i in present
-                if self.records[i].state != "failed"
-            },
+            pack=self.pack.id, epoch=epoch, epochs=self.time.epochs, active=active, metrics=values
         )
 
     def _event(self, index: int) -> Finished:
-        record = self.records[index]
-        assert record.finished is not None
-        return Finished(
-            pack=self.pack.id,
-            replicate=self.pack.replicates[index].key,
-            history=record.history,
-            seconds=record.seconds,
-            weights=self.weights.get(index),
-            **record.finished,
-        )
+        record, key = self.records[index], self.pack.replicates[index].key
+        return record.event(self.pack.id, key, self.weights.get(index))
 
     # ------------------------------------------------------------ checkpoints
 
@@ -548,20 +457,9 @@ class _Run:
     def _save(self) -> None:
         if self.pack.checkpoint is None or not self.groups:
             return
-        tensors = {
-            f"{g}/{name}": value
-            for g, group in enumerate(self.groups)
-            for name, value in group.state().items()
-        }
-        for index, blob in self.weights.items():
-            tensors[f"weights/{index}"] = torch.frombuffer(bytearray(blob), dtype=torch.uint8)
-        state = {
-            "position": asdict(self.position),
-            "records": [asdict(record) for record in self.records],
-            "groups": [[member.index for member in group.members] for group in self.groups],
-            "steps": [group.optimizer.steps for group in self.groups],
-            "way": asdict(self.way),
-        }
+        tensors, state = to_tensors(
+            self.time.position, self.way, self.records, self.groups, self.weights
+        )
         checkpoint.save(Path(self.pack.checkpoint), self.pack.id, tensors, state)
         self.saved_at = time.monotonic()
 
@@ -574,49 +472,29 @@ class _Run:
         if found is None:
             return False
         try:
-            self._restore(*found)
+            self._restore(from_tensors(*found))
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             # It is whole and this pack's, but of other code.
             checkpoint.warn_unusable(folder, error)
             self.records = [Record() for _ in self.pack.replicates]
-            self.weights, self.position, self.failing = {}, Position(), {}
+            self.weights, self.failing, self.time.position = {}, {}, Position()
             self.groups = []
             return False
         return True
 
-    def _restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        self.way = Way(**state["way"])
-        self.position = Position(**state["position"])
-        self.records = [_record(**record) for record in state["records"]]
-        for name, blob in tensors.items():
-            place, _, index = name.partition("/")
-            if place == "weights":
-                self.weights[int(index)] = blob.numpy().tobytes()
+    def _restore(self, saved: Saved) -> None:
+        self.way, self.records, self.weights = saved.way, saved.records, saved.weights
+        self.time.position = saved.position
         self.groups = []
-        entry = self._entry()
-        for g, (indices, steps) in enumerate(zip(state["groups"], state["steps"], strict=True)):
-            mine = {n.partition("/")[2]: t for n, t in tensors.items() if n.startswith(f"{g}/")}
-            stacked = self.way.stacked or len(indices) > 1
+        entry = self.time.entry()
+        for group in saved.groups:
             self.groups += self.builder.started(
-                indices, entry, stacked=stacked, state=(mine, steps)
+                group.indices,
+                entry,
+                stacked=self.way.stacked or len(group.indices) > 1,
+                state=(group.tensors, group.steps),
             )
         self._take_way()
-        if self.position.part > 0:
-            done = self._epochs_done()
-            self._on_groups(lambda group: group.start_epoch(self.position.epoch, self.order, done))
-
-
-def _record(
-    *, best: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]], **fields: Any
-) -> Record:
-    """A record as `dataclasses.asdict` wrote it."""
-    own = {name: Best(**part) for name, part in parts.items()}
-    return Record(best=Best(**best), parts=own, **fields)
-
-
-def _check_parts(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    if parts and settings["patience"] is not None and selection(settings) == "last":
-        raise InputError(
-            "patience stops each unimodal classifier of late fusion at its own best epoch, which "
-            "needs select: best, got select: last; leave one of the two out"
-        )
+        if saved.position.part > 0:
+            epoch, done = saved.position.epoch, self.time.epochs_done
+            self._on_groups(lambda group: group.start_epoch(epoch, self.order, done))

@@ -1,0 +1,91 @@
+"""A pack's training as tensors and JSON values, for `modmix.training.checkpoint`, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modmix.training.group import Group
+from modmix.training.probe import Way
+from modmix.training.record import Best, Record
+from modmix.training.timeline import Position
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedGroup:
+    """A group: its members' positions in the pack, its tensors and its optimizer's step count."""
+
+    indices: list[int]
+    tensors: Mapping[str, Tensor]
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """All that training goes on from. ``weights`` are those of finished replicates, by position."""
+
+    position: Position
+    way: Way
+    records: list[Record]
+    groups: list[SavedGroup]
+    weights: dict[int, bytes]
+
+
+def to_tensors(
+    position: Position,
+    way: Way,
+    records: Sequence[Record],
+    groups: Sequence[Group],
+    weights: Mapping[int, bytes],
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors by name, and everything else as JSON values."""
+    tensors = {
+        f"{g}/{name}": value
+        for g, group in enumerate(groups)
+        for name, value in group.state().items()
+    }
+    for index, blob in weights.items():
+        tensors[f"weights/{index}"] = torch.frombuffer(bytearray(blob), dtype=torch.uint8)
+    state = {
+        "position": asdict(position),
+        "records": [asdict(record) for record in records],
+        "groups": [[member.index for member in group.members] for group in groups],
+        "steps": [group.optimizer.steps for group in groups],
+        "way": asdict(way),
+    }
+    return tensors, state
+
+
+def from_tensors(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Saved:
+    """What `to_tensors` gave.
+
+    Raises:
+        KeyError, TypeError, ValueError: another layout.
+    """
+    groups = []
+    for g, (indices, steps) in enumerate(zip(state["groups"], state["steps"], strict=True)):
+        mine = {n.partition("/")[2]: t for n, t in tensors.items() if n.startswith(f"{g}/")}
+        groups.append(SavedGroup(indices=indices, tensors=mine, steps=steps))
+    return Saved(
+        position=Position(**state["position"]),
+        way=Way(**state["way"]),
+        records=[_record(**record) for record in state["records"]],
+        groups=groups,
+        weights={
+            int(name.partition("/")[2]): blob.numpy().tobytes()
+            for name, blob in tensors.items()
+            if name.startswith("weights/")
+        },
+    )
+
+
+def _record(
+    *, best: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]], **fields: Any
+) -> Record:
+    """A record as `dataclasses.asdict` wrote it."""
+    own = {name: Best(**part) for name, part in parts.items()}
+    return Record(best=Best(**best), parts=own, **fields)

@@ -1,0 +1,63 @@
+"""Parameters and buffers of K models, and what a stack of models gives.
+
+Shapes: K models, B batch, C classes, P parameters of a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Step(NamedTuple):
+    """What one pass over a batch gives: mean loss, number of wrong predictions, gradients."""
+
+    loss_K: Tensor
+    wrong_K: Tensor
+    gradient_KP: Tensor
+
+
+class Predictions(NamedTuple):
+    """Scores and log-probabilities (K, B, C), and those of parts that are judged by themselves."""
+
+    scores: Tensor
+    log_probabilities: Tensor
+    parts: Mapping[str, Tensor]
+
+
+class Weights(NamedTuple):
+    """Parameters and buffers of K models."""
+
+    parameters_KP: Tensor
+    buffers: Mapping[str, Tensor]
+
+    def clone(self) -> Weights:
+        buffers = {name: value.clone() for name, value in self.buffers.items()}
+        return Weights(self.parameters_KP.detach().clone(), buffers)
+
+    def select(self, rows: Sequence[int]) -> Weights:
+        """These rows only, in this order."""
+        index = torch.tensor(rows, device=self.parameters_KP.device)
+        buffers = {name: value.index_select(0, index) for name, value in self.buffers.items()}
+        return Weights(self.parameters_KP.detach().index_select(0, index), buffers)
+
+    @torch.no_grad()
+    def take(self, rows_K: Tensor, new: Weights, part: Part | None = None) -> None:
+        """Take over the rows of ``new`` where the mask is true; of one part only, if given."""
+        mask_KP = rows_K.unsqueeze(1) if part is None else rows_K.unsqueeze(1) & part.columns_P
+        mine = self.parameters_KP
+        torch.where(mask_KP, new.parameters_KP.detach(), mine, out=mine)
+        for name, value in self.buffers.items():
+            if part is None or name in part.buffers:
+                mask = rows_K.view(-1, *[1] * (value.dim() - 1))
+                torch.where(mask, new.buffers[name], value, out=value)
+
+
+class Part(NamedTuple):
+    """Which columns (P,) and buffers belong to a part of a model that trains as if alone."""
+
+    columns_P: Tensor
+    buffers: frozenset[str]
