@@ -35,10 +35,14 @@ for name in MLFLOW_BACKEND_STORE_URI PGPASSWORD AWS_ACCESS_KEY_ID AWS_SECRET_ACC
 done
 if [[ -z ${MLFLOW_BACKEND_STORE_URI:-} || -z ${MLFLOW_ARTIFACTS_DESTINATION:-} ]]; then
     home=${MODMIX_HOME:-$PWD/modmix_runs}
+    [[ $home = '~/'* ]] && home=$HOME/${home:2}
     mkdir -p "$home" || refuse "$home cannot be made: set MODMIX_HOME to a folder you may write"
     home=$(cd "$home" && pwd)
+    database=sqlite:///$home
+    # As modmix writes it: the path quoted, and a driver named so that MLflow does not take it literally.
+    [[ $home = *[%?]* ]] && database=${home//%/%25} && database=sqlite+pysqlite:///${database//\?/%3F}
 fi
-export MLFLOW_BACKEND_STORE_URI=${MLFLOW_BACKEND_STORE_URI:-sqlite:///$home/mlflow.db}
+export MLFLOW_BACKEND_STORE_URI=${MLFLOW_BACKEND_STORE_URI:-$database/mlflow.db}
 export MLFLOW_ARTIFACTS_DESTINATION=${MLFLOW_ARTIFACTS_DESTINATION:-$home/artifacts}
 case $MLFLOW_BACKEND_STORE_URI in
     *://*) ;;

@@ -11,11 +11,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modmix.base.errors import InputError, Interrupted, LeaseError, ModmixError
+from modmix.base.errors import InputError, Interrupted, LeaseError, LedgerError, ModmixError
 from modmix.base.home import Home
 from modmix.execution.starting import Starting
 from modmix.ledger import ENDED, Lease, Ledger, ReplicateRecord, StudyRecord
@@ -301,6 +301,10 @@ def _run(
             work.stop()
             work.let_go()
             state, patient = "stopped", False
+        except BaseException:  # perhaps of the caller's own `changed` or `say`
+            with suppress(LedgerError):
+                work.let_go()  # no model is left as in training
+            raise
         finally:
             if not work.taken_over:
                 seconds = time.monotonic() - begun

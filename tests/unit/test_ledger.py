@@ -700,3 +700,21 @@ def test_a_password_in_the_query_is_not_shown() -> None:
         Ledger("postgresql+psycopg://me@127.0.0.1:1/db?password=hunter2")
     assert "hunter2" not in str(e.value)
     assert "127.0.0.1:1/db" in str(e.value)
+
+
+def test_a_ledger_that_cannot_be_written_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "ledger.db"
+    ledger = Ledger(f"sqlite:///{path}")
+    start(ledger)
+    before = ledger.studies()
+    ledger.close()
+    assert [file.name for file in tmp_path.iterdir()] == ["ledger.db"]
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    read = Ledger(f"sqlite:///{path}")
+    assert read.studies() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["ledger.db"]
+    with pytest.raises(LedgerError, match="attempt to write a readonly database"):
+        read.set_state("s", "failed")
+    read.close()

@@ -135,7 +135,10 @@ def _common(
 def _console(*, error: bool = False) -> Console:
     from rich.console import Console
 
-    return Console(stderr=error, soft_wrap=True)
+    stream = sys.stderr if error else sys.stdout
+    # FORCE_COLOR, which build servers set, would draw a live table into a log file.
+    is_terminal = stream is not None and stream.isatty()
+    return Console(stderr=error, soft_wrap=True, force_terminal=None if is_terminal else False)
 
 
 def _ledger() -> Ledger:

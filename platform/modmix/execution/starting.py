@@ -47,7 +47,7 @@ class Starting:
         self.home = home
         self.retry_failed = retry_failed
         self._kind = kind
-        self._address = address or os.environ.get("RAY_ADDRESS")
+        self._address = address or os.environ.get("RAY_ADDRESS") or None
         self._workers = workers
         self._runner: Runner | None = None
         self._error: BaseException | None = None

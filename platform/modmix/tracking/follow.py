@@ -193,9 +193,11 @@ class Follower:
 def main() -> None:
     with suppress(OSError):
         os.nice(NICENESS)
-    # Linux shares processors out by session before it looks at processes, and this one has its own.
-    with suppress(OSError):
-        Path("/proc/self/autogroup").write_text(str(NICENESS))
+    # Linux shares processors out by session before it looks at processes. `Mirror` gives this one
+    # its own; in somebody else's, everything in it would get slow, and stay so.
+    if os.getsid(0) == os.getpid():
+        with suppress(OSError):
+            Path("/proc/self/autogroup").write_text(str(NICENESS))
     follower = Follower(Task(**json.loads(sys.stdin.readline())), _answer)
     threading.Thread(target=_listen, args=(follower,), daemon=True).start()
     done = follower.follow()

@@ -192,7 +192,7 @@ class Mirror:
 
     def _accompany(self) -> str:
         """Start the process and talk to it until it ends: its last words, or its exit code."""
-        with tempfile.TemporaryFile("w+") as errors:
+        with tempfile.TemporaryFile("w+", errors="replace") as errors:
             process = subprocess.Popen(
                 [sys.executable, "-m", "modmix.tracking.follow"],
                 stdin=subprocess.PIPE,
