@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from modmix.base.errors import InputError, Interrupted, LeaseError, ModmixError
 from modmix.base.home import Home
 from modmix.execution.starting import Starting, has_ledger
-from modmix.ledger import ENDED, Lease, Ledger, ReplicateRecord, StudyRecord
+from modmix.ledger.ledger import Ledger
+from modmix.ledger.records import ENDED, Lease, ReplicateRecord, StudyRecord
 from modmix.study import plan as plan_module
 from modmix.study import spec
 from modmix.study.spec import StudySpec
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from modmix.execution.local import Runner
     from modmix.execution.run import StudyRun
     from modmix.study.plan import Plan
-    from modmix.tracking import Mirror
+    from modmix.tracking.mirror import Mirror
 
 # The mirror's process starts with the first evaluation, or after so many seconds.
 MIRROR_DELAY = 10.0
@@ -211,7 +212,7 @@ def _home(home: str | Path | None) -> Home:
 
 
 def _mirror(home: Home, plan: Plan) -> Mirror:
-    from modmix.tracking import Mirror
+    from modmix.tracking.mirror import Mirror
 
     mirror = Mirror(home.ledger_url, plan.name, home.tracking_uri, home)
     try:
@@ -253,7 +254,7 @@ def _run(
     say: Callable[[str], None],
 ) -> None:
     from modmix.execution.run import StudyRun
-    from modmix.ledger import Heartbeat
+    from modmix.ledger.heartbeat import Heartbeat
 
     begun = time.monotonic()
     observed = mirror.observe if mirror is not None else lambda _: None

@@ -115,7 +115,7 @@ def main() -> None:
 
 def _ledger() -> Any:
     from modmix.base.home import Home
-    from modmix.ledger import Ledger
+    from modmix.ledger.ledger import Ledger
 
     return Ledger(Home.from_environment().ledger_url)
 

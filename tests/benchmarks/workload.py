@@ -69,7 +69,7 @@ def modmix_run(
 
 def our_results(home: Path, study: str) -> dict[str, Result]:
     """What the ledger holds, by replicate."""
-    from modmix.ledger import Ledger
+    from modmix.ledger.ledger import Ledger
 
     ledger = Ledger(f"sqlite:///{home / 'ledger.db'}")
     try:
@@ -94,7 +94,7 @@ def our_configurations(
     """Some finished configurations, evenly over the study: parameters, and replicate keys by
     seed.
     """
-    from modmix.ledger import Ledger
+    from modmix.ledger.ledger import Ledger
 
     ledger = Ledger(f"sqlite:///{home / 'ledger.db'}")
     try:

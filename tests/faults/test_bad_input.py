@@ -32,7 +32,7 @@ import pytest
 
 from modmix.base.home import Home
 from modmix.cli import main as cli
-from modmix.ledger import Ledger
+from modmix.ledger.ledger import Ledger
 
 STUDY = """\
 study: small
@@ -564,7 +564,7 @@ def test_a_second_driver(shell: Shell) -> None:
     ledger = Ledger(home.ledger_url)
     ledger.start_study("small", spec={"study": "small"}, text="the first", source="", details={})
     code = (
-        "import sys\nfrom modmix.ledger import Ledger\nledger = Ledger(sys.argv[1])\n"
+        "import sys\nfrom modmix.ledger.ledger import Ledger\nledger = Ledger(sys.argv[1])\n"
         "ledger.acquire('small'); print('held', flush=True); sys.stdin.readline()"
     )
     holder = subprocess.Popen(

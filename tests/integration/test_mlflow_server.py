@@ -21,7 +21,7 @@ import yaml
 from mlflow_bench import Bench, free_port
 from modmix.base.errors import InputError
 from modmix.base.home import Home
-from modmix.tracking import serve
+from modmix.tracking.serve import serve
 
 ROOT = Path(__file__).parents[2]
 START = ROOT / "mlflow_server" / "start.sh"

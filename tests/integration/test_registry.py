@@ -19,7 +19,7 @@ import torch
 from mlflow_bench import METRICS, Bench, Server
 from modmix.analysis.best import best_configurations
 from modmix.base.errors import InputError
-from modmix.ledger import Entry, NewConfiguration, Result
+from modmix.ledger.records import Entry, NewConfiguration, Result
 from modmix.methods.model import build_model, pack_weights
 from modmix.registry import registry
 from modmix.study import plan as plan_module

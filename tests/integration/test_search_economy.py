@@ -15,7 +15,8 @@ from modmix import api
 from modmix.base.errors import Incomplete, Interrupted
 from modmix.base.home import Home
 from modmix.execution.run import MAX_FAILURES, StudyRun
-from modmix.ledger import Entry, Ledger, ReplicateRecord
+from modmix.ledger.ledger import Ledger
+from modmix.ledger.records import Entry, ReplicateRecord
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import modmix
-from modmix.ledger import Ledger
+from modmix.ledger.ledger import Ledger
 
 pytestmark = pytest.mark.slow
 

@@ -20,12 +20,12 @@ import pytest
 from scipy import stats
 
 from mlflow_bench import STUDY, Bench, Server, copy_database, free_port
-from modmix import tracking
 from modmix.base.errors import InputError, TrackingError
 from modmix.base.messages import Progress
-from modmix.ledger import Ledger
-from modmix.tracking import sync
+from modmix.ledger.ledger import Ledger
+from modmix.tracking import store
 from modmix.tracking.database import KNOWN_SCHEMA, Database
+from modmix.tracking.mirror import sync
 from modmix.tracking.store import RefusedError, Store
 from modmix.tracking.writer import PARTIAL_SECONDS
 
@@ -35,7 +35,8 @@ LIVE = "live/val/error"
 
 
 def test_importing_it_does_not_import_mlflow() -> None:
-    code = "import sys, modmix.tracking; sys.exit('mlflow' in sys.modules)"
+    modules = "modmix.tracking.mirror, modmix.tracking.store"
+    code = f"import sys, {modules}; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -560,7 +561,7 @@ DRIVER = """
 import sys, time
 from pathlib import Path
 from modmix.base.home import Home
-from modmix.tracking import Mirror
+from modmix.tracking.mirror import Mirror
 url, study, uri, home = sys.argv[1:]
 mirror = Mirror(url, study, uri, Home(Path(home)))
 mirror.start()
@@ -621,28 +622,28 @@ def test_the_end_says_how_much_is_left(bench: Bench, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("uri", ["mlruns", "/tmp/mlruns", "file:///tmp/mlruns"])
 def test_a_folder_is_refused(uri: str) -> None:
     with pytest.raises(InputError, match="is a folder, which MLflow 3 does not take"):
-        tracking.check(uri)
+        store.check(uri)
 
 
 def test_a_database_of_another_version_is_refused(tmp_path: Path, empty_database: Path) -> None:
-    tracking.check(f"sqlite:///{empty_database}")
-    tracking.check(f"sqlite:///{tmp_path / 'none.db'}")
+    store.check(f"sqlite:///{empty_database}")
+    store.check(f"sqlite:///{tmp_path / 'none.db'}")
     other = tmp_path / "other.db"
     copy_database(empty_database, other)
     with sqlite3.connect(other) as database:
         database.execute("UPDATE alembic_version SET version_num = 'abc123'")
     database.close()
     with pytest.raises(InputError, match=r"schema is abc123.*mlflow db upgrade sqlite:///"):
-        tracking.check(f"sqlite:///{other}")
+        store.check(f"sqlite:///{other}")
     other.write_bytes(b"no database " * 100)
     with pytest.raises(InputError, match="cannot be read as an SQLite database"):
-        tracking.check(f"sqlite:///{other}")
+        store.check(f"sqlite:///{other}")
 
 
 def test_a_password_is_never_shown() -> None:
     port = free_port()
     with pytest.raises(TrackingError) as caught:
-        tracking.check(f"http://ann:secret@127.0.0.1:{port}")
+        store.check(f"http://ann:secret@127.0.0.1:{port}")
     assert "secret" not in str(caught.value)
     assert f"http://***@127.0.0.1:{port} cannot be used (connection refused)" in str(caught.value)
 
@@ -651,7 +652,7 @@ def test_a_password_is_never_shown() -> None:
 def test_a_database_server_that_is_away_is_said_within_seconds() -> None:
     begun = time.monotonic()
     with pytest.raises(TrackingError, match="cannot be used") as caught:
-        tracking.check(f"postgresql://ann:secret@127.0.0.1:{free_port()}/mlflow")
+        store.check(f"postgresql://ann:secret@127.0.0.1:{free_port()}/mlflow")
     assert time.monotonic() - begun < 15
     assert "secret" not in str(caught.value)
 

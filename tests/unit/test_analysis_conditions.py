@@ -29,7 +29,7 @@ from modmix.analysis.tables import results_table
 from modmix.base.errors import InputError
 from modmix.base.home import Home
 from modmix.cli.main import app
-from modmix.ledger import ConfigurationRecord, Entry, ReplicateRecord
+from modmix.ledger.records import ConfigurationRecord, Entry, ReplicateRecord
 
 # Test error by method and share. mul has the lowest value of all, 1.0, but only where the data is
 # easy; add is better on the other three. Ranks: mul 1, 2, 2, 2; add 2, 1, 1, 1; late always 3.

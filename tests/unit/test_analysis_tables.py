@@ -167,7 +167,7 @@ def test_nothing_finished_is_said(fresh):
     for form in FORMATS:
         assert table.render(form)
     assert "No configuration has all its replicates done yet." in table.render("text")
-    assert table.render("csv").startswith("label,method,part,n,chosen_among,val")
+    assert table.render("csv").startswith("label,method,part,n,n_candidates,val")
 
 
 def test_one_seed_shows_means_without_spread(fresh):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from modmix.base.messages import Finished, Pack, Progress, Replicate, TaskRef
-from modmix.ledger import Entry
+from modmix.ledger.records import Entry
 from modmix.search.run_state import RunState
 from modmix.search.rungs import Rungs
 from modmix.study.plan import Configuration

@@ -21,9 +21,10 @@ import sqlalchemy as sa
 from tests import postgres
 
 from modmix.base.errors import InputError, LeaseError, LedgerError
-from modmix.ledger import Entry, Lease, Ledger, NewConfiguration, ReplicateRecord, Result
 from modmix.ledger import studies as leases
 from modmix.ledger.database import STUDIES
+from modmix.ledger.ledger import Ledger
+from modmix.ledger.records import Entry, Lease, NewConfiguration, ReplicateRecord, Result
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,12 @@ def record(ledger: Ledger, key: str, study: str = "s") -> ReplicateRecord:
 
 def in_another_process(code: str, url: str, *arguments: str) -> subprocess.Popen[str]:
     """Run Python with a ledger open in it; what it prints is for the test."""
-    before = "import sys, time\nfrom modmix.ledger import *\nledger = Ledger(sys.argv[1])\n"
+    before = (
+        "import sys, time\n"
+        "from modmix.ledger.ledger import Ledger\n"
+        "from modmix.ledger.records import *\n"
+        "ledger = Ledger(sys.argv[1])\n"
+    )
     return subprocess.Popen(
         [sys.executable, "-c", before + code, url, *arguments],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,

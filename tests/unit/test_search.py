@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from modmix.base.space import Choices, Condition, Constant, Domain, Grid, Range, active, every_value
-from modmix.ledger import Entry
+from modmix.ledger.records import Entry
 from modmix.search.proposer import Asked, Proposer
 from modmix.study.spec import SAMPLERS
 

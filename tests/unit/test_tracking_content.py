@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from modmix.ledger import ConfigurationRecord, ReplicateRecord
-from modmix.tracking import shown
+from modmix.ledger.records import ConfigurationRecord, ReplicateRecord
 from modmix.tracking.content import (
     MAX_STEPS,
     best_configurations,
@@ -17,6 +16,7 @@ from modmix.tracking.content import (
     half_interval,
     thinned,
 )
+from modmix.tracking.store import shown
 
 SPEC = {
     "objective": ["val/error"],

@@ -26,7 +26,8 @@ from modmix.analysis.labels import (
 from modmix.analysis.statistics import Estimate
 from modmix.base.errors import InputError
 from modmix.base.metrics import METRICS
-from modmix.ledger import ConfigurationRecord, Ledger
+from modmix.ledger.ledger import Ledger
+from modmix.ledger.records import ConfigurationRecord
 
 
 @dataclass(frozen=True, kw_only=True)

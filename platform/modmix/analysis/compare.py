@@ -13,7 +13,7 @@ from modmix.analysis.labels import is_metric, metric_label, split_of
 from modmix.analysis.render import Table
 from modmix.base.errors import InputError
 from modmix.base.metrics import METRICS
-from modmix.ledger import Ledger
+from modmix.ledger.ledger import Ledger
 
 
 def compare_table(ledger: Ledger, studies: Sequence[str], metric: str | None = None) -> Table:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from modmix.analysis.labels import parameter_words, value_text
-from modmix.ledger import ConfigurationRecord
+from modmix.ledger.records import ConfigurationRecord
 
 PREFIX = "task."
 

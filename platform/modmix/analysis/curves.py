@@ -27,7 +27,7 @@ from modmix.analysis.labels import (
 )
 from modmix.analysis.statistics import Estimate
 from modmix.base.errors import InputError
-from modmix.ledger import ConfigurationRecord
+from modmix.ledger.records import ConfigurationRecord
 from modmix.tasks.table import TASKS
 
 MOST_LINES = 40  # that a figure shows: more would not be read

@@ -153,9 +153,7 @@ def _step(curve: Curve) -> float:
 
 
 def _label_x(ax: Axes, curve: Curve) -> float:
-    """Ticks where the configurations are; return how far below the axis the legend begins, in
-    configurations.
-    """
+    """Ticks at the values; return how far below the axis the legend begins, in points."""
     if curve.categories:
         longest = max(len(word) for word in curve.categories)
         is_wide = longest * len(curve.categories) > 70
@@ -242,7 +240,7 @@ def draw_conditions(ax: Axes, found: ByCondition, look: Mapping[str, Look]) -> N
     shown = unit(found.metric)
     ax.set_xlabel(
         f"{metric_words(found.metric)} behind the best method of the condition"
-        f"{' (configurations)' if shown == '%' else f' ({shown})' if shown else ''}"
+        f"{' (points)' if shown == '%' else f' ({shown})' if shown else ''}"
     )
     step, middle = 0.64 / len(found.methods), (len(found.methods) - 1) / 2
     handles = []
@@ -281,7 +279,7 @@ def _write_best(ax: Axes, found: ByCondition) -> None:
             words = f"{best[0]} {metric_text(values[best[0]].mean, found.metric)}"
             ax.annotate(
                 words, (1.0, i), xytext=(4, 0), xycoords=("axes fraction", "data"),
-                textcoords="offset configurations", va="center", fontsize=7, annotation_clip=False,
+                textcoords="offset points", va="center", fontsize=7, annotation_clip=False,
             )  # fmt: skip
 
 
@@ -417,7 +415,7 @@ def draw_importance(ax: Axes, one: Importance, look: Mapping[str, Look]) -> None
         signed = f"  (ρ = {correlation:+.2f})".replace("-", "−")
         ax.annotate(
             f"{share:.2f}" + ("" if math.isnan(correlation) else signed), (share, i),
-            xytext=(4, 0), textcoords="offset configurations", va="center", fontsize=7.5,
+            xytext=(4, 0), textcoords="offset points", va="center", fontsize=7.5,
         )  # fmt: skip
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.4, -0.6)

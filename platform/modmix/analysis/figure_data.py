@@ -19,7 +19,7 @@ from modmix.analysis.comparisons import Comparison, contests_of
 from modmix.analysis.frames import Snapshot, estimate_columns, histories_of, short
 from modmix.analysis.statistics import Floats
 from modmix.analysis.tables import Row, behind, paper_number, result_rows
-from modmix.ledger import Ledger
+from modmix.ledger.ledger import Ledger
 
 MOST_CONDITIONS = 40  # that a figure shows: more would not be read
 

@@ -26,7 +26,7 @@ from modmix.analysis.style import (
     to_bytes,
 )
 from modmix.base.errors import InputError
-from modmix.ledger import Ledger
+from modmix.ledger.ledger import Ledger
 
 __all__ = ["FigureOf", "figure", "figure_names", "figures_of", "to_bytes"]
 

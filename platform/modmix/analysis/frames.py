@@ -21,7 +21,8 @@ import pandas as pd
 
 from modmix.analysis.conditions import PREFIX, Conditions, conditions_of, task_params
 from modmix.analysis.statistics import Estimate, estimate, t_quantile
-from modmix.ledger import ConfigurationRecord, Entry, Ledger, ReplicateRecord, StudyRecord
+from modmix.ledger.ledger import Ledger
+from modmix.ledger.records import ConfigurationRecord, Entry, ReplicateRecord, StudyRecord
 
 
 @dataclass(frozen=True, kw_only=True)

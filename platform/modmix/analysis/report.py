@@ -20,7 +20,8 @@ from modmix.analysis.statistics import Ranks
 from modmix.analysis.style import to_bytes
 from modmix.analysis.tables import configurations_of, results_of
 from modmix.base.home import Home, write_bytes, write_text
-from modmix.ledger import Ledger, ReplicateRecord
+from modmix.ledger.ledger import Ledger
+from modmix.ledger.records import ReplicateRecord
 
 _VERSIONS = ("modmix", "torch", "numpy", "ray", "optuna", "mlflow")
 _FEW = (

@@ -113,7 +113,7 @@ def legend_below(
     """A legend under the axes, where it covers no value.
 
     Args:
-        drop: how far below, in configurations: the height of the axis' numbers and label.
+        drop: how far below, in points: the height of the axis' numbers and label.
         is_wide: whether it begins at the figure's left edge and not at the axis'.
     """
     if not handles:

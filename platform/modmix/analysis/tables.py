@@ -32,7 +32,7 @@ from modmix.analysis.labels import (
 )
 from modmix.analysis.render import Cell, Table
 from modmix.base.errors import InputError
-from modmix.ledger import Ledger
+from modmix.ledger.ledger import Ledger
 
 # ---------------------------------------------------------------- the table of results
 

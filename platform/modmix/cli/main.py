@@ -24,7 +24,7 @@ from modmix.cli.data import data_app
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from modmix.ledger import Ledger
+    from modmix.ledger.ledger import Ledger
 
 app = typer.Typer(
     name="modmix",
@@ -135,7 +135,7 @@ def _console(*, error: bool = False) -> Console:
 
 def _ledger() -> Ledger:
     from modmix.base.home import Home
-    from modmix.ledger import Ledger
+    from modmix.ledger.ledger import Ledger
 
     home = Home.from_environment()
     if "MODMIX_LEDGER" not in os.environ and not (home.path / "ledger.db").exists():
@@ -446,8 +446,8 @@ def final(
 @app.command()
 def sync(study: Name) -> None:
     """Bring MLflow up to the ledger: after the server was away, or its database was lost."""
-    from modmix import tracking
     from modmix.base.home import Home
+    from modmix.tracking import mirror
 
     home, said = Home.from_environment(), time.monotonic()
 
@@ -457,7 +457,7 @@ def sync(study: Name) -> None:
             said = time.monotonic()
             print(f"{left} runs to go", file=sys.stderr)
 
-    done = tracking.sync(_ledger(), _study(study), home.tracking_uri, home, progress=progress)
+    done = mirror.sync(_ledger(), _study(study), home.tracking_uri, home, progress=progress)
     print(f"MLflow experiment {done.experiment!r} holds the study; {done.written} runs written")
 
 
@@ -467,7 +467,7 @@ def ui(
 ) -> None:
     """Open MLflow on the results, on this machine's loopback address, until Ctrl-C."""
     from modmix.base.home import Home
-    from modmix.tracking import serve
+    from modmix.tracking.serve import serve
 
     serve(Home.from_environment(), port=port)
 

@@ -26,7 +26,8 @@ from modmix.base.messages import Event, Finished, Pack, PackStarted, Progress, R
 from modmix.execution.costs import Costs
 from modmix.execution.local import Verdict
 from modmix.execution.queue import Members, PackQueue
-from modmix.ledger import ENDED, Entry, Lease, Ledger, NewConfiguration, Result
+from modmix.ledger.ledger import Ledger
+from modmix.ledger.records import ENDED, Entry, Lease, NewConfiguration, Result
 from modmix.search.run_state import RunState, Status
 from modmix.search.rungs import Rungs
 from modmix.search.searches import Search, Searches

@@ -15,7 +15,7 @@ from contextlib import closing
 from modmix.base.errors import InputError
 from modmix.base.home import Home
 from modmix.execution.local import Runner
-from modmix.ledger import Ledger
+from modmix.ledger.ledger import Ledger
 from modmix.study.spec import StudySpec
 
 

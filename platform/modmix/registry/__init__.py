@@ -1,1 +1,8 @@
-"""TODO."""
+"""Registry: from a finished study to a registered model.
+
+In: the best configurations of a study. Out: study files for final runs; after those, a model
+version in MLflow.
+
+    pyfunc    what a registered model runs (copied beside its weights)
+    registry  writes the study files of best configurations; registers final runs
+"""

@@ -22,7 +22,8 @@ from modmix.base.errors import InputError
 from modmix.base.home import Home, is_name, write_text
 from modmix.base.messages import digest
 from modmix.base.metrics import higher_is_better
-from modmix.ledger import ConfigurationRecord, Ledger, ReplicateRecord, StudyRecord
+from modmix.ledger.ledger import Ledger
+from modmix.ledger.records import ConfigurationRecord, ReplicateRecord, StudyRecord
 
 if TYPE_CHECKING:
     from modmix.analysis.best import BestConfiguration
@@ -183,7 +184,7 @@ def register(ledger: Ledger, home: Home, study: str, uri: str) -> Registered:
         InputError: it is no final study, has not finished, or its weights are gone.
         TrackingError: MLflow cannot be reached, or refuses.
     """
-    from modmix import tracking
+    from modmix.tracking import mirror
     from modmix.tracking.models import add_version, find_version, set_alias
     from modmix.tracking.store import Store
 
@@ -202,7 +203,7 @@ def register(ledger: Ledger, home: Home, study: str, uri: str) -> Registered:
             f"the weights {weights} of study {study!r} are gone: put them back, or run the final "
             f"study under another name (study: in {record.source}) to train them again"
         )
-    tracking.sync(ledger, study, uri, home)
+    mirror.sync(ledger, study, uri, home)
     run = next(p.mlflow_run for p in ledger.configurations(study) if p.key == configuration.key)
     assert run is not None, "sync makes a run for every configuration that has ended"
     name, store = f"{final['of']}-{final['method']}", Store(uri)

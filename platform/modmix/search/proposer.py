@@ -53,7 +53,7 @@ from modmix.base.space import (
 )
 
 if TYPE_CHECKING:
-    from modmix.ledger import Entry
+    from modmix.ledger.records import Entry
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from modmix.base.messages import Ended, Finished, Progress, Replicate, TaskRef
-from modmix.ledger import ENDED, REPLICATE_STATES, Entry, ReplicateRecord
+from modmix.ledger.records import ENDED, REPLICATE_STATES, Entry, ReplicateRecord
 from modmix.study.plan import Configuration
 
 

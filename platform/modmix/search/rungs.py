@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from modmix.base.messages import Pack, Progress
 from modmix.base.metrics import higher_is_better
-from modmix.ledger import ENDED, Entry
+from modmix.ledger.records import ENDED, Entry
 from modmix.search.run_state import RunState
 from modmix.training.halving import goes_on, mean
 

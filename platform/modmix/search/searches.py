@@ -7,7 +7,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from modmix.ledger import Entry, Ledger
+from modmix.ledger.ledger import Ledger
+from modmix.ledger.records import Entry
 from modmix.search.proposer import Proposer
 from modmix.search.run_state import RunState
 from modmix.study.plan import Configuration, Plan

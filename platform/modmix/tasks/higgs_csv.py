@@ -23,9 +23,9 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from modmix.base.allocator import keep_freed_memory
 from modmix.base.errors import DataError
 from modmix.tasks.files import Progress, silent
-from modmix.training.allocator import keep_freed_memory
 
 COLUMNS = 29  # the label and 28 features
 _READ = 1 << 20  # bytes read from the file at a time

@@ -9,7 +9,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from modmix.training.allocator import free_memory
+from modmix.base.allocator import free_memory
 
 Rows = npt.NDArray[np.float32]
 

@@ -27,7 +27,7 @@ from typing import Any
 
 from modmix.base.messages import digest
 from modmix.base.metrics import higher_is_better
-from modmix.ledger import ENDED, ConfigurationRecord, Entry, ReplicateRecord, StudyRecord
+from modmix.ledger.records import ENDED, ConfigurationRecord, Entry, ReplicateRecord, StudyRecord
 from modmix.tracking.store import Dataset, Value
 
 LAYOUT = 2  # raised when a run's content changes in form, so that all runs are written again

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from modmix.base.home import Home
 from modmix.base.messages import digest
-from modmix.ledger import ConfigurationRecord, Ledger, StudyRecord
+from modmix.ledger.ledger import Ledger
+from modmix.ledger.records import ConfigurationRecord, StudyRecord
 from modmix.tracking.content import asked_digest, higher
 from modmix.tracking.database import Database
 from modmix.tracking.store import Experiment, RefusedError, Run, Store, shown

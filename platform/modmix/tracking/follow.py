@@ -27,7 +27,7 @@ from typing import Any
 
 from modmix.base.errors import InputError, LedgerError, TrackingError
 from modmix.base.home import Home
-from modmix.ledger import Ledger
+from modmix.ledger.ledger import Ledger
 from modmix.tracking.content import LIVE_SECONDS
 from modmix.tracking.writer import PARTIAL_SECONDS, Live, Writer
 

@@ -26,7 +26,7 @@ from typing import IO, Any
 from modmix.base.errors import InputError
 from modmix.base.home import Home
 from modmix.base.messages import Progress
-from modmix.ledger import Ledger
+from modmix.ledger.ledger import Ledger
 from modmix.tracking.content import LIVE_SECONDS, STATUS
 from modmix.tracking.store import check, shown
 

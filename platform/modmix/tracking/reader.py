@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from modmix.ledger import ENDED, ConfigurationRecord, Ledger, ReplicateRecord, StudyRecord
+from modmix.ledger.ledger import Ledger
+from modmix.ledger.records import ENDED, ConfigurationRecord, ReplicateRecord, StudyRecord
 from modmix.tracking.content import objectives_of, parts_of
 
 # A result may come to be seen this much later than its time says (a slow disk, another's clock).

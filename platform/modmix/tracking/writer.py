@@ -16,7 +16,8 @@ from pathlib import Path
 from modmix.base.errors import TrackingError
 from modmix.base.home import Home
 from modmix.base.messages import digest
-from modmix.ledger import ENDED, ConfigurationRecord, Ledger, ReplicateRecord, StudyRecord
+from modmix.ledger.ledger import Ledger
+from modmix.ledger.records import ENDED, ConfigurationRecord, ReplicateRecord, StudyRecord
 from modmix.tracking.content import (
     LIVE_SECONDS,
     PASSING_TAGS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from modmix.training.allocator import free_memory
+from modmix.base.allocator import free_memory
 
 
 def available(device: torch.device, share: float) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from modmix.base.allocator import keep_freed_memory
 from modmix.base.messages import Event, Finished, Pack, PackStarted, Progress
 from modmix.base.metrics import METRICS, higher_is_better
 from modmix.methods.base import Stage
@@ -23,7 +24,6 @@ from modmix.methods.model import pack_weights
 from modmix.methods.table import modalities as modalities_used
 from modmix.tasks.data import Data
 from modmix.training import checkpoint, products
-from modmix.training.allocator import keep_freed_memory
 from modmix.training.batches import Examples, Order
 from modmix.training.builder import Builder
 from modmix.training.group import Group, is_out_of_memory
