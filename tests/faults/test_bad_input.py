@@ -361,7 +361,7 @@ def known(folder: Path) -> None:
     ledger.close()
 
 
-UNKNOWN = (r"no study 'other' in the ledger sqlite:\S+ \(it knows known\): run its file first, .*",)
+UNKNOWN = (r"no study 'other' in the ledger sqlite:\S+ \(it has known\): run its file first, .*",)
 NONE = (r"there are no studies in \S+/runs: run one first, or set MODMIX_HOME .*",)
 
 PLACES = {
@@ -421,7 +421,7 @@ PLACES = {
     ),
     "a runner of a GPU that is not there": Case(
         study=of("resources: {gpus: 1}\n"),
-        lines=(r"the study asks for a GPU and this machine shows none: check the driver, .*",),
+        lines=(r"the study needs a GPU and this machine has none: check the driver, .*",),
         prepared=True,
     ),
     "final of another file": Case(
@@ -649,7 +649,7 @@ def test_ctrl_c_while_the_data_is_prepared(shell: Shell) -> None:
 
     shell.monkeypatch.setattr("modmix.tasks.weak.Weak.write", interrupted)
     code, printed = shell.type(*LOCAL)
-    check(printed, ("stopped; type the same command again to go on",))
+    check(printed, ("interrupted; run the same command again to resume",))
     assert code == 3
     assert shell.prepared() == []
 
@@ -743,7 +743,7 @@ def test_a_disk_that_fills_in_the_middle(shell: Shell, disk: Callable[..., Path]
     ended = subprocess.run(
         [sys.executable, "-c", FILL, *LOCAL, "--quiet"], capture_output=True, text=True, check=False
     )
-    check(ended.stderr, (r"the ledger sqlite:\S+ could not be used \(.*full\): mend that, .*",))
+    check(ended.stderr, (r"the ledger sqlite:\S+ could not be used \(.*full\): fix this .*",))
     assert ended.returncode == 3
     (runs / "filler").unlink()
     shell.monkeypatch.setattr(sys, "argv", ["modmix", *LOCAL, "--quiet"])

@@ -91,7 +91,7 @@ def test_a_busy_port_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         )
         assert (done.returncode, f"port {port} on 127.0.0.1 is in use" in done.stderr) == (2, True)
         monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        with pytest.raises(InputError, match=f"port {port} on 127.0.0.1 is in use: give another"):
+        with pytest.raises(InputError, match=f"port {port} on 127.0.0.1 is in use: choose another"):
             serve(Home(tmp_path), port=port)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:secret@mlflow.lab:5000")
     with pytest.raises(InputError, match=r"http://\*\*\*@mlflow.lab:5000: open that address"):

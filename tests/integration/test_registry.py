@@ -343,15 +343,15 @@ def test_a_model_says_what_is_wrong_with_its_input(studies: Studies, tracking_ur
     good = np.ones((2, 32))
     for bad, message in (
         ({"left": good, "right": np.ones((2, 31))}, r"'right' must be of shape \(rows, 32\), got"),
-        ({"left": good, "right": good * np.nan}, "'right' holds values that are NaN or infinite"),
+        ({"left": good, "right": good * np.nan}, "'right' has NaN or infinite values"),
         ({"left": good}, r"Model is missing inputs \['right'\]"),
     ):
         with pytest.raises(mlflow.MlflowException, match=message):
             model.predict(bad)
     plain = model.unwrap_python_model()
-    with pytest.raises(mlflow.MlflowException, match="as many rows as the others: left has 2"):
+    with pytest.raises(mlflow.MlflowException, match="same number of rows: left has 2"):
         plain.predict(None, {"left": good, "right": good[:1]})
-    with pytest.raises(mlflow.MlflowException, match="'right' must be 32 numbers an example"):
+    with pytest.raises(mlflow.MlflowException, match="'right' must have 32 numbers per example"):
         plain.predict(None, {"left": good, "right": [["a"] * 32] * 2})
     assert len(plain.predict(None, {"left": good[:0], "right": good[:0]})) == 0
 
@@ -393,12 +393,12 @@ print(len(loaded.predict({{"left": numpy.ones((3, 32)), "right": numpy.ones((3, 
 @pytest.mark.slow
 def test_what_cannot_be_registered(studies: Studies) -> None:
     studies.run(STUDY)
-    with pytest.raises(InputError, match="'views' is no final study: type 'modmix best views'"):
+    with pytest.raises(InputError, match="'views' is not a final study: run 'modmix best views'"):
         studies.register("views")
     plan = studies.run(studies.best()["mul"].read_text())
     for file in studies.bench.home.weights.iterdir():
         file.unlink()
-    with pytest.raises(InputError, match=r"the weights .*safetensors of study .* are gone"):
+    with pytest.raises(InputError, match=r"the weights .*safetensors of study .* are missing"):
         studies.register(plan.name)
     key = plan.parts[0].assignments("mul")
     configuration = plan.configuration("mul", key[0])
@@ -409,7 +409,7 @@ def test_what_cannot_be_registered(studies: Studies) -> None:
         replicates=[("unfinished", 77)],
     )
     studies.bench.ledger.add(plan.name, [more], [])
-    with pytest.raises(InputError, match="has 1 replicates to go: type 'modmix final"):
+    with pytest.raises(InputError, match="has 1 unfinished replicates: run 'modmix final"):
         studies.register(plan.name)
 
 

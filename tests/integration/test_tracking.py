@@ -227,7 +227,7 @@ def test_what_a_person_adds_to_a_run_stays(bench: Bench) -> None:
     run = bench.children()["configuration-000"].info.run_id
     client.set_tag(run, "mlflow.note.content", "look at this one")
     bench.extend(configurations=1, seeds=3)
-    bench.ledger.forget_failures(STUDY)
+    bench.ledger.reset_failures(STUDY)
     bench.finish()
     bench.writer().update("finished")
     tags = bench.children()["configuration-000"].data.tags
@@ -343,7 +343,7 @@ def test_a_stopped_study_has_no_running_runs_and_goes_on(bench: Bench) -> None:
     bench.finish(["configuration-000-0", "configuration-000-1", "configuration-001-0"])
     mirror = bench.mirror()
     mirror.start()
-    assert mirror.close("stopped"), mirror.trouble
+    assert mirror.close("stopped"), mirror.problem
     children = bench.children()
     assert children["configuration-000"].info.status == "FINISHED"
     assert children["configuration-001"].info.status == "KILLED"
@@ -353,7 +353,7 @@ def test_a_stopped_study_has_no_running_runs_and_goes_on(bench: Bench) -> None:
     mirror.start()
     bench.finish()
     mirror.wake()
-    assert mirror.close("finished"), mirror.trouble
+    assert mirror.close("finished"), mirror.problem
     bench.check_whole()
     assert (
         bench.children()["configuration-001"].info.run_id
@@ -397,8 +397,8 @@ def test_long_trainings_are_shown_as_they_go(bench: Bench) -> None:
     assert bench.rows(run("configuration-001"), LIVE)[-1] == (2, 25.0)
     assert run("configuration-001").info.status == "RUNNING"
     bench.finish(keys[:2])
-    bench.ledger.let_go(bench.lease, keys[2:])
-    assert mirror.close("stopped"), mirror.trouble
+    bench.ledger.unclaim(bench.lease, keys[2:])
+    assert mirror.close("stopped"), mirror.problem
     ended = bench.children()
     assert (ended["configuration-000"].info.status, ended["configuration-001"].info.status) == (
         "FINISHED",
@@ -430,7 +430,7 @@ def test_dropped_configurations_and_failures_that_were_mended(bench: Bench) -> N
     assert bench.children()["configuration-002"].info.status == "FAILED"
     # The study file was edited: it no longer asks for configuration 1, and failures are tried
     # again.
-    bench.ledger.forget_failures(STUDY)
+    bench.ledger.reset_failures(STUDY)
     with sqlite3.connect(bench.home.path / "ledger.db") as database:
         for table in ("study_configurations", "study_replicates", "entries"):
             database.execute(f"DELETE FROM {table} WHERE configuration = 'configuration-001'")
@@ -551,7 +551,7 @@ def test_a_mirror_s_process_that_is_killed_is_started_again(bench: Bench) -> Non
     assert first is not None
     first.kill()
     bench.finish()
-    assert mirror.close("finished"), mirror.trouble
+    assert mirror.close("finished"), mirror.problem
     assert mirror._process is not first
     bench.check_whole()
     assert bench.artifact(bench.study_run(), "tables/configurations.csv") == "a,b\n"
@@ -599,7 +599,7 @@ def test_nothing_is_started_before_there_is_something_to_show(bench: Bench) -> N
     mirror.observe(Progress(pack="pack", epoch=1, epochs=9, active=1, metrics=metrics))
     eventually(lambda: mirror._process is not None)
     bench.finish()
-    assert mirror.close("finished"), mirror.trouble
+    assert mirror.close("finished"), mirror.problem
     bench.check_whole()
 
 
@@ -621,7 +621,7 @@ def test_the_end_says_how_much_is_left(bench: Bench, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("uri", ["mlruns", "/tmp/mlruns", "file:///tmp/mlruns"])
 def test_a_folder_is_refused(uri: str) -> None:
-    with pytest.raises(InputError, match="is a folder, which MLflow 3 does not take"):
+    with pytest.raises(InputError, match="is a folder, which MLflow 3 does not support"):
         store.check(uri)
 
 
@@ -651,7 +651,7 @@ def test_a_password_is_never_shown() -> None:
 @pytest.mark.slow
 def test_a_database_server_that_is_away_is_said_within_seconds() -> None:
     begun = time.monotonic()
-    with pytest.raises(TrackingError, match="cannot be used") as caught:
+    with pytest.raises(TrackingError, match="is unreachable") as caught:
         store.check(f"postgresql://ann:secret@127.0.0.1:{free_port()}/mlflow")
     assert time.monotonic() - begun < 15
     assert "secret" not in str(caught.value)
@@ -673,7 +673,7 @@ def test_a_server_holds_the_same_as_a_database(tmp_path: Path, server: Server) -
     table.parent.mkdir(parents=True)
     table.write_text("a,b\n")
     mirror.log_outputs([table])
-    assert mirror.close("finished"), mirror.trouble
+    assert mirror.close("finished"), mirror.problem
     bench.check_whole()
     run = bench.children()["configuration-000"]
     mean = np.mean([r.metrics["test/f1"] for r in results[:2]])
@@ -702,11 +702,11 @@ def test_a_server_that_goes_away_and_comes_back(tmp_path: Path, server: Server) 
         if i == 2:
             server.stop()
         if i == 5:
-            eventually(lambda: "connection refused" in mirror.trouble)
+            eventually(lambda: "connection refused" in mirror.problem)
     assert not mirror.close("finished", timeout=2.0)
-    assert "'modmix sync interrupted' catches up" in mirror.trouble
+    assert "'modmix sync interrupted' catches up" in mirror.problem
     begun = time.monotonic()
-    with pytest.raises(TrackingError, match=r"cannot be used \(connection refused\)"):
+    with pytest.raises(TrackingError, match=r"is unreachable \(connection refused\)"):
         bench.mirror().check()
     assert time.monotonic() - begun < 5
     server.start()
@@ -726,6 +726,6 @@ def test_a_mirror_catches_up_by_itself(tmp_path: Path, server: Server) -> None:
     mirror.wake()
     time.sleep(3.0)
     server.start()
-    assert mirror.close("finished", timeout=30.0), mirror.trouble
-    assert mirror.trouble == ""
+    assert mirror.close("finished", timeout=30.0), mirror.problem
+    assert mirror.problem == ""
     bench.check_whole()

@@ -254,9 +254,9 @@ def test_room_is_what_a_pack_may_hold() -> None:
 def test_packs_that_were_out_stay_as_they_were_and_go_first() -> None:
     queue = waiting()
     queue.add(of("a", 5))
-    queue.hold(tuple(of("b", 2)))
-    queue.hold(tuple(of("c", 1)))
-    queue.hold(tuple(of("d", 1)), first=True)
+    queue.put_back(tuple(of("b", 2)))
+    queue.put_back(tuple(of("c", 1)))
+    queue.put_back(tuple(of("d", 1)), first=True)
     queue.add([replicate("b5", "b"), replicate("b1", "b")])  # b1 waits already
     assert queue.count() == 5
     assert [names(queue.take()) for _ in range(5)] == [
@@ -284,6 +284,6 @@ def test_forgotten_models_are_gone() -> None:
     queue.add(of("a", 3))
     queue.add(of("b", 2), apart=True)
     queue.add(of("c", 1), apart=True)
-    queue.forget({"a1", "b0", "c0", "elsewhere"})
+    queue.remove({"a1", "b0", "c0", "elsewhere"})
     assert [names(queue.take()) for _ in range(2)] == ["a0 a2", "b1"]
     assert not queue

@@ -1,4 +1,4 @@
-"""`modmix data`: download, prepare and check a task's data. Thin, as `cli` is."""
+"""`modmix data`: download, prepare and verify data sets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from modmix.base.errors import InputError
 
-data_app = typer.Typer(no_args_is_help=True, help="Download, prepare and check a task's data.")
+data_app = typer.Typer(no_args_is_help=True, help="Download, prepare and verify data sets.")
 
 
 def _progress() -> Any:
@@ -21,9 +21,9 @@ def _progress() -> Any:
     return DataProgress(Console(stderr=True, soft_wrap=True))
 
 
-Task = Annotated[str, typer.Argument(help="A task's name, or a study file.", show_default=False)]
+Task = Annotated[str, typer.Argument(help="Name of a task, or a study file.", show_default=False)]
 Options = Annotated[
-    list[str] | None, typer.Option("--option", "-o", help="name=value, as in the study file.")
+    list[str] | None, typer.Option("--option", "-o", help="Task option as name=value.")
 ]
 
 
@@ -40,7 +40,7 @@ def _task(task: str, options: list[str] | None) -> tuple[str, dict[str, Any]]:
         block = source.raw.get("task")
         block = {"name": block} if isinstance(block, str) else block
         if not isinstance(block, dict) or not isinstance(block.get("name"), str):
-            raise InputError(f"{task}: must name a task: task: {{name: digits}}")
+            raise InputError(f"{task}: must name a task, as in task: {{name: digits}}")
         given, folder = dict(block), source.folder
         task = given.pop("name")
     given |= dict(map(_option, options or ()))
@@ -65,7 +65,7 @@ def _option(text: str) -> tuple[str, Any]:
 
 @data_app.command("get")
 def data_get(task: Task, option: Options = None) -> None:
-    """Download a task's official file, or go on with a download."""
+    """Download a data set; resumes a partial download."""
     from modmix.tasks.base import get_task
 
     name, options = _task(task, option)
@@ -77,7 +77,7 @@ def data_get(task: Task, option: Options = None) -> None:
 
 @data_app.command("prepare")
 def data_prepare(task: Task, option: Options = None) -> None:
-    """Prepare a task's data once, for all later studies."""
+    """Prepare a data set for training; done once."""
     from modmix.tasks.base import prepare_task
 
     name, options = _task(task, option)
@@ -88,10 +88,10 @@ def data_prepare(task: Task, option: Options = None) -> None:
 
 @data_app.command("check")
 def data_check(task: Task, option: Options = None) -> None:
-    """Check that a task's prepared data is whole."""
+    """Verify the checksums of prepared data."""
     from modmix.tasks.base import check_task
 
     name, options = _task(task, option)
     with _progress() as progress:
         path = check_task(name, options, progress)
-    print(f"{path} is whole")
+    print(f"{path}: checksums match")

@@ -1,8 +1,7 @@
-"""What training a pack costs: an estimate from its structure alone, so that packs do not depend on
-how fast a machine happened to be.
+"""Estimated cost of training a pack, from its structure alone: independent of the machine's speed.
 
-The unit is a multiplication with one parameter for one example. A step of a pack costs that for
-every model, and a fixed part for starting its operations, however many models they are for.
+The unit is one multiplication with one parameter for one example. A training step costs one unit
+per parameter, example and model, plus a fixed overhead for launching operations.
 """
 
 from __future__ import annotations
@@ -19,20 +18,17 @@ if TYPE_CHECKING:
     from modmix.study.plan import Plan
     from modmix.tasks.data import Data
 
-# Of a step on a processor, measured with stacks of small MLPs: some operations for the step and
-# some for every tensor of parameters.
+# Overhead of a step on a CPU, and per parameter tensor; measured with stacks of small MLPs.
 _STEP, _TENSOR = 5e6, 3e5
-# On a GPU the same takes about as long, and the arithmetic is some hundred times as fast.
-_GPU = 100
-# Scores of an example without its gradient, as a share of an example in training.
-_EVALUATION = 1 / 3
+_GPU = 100  # a GPU has about the same overhead, and about 100 times the throughput
+_EVALUATION = 1 / 3  # cost of evaluating an example, relative to training on it
 
 
 class Costs:
     """Costs of a study's packs.
 
     Args:
-        tasks: by structure, the task that its models are trained on; may grow.
+        tasks: by structure; may grow later.
     """
 
     def __init__(self, plan: Plan, tasks: Mapping[str, TaskRef]) -> None:
@@ -65,13 +61,13 @@ class Costs:
 
 
 def _size(replicate: Replicate, data: Any) -> tuple[int, int]:
-    """Parameters of one model, and in how many tensors; zero for one that cannot be built."""
+    """Numbers of parameters and of parameter tensors of a model; zeros if it cannot be built."""
     import torch
 
     from modmix.methods.model import build_model
 
     try:
-        with torch.device("meta"):  # shapes without memory
+        with torch.device("meta"):  # shapes only
             model = build_model(
                 replicate.method,
                 replicate.params,
@@ -81,6 +77,6 @@ def _size(replicate: Replicate, data: Any) -> tuple[int, int]:
                 replicate.seed,
             )
     except InputError:
-        return 0, 0  # its worker says why
+        return 0, 0  # the worker reports why
     sizes = [math.prod(parameter.shape) for parameter in model.parameters()]
     return sum(sizes), len(sizes)

@@ -1,15 +1,15 @@
-"""The script that a registered model runs: MLflow copies this file beside the weights.
+"""The script of registered models: MLflow copies this file beside the weights.
 
-A model takes raw modality values and answers with a frame: ``class`` (0..C-1), ``label`` and
-``probability.LABEL`` for every class. One row an example. Modalities come as
+A model takes raw modality values and returns a frame with one row per example: ``class`` (0..C-1),
+``label`` and ``probability.LABEL`` for every class. Modalities are given as
 
-    {"left": array (B, *shape), "right": …}       also (B, numbers of one example)
+    {"left": array (B, *shape), "right": …}       or flattened, (B, size)
     a frame with a column per modality            its cells are lists or arrays
-    a frame with columns left.0, left.1, …        only through `unwrap_python_model().predict`,
-                                                  for MLflow itself asks for the named columns
+    a frame with columns left.0, left.1, …        only with `unwrap_python_model().predict`, since
+                                                  MLflow requires the named columns
 
-It runs where torch, numpy, pandas, safetensors and mlflow are; the package travels with the model.
-Imported by path, not as `modmix.registry.pyfunc`, so it holds as little as it can.
+Needs torch, numpy, pandas, safetensors and mlflow; modmix is copied into the model. Imported by
+path, not as `modmix.registry.pyfunc`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import torch
 from modmix.base.errors import InputError
 from modmix.methods.model import unpack_weights
 
-ROWS = 4096  # examples at a time
+ROWS = 4096  # examples per batch
 
 Array = npt.NDArray[np.float32]
 
@@ -38,7 +38,7 @@ class MultimodalModel(mlflow.pyfunc.PythonModel):
     """A model that combines modalities, read from safetensors."""
 
     def load_context(self, context: Any) -> None:
-        """Build the model from ``weights`` and read ``scaling``: modality -> mean and scale."""
+        """Load ``weights`` and ``scaling`` (modality -> mean and scale)."""
         blob = Path(context.artifacts["weights"]).read_bytes()
         self._model, description = unpack_weights(blob)
         self._shapes = {
@@ -54,18 +54,18 @@ class MultimodalModel(mlflow.pyfunc.PythonModel):
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,  # noqa: ARG002
     ) -> pd.DataFrame:
-        """Classify B examples. (MLflow makes a frame of a mapping; unwrapped, both are taken.)
+        """Classify B examples. (MLflow converts mappings to frames.)
 
         Raises:
-            MlflowException: a modality is missing, has the wrong size, or values that are no
-                numbers (MLflow's own error, so that a server answers with the sentence).
+            MlflowException: a modality is missing or has invalid shape or values. (MLflow's
+                exception, so that servers return the message.)
         """
         try:
-            return self._answer(model_input)
+            return self._classify(model_input)
         except InputError as error:
             raise mlflow.MlflowException.invalid_parameter_value(str(error)) from error
 
-    def _answer(self, model_input: Any) -> pd.DataFrame:
+    def _classify(self, model_input: Any) -> pd.DataFrame:
         inputs = {
             name: self._scaled(name, _values(model_input, name, shape))
             for name, shape in self._shapes.items()
@@ -73,16 +73,16 @@ class MultimodalModel(mlflow.pyfunc.PythonModel):
         rows = {len(values) for values in inputs.values()}
         if len(rows) != 1:
             sizes = ", ".join(f"{name} has {len(values)}" for name, values in inputs.items())
-            raise InputError(f"every modality must have as many rows as the others: {sizes}")
+            raise InputError(f"all modalities must have the same number of rows: {sizes}")
         probabilities_BC = self._probabilities(inputs, rows.pop())
         classes_B = probabilities_BC.argmax(1)
-        answer: dict[str, Any] = {
+        columns: dict[str, Any] = {
             "class": classes_B.astype(np.int64),
             "label": [self._labels[k] for k in classes_B],
         }
         for k, label in enumerate(self._labels):
-            answer[f"probability.{label}"] = probabilities_BC[:, k].astype(np.float64)
-        return pd.DataFrame(answer)
+            columns[f"probability.{label}"] = probabilities_BC[:, k].astype(np.float64)
+        return pd.DataFrame(columns)
 
     def _scaled(self, name: str, values: npt.NDArray[np.float64]) -> Array:
         if name in self._scaling:
@@ -104,7 +104,7 @@ class MultimodalModel(mlflow.pyfunc.PythonModel):
 
 
 def _values(source: Any, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
-    """One modality of whatever was given, (B, *shape), in double precision for the scaling."""
+    """One modality, (B, *shape), in double precision for scaling."""
     given = _find(source, name, prod(shape))
     try:
         if isinstance(given, pd.Series):
@@ -112,7 +112,7 @@ def _values(source: Any, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.fl
         values = np.asarray(given, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"modality {name!r} must be {prod(shape)} numbers an example: {error}"
+            f"modality {name!r} must have {prod(shape)} numbers per example: {error}"
         ) from error
     if values.size == 0:
         return values.reshape(0, *shape)
@@ -124,19 +124,19 @@ def _values(source: Any, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.fl
             f"got {values.shape}"
         )
     if not np.isfinite(values).all():
-        raise InputError(f"modality {name!r} holds values that are NaN or infinite: remove them")
+        raise InputError(f"modality {name!r} has NaN or infinite values: remove them")
     return values.reshape(len(values), *shape)
 
 
 def _find(source: Any, name: str, size: int) -> Any:
-    """The values of a modality: by its name, or of a frame's flat columns."""
+    """The values of a modality, by its name or from flat columns."""
     if isinstance(source, (Mapping, pd.DataFrame)):
         if name in source:
             return source[name]
         flat = [f"{name}.{i}" for i in range(size)]
         if isinstance(source, pd.DataFrame) and all(column in source for column in flat):
             return source[flat].to_numpy()
-        raise InputError(f"modality {name!r} is missing: give it by that name")
+        raise InputError(f"modality {name!r} is missing: add it by that name")
     raise InputError(
         f"inputs must be a mapping or a frame of modalities by name, got {type(source).__name__}"
     )

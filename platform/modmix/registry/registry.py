@@ -1,8 +1,7 @@
-"""From a study to a model: the best configurations as study files, and final runs as registered
-models.
+"""Study files for final runs of best configurations, and final runs as registered models.
 
-write_best     one complete study file per method, with fresh seeds, for `modmix final`
-register       the best replicate of a finished final study, in MLflow's model registry
+`write_best` writes one study file per method, with new seeds, for ``modmix final``. `register`
+registers the best replicate of a finished final study in MLflow's model registry.
 """
 
 from __future__ import annotations
@@ -29,24 +28,22 @@ if TYPE_CHECKING:
     from modmix.analysis.best import BestConfiguration
     from modmix.tracking.models import NewModel
 
-FRESH_SEEDS = 1000  # final runs use seeds from here on that the study has not used
-FEWEST_SEEDS = 5
+FIRST_FRESH_SEED = 1000  # final runs use unused seeds from here on
+MIN_SEEDS = 5
 ALIAS = "champion"
 
 
-# ---------------------------------------------------------------- best configurations as study
-# files
+# ---------------------------------------------------------------- best configurations
 
 
 def write_best(
     ledger: Ledger, home: Home, study: str, best_configurations: Sequence[BestConfiguration]
 ) -> list[Path]:
-    """Write ``<home>/<study>/best/<method>.yaml`` for each configuration; return the files, in
-    order.
+    """Write ``<home>/<study>/best/<method>.yaml`` for each configuration; return the paths.
 
-    A file is a whole study: the configuration's hyperparameters as constants, everything else as in
-    the study, seeds that the study never used. Its first lines say command, cost and what to
-    expect.
+    Each is a complete study file: the configuration's hyperparameters as constants, seeds that the
+    study has not used, everything else as in the study. Its header has the command, the cost and
+    the expected result.
     """
     record = ledger.study(study)
     replicates: dict[str, list[ReplicateRecord]] = {}
@@ -71,14 +68,13 @@ def _study_file(
     record: StudyRecord, best: BestConfiguration, name: str, used: set[int]
 ) -> dict[str, Any]:
     spec, details = record.spec, record.details
-    resolved = details.get("task_options", {})  # with paths that do not depend on the file's place
+    resolved = details.get("task_options", {})  # with absolute paths
     task = {key: resolved.get(key, value) for key, value in spec["task"].items()}
-    seeds = _fresh_seeds(max(FEWEST_SEEDS, len(spec.get("seeds", ()))), used)
+    seeds = _fresh_seeds(max(MIN_SEEDS, len(spec.get("seeds", ()))), used)
     block = {name: _constant(value) for name, value in best.params.items()}
     content: dict[str, Any] = {
         "study": name,
-        "description": f"The best configuration of {best.method} in study {record.name}, on "
-        "fresh seeds",
+        "description": f"Best configuration of {best.method} in study {record.name}, on new seeds",
         "task": task,
         "encoders": spec.get("encoders") or None,
         "training": spec.get("training") or None,
@@ -90,20 +86,20 @@ def _study_file(
         else None,
         "final": {"of": record.name, "method": best.method, "configuration": best.configuration},
         "resources": spec.get("resources") or None,
-        # A final run trains its own models: a result found elsewhere comes without its weights.
+        # Results of other studies come without weights.
         "reuse": False,
     }
     return {key: value for key, value in content.items() if value is not None}
 
 
 def _constant(value: Any) -> Any:
-    """A value as a study file gives it: a mapping would be read as a domain."""
+    """A constant in a study file, where a plain mapping would be a domain."""
     return {"value": dict(value)} if isinstance(value, Mapping) else value
 
 
 def _fresh_seeds(count: int, used: set[int]) -> list[int]:
     seeds: list[int] = []
-    candidate = FRESH_SEEDS
+    candidate = FIRST_FRESH_SEED
     while len(seeds) < count:
         if candidate not in used:
             seeds.append(candidate)
@@ -112,9 +108,7 @@ def _fresh_seeds(count: int, used: set[int]) -> list[int]:
 
 
 def _final_name(ledger: Ledger, record: StudyRecord, best: BestConfiguration) -> str:
-    """The final study's name; another one where that name is a final run of another
-    configuration.
-    """
+    """The name of the final study; a longer one if another configuration has taken it."""
     name = f"{record.name}-{best.method}-final"
     longer = f"{name[:80]}-{digest([record.name, best.configuration])[:8]}"
     if not is_name(name):
@@ -143,13 +137,11 @@ def _header(
     return f"""\
 # modmix final {shown}
 #
-# Cost:      {len(seeds)} models, about {cost} of device time by what the study took.
-# Expected:  {best.metric} {best.mean:.4g} ± {best.std:.2g}, or a little worse: it was picked for \
-being {low}.
+# Cost:      {len(seeds)} models, about {cost} of device time (estimated from the study).
+# Expected:  {best.metric} {best.mean:.4g} ± {best.std:.2g} or slightly worse, since it was \
+selected for a {low} value.
 #            In the study: {test} (mean ± std over {best.n} seeds).
-# From:      the best configuration of {best.method} in study {record.name}, by {best.metric}; test
-# had no \
-part in it.
+# From:      best configuration of {best.method} in study {record.name}, selected by {best.metric}.
 """
 
 
@@ -163,12 +155,12 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-# ---------------------------------------------------------------- final runs as models
+# ---------------------------------------------------------------- registered models
 
 
 @dataclass(frozen=True, kw_only=True)
 class Registered:
-    """A version of a model in MLflow's registry."""
+    """A registered model version."""
 
     name: str
     version: str
@@ -176,13 +168,13 @@ class Registered:
 
 
 def register(ledger: Ledger, home: Home, study: str, uri: str) -> Registered:
-    """Register the replicate of a final study that is best on validation; set the alias.
+    """Register the replicate of a final study that is best on validation, and set the alias.
 
-    Doing it again finds the version that is there. The study's runs are brought up to date first.
+    Idempotent. Updates the study's runs in MLflow first.
 
     Raises:
-        InputError: it is no final study, has not finished, or its weights are gone.
-        TrackingError: MLflow cannot be reached, or refuses.
+        InputError: not a final study, not finished, or its weights are missing.
+        TrackingError: MLflow is unreachable or refuses.
     """
     from modmix.tracking import mirror
     from modmix.tracking.models import add_version, find_version, set_alias
@@ -192,20 +184,20 @@ def register(ledger: Ledger, home: Home, study: str, uri: str) -> Registered:
     final = record.spec.get("final")
     if not final:
         raise InputError(
-            f"study {study!r} is no final study: type 'modmix best {study}', then 'modmix final' "
-            "with one of the files it names"
+            f"study {study!r} is not a final study: run 'modmix best {study}', then 'modmix final' "
+            "with one of its files"
         )
     configuration, replicates = _final_configuration(ledger, record, final)
     chosen = _best_replicate(record, replicates)
     weights = home.weights / f"{chosen.key}.safetensors"
     if not weights.is_file():
         raise InputError(
-            f"the weights {weights} of study {study!r} are gone: put them back, or run the final "
-            f"study under another name (study: in {record.source}) to train them again"
+            f"the weights {weights} of study {study!r} are missing: restore them, or train again "
+            f"under another study name in {record.source}"
         )
     mirror.sync(ledger, study, uri, home)
     run = next(p.mlflow_run for p in ledger.configurations(study) if p.key == configuration.key)
-    assert run is not None, "sync makes a run for every configuration that has ended"
+    assert run is not None, "sync creates a run for every ended configuration"
     name, store = f"{final['of']}-{final['method']}", Store(uri)
     found = find_version(store, name, "modmix.replicate", chosen.key)
     if found is None:
@@ -230,7 +222,7 @@ def register(ledger: Ledger, home: Home, study: str, uri: str) -> Registered:
 def _final_configuration(
     ledger: Ledger, record: StudyRecord, final: Mapping[str, Any]
 ) -> tuple[ConfigurationRecord, list[ReplicateRecord]]:
-    """The configuration that is being retrained, and its replicates that are done."""
+    """The configuration of a final study, and its finished replicates."""
     configurations = {
         configuration.key: configuration for configuration in ledger.configurations(record.name)
     }
@@ -245,14 +237,14 @@ def _final_configuration(
     left = sum(r.state in ("pending", "running", "interrupted") for r in mine)
     if configuration is None or left or not any(r.state == "done" for r in mine):
         raise InputError(
-            f"study {record.name!r} has {left or 'no'} replicates "
-            f"{'to go' if left else 'that ended well'}: type 'modmix final {record.source}' first"
+            f"study {record.name!r} has {left or 'no'} {'un' if left else ''}finished replicates: "
+            f"run 'modmix final {record.source}' first"
         )
     return configuration, [r for r in mine if r.state == "done"]
 
 
 def _best_replicate(record: StudyRecord, replicates: Sequence[ReplicateRecord]) -> ReplicateRecord:
-    """By the first objective on validation; the first seed wins a tie, NaN never wins."""
+    """The best by the first objective; the first seed wins ties, NaN never wins."""
     objective = record.spec.get("objective", ["val/error"])[0]
     sign = -1.0 if higher_is_better(objective) else 1.0
 
@@ -311,12 +303,12 @@ def _description(
     )
     rows = "\n".join(f"| {name} | {value} |" for name, value in _summary(replicates).items())
     return f"""\
-The method **{configuration.method}** on the task {record.details.get("task")}: the replicate of \
-study `{record.name}` (seed {chosen.seed}) that is best on validation.
+Method **{configuration.method}** on task {record.details.get("task")}: the replicate of study \
+`{record.name}` that is best on validation (seed {chosen.seed}).
 
 Hyperparameters: {params}
 
-Inputs, raw values, one row an example: {shapes}
+Inputs (raw values, one row per example): {shapes}
 
 | over all seeds | mean ± std |
 |---|---|
@@ -324,13 +316,13 @@ Inputs, raw values, one row an example: {shapes}
 """
 
 
-# ---------------------------------------------------------------- what the model is made of
+# ---------------------------------------------------------------- content of the model
 
 
 def _model(
     record: StudyRecord, configuration: ConfigurationRecord, weights: Path, folder: Path
 ) -> NewModel:
-    """The files, columns and example of the model (``folder`` takes those that must be made)."""
+    """The model's files, columns and example; new files are written to ``folder``."""
     from modmix._version import VERSION
     from modmix.methods.model import unpack_weights
     from modmix.tracking.models import NewModel
@@ -343,11 +335,11 @@ def _model(
     (folder / "scaling.json").write_text(json.dumps(scaling), encoding="utf-8")
     (folder / "model.safetensors").write_bytes(blob)
     labels = [str(name) for name in description["class_names"]]
-    package = Path(__file__).parent
+    here = Path(__file__).parent
     return NewModel(
-        script=package / "pyfunc.py",
+        script=here / "pyfunc.py",
         files={"weights": folder / "model.safetensors", "scaling": folder / "scaling.json"},
-        package=package,
+        package=here.parent,
         requirements=_requirements(),
         inputs=tuple(shapes),
         outputs={
@@ -368,7 +360,7 @@ def _model(
 def _scaling(
     record: StudyRecord, configuration: ConfigurationRecord
 ) -> Mapping[str, Mapping[str, Any]]:
-    """Modality -> mean and scale, by which the task prepared its values (see `tasks.writer`)."""
+    """Modality -> mean and scale used when its data was prepared (see `tasks.writer`)."""
     from modmix.base.errors import DataError
     from modmix.tasks.base import prepare_task
 
@@ -380,8 +372,8 @@ def _scaling(
         folder = prepare_task(record.details["task"], options)
     except DataError as error:
         raise InputError(
-            f"the data of study {record.name!r} are needed to register its model (how its values "
-            f"were scaled is part of it), but: {error}"
+            f"registering a model of study {record.name!r} needs its data, for the scaling of "
+            f"inputs: {error}"
         ) from error
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     found: Mapping[str, Mapping[str, Any]] = meta.get("scaling") or {}
@@ -391,7 +383,7 @@ def _scaling(
 def _example(
     shapes: Mapping[str, tuple[int, ...]], scaling: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Two average examples. None of the data: who may use a model may not see them all."""
+    """Two average examples; real ones may be confidential."""
     import numpy as np
 
     means = {name: scaling[name]["mean"] if name in scaling else 0.0 for name in shapes}
@@ -402,6 +394,6 @@ def _example(
 
 
 def _requirements() -> tuple[str, ...]:
-    """What a machine needs to run the model; the package itself travels with it."""
+    """Requirements for running the model; modmix itself is copied into it."""
     packages = ("mlflow", "numpy", "pandas", "safetensors", "torch")
     return tuple(f"{package}=={version(package).partition('+')[0]}" for package in packages)
