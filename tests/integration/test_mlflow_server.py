@@ -43,12 +43,12 @@ def environment(home: Path, **settings: str) -> dict[str, str]:
         ({"MLFLOW_HOST": "0.0.0.0"}, "lets everybody on the network read and write: set"),
         (
             {"MLFLOW_HOST": "0.0.0.0", "MLFLOW_AUTH": "off"},
-            "needs MLFLOW_SERVER_ALLOWED_HOSTS: the names under which",
+            "needs MLFLOW_SERVER_ALLOWED_HOSTS: its host names in URLs",
         ),
         ({"MLFLOW_AUTH": "yes"}, "MLFLOW_AUTH must be basic or off, got 'yes'"),
         (
             {"MLFLOW_AUTH": "basic"},
-            "needs MLFLOW_AUTH_ADMIN_PASSWORD (or …_FILE): none is built in",
+            "needs MLFLOW_AUTH_ADMIN_PASSWORD (or …_FILE): there is no default",
         ),
         (
             {**SECRETS, "MLFLOW_AUTH_ADMIN_PASSWORD": "short"},
@@ -60,7 +60,7 @@ def environment(home: Path, **settings: str) -> dict[str, str]:
         ),
         ({"PGPASSWORD_FILE": "/nowhere/pg"}, "PGPASSWORD_FILE names /nowhere/pg, which cannot be"),
         ({"MLFLOW_BACKEND_STORE_URI": "mlruns"}, "MLflow 3 refuses folders"),
-        ({"MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE": "true"}, "it stays on; name the hosts"),
+        ({"MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE": "true"}, "is not supported: list the hosts"),
         ({"PYTHON": "/bin/false"}, "/bin/false has no MLflow: install modmix into it"),
     ],
 )

@@ -34,7 +34,7 @@ pytestmark = [
 
 STUDY = """\
 study: views
-task: {name: digits, modalities: [left, right], train_rows: 100}
+task: {name: digits, inputs: [left, right], train_rows: 100}
 seeds: [0, 1, 1000]
 training: {epochs: 2, batch_size: 50}
 encoders: {default: {name: mlp, hidden: [8]}}
@@ -190,10 +190,10 @@ def test_a_best_file_opens_with_command_cost_and_expectation(studies: Studies) -
     first, _, cost, expected, test, source = path.read_text().splitlines()[:6]
     assert first == f"# modmix final {path}"
     assert cost.startswith("# Cost:      5 models, about 2 min of device time")
-    assert expected.startswith("# Expected:  val/error 9 ± 0, or a little worse")
+    assert expected.startswith("# Expected:  val/error 9 ± 0 or slightly worse")
     assert "test/error 10 ± 0" in test
     assert "over 3 seeds" in test
-    assert "the best configuration of mul in study views, by val/error" in source
+    assert "best configuration of mul in study views, selected by val/error" in source
     content = spec.read(path).raw
     assert content["paper"] == {"mul": {"test/error": [21.8, 0.1]}}
     assert content["parts"]["final"]["methods"]["mul"]["beta"] == 0

@@ -1,4 +1,4 @@
-"""The host's memory: how much is free, and how what was freed is kept for what comes next."""
+"""Free memory of the host, and an allocator that keeps freed memory."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ _MEGABYTE = 1 << 20
 
 @cache
 def keep_freed_memory() -> None:
-    """Tell glibc's allocator to keep up to 256 MB; elsewhere nothing happens.
+    """Make glibc's allocator keep up to 256 MB of freed memory; no effect on other systems.
 
-    Every training step, and every block of a file that is parsed, allocates and frees the same
-    megabytes. By default the allocator returns them to the system each time, and touching them
-    again costs more than the work on them.
+    Training steps and file parsers allocate and free the same megabytes again and again. By default
+    they are returned to the system each time, and page faults then cost more than the computation.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -32,8 +31,8 @@ def keep_freed_memory() -> None:
 
 
 def free_memory() -> int:
-    """Free memory of this machine, or of the container this process is in."""
-    free = 4 << 30  # where the system does not say
+    """Free memory in bytes of this machine or container."""
+    free = 4 << 30  # if unknown
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):

@@ -1,10 +1,11 @@
-"""Where everything a person's studies produce lies.
+"""Paths of a user's results.
 
 $MODMIX_HOME (default ./modmix_runs)
-├── ledger.db            every study, configuration and replicate (unless MODMIX_LEDGER names a
-database) ├── mlflow.db            the MLflow store (unless MLFLOW_TRACKING_URI names a server) ├──
-artifacts/           MLflow's artifacts ├── checkpoints/<pack>/  of packs in training; removed when
-a pack ends ├── weights/             best weights of final runs, one safetensors file per replicate
+├── ledger.db            all studies (unless MODMIX_LEDGER names a database)
+├── mlflow.db            the MLflow store (unless MLFLOW_TRACKING_URI names a server)
+├── artifacts/           MLflow's artifacts
+├── checkpoints/<pack>/  of packs in training; removed when a pack ends
+├── weights/             best weights of final runs, one safetensors file per replicate
 └── <study>/             figures/  tables/  best/  report.html
 """
 
@@ -20,24 +21,24 @@ from modmix.base.errors import InputError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 NAME_RULE = "letters, digits, '_', '-' and '.', at most 100, beginning with a letter or digit"
-_ROOM = 8 << 20  # bytes that must be free to begin: the databases and figures of a small study
+_ROOM = 8 << 20  # bytes that must be free: databases and figures of a small study
 _OURS = ("artifacts", "checkpoints", "weights", "ledger.db", "mlflow.db")
 
 
 def is_name(text: str) -> bool:
-    """Whether a text may name a study, a part or a method's file (it becomes part of a path)."""
+    """Whether a text is a valid name, which may become part of a path."""
     return _NAME.fullmatch(text) is not None
 
 
 def is_taken(text: str) -> bool:
-    """Whether a study of this name would lie where something else does (on any file system)."""
+    """Whether a study of this name would clash with another file (on any file system)."""
     name = text.lower()
     return name in _OURS or name.startswith(("ledger.db-", "mlflow.db-"))  # SQLite's own files
 
 
 @dataclass(frozen=True)
 class Home:
-    """The folder of all results, and the places inside it."""
+    """The results folder and the paths inside it."""
 
     path: Path
 
@@ -46,7 +47,7 @@ class Home:
         return Home(Path(os.environ.get("MODMIX_HOME") or "modmix_runs").absolute())
 
     def make(self) -> None:
-        """Create the folder and make sure that it can be written.
+        """Create the folder and check that it is writable.
 
         Raises:
             InputError: it cannot be created or written.
@@ -96,12 +97,12 @@ class Home:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a kill in the middle, sees the old one or the new one."""
+    """Write a file atomically: readers see the old or the new content."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """As `write_text`, for bytes."""
+    """`write_text` for bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

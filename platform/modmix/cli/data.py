@@ -40,7 +40,7 @@ def _task(task: str, options: list[str] | None) -> tuple[str, dict[str, Any]]:
         block = source.raw.get("task")
         block = {"name": block} if isinstance(block, str) else block
         if not isinstance(block, dict) or not isinstance(block.get("name"), str):
-            raise InputError(f"{task}: must name a task, as in task: {{name: digits}}")
+            raise InputError(f"{task}: must name a task: task: {{name: digits}}")
         given, folder = dict(block), source.folder
         task = given.pop("name")
     given |= dict(map(_option, options or ()))

@@ -197,8 +197,8 @@ def translated_errors(uri: str) -> Iterator[None]:
 def _refusal(uri: str, code: str, error: BaseException) -> str:
     if code in ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"):
         return (
-            f"MLflow at {redacted(uri)} requires a login: set MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD"
+            f"MLflow at {redacted(uri)} rejects the login: set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD to a valid account"
         )
     if code == "PERMISSION_DENIED":
         return (
