@@ -135,7 +135,7 @@ def test_conditions_come_in_order_of_asking_and_are_named_by_what_differs(fresh)
         ["mul"], ["mul", "add"], ["mul"],
     ]  # fmt: skip
     assert found.is_split
-    assert found.whole is None
+    assert found.main is None
 
 
 def test_a_configuration_that_shows_the_tasks_own_value_is_on_the_task_as_given(fresh):
@@ -146,8 +146,8 @@ def test_a_configuration_that_shows_the_tasks_own_value_is_on_the_task_as_given(
         "share = 0",
         "share = 0.9",
     ]
-    assert found.whole is found.all[0]
-    assert len(found.members[found.whole]) == 4  # with base, whose configurations show no share
+    assert found.main is found.all[0]
+    assert len(found.members[found.main]) == 4  # with base, whose configurations show no share
     assert not found.is_split
 
 
@@ -156,7 +156,7 @@ def test_one_condition_is_the_whole_whether_as_given_or_not(fresh):
     put(study, "a", "mul", {"task.share": 0.3}, 5.0)
     put(study, "a", "add", {"task.share": 0.3}, 6.0)
     snapshot = read(fresh, "demo")
-    assert snapshot.conditions.whole is not None
+    assert snapshot.conditions.main is not None
     assert [best.method for best in best_configurations(fresh, "demo")] == ["mul", "add"]
     assert headline(snapshot).startswith("mul has the lowest test error: 5.00 %")
     assert "conditions" not in figure_names(fresh, "demo")
@@ -175,7 +175,7 @@ def test_a_part_that_sets_the_very_values_of_the_task_is_one_condition_among_oth
     put(other, "a", "mul", {"task.share": 0.9, "beta": 1.0}, 9.0)
     put(other, "b", "mul", {"task.share": 0.5, "beta": 1.0}, 5.0)
     found = read(fresh, "other").conditions
-    assert found.whole is found.all[1]
+    assert found.main is found.all[1]
 
 
 def test_an_option_that_makes_no_difference_is_not_named(fresh):
@@ -226,14 +226,14 @@ def test_a_configuration_that_a_part_asks_for_without_touching_the_task_is_as_gi
     assert [one.label for one in found.all] == [
         "weakness = noise, share = 0 (as given)", "weakness = missing, share = 0.4",
     ]  # fmt: skip
-    assert found.whole is found.all[0]
-    assert [p.method for p in found.members[found.whole]] == ["mul", "base"]
+    assert found.main is found.all[0]
+    assert [p.method for p in found.members[found.main]] == ["mul", "base"]
 
 
 def test_a_study_without_configurations_has_no_conditions(fresh):
     Written(fresh, parts={"a": {}})
     found = read(fresh, "demo").conditions
-    assert (found.all, found.whole, found.is_split) == ((), None, False)
+    assert (found.all, found.main, found.is_split) == ((), None, False)
     assert "has no complete configuration yet" in explain_no_best(fresh, "demo")
 
 

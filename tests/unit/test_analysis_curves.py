@@ -168,7 +168,7 @@ def test_learning_curves_know_where_seeds_have_stopped(ledger):
     assert [line.method for line in found.lines] == ["mulmix", "mul", "add", "late", "base"]
     for line in found.lines:
         assert list(line.epochs) == list(range(1, 11))
-        assert list(line.whole) == [True] * 7 + [False] * 3
+        assert list(line.full) == [True] * 7 + [False] * 3
         assert np.all(np.diff(line.mean[:7]) < 0)
 
 

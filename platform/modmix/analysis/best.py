@@ -95,11 +95,11 @@ def best_of(
     """`best_configurations` of a snapshot, optionally within one part.
 
     Args:
-        condition: compare within this condition; by default `Conditions.whole`.
+        condition: compare within this condition; by default `Conditions.main`.
     """
     metric = by or snapshot.objectives[0]
     check_selection(metric)
-    where = condition or snapshot.conditions.whole
+    where = condition or snapshot.conditions.main
     if where is None:
         return []
     competitors = _competitors(snapshot, where, part)

@@ -57,10 +57,10 @@ def _comparisons(snapshot: Snapshot, metric: str | None) -> list[Comparison]:
     shown = metric or default_metrics(snapshot)[0]
     if snapshot.conditions.is_split:
         return comparisons_of(snapshot, shown)
-    whole = snapshot.conditions.whole
-    if whole is None:
+    main = snapshot.conditions.main
+    if main is None:
         return [Comparison(study=snapshot.name, condition=None, metric=shown, candidates={})]
-    return [comparison(snapshot, whole, best_keys(snapshot)[whole], shown)]
+    return [comparison(snapshot, main, best_keys(snapshot)[main], shown)]
 
 
 def _name(one: Comparison, is_split: bool) -> str:

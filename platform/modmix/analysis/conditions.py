@@ -4,7 +4,7 @@ A configuration's parameters may contain task options (``task.share``). Configur
 in them were trained and tested on different data and cannot be compared; those with equal options
 form a condition.
 
-    whole     the condition in which a study's best configurations are selected: the task as given
+    main     the condition in which a study's best configurations are selected: the task as given
               in the study file if a part uses it so, else the only condition
     is_split  there is no such condition: every configuration changes the task, in different ways
 """
@@ -39,12 +39,12 @@ class Conditions:
     all: tuple[Condition, ...]
     of: Mapping[str, Condition]  # by configuration key
     members: Mapping[Condition, Sequence[ConfigurationRecord]]
-    whole: Condition | None
+    main: Condition | None
     varied: tuple[str, ...]  # options that differ between conditions
 
     @property
     def is_split(self) -> bool:
-        return bool(self.all) and self.whole is None
+        return bool(self.all) and self.main is None
 
 
 def conditions_of(
@@ -84,9 +84,9 @@ def conditions_of(
         _condition(i, options[key], varied or names, key == unchanged)
         for i, key in enumerate(groups)
     ]
-    whole = _whole(dict(zip(found, groups.values(), strict=True)), leaves_task)
-    if whole is not None and len(found) > 1 and "as given" not in whole.label:
-        found[whole.index] = whole = replace(whole, label=f"{whole.label} (as given)")
+    main = _main(dict(zip(found, groups.values(), strict=True)), leaves_task)
+    if main is not None and len(found) > 1 and "as given" not in main.label:
+        found[main.index] = main = replace(main, label=f"{main.label} (as given)")
     members = dict(zip(found, groups.values(), strict=True))
     return Conditions(
         all=tuple(found),
@@ -96,7 +96,7 @@ def conditions_of(
             for configuration in configurations
         },
         members=members,
-        whole=whole,
+        main=main,
         varied=tuple(varied),
     )
 
@@ -127,7 +127,7 @@ def _condition(
     return Condition(index=index, label=label, options=values, is_given=is_given)
 
 
-def _whole(
+def _main(
     members: Mapping[Condition, Sequence[ConfigurationRecord]],
     leaves_task: Callable[[ConfigurationRecord], bool],
 ) -> Condition | None:

@@ -302,11 +302,11 @@ def draw_learning(ax: Axes, learning: LearningCurves, styles: Mapping[str, Metho
     for line in learning.lines:
         style = styles[line.method]
         handles += ax.plot(
-            line.epochs, np.where(line.whole, line.mean, np.nan), color=style.colour,
+            line.epochs, np.where(line.full, line.mean, np.nan), color=style.colour,
             linewidth=1.5, marker=style.marker, markersize=3.5,
             markevery=max(1, len(line.epochs) // 8), zorder=3, label=f"{line.method}, n = {line.n}",
         )  # fmt: skip
-        if not line.whole.all():
+        if not line.full.all():
             ax.plot(
                 line.epochs, line.mean, color=style.colour, linewidth=1.1, linestyle=":", zorder=2
             )
@@ -318,7 +318,7 @@ def draw_learning(ax: Axes, learning: LearningCurves, styles: Mapping[str, Metho
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     _use_log_scale_if_useful(ax, learning)
     legend_below(ax, handles)
-    has_early = any(not line.whole.all() for line in learning.lines)
+    has_early = any(not line.full.all() for line in learning.lines)
     notes = [
         "band: one standard deviation" if any(x.n > 1 for x in learning.lines) else "",
         "dotted: some seeds have ended" if has_early else "",

@@ -133,7 +133,7 @@ def _gaps(one: Comparison, methods: Sequence[str]) -> dict[str, Gap]:
 class Learning:
     """The learning curve of one method's best configuration, over replicates.
 
-    ``whole``: the epochs at which all replicates were still training; later means are over fewer.
+    ``full``: the epochs at which all replicates were still training; later means are over fewer.
     """
 
     method: str
@@ -142,7 +142,7 @@ class Learning:
     mean: Floats
     std: Floats
     n: int
-    whole: np.ndarray[Any, np.dtype[np.bool_]]
+    full: np.ndarray[Any, np.dtype[np.bool_]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +161,7 @@ class LearningCurves:
                     "epoch": line.epochs,
                     f"{self.metric}/mean": line.mean,
                     f"{self.metric}/std": line.std,
-                    "all_replicates": line.whole,
+                    "all_replicates": line.full,
                 }
             )
             for line in self.lines
@@ -191,7 +191,7 @@ def learning_curves(
                 mean=mine[f"{drawn}/mean"].to_numpy(dtype=np.float64),
                 std=mine[f"{drawn}/std"].to_numpy(dtype=np.float64),
                 n=found.n,
-                whole=np.asarray(counts >= counts.max()),
+                full=np.asarray(counts >= counts.max()),
             )
         )
     return LearningCurves(

@@ -299,8 +299,8 @@ def trade_off(snapshot: Snapshot) -> TradeOff:
     if len(snapshot.objectives) != 2:
         raise InputError(f"a trade-off needs two objectives, study {snapshot.name!r} has one")
     first, second = snapshot.objectives
-    whole = snapshot.conditions.whole
-    configurations = snapshot.conditions.members[whole] if whole else ()
+    main = snapshot.conditions.main
+    configurations = snapshot.conditions.members[main] if main else ()
     keys = [p.key for p in configurations if p.key in snapshot.complete]
     columns = [snapshot.means(first), snapshot.means(second)]
     values = np.array([[column[key] for column in columns] for key in keys]).reshape(-1, 2)

@@ -32,13 +32,13 @@ def headline(snapshot: Snapshot, metric: str | None = None) -> str:
     shown = metric or default_metrics(snapshot)[0]
     if snapshot.conditions.is_split:
         return _over_conditions(snapshot, shown)
-    sentence = _of_whole(snapshot, shown)
+    sentence = _of_main(snapshot, shown)
     if len(snapshot.conditions.all) > 1:
         return f"With the study file's task options: {sentence}"
     return sentence
 
 
-def _of_whole(snapshot: Snapshot, shown: str) -> str:
+def _of_main(snapshot: Snapshot, shown: str) -> str:
     rows = result_rows(snapshot, shown)
     winner = winner_of(rows, shown)
     if winner is None and rows:

@@ -90,7 +90,7 @@ def results_of(
     if snapshot.conditions.is_split:
         return replace(conditions_table(snapshot, shown, by), title=f"Results of {snapshot.name}")
     rows = result_rows(snapshot, shown[0], by)
-    varied = varied_parameters(snapshot, snapshot.conditions.whole)
+    varied = varied_parameters(snapshot, snapshot.conditions.main)
     marks = {m: best_and_second([row.best.estimates[m].mean for row in rows], m) for m in shown}
     papers = {metric: [paper_number(snapshot, row, metric) for row in rows] for metric in shown}
     header = ["method", "n"]
@@ -125,12 +125,12 @@ def results_of(
 
 def result_rows(snapshot: Snapshot, metric: str, by: str | None = None) -> list[Row]:
     """Rows of the results, sorted by validation, each compared with the best on ``metric``."""
-    whole = snapshot.conditions.whole
-    if whole is None:
+    main = snapshot.conditions.main
+    if main is None:
         return []
     rows: list[Row] = []
     by_part = {part: best_of(snapshot, by, part) for part in snapshot.parts}
-    n_candidates = {part: candidates(snapshot, whole, part) for part in (None, *snapshot.parts)}
+    n_candidates = {part: candidates(snapshot, main, part) for part in (None, *snapshot.parts)}
     for best in best_of(snapshot, by):
         method = best.method
         rows.append(Row(label=method, part="", best=best, n_candidates=n_candidates[None][method]))
@@ -268,8 +268,8 @@ def _bootstrap(values: Sequence[float], metric: str) -> dict[str, float]:
     return {f"{metric}/bootstrap_low": low, f"{metric}/bootstrap_high": high}
 
 
-def _as_given(whole: Condition) -> str:
-    return whole.label.removesuffix("(as given)").strip()
+def _as_given(main: Condition) -> str:
+    return main.label.removesuffix("(as given)").strip()
 
 
 def _tests(rows: Sequence[Row]) -> list[str]:
@@ -303,7 +303,7 @@ def _record(row: Row, papers: Mapping[str, tuple[float, float] | None]) -> dict[
 def _results_notes(
     snapshot: Snapshot, rows: Sequence[Row], shown: Sequence[str], by: str | None
 ) -> tuple[str, ...]:
-    whole, conditions = snapshot.conditions.whole, snapshot.conditions.all
+    main, conditions = snapshot.conditions.main, snapshot.conditions.all
     if not rows:
         return ("No configuration has finished all its replicates yet.",)
     selection = metric_label(by or snapshot.objectives[0])
@@ -311,9 +311,9 @@ def _results_notes(
         f"Configurations are selected by {selection}.",
         "Mean ± standard deviation over n seeds.",
     ]
-    if whole is not None and len(conditions) > 1:
+    if main is not None and len(conditions) > 1:
         notes.append(
-            f"Only configurations with the study file's task options ({_as_given(whole)}); see the "
+            f"Only configurations with the study file's task options ({_as_given(main)}); see the "
             f"table of conditions for the other {len(conditions) - 1}."
         )
     counts = ", ".join(f"{row.label} {row.n_candidates}" for row in rows)

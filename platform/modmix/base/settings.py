@@ -155,7 +155,7 @@ _SETTINGS = (
         default=None,
         optional=True,
         doc="{eta, min_epochs}: after min_epochs, and eta times as many each time, the best 1/eta "
-        "of a pack's configurations go on; packs of a single configuration are compared with each other",
+        "of a pack's configurations continue; packs of a single one are compared with each other",
     ),
 )
 

@@ -449,12 +449,12 @@ def sync(study: Name) -> None:
     from modmix.base.home import Home
     from modmix.tracking import mirror
 
-    home, said = Home.from_environment(), time.monotonic()
+    home, reported = Home.from_environment(), time.monotonic()
 
     def progress(left: int) -> None:
-        nonlocal said
-        if left and time.monotonic() - said > 5.0:
-            said = time.monotonic()
+        nonlocal reported
+        if left and time.monotonic() - reported > 5.0:
+            reported = time.monotonic()
             print(f"{left} runs left", file=sys.stderr)
 
     done = mirror.sync(_ledger(), _study(study), home.tracking_uri, home, progress=progress)

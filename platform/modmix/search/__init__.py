@@ -1,4 +1,4 @@
-"""Search: which configurations are trained, and which of them go on.
+"""Search: which configurations are trained, and for how long.
 
 In: search spaces of the plan, results. Out: configurations to train; verdicts at rungs. Decisions
 are pure; whatever must survive a restart is rebuilt from the ledger.

@@ -154,15 +154,15 @@ class Mirror:
             self._end = {"end": state, "seconds": timeout}
         self._begin.set()
         self._changed.set()
-        end, left, said = time.monotonic() + timeout, self._left, time.monotonic()
+        end, left, reported = time.monotonic() + timeout, self._left, time.monotonic()
         while self._thread.is_alive() and time.monotonic() < end:
             self._over.wait(0.2)
             if self._over.is_set():
                 self._thread.join(max(0.0, end - time.monotonic()))
             if self._left != left and state == "finished":
                 left, end = self._left, time.monotonic() + timeout
-            if left and time.monotonic() - said > 5.0:
-                said = time.monotonic()
+            if left and time.monotonic() - reported > 5.0:
+                reported = time.monotonic()
                 progress(left)
         if not self._done:
             self._kill()
