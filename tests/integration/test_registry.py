@@ -21,7 +21,8 @@ from modmix.analysis.best import best_configurations
 from modmix.base.errors import InputError
 from modmix.ledger.records import Entry, NewConfiguration, Result
 from modmix.methods.model import build_model, pack_weights
-from modmix.registry import registry
+from modmix.registry.best import write_best
+from modmix.registry.final import Registered, register
 from modmix.study import plan as plan_module
 from modmix.study import spec
 from modmix.study.plan import Plan
@@ -123,14 +124,14 @@ class Studies:
 
     def best(self, study: str = "views") -> dict[str, Path]:
         configurations = best_configurations(self.bench.ledger, study)
-        paths = registry.write_best(self.bench.ledger, self.bench.home, study, configurations)
+        paths = write_best(self.bench.ledger, self.bench.home, study, configurations)
         return {
             configuration.method: path
             for configuration, path in zip(configurations, paths, strict=True)
         }
 
-    def register(self, study: str = "views-mul-final") -> registry.Registered:
-        return registry.register(self.bench.ledger, self.bench.home, study, self.bench.uri)
+    def register(self, study: str = "views-mul-final") -> Registered:
+        return register(self.bench.ledger, self.bench.home, study, self.bench.uri)
 
 
 @pytest.fixture
@@ -230,9 +231,7 @@ def test_the_best_replicate_is_registered_once_and_is_the_champion(
     studies.run(STUDY)
     errors = {1001: 8.0, 1002: 6.0, 1003: 7.0, 1004: float("nan"), 1005: 9.0}
     plan = studies.run(studies.best()["mul"].read_text(), errors)
-    assert studies.register() == registry.Registered(
-        name="views-mul", version="1", alias="champion"
-    )
+    assert studies.register() == Registered(name="views-mul", version="1", alias="champion")
     assert studies.register().version == "1"
     client = MlflowClient(tracking_uri)
     version = client.get_model_version_by_alias("views-mul", "champion")

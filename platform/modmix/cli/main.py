@@ -375,13 +375,13 @@ def best(study: Name, as_json: Json = False) -> None:
     """Show the best configuration of each method and write study files for `modmix final`."""
     from modmix.analysis.best import best_configurations, explain_no_best, unranked
     from modmix.base.home import Home
-    from modmix.registry import registry
+    from modmix.registry.best import write_best
 
     ledger, name = _ledger(), _study(study)
     configurations = best_configurations(ledger, name)
     if not configurations:
         raise InputError(explain_no_best(ledger, name))
-    paths = registry.write_best(ledger, Home.from_environment(), name, configurations)
+    paths = write_best(ledger, Home.from_environment(), name, configurations)
     if as_json:
         _print_json(
             [
@@ -424,7 +424,7 @@ def final(
     quiet: Quiet = False,
 ) -> None:
     """Retrain a best configuration on new seeds, test it, register the model in MLflow."""
-    from modmix.registry import registry
+    from modmix.registry.final import register
     from modmix.study import spec
 
     if spec.read(file).raw.get("final") is None:
@@ -438,7 +438,7 @@ def final(
         mlflow=True,
         quiet=quiet,
     )
-    done = registry.register(study._ledger, study.home, study.name, study.home.tracking_uri)
+    done = register(study._ledger, study.home, study.name, study.home.tracking_uri)
     print(f"registered {done.name} version {done.version} as @{done.alias}; load it with:")
     print(f'  mlflow.pyfunc.load_model("models:/{done.name}@{done.alias}")')
 

@@ -3,6 +3,7 @@
 In: the best configurations of a study. Out: study files for final runs; after those, a model
 version in MLflow.
 
-    pyfunc    what a registered model runs (copied beside its weights)
-    registry  writes the study files of best configurations; registers final runs
+    best    writes the study files of best configurations
+    pyfunc  what a registered model runs (copied beside its weights)
+    final   registers final runs as models
 """
