@@ -149,7 +149,7 @@ def fast_settings() -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
-# ---------------------------------------------------------------- the contestants
+# ---------------------------------------------------------------- the competitors
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two contestants are from each other over the models both have trained.
+    """How far two competitors are from each other over the models both have trained.
 
     Losses relative to ours, errors in percentage points; ``val`` and ``test`` are differences of
     the means over models.
