@@ -73,7 +73,7 @@ def children() -> list[str]:
 
 def type_in(*words: str) -> None:
     """What happens when a person types `modmix …`."""
-    from modmix.cli import main
+    from modmix.cli.main import main
 
     sys.argv = ["modmix", *words]
     with contextlib.suppress(SystemExit):

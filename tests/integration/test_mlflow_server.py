@@ -123,8 +123,8 @@ def test_the_server_shows_the_studies_of_the_results_folder(bench: Bench) -> Non
 def test_the_pages_open_and_ctrl_c_ends_them(bench: Bench) -> None:
     port = free_port()
     code = (
-        "from pathlib import Path; from modmix.base.home import Home; from modmix.tracking "
-        "import serve;"
+        "from pathlib import Path; from modmix.base.home import Home;"
+        "from modmix.tracking.serve import serve;"
         f"serve(Home(Path({str(bench.home.path)!r})), port={port})"
     )
     settings = environment(bench.home.path)
