@@ -1,4 +1,4 @@
-"""The β-curve of the quickstart study, whole commands from start to exit."""
+"""The β-curve of the quickstart study, complete commands from start to exit."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def children() -> list[str]:
 
 
 def type_in(*words: str) -> None:
-    """What happens when a person types `modmix …`."""
+    """Run `modmix …` in this process."""
     from modmix.cli.main import main
 
     sys.argv = ["modmix", *words]

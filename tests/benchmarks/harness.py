@@ -1,4 +1,4 @@
-"""Commands that are timed, competitors that take turns, medians and spreads."""
+"""Timing of commands, alternating competitors, medians and spreads."""
 
 from __future__ import annotations
 

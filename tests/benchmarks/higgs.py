@@ -1,4 +1,4 @@
-"""HIGGS at the paper's size: a β-curve against a bare loop, and a step against the machine."""
+"""HIGGS at the paper's size: a β-curve against a plain loop, and a step against its bound."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Studies, the same models for the peers, and whether both learned the same."""
+"""Studies, the same models for peers, and checks that results agree."""
 
 from __future__ import annotations
 
