@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Starts the MLflow tracking server. Every setting is an environment variable; README.md explains
-# them. Without any, it shows the results of one person on http://127.0.0.1:5000.
+# them. By default it serves ./modmix_runs on http://127.0.0.1:5000.
 set -euo pipefail
 
 say() { printf 'mlflow_server: %s\n' "$*" >&2; }
 refuse() { say "$*"; exit 2; }
 
-# A secret may be given in a file (NAME_FILE), as Docker and Kubernetes hand them over.
+# A secret may be given as a file (NAME_FILE), as in Docker and Kubernetes.
 secret() {
     local name=$1 file="${1}_FILE"
     if [[ -z ${!name:-} && -n ${!file:-} ]]; then
@@ -28,7 +28,7 @@ fi
 "$python" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("mlflow") is None)' 2>/dev/null ||
     refuse "$python has no MLflow: install modmix into it, or set PYTHON to one that has"
 
-# ---- where things are kept
+# ---- storage
 
 for name in MLFLOW_BACKEND_STORE_URI PGPASSWORD AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY; do
     secret "$name"
@@ -50,7 +50,7 @@ case $MLFLOW_BACKEND_STORE_URI in
         "MLflow 3 refuses folders" ;;
 esac
 
-# ---- who may come in
+# ---- access
 
 loopback=no
 case $host in 127.*|localhost|::1) loopback=yes ;; esac
@@ -62,7 +62,7 @@ case $auth in
         secret MLFLOW_FLASK_SERVER_SECRET_KEY
         export MLFLOW_AUTH_ADMIN_USERNAME=${MLFLOW_AUTH_ADMIN_USERNAME:-admin}
         [[ -n ${MLFLOW_AUTH_ADMIN_PASSWORD:-} ]] ||
-            refuse "MLFLOW_AUTH=basic needs MLFLOW_AUTH_ADMIN_PASSWORD (or …_FILE): none is built in"
+            refuse "MLFLOW_AUTH=basic needs MLFLOW_AUTH_ADMIN_PASSWORD (or …_FILE): there is no default"
         (( ${#MLFLOW_AUTH_ADMIN_PASSWORD} >= 12 )) ||
             refuse "MLFLOW_AUTH_ADMIN_PASSWORD must have 12 characters or more"
         key=${MLFLOW_FLASK_SERVER_SECRET_KEY:-}
@@ -74,16 +74,16 @@ case $auth in
     off|'')
         [[ $loopback = yes || $auth = off ]] ||
             refuse "MLFLOW_HOST=$host lets everybody on the network read and write: set" \
-                "MLFLOW_AUTH=basic, or MLFLOW_AUTH=off where something in front of it asks who they are" ;;
+                "MLFLOW_AUTH=basic, or MLFLOW_AUTH=off behind a proxy that authenticates" ;;
     *) refuse "MLFLOW_AUTH must be basic or off, got '$auth'" ;;
 esac
 case ${MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE:-false} in
-    [Tt]rue|1) refuse "MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE: it stays on; name the hosts in" \
+    [Tt]rue|1) refuse "MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE is not supported: list the hosts in" \
         "MLFLOW_SERVER_ALLOWED_HOSTS instead" ;;
 esac
 if [[ $loopback = no && -z ${MLFLOW_SERVER_ALLOWED_HOSTS:-} ]]; then
-    refuse "MLFLOW_HOST=$host needs MLFLOW_SERVER_ALLOWED_HOSTS: the names under which people open" \
-        "it, each also with its port, as 'mlflow.lab,mlflow.lab:*,localhost,localhost:*'"
+    refuse "MLFLOW_HOST=$host needs MLFLOW_SERVER_ALLOWED_HOSTS: its host names in URLs, each" \
+        "also with its port, as 'mlflow.lab,mlflow.lab:*,localhost,localhost:*'"
 fi
 
 # ---- the port
@@ -99,11 +99,11 @@ with socket.socket(family) as probe:
         sys.exit(1)
 PY
 
-# ---- go
+# ---- start
 
 options=(--host "$host" --port "$port" --workers "${MLFLOW_WORKERS:-2}")
 if [[ $auth = basic ]]; then
-    # This file can be read by this user alone (mktemp); secrets for people stay in the environment.
+    # Readable by this user only (mktemp); passwords stay in the environment.
     config=$(mktemp "${TMPDIR:-/tmp}/mlflow-auth.XXXXXX")
     database=${MLFLOW_AUTH_DATABASE_URI:-sqlite:///${home:-$PWD}/mlflow_auth.db}
     {
@@ -114,7 +114,7 @@ if [[ $auth = basic ]]; then
     export MLFLOW_AUTH_CONFIG_PATH=$config
     options+=(--app-name basic-auth)
 fi
-# Seven processes that evaluate agents, which nobody here has.
+# Seven processes for evaluating agents, which are not needed.
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=${MLFLOW_SERVER_ENABLE_JOB_EXECUTION:-false}
 export MLFLOW_DISABLE_TELEMETRY=${MLFLOW_DISABLE_TELEMETRY:-true}
 

@@ -11,7 +11,8 @@ import numpy as np
 import sqlalchemy as sa
 
 from modmix.base.messages import digest
-from modmix.ledger import Entry, Ledger, NewConfiguration, Result
+from modmix.ledger.ledger import Ledger
+from modmix.ledger.records import Entry, NewConfiguration, Result
 
 DETAILS = {
     "task": "digits",

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from modmix.base.home import Home
-from modmix.ledger import Entry, Ledger, NewConfiguration, Result
-from modmix.tracking import Mirror
+from modmix.ledger.ledger import Ledger
+from modmix.ledger.records import Entry, NewConfiguration, Result
 from modmix.tracking.database import Database
+from modmix.tracking.mirror import Mirror
 from modmix.tracking.store import Store
 from modmix.tracking.writer import Writer, open_store
 

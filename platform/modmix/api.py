@@ -1,4 +1,4 @@
-"""The whole of a run in one call, for the command line and for Python.
+"""A study in one call, for Python and the command line.
 
 >>> import modmix                                              # doctest: +SKIP
 >>> study = modmix.run("studies/quickstart.yaml")              # doctest: +SKIP
@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from modmix.base.errors import InputError, Interrupted, LeaseError, LedgerError, ModmixError
 from modmix.base.home import Home
 from modmix.execution.starting import Starting
-from modmix.ledger import ENDED, Lease, Ledger, ReplicateRecord, StudyRecord
+from modmix.ledger.ledger import Ledger
+from modmix.ledger.records import ENDED, Lease, ReplicateRecord, StudyRecord
 from modmix.study import plan as plan_module
 from modmix.study import spec
 from modmix.study.spec import StudySpec
@@ -30,14 +31,13 @@ if TYPE_CHECKING:
     from modmix.execution.local import Runner
     from modmix.execution.run import StudyRun
     from modmix.study.plan import Plan
-    from modmix.tracking import Mirror
+    from modmix.tracking.mirror import Mirror
 
-# The mirror's process starts with the first evaluation, or after so many seconds.
-MIRROR_DELAY = 10.0
+MIRROR_DELAY = 10.0  # seconds before the mirror process starts, unless an evaluation comes first
 
 
 class Study:
-    """A study in a ledger: what it found, as frames and files."""
+    """A study in a ledger, and its results as frames and files."""
 
     def __init__(self, name: str, home: Home) -> None:
         self.name = name
@@ -47,24 +47,22 @@ class Study:
 
     @property
     def record(self) -> StudyRecord:
-        """The study's own row, fresh from the ledger."""
+        """The study's record, read from the ledger now."""
         return self._ledger.study(self.name)
 
     @property
     def folder(self) -> Path:
-        """Where its figures, tables and report are."""
+        """The folder with its figures, tables and report."""
         return self.home.study(self.name)
 
     def frame(self) -> pd.DataFrame:
-        """One row per configuration: `method`, each hyperparameter, `n`, and per metric mean, std,
-        CI.
-        """
+        """One row per configuration; see `analysis.frames.configurations_frame`."""
         from modmix.analysis.frames import configurations_frame
 
         return configurations_frame(self._ledger, self.name)
 
     def replicates(self) -> pd.DataFrame:
-        """One row per replicate: configuration, seed, state and metrics."""
+        """One row per replicate; see `analysis.frames.replicates_frame`."""
         from modmix.analysis.frames import replicates_frame
 
         return replicates_frame(self._ledger, self.name)
@@ -76,7 +74,7 @@ class Study:
         return best_configurations(self._ledger, self.name)
 
     def status(self) -> dict[str, Any]:
-        """Counts and seconds, as `modmix status --json` prints them."""
+        """What ``modmix status --json`` prints."""
         return status(self._ledger, self.name)
 
     def write_outputs(self) -> list[Path]:
@@ -90,7 +88,7 @@ def open_study(name: str, home: str | Path | None = None) -> Study:
     """Open a study by name.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: there is no such study.
     """
     return Study(name, _home(home))
 
@@ -106,31 +104,31 @@ def run(
     mlflow: bool = True,
     retry_failed: bool = False,
     changed: Callable[[StudyRun], None] = lambda _: None,
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> Study:
-    """Start or continue a study and return it when it has finished.
+    """Start or resume a study; return it when it has finished.
 
     Args:
         file: the study file.
-        runner: "ray" (this machine, or ``address``) or "local" (this process).
-        address: of a Ray cluster; default: the environment's RAY_ADDRESS, else this machine.
-        workers: processors to use on this machine; default: all.
-        home: where results go; default: MODMIX_HOME, else ./modmix_runs.
-        data_path: replaces the task's ``path``.
+        runner: "ray" (this machine, or the cluster at ``address``) or "local" (this process).
+        address: of a Ray cluster; default: RAY_ADDRESS, else Ray is started on this machine.
+        workers: CPUs to use on this machine; default: all.
+        home: folder of results; default: MODMIX_HOME, else ./modmix_runs.
+        data_path: overrides the task's ``path``.
         mlflow: mirror the study to MLflow.
-        retry_failed: train replicates again that ended as failed.
-        changed: called whenever something happened, for displays.
-        say: called with sentences for people.
+        retry_failed: train failed replicates again.
+        changed: called after every change, for displays.
+        log: called with messages for the user.
 
     Raises:
-        InputError: the file, the data, the cluster or the server is wrong; nothing was started.
-        Interrupted: stopped by Ctrl-C; the same call continues.
-        Incomplete, LedgerError: machines failed; the same call continues.
+        InputError: invalid study file, data, cluster or server; nothing was started.
+        Interrupted: stopped by Ctrl-C; the same call resumes.
+        Incomplete, LedgerError: a machine or the database failed; the same call resumes.
     """
     start = starting(runner, address=address, workers=workers, home=home, retry_failed=retry_failed)
     with start:
         plan = make_plan(file, data_path=data_path, checked=start.begin)
-        return run_plan(plan, start, mlflow=mlflow, changed=changed, say=say)
+        return run_plan(plan, start, mlflow=mlflow, changed=changed, log=log)
 
 
 def starting(
@@ -141,7 +139,7 @@ def starting(
     home: str | Path | None = None,
     retry_failed: bool = False,
 ) -> Starting:
-    """What `run_plan` needs beside a plan; the arguments are those of `run`."""
+    """The runner for `run_plan`; the arguments are those of `run`."""
     return Starting(
         runner, address=address, workers=workers, home=_home(home), retry_failed=retry_failed
     )
@@ -154,12 +152,13 @@ def make_plan(
     progress: Callable[[str, int, int | None], None] = lambda *_: None,
     checked: Callable[[StudySpec], None] = lambda _: None,
 ) -> Plan:
-    """Check a study file and prepare its data; nothing is started.
+    """Validate a study file and prepare its data; nothing is started.
 
-    ``checked`` is called once the file is right and its data is there; what follows takes seconds.
+    Args:
+        checked: called as soon as the file is valid and its data is prepared; planning goes on.
 
     Raises:
-        InputError: everything that is wrong.
+        InputError: lists every problem of the file.
     """
     source = spec.read(Path(file))
     path = None if data_path is None else str(data_path)
@@ -172,29 +171,28 @@ def run_plan(
     *,
     mlflow: bool = True,
     changed: Callable[[StudyRun], None] = lambda _: None,
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> Study:
-    """As `run`, from a checked plan; ``start`` is a `starting` that is entered."""
+    """Run a plan; ``start`` is an entered `starting`, the other arguments are those of `run`."""
     where = start.home
     where.make()
     if where.has_ledger:
         with closing(Ledger(where.ledger_url)) as ledger:
             _refuse_second_driver(ledger, plan)
-    for sentence in plan.warnings:
-        say(f"warning: {sentence}")
+    for warning in plan.warnings:
+        log(f"warning: {warning}")
     mirror = _mirror(where, plan) if mlflow else None
-    start.begin(plan.spec)  # if that was not done before
-    # Imported while a cluster starts. Everything that can be refused is refused before the first
-    # line is written.
-    from modmix.execution import run as study  # noqa: F401
+    start.begin(plan.spec)
+    # Imported while the cluster starts.
+    import modmix.execution.run  # noqa: F401
 
     chosen = start.runner(plan.spec)
     ledger = Ledger(where.ledger_url)
     try:
         with _lease(ledger, plan) as lease:
             if start.retry_failed:
-                ledger.forget_failures(plan.name)
-            _run(plan, ledger, lease, where, chosen, mirror, changed, say)
+                ledger.reset_failures(plan.name)
+            _run(plan, ledger, lease, where, chosen, mirror, changed, log)
     finally:
         ledger.close()
     return Study(plan.name, where)
@@ -213,7 +211,7 @@ def _home(home: str | Path | None) -> Home:
 
 
 def _mirror(home: Home, plan: Plan) -> Mirror:
-    from modmix.tracking import Mirror
+    from modmix.tracking.mirror import Mirror
 
     mirror = Mirror(home.ledger_url, plan.name, home.tracking_uri, home)
     try:
@@ -221,7 +219,7 @@ def _mirror(home: Home, plan: Plan) -> Mirror:
     except InputError:
         raise
     except ModmixError as error:
-        # Before the start this is a wrong address; in the middle of a study it would only delay.
+        # Here a wrong address; during a study the mirror would retry.
         raise InputError(str(error)) from error
     return mirror
 
@@ -252,10 +250,10 @@ def _run(
     runner: Runner,
     mirror: Mirror | None,
     changed: Callable[[StudyRun], None],
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> None:
     from modmix.execution.run import StudyRun
-    from modmix.ledger import Heartbeat
+    from modmix.ledger.heartbeat import Heartbeat
 
     begun = time.monotonic()
     observed = mirror.observe if mirror is not None else lambda _: None
@@ -269,70 +267,67 @@ def _run(
         observed=observed,
     )
     state, mirrored, patient = "failed", None, True
-    with Heartbeat(work.beat), _signals(work, say):
+    with Heartbeat(work.beat), _signals(work, log):
         try:
             work.prepare()
             if work.dropped:
-                say(
-                    f"{work.dropped} models that this study had before are no longer part of it: "
-                    "its file asks for other data, settings or configurations now (their "
-                    "results stay in "
-                    "the ledger; another name for the study keeps both)"
+                log(
+                    f"{work.dropped} models are no longer part of this study, because its data, "
+                    "settings or configurations have changed (their results stay in the ledger; "
+                    "rename the study to keep both versions)"
                 )
             found = work.reused
             if found:
-                say(f"{found} replicates were found in the ledger and are reused")
+                log(f"{found} models reused from the ledger")
             if mirror is not None:
                 mirror.start(MIRROR_DELAY)
                 mirrored = mirror
             if not work.finished:
                 runner.start()
                 runner.run(work)
-            if (
-                work.reused > found
-            ):  # a search meets known configurations only when it proposes them
-                say(f"{work.reused} replicates found in the ledger are reused in all")
-            work.let_go()
+            if work.reused > found:  # by configurations that searches proposed later
+                log(f"{work.reused} models reused from the ledger in total")
+            work.release_packs()
             state = "stopped"
             work.check_complete()
             if work.finished:
                 state = "finished"
-        except KeyboardInterrupt:  # the second one: at once
+        except KeyboardInterrupt:  # the second Ctrl-C: stop immediately
             work.stop()
-            work.let_go()
+            work.release_packs()
             state, patient = "stopped", False
-        except BaseException:  # perhaps of the caller's own `changed` or `say`
+        except BaseException:  # possibly raised by the caller's `changed` or `log`
             with suppress(LedgerError):
-                work.let_go()  # no model is left as in training
+                work.release_packs()  # so that no model stays in state running
             raise
         finally:
             if not work.taken_over:
                 seconds = time.monotonic() - begun
-                _end(plan, ledger, home, mirrored, state, seconds, say, patient=patient)
+                _end(plan, ledger, home, mirrored, state, seconds, log, patient=patient)
     if work.taken_over:
         raise LeaseError(
-            f"study {plan.name!r} was taken over by another driver after this one gave no sign of "
-            "life for a minute: let that one finish"
+            f"study {plan.name!r} was taken over by another driver because this one sent no "
+            "heartbeat for a minute: let the other one finish"
         )
     if state == "finished":
         _refuse_only_failures(work)
     if state == "stopped":
-        counts = work.status().replicates  # with what the searches have not asked for yet
+        counts = work.status().replicates  # includes those not proposed yet
         left = counts["total"] - sum(counts[state] for state in ENDED)
         raise Interrupted(
-            f"study {plan.name} was stopped with {left} replicates to go: what is finished is "
-            f"kept, 'modmix run {plan.source.name}' continues"
+            f"study {plan.name} was stopped with {left} models left; finished ones are kept: "
+            f"'modmix run {plan.source.name}' resumes"
         )
 
 
 def _refuse_only_failures(work: StudyRun) -> None:
-    """A study of which nothing came out is no success, although there is nothing left to do."""
+    """Raise if every configuration failed: such a study has finished without a result."""
     status = work.status()
     if status.configurations["failed"] and not status.configurations["done"]:
         why = (status.failed or ["no reason recorded"])[0].strip().splitlines()[-1]
         raise ModmixError(
-            f"every configuration of study {work.plan.name} failed ({why}): mend that, then add "
-            "--retry-failed to the same command"
+            f"every configuration of study {work.plan.name} failed ({why}): fix this and run the "
+            "same command with --retry-failed"
         )
 
 
@@ -352,18 +347,18 @@ def _end(
     mirror: Mirror | None,
     state: str,
     seconds: float,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     *,
     patient: bool,
 ) -> None:
-    """Write the end down, then the figures, then let the mirror catch up."""
+    """Record the final state, write figures and tables, wait for the mirror."""
     ledger.set_state(plan.name, state)
     ledger.add_seconds(plan.name, wall=seconds)
     paths: list[Path] = []
     if mirror is not None:
-        mirror.hurry()
+        mirror.flush()
     if state == "finished":
-        say("drawing figures and writing tables")
+        log("writing figures and tables")
         from modmix.analysis.report import write_all
 
         paths = list(write_all(ledger, home, plan.name).paths)
@@ -372,15 +367,15 @@ def _end(
         seconds = 120.0 if state == "finished" else 15.0 if patient else 0.0
 
         def progress(left: int) -> None:
-            say(f"writing to MLflow: {left} runs to go")
+            log(f"logging to MLflow: {left} runs left")
 
         if not mirror.close(state, timeout=seconds, progress=progress):
-            say(f"MLflow does not hold everything yet: {mirror.trouble}")
+            log(f"MLflow is not up to date: {mirror.problem}")
 
 
 @contextmanager
-def _signals(work: StudyRun, say: Callable[[str], None]) -> Iterator[None]:
-    """The first Ctrl-C (or SIGTERM) stops in order, a second one at once."""
+def _signals(work: StudyRun, log: Callable[[str], None]) -> Iterator[None]:
+    """Handle Ctrl-C and SIGTERM: the first stops gracefully, the second immediately."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -389,7 +384,7 @@ def _signals(work: StudyRun, say: Callable[[str], None]) -> Iterator[None]:
         if work.stopping:
             raise KeyboardInterrupt
         work.stop()
-        say("stopping: what is in training is kept as far as its last checkpoint (again: at once)")
+        log("stopping; the same command resumes from the checkpoints (Ctrl-C again: immediately)")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -400,7 +395,7 @@ def _signals(work: StudyRun, say: Callable[[str], None]) -> Iterator[None]:
 
 
 def status(ledger: Ledger, name: str) -> dict[str, Any]:
-    """A study's counts and seconds, from the ledger alone."""
+    """Counts and times of a study, from the ledger."""
     from modmix.search.run_state import configuration_state
 
     record = ledger.study(name)
@@ -416,7 +411,7 @@ def status(ledger: Ledger, name: str) -> dict[str, Any]:
         states[replicate.state] += 1
     state = record.state
     if state == "running" and ledger.holder(name) is None:
-        state = "stopped"  # its driver was killed before it could say so
+        state = "stopped"  # its driver was killed
         states["interrupted"] += states.pop("running")
         states["running"] = 0
     return {

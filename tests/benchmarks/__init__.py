@@ -1,12 +1,12 @@
 """Benchmarks: real commands against real peers, medians of repeated runs, ratios of one run.
 
     __main__     `make bench`: which ones run, in which order, and what happens to their numbers
-    harness      commands that are timed, contestants that take turns, medians and spreads
+    harness      commands that are timed, competitors that take turns, medians and spreads
     report       numbers in modmix_runs/bench.json, and BENCHMARKS.md made of them
     machine      what the numbers were measured on
-    server       an MLflow server for all contestants
+    server       an MLflow server for all competitors
     workload     studies, the same models for the peers, and whether both learned the same
-    contestants  the peers as commands
+    competitors  the peers as commands
     peers/       how the same is done with a loop, with Ray Tune and with Optuna alone
     instant      results made at once, in the place of training
     startup, curve, search, higgs, driver, halving, prepare, gpu, profiling

@@ -38,7 +38,7 @@ def main() -> int:
     if problem:
         print(f"make bench: {problem}", file=sys.stderr)
         return 2
-    # Libraries choose by themselves what suits the processor, for every contestant.
+    # Libraries choose by themselves what suits the processor, for every competitor.
     for name in [name for name in os.environ if name.startswith("OPENBLAS_")]:
         del os.environ[name]
     # Killed, it still ends the commands it started, and leaves no files.

@@ -1,11 +1,11 @@
-"""The β-curve of the quickstart study, whole commands from start to exit."""
+"""The β-curve of the quickstart study, complete commands from start to exit."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from tests.benchmarks import contestants, workload
-from tests.benchmarks.contestants import LOOP, OPTUNA, RAY, RAY_REUSE, RAY_SETUP, Peers
+from tests.benchmarks import competitors, workload
+from tests.benchmarks.competitors import LOOP, OPTUNA, RAY, RAY_REUSE, RAY_SETUP, Peers
 from tests.benchmarks.harness import Options, Turns, say, scratch
 from tests.benchmarks.report import Figure, Section, Table, between, number
 from tests.benchmarks.server import mlflow_server
@@ -62,7 +62,7 @@ class _Curve:
             for name in slow[turn :: self.options.rounds]:
                 self._slice(name)
         self.notes.append("the first target is for the faster of the two with the callback")
-        best_ray = max(contestants.WITH_CALLBACK, key=self.rates.median)
+        best_ray = max(competitors.WITH_CALLBACK, key=self.rates.median)
         rows = [
             [
                 name,
@@ -72,7 +72,7 @@ class _Curve:
             ]
             for name in self.rates.values
         ]
-        columns = ["contestant", "models a minute", "range", "modmix is faster by"]
+        columns = ["competitor", "models a minute", "range", "modmix is faster by"]
         return Section(
             name="curve",
             title="A β-curve, against the same models trained by others",

@@ -72,8 +72,8 @@ def children() -> list[str]:
 
 
 def type_in(*words: str) -> None:
-    """What happens when a person types `modmix …`."""
-    from modmix.cli import main
+    """Run `modmix …` in this process."""
+    from modmix.cli.main import main
 
     sys.argv = ["modmix", *words]
     with contextlib.suppress(SystemExit):
@@ -115,7 +115,7 @@ def main() -> None:
 
 def _ledger() -> Any:
     from modmix.base.home import Home
-    from modmix.ledger import Ledger
+    from modmix.ledger.ledger import Ledger
 
     return Ledger(Home.from_environment().ledger_url)
 

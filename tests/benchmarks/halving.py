@@ -1,4 +1,4 @@
-"""Successive halving: how many epochs it spares, and whether it finds the same."""
+"""Successive halving: how many epochs it saves, and whether the result is the same."""
 
 from __future__ import annotations
 

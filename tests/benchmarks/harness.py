@@ -1,4 +1,4 @@
-"""Commands that are timed, contestants that take turns, medians and spreads."""
+"""Timing of commands, alternating competitors, medians and spreads."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def scratch(name: str) -> Iterator[Path]:
 
 @dataclass
 class Turns:
-    """What each contestant measured, a number per turn."""
+    """What each competitor measured, a number per turn."""
 
     values: dict[str, list[float]] = field(default_factory=dict)
 

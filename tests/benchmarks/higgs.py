@@ -1,4 +1,4 @@
-"""HIGGS at the paper's size: a β-curve against a bare loop, and a step against the machine."""
+"""HIGGS at the paper's size: a β-curve against a plain loop, and a step against its bound."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks import curve, workload
-from tests.benchmarks.contestants import LOOP, Peers
+from tests.benchmarks.competitors import LOOP, Peers
 from tests.benchmarks.harness import (
     PYTHON,
     Options,
@@ -109,7 +109,7 @@ def _run(options: Options, path: Path, folder: Path, tracking: str) -> Section:
         tables=[
             Table(
                 "",
-                ["contestant", "models a minute", "range"],
+                ["competitor", "models a minute", "range"],
                 [[n, number(rates.median(n)), between(rates.values[n])] for n in rates.values],
             ),
             _table(steps),

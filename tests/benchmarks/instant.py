@@ -1,4 +1,4 @@
-"""Results made at once, in the place of training."""
+"""Made-up results in place of training."""
 
 from __future__ import annotations
 

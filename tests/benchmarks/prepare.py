@@ -1,4 +1,4 @@
-"""HIGGS in full, 11,000,000 rows: prepared once, mapped ever after, against pyarrow's reading."""
+"""Preparing 11,000,000 rows of HIGGS, against reading them with pyarrow."""
 
 from __future__ import annotations
 

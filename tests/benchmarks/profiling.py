@@ -1,4 +1,4 @@
-"""Where the seconds of one study go: `modmix run` on the curve, all its processes watched."""
+"""Profiles `modmix run` on the curve, in all its processes."""
 
 from __future__ import annotations
 

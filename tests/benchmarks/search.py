@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from tests.benchmarks import workload
-from tests.benchmarks.contestants import (
+from tests.benchmarks.competitors import (
     LOOP,
     OPTUNA,
     RAY_REUSE,
@@ -111,7 +111,7 @@ class _Search:
             tables=[
                 Table(
                     "",
-                    ["contestant", "configurations a minute", "range", "modmix is faster by"],
+                    ["competitor", "configurations a minute", "range", "modmix is faster by"],
                     rows,
                 )
             ],

@@ -1,4 +1,4 @@
-"""An MLflow server on the loopback address, the same for all contestants."""
+"""An MLflow server on the loopback address, shared by all competitors."""
 
 from __future__ import annotations
 

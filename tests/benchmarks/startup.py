@@ -1,4 +1,4 @@
-"""How long one waits: for an import, for help, for the first step of training."""
+"""Start-up time: import, help, first training step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Studies, the same models for the peers, and whether both learned the same."""
+"""Studies, the same models for peers, and checks that results agree."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two contestants are from each other over the models both have trained.
+    """How far two competitors are from each other over the models both have trained.
 
     Losses relative to ours, errors in percentage points; ``val`` and ``test`` are differences of
     the means over models.
@@ -69,7 +69,7 @@ def modmix_run(
 
 def our_results(home: Path, study: str) -> dict[str, Result]:
     """What the ledger holds, by replicate."""
-    from modmix.ledger import Ledger
+    from modmix.ledger.ledger import Ledger
 
     ledger = Ledger(f"sqlite:///{home / 'ledger.db'}")
     try:
@@ -94,7 +94,7 @@ def our_configurations(
     """Some finished configurations, evenly over the study: parameters, and replicate keys by
     seed.
     """
-    from modmix.ledger import Ledger
+    from modmix.ledger.ledger import Ledger
 
     ledger = Ledger(f"sqlite:///{home / 'ledger.db'}")
     try:

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from modmix.base.home import Home
-from modmix.ledger import Ledger, ReplicateRecord
+from modmix.ledger.ledger import Ledger
+from modmix.ledger.records import ReplicateRecord
 
 STUDY = """
 study: fragile

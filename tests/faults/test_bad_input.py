@@ -4,7 +4,7 @@ A case says what is wrong, the lines that must be printed (a pattern each, and n
 the exit code:
 
     2   the input is wrong and nothing was started: almost everything here
-    3   something broke in the middle, what was recorded is kept, the same command continues
+    3   something failed during the study; results are kept, the same command resumes
 
 Afterwards the results folder is as it was before, and no data has been prepared, but where only the
 prepared data could show what is wrong (``prepared``): they are a cache, whole, and not of a study.
@@ -32,7 +32,7 @@ import pytest
 
 from modmix.base.home import Home
 from modmix.cli import main as cli
-from modmix.ledger import Ledger
+from modmix.ledger.ledger import Ledger
 
 STUDY = """\
 study: small
@@ -361,7 +361,7 @@ def known(folder: Path) -> None:
     ledger.close()
 
 
-UNKNOWN = (r"no study 'other' in the ledger sqlite:\S+ \(it knows known\): run its file first, .*",)
+UNKNOWN = (r"no study 'other' in the ledger sqlite:\S+ \(it has known\): run its file first, .*",)
 NONE = (r"there are no studies in \S+/runs: run one first, or set MODMIX_HOME .*",)
 
 PLACES = {
@@ -405,7 +405,9 @@ PLACES = {
     "a folder for MLflow": Case(
         command=("run", "x.yaml", "--local"),
         environment={"MLFLOW_TRACKING_URI": "/tmp/mlruns"},
-        lines=(r"MLFLOW_TRACKING_URI /tmp/mlruns is a folder, which MLflow 3 does not take: .*",),
+        lines=(
+            r"MLFLOW_TRACKING_URI /tmp/mlruns is a folder, which MLflow 3 does not support: .*",
+        ),
         prepared=True,
     ),
     "an address of Ray that is none": Case(
@@ -421,12 +423,12 @@ PLACES = {
     ),
     "a runner of a GPU that is not there": Case(
         study=of("resources: {gpus: 1}\n"),
-        lines=(r"the study asks for a GPU and this machine shows none: check the driver, .*",),
+        lines=(r"the study needs a GPU and this machine has none: check the driver, .*",),
         prepared=True,
     ),
     "final of another file": Case(
         command=("final", "x.yaml"),
-        lines=(r"x\.yaml is not a file that `modmix best STUDY` wrote .*: name one of those",),
+        lines=(r"x\.yaml has no final: block: give a file written by .*",),
     ),
     "a format that is none": Case(
         command=("table", "known", "--format", "xls"),
@@ -441,7 +443,7 @@ PLACES = {
     "best of a study without a complete configuration": Case(
         command=("best", "known"),
         setup=known,
-        lines=(r"study 'known' has no complete configuration yet: let it run on",),
+        lines=(r"study 'known' has no complete configuration yet: resume it with .*",),
     ),
     **{
         f"{command} of an unknown study": Case(
@@ -564,7 +566,7 @@ def test_a_second_driver(shell: Shell) -> None:
     ledger = Ledger(home.ledger_url)
     ledger.start_study("small", spec={"study": "small"}, text="the first", source="", details={})
     code = (
-        "import sys\nfrom modmix.ledger import Ledger\nledger = Ledger(sys.argv[1])\n"
+        "import sys\nfrom modmix.ledger.ledger import Ledger\nledger = Ledger(sys.argv[1])\n"
         "ledger.acquire('small'); print('held', flush=True); sys.stdin.readline()"
     )
     holder = subprocess.Popen(
@@ -615,8 +617,8 @@ def refusing() -> Iterator[str]:
 def test_an_mlflow_server_that_refuses_and_one_that_is_away(shell: Shell, refusing: str) -> None:
     (shell.folder / "x.yaml").write_text(STUDY)
     for address, says in (
-        ("http://127.0.0.1:9", r"cannot be used \(connection refused\): start it or mend .*"),
-        (refusing, "does not know you: set MLFLOW_TRACKING_USERNAME and .*"),
+        ("http://127.0.0.1:9", r"is unreachable \(connection refused\): start it or correct .*"),
+        (refusing, "rejects the login: set MLFLOW_TRACKING_USERNAME and .*"),
     ):
         shell.monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         code, printed = shell.type("run", "x.yaml", "--local")
@@ -641,7 +643,7 @@ def test_an_address_where_no_cluster_answers(shell: Shell) -> None:
 
 
 def test_ctrl_c_while_the_data_is_prepared(shell: Shell) -> None:
-    """Code 3, as anywhere: the same command continues."""
+    """Exit code 3: the same command resumes."""
     (shell.folder / "x.yaml").write_text(STUDY)
 
     def interrupted(*_: Any) -> None:
@@ -649,7 +651,7 @@ def test_ctrl_c_while_the_data_is_prepared(shell: Shell) -> None:
 
     shell.monkeypatch.setattr("modmix.tasks.weak.Weak.write", interrupted)
     code, printed = shell.type(*LOCAL)
-    check(printed, ("stopped; type the same command again to go on",))
+    check(printed, ("interrupted; run the same command again to resume",))
     assert code == 3
     assert shell.prepared() == []
 
@@ -743,7 +745,7 @@ def test_a_disk_that_fills_in_the_middle(shell: Shell, disk: Callable[..., Path]
     ended = subprocess.run(
         [sys.executable, "-c", FILL, *LOCAL, "--quiet"], capture_output=True, text=True, check=False
     )
-    check(ended.stderr, (r"the ledger sqlite:\S+ could not be used \(.*full\): mend that, .*",))
+    check(ended.stderr, (r"the ledger sqlite:\S+ could not be used \(.*full\): fix this .*",))
     assert ended.returncode == 3
     (runs / "filler").unlink()
     shell.monkeypatch.setattr(sys, "argv", ["modmix", *LOCAL, "--quiet"])

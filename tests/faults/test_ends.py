@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from modmix.base.home import Home
-from modmix.ledger import Ledger
+from modmix.ledger.ledger import Ledger
 from modmix.tracking.follow import Task
 
 
@@ -81,7 +81,7 @@ def test_no_study_is_harmed_by_where_its_output_goes(output: str, tmp_path: Path
         "MODMIX_HOME": str(tmp_path / "runs"),
         "MODMIX_DATA": str(tmp_path / "data"),
         "PYTHONUNBUFFERED": "1",
-        # What build servers and cells of notebooks leave behind.
+        # Set by build servers and notebooks.
         "PYTHONIOENCODING": "ascii",
         "PYTHONWARNINGS": "error",
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",

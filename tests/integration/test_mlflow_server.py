@@ -21,7 +21,7 @@ import yaml
 from mlflow_bench import Bench, free_port
 from modmix.base.errors import InputError
 from modmix.base.home import Home
-from modmix.tracking import serve
+from modmix.tracking.serve import serve
 
 ROOT = Path(__file__).parents[2]
 START = ROOT / "mlflow_server" / "start.sh"
@@ -43,12 +43,12 @@ def environment(home: Path, **settings: str) -> dict[str, str]:
         ({"MLFLOW_HOST": "0.0.0.0"}, "lets everybody on the network read and write: set"),
         (
             {"MLFLOW_HOST": "0.0.0.0", "MLFLOW_AUTH": "off"},
-            "needs MLFLOW_SERVER_ALLOWED_HOSTS: the names under which",
+            "needs MLFLOW_SERVER_ALLOWED_HOSTS: its host names in URLs",
         ),
         ({"MLFLOW_AUTH": "yes"}, "MLFLOW_AUTH must be basic or off, got 'yes'"),
         (
             {"MLFLOW_AUTH": "basic"},
-            "needs MLFLOW_AUTH_ADMIN_PASSWORD (or …_FILE): none is built in",
+            "needs MLFLOW_AUTH_ADMIN_PASSWORD (or …_FILE): there is no default",
         ),
         (
             {**SECRETS, "MLFLOW_AUTH_ADMIN_PASSWORD": "short"},
@@ -60,7 +60,7 @@ def environment(home: Path, **settings: str) -> dict[str, str]:
         ),
         ({"PGPASSWORD_FILE": "/nowhere/pg"}, "PGPASSWORD_FILE names /nowhere/pg, which cannot be"),
         ({"MLFLOW_BACKEND_STORE_URI": "mlruns"}, "MLflow 3 refuses folders"),
-        ({"MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE": "true"}, "it stays on; name the hosts"),
+        ({"MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE": "true"}, "is not supported: list the hosts"),
         ({"PYTHON": "/bin/false"}, "/bin/false has no MLflow: install modmix into it"),
     ],
 )
@@ -91,7 +91,7 @@ def test_a_busy_port_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         )
         assert (done.returncode, f"port {port} on 127.0.0.1 is in use" in done.stderr) == (2, True)
         monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        with pytest.raises(InputError, match=f"port {port} on 127.0.0.1 is in use: give another"):
+        with pytest.raises(InputError, match=f"port {port} on 127.0.0.1 is in use: choose another"):
             serve(Home(tmp_path), port=port)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:secret@mlflow.lab:5000")
     with pytest.raises(InputError, match=r"http://\*\*\*@mlflow.lab:5000: open that address"):
@@ -123,8 +123,8 @@ def test_the_server_shows_the_studies_of_the_results_folder(bench: Bench) -> Non
 def test_the_pages_open_and_ctrl_c_ends_them(bench: Bench) -> None:
     port = free_port()
     code = (
-        "from pathlib import Path; from modmix.base.home import Home; from modmix.tracking "
-        "import serve;"
+        "from pathlib import Path; from modmix.base.home import Home;"
+        "from modmix.tracking.serve import serve;"
         f"serve(Home(Path({str(bench.home.path)!r})), port={port})"
     )
     settings = environment(bench.home.path)

@@ -19,9 +19,10 @@ import torch
 from mlflow_bench import METRICS, Bench, Server
 from modmix.analysis.best import best_configurations
 from modmix.base.errors import InputError
-from modmix.ledger import Entry, NewConfiguration, Result
+from modmix.ledger.records import Entry, NewConfiguration, Result
 from modmix.methods.model import build_model, model_spec, pack_weights
-from modmix.registry import registry
+from modmix.registry.best import write_best
+from modmix.registry.final import Registered, register
 from modmix.study import plan as plan_module
 from modmix.study import spec
 from modmix.study.plan import Plan
@@ -115,14 +116,14 @@ class Studies:
 
     def best(self, study: str = "views") -> dict[str, Path]:
         configurations = best_configurations(self.bench.ledger, study)
-        paths = registry.write_best(self.bench.ledger, self.bench.home, study, configurations)
+        paths = write_best(self.bench.ledger, self.bench.home, study, configurations)
         return {
             configuration.method: path
             for configuration, path in zip(configurations, paths, strict=True)
         }
 
-    def register(self, study: str = "views-mul-final") -> registry.Registered:
-        return registry.register(self.bench.ledger, self.bench.home, study, self.bench.uri)
+    def register(self, study: str = "views-mul-final") -> Registered:
+        return register(self.bench.ledger, self.bench.home, study, self.bench.uri)
 
 
 @pytest.fixture
@@ -182,10 +183,10 @@ def test_a_best_file_opens_with_command_cost_and_expectation(studies: Studies) -
     first, _, cost, expected, test, source = path.read_text().splitlines()[:6]
     assert first == f"# modmix final {path}"
     assert cost.startswith("# Cost:      5 models, about 2 min of device time")
-    assert expected.startswith("# Expected:  val/error 9 ± 0, or a little worse")
+    assert expected.startswith("# Expected:  val/error 9 ± 0 or slightly worse")
     assert "test/error 10 ± 0" in test
     assert "over 3 seeds" in test
-    assert "the best configuration of mul in study views, by val/error" in source
+    assert "best configuration of mul in study views, selected by val/error" in source
     content = spec.read(path).raw
     assert content["paper"] == {"mul": {"test/error": [21.8, 0.1]}}
     assert content["parts"]["final"]["methods"]["mul"]["beta"] == 0
@@ -222,9 +223,7 @@ def test_the_best_replicate_is_registered_once_and_is_the_champion(
     studies.run(STUDY)
     errors = {1001: 8.0, 1002: 6.0, 1003: 7.0, 1004: float("nan"), 1005: 9.0}
     plan = studies.run(studies.best()["mul"].read_text(), errors)
-    assert studies.register() == registry.Registered(
-        name="views-mul", version="1", alias="champion"
-    )
+    assert studies.register() == Registered(name="views-mul", version="1", alias="champion")
     assert studies.register().version == "1"
     client = MlflowClient(tracking_uri)
     version = client.get_model_version_by_alias("views-mul", "champion")
@@ -335,15 +334,15 @@ def test_a_model_says_what_is_wrong_with_its_input(studies: Studies, tracking_ur
     good = np.ones((2, 32))
     for bad, message in (
         ({"left": good, "right": np.ones((2, 31))}, r"'right' must be of shape \(rows, 32\), got"),
-        ({"left": good, "right": good * np.nan}, "'right' holds values that are NaN or infinite"),
+        ({"left": good, "right": good * np.nan}, "'right' has NaN or infinite values"),
         ({"left": good}, r"Model is missing inputs \['right'\]"),
     ):
         with pytest.raises(mlflow.MlflowException, match=message):
             model.predict(bad)
     plain = model.unwrap_python_model()
-    with pytest.raises(mlflow.MlflowException, match="as many rows as the others: left has 2"):
+    with pytest.raises(mlflow.MlflowException, match="same number of rows: left has 2"):
         plain.predict(None, {"left": good, "right": good[:1]})
-    with pytest.raises(mlflow.MlflowException, match="'right' must be 32 numbers an example"):
+    with pytest.raises(mlflow.MlflowException, match="'right' must have 32 numbers per example"):
         plain.predict(None, {"left": good, "right": [["a"] * 32] * 2})
     assert len(plain.predict(None, {"left": good[:0], "right": good[:0]})) == 0
 
@@ -385,12 +384,12 @@ print(len(loaded.predict({{"left": numpy.ones((3, 32)), "right": numpy.ones((3, 
 @pytest.mark.slow
 def test_what_cannot_be_registered(studies: Studies) -> None:
     studies.run(STUDY)
-    with pytest.raises(InputError, match="'views' is no final study: type 'modmix best views'"):
+    with pytest.raises(InputError, match="'views' is not a final study: run 'modmix best views'"):
         studies.register("views")
     plan = studies.run(studies.best()["mul"].read_text())
     for file in studies.bench.home.weights.iterdir():
         file.unlink()
-    with pytest.raises(InputError, match=r"the weights .*safetensors of study .* are gone"):
+    with pytest.raises(InputError, match=r"the weights .*safetensors of study .* are missing"):
         studies.register(plan.name)
     key = plan.parts[0].assignments("mul")
     configuration = plan.configuration("mul", key[0])
@@ -401,7 +400,7 @@ def test_what_cannot_be_registered(studies: Studies) -> None:
         replicates=[("unfinished", 77)],
     )
     studies.bench.ledger.add(plan.name, [more], [])
-    with pytest.raises(InputError, match="has 1 replicates to go: type 'modmix final"):
+    with pytest.raises(InputError, match="has 1 unfinished replicates: run 'modmix final"):
         studies.register(plan.name)
 
 

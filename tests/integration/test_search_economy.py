@@ -15,7 +15,8 @@ from modmix import api
 from modmix.base.errors import Incomplete, Interrupted
 from modmix.base.home import Home
 from modmix.execution.run import MAX_FAILURES, StudyRun
-from modmix.ledger import Entry, Ledger, ReplicateRecord
+from modmix.ledger.ledger import Ledger
+from modmix.ledger.records import Entry, ReplicateRecord
 
 pytestmark = pytest.mark.slow
 
@@ -348,6 +349,6 @@ def test_a_search_whose_batch_is_given_up_ends(tmp_path: Path) -> None:
         handed += 1
         work.ended(pack.id, "the worker process or its node died")
     assert handed == 3 * (MAX_FAILURES + 1)  # the grid, and the first batch of each search
-    with pytest.raises(Incomplete, match="14 replicates have no result"):
+    with pytest.raises(Incomplete, match="14 models have no result"):
         work.check_complete()
     ledger.close()

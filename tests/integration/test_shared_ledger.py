@@ -13,7 +13,7 @@ import pytest
 from tests import postgres
 
 import modmix
-from modmix.ledger import Ledger
+from modmix.ledger.ledger import Ledger
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import modmix
-from modmix.ledger import Ledger
+from modmix.ledger.ledger import Ledger
 
 pytestmark = pytest.mark.slow
 
@@ -94,7 +94,7 @@ def test_again_extended_and_shared(tmp_path: Path) -> None:
     assert len(done) == 12
 
     said: list[str] = []
-    again = local(write(tmp_path), home, say=said.append)
+    again = local(write(tmp_path), home, log=said.append)
     assert again.status()["trained"] == 12
     attempts = {r.attempts for r in Ledger(first.home.ledger_url).replicates("small")}
     assert attempts == {1}
@@ -112,13 +112,13 @@ def test_again_extended_and_shared(tmp_path: Path) -> None:
 
     said.clear()
     other = local(
-        write(tmp_path, "other", configurations=4, grid=[0, 1], seeds=2), home, say=said.append
+        write(tmp_path, "other", configurations=4, grid=[0, 1], seeds=2), home, log=said.append
     )
     assert (
         other.status()["reused"] == 4 + 8
     )  # both β, and the four configurations of the same search
     assert other.status()["trained"] == 0
-    assert any("12 replicates found in the ledger are reused in all" in text for text in said)
+    assert any("12 models reused from the ledger in total" in text for text in said)
 
 
 def test_reuse_can_be_turned_off(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_stop_and_continue(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 3, errors
-    assert "continues" in errors
+    assert "resumes" in errors
     status = json.loads(cli(home, "status", "small", "--json").stdout)
     assert status["state"] == "stopped"
     assert 0 < status["replicates"]["done"] < 168

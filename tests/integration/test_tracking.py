@@ -20,12 +20,12 @@ import pytest
 from scipy import stats
 
 from mlflow_bench import STUDY, Bench, Server, copy_database, free_port
-from modmix import tracking
 from modmix.base.errors import InputError, TrackingError
 from modmix.base.messages import Progress
-from modmix.ledger import Ledger
-from modmix.tracking import sync
+from modmix.ledger.ledger import Ledger
+from modmix.tracking import store
 from modmix.tracking.database import KNOWN_SCHEMA, Database
+from modmix.tracking.mirror import sync
 from modmix.tracking.store import RefusedError, Store
 from modmix.tracking.writer import PARTIAL_SECONDS
 
@@ -35,7 +35,8 @@ LIVE = "live/val/error"
 
 
 def test_importing_it_does_not_import_mlflow() -> None:
-    code = "import sys, modmix.tracking; sys.exit('mlflow' in sys.modules)"
+    modules = "modmix.tracking.mirror, modmix.tracking.store"
+    code = f"import sys, {modules}; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -226,7 +227,7 @@ def test_what_a_person_adds_to_a_run_stays(bench: Bench) -> None:
     run = bench.children()["configuration-000"].info.run_id
     client.set_tag(run, "mlflow.note.content", "look at this one")
     bench.extend(configurations=1, seeds=3)
-    bench.ledger.forget_failures(STUDY)
+    bench.ledger.reset_failures(STUDY)
     bench.finish()
     bench.writer().update("finished")
     tags = bench.children()["configuration-000"].data.tags
@@ -342,7 +343,7 @@ def test_a_stopped_study_has_no_running_runs_and_goes_on(bench: Bench) -> None:
     bench.finish(["configuration-000-0", "configuration-000-1", "configuration-001-0"])
     mirror = bench.mirror()
     mirror.start()
-    assert mirror.close("stopped"), mirror.trouble
+    assert mirror.close("stopped"), mirror.problem
     children = bench.children()
     assert children["configuration-000"].info.status == "FINISHED"
     assert children["configuration-001"].info.status == "KILLED"
@@ -352,7 +353,7 @@ def test_a_stopped_study_has_no_running_runs_and_goes_on(bench: Bench) -> None:
     mirror.start()
     bench.finish()
     mirror.wake()
-    assert mirror.close("finished"), mirror.trouble
+    assert mirror.close("finished"), mirror.problem
     bench.check_whole()
     assert (
         bench.children()["configuration-001"].info.run_id
@@ -396,8 +397,8 @@ def test_long_trainings_are_shown_as_they_go(bench: Bench) -> None:
     assert bench.rows(run("configuration-001"), LIVE)[-1] == (2, 25.0)
     assert run("configuration-001").info.status == "RUNNING"
     bench.finish(keys[:2])
-    bench.ledger.let_go(bench.lease, keys[2:])
-    assert mirror.close("stopped"), mirror.trouble
+    bench.ledger.unclaim(bench.lease, keys[2:])
+    assert mirror.close("stopped"), mirror.problem
     ended = bench.children()
     assert (ended["configuration-000"].info.status, ended["configuration-001"].info.status) == (
         "FINISHED",
@@ -429,7 +430,7 @@ def test_dropped_configurations_and_failures_that_were_mended(bench: Bench) -> N
     assert bench.children()["configuration-002"].info.status == "FAILED"
     # The study file was edited: it no longer asks for configuration 1, and failures are tried
     # again.
-    bench.ledger.forget_failures(STUDY)
+    bench.ledger.reset_failures(STUDY)
     with sqlite3.connect(bench.home.path / "ledger.db") as database:
         for table in ("study_configurations", "study_replicates", "entries"):
             database.execute(f"DELETE FROM {table} WHERE configuration = 'configuration-001'")
@@ -520,7 +521,7 @@ def test_one_refused_configuration_does_not_stop_the_others(
         writer.update("finished")
     monkeypatch.undo()
     assert sum(r.info.status == "FINISHED" for r in bench.children().values()) == 2
-    writer.lost()
+    writer.reset()
     writer.update("finished")
     bench.check_whole()
 
@@ -550,7 +551,7 @@ def test_a_mirror_s_process_that_is_killed_is_started_again(bench: Bench) -> Non
     assert first is not None
     first.kill()
     bench.finish()
-    assert mirror.close("finished"), mirror.trouble
+    assert mirror.close("finished"), mirror.problem
     assert mirror._process is not first
     bench.check_whole()
     assert bench.artifact(bench.study_run(), "tables/configurations.csv") == "a,b\n"
@@ -560,7 +561,7 @@ DRIVER = """
 import sys, time
 from pathlib import Path
 from modmix.base.home import Home
-from modmix.tracking import Mirror
+from modmix.tracking.mirror import Mirror
 url, study, uri, home = sys.argv[1:]
 mirror = Mirror(url, study, uri, Home(Path(home)))
 mirror.start()
@@ -598,7 +599,7 @@ def test_nothing_is_started_before_there_is_something_to_show(bench: Bench) -> N
     mirror.observe(Progress(pack="pack", epoch=1, epochs=9, active=1, metrics=metrics))
     eventually(lambda: mirror._process is not None)
     bench.finish()
-    assert mirror.close("finished"), mirror.trouble
+    assert mirror.close("finished"), mirror.problem
     bench.check_whole()
 
 
@@ -620,38 +621,38 @@ def test_the_end_says_how_much_is_left(bench: Bench, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("uri", ["mlruns", "/tmp/mlruns", "file:///tmp/mlruns"])
 def test_a_folder_is_refused(uri: str) -> None:
-    with pytest.raises(InputError, match="is a folder, which MLflow 3 does not take"):
-        tracking.check(uri)
+    with pytest.raises(InputError, match="is a folder, which MLflow 3 does not support"):
+        store.check(uri)
 
 
 def test_a_database_of_another_version_is_refused(tmp_path: Path, empty_database: Path) -> None:
-    tracking.check(f"sqlite:///{empty_database}")
-    tracking.check(f"sqlite:///{tmp_path / 'none.db'}")
+    store.check(f"sqlite:///{empty_database}")
+    store.check(f"sqlite:///{tmp_path / 'none.db'}")
     other = tmp_path / "other.db"
     copy_database(empty_database, other)
     with sqlite3.connect(other) as database:
         database.execute("UPDATE alembic_version SET version_num = 'abc123'")
     database.close()
     with pytest.raises(InputError, match=r"schema is abc123.*mlflow db upgrade sqlite:///"):
-        tracking.check(f"sqlite:///{other}")
+        store.check(f"sqlite:///{other}")
     other.write_bytes(b"no database " * 100)
     with pytest.raises(InputError, match="cannot be read as an SQLite database"):
-        tracking.check(f"sqlite:///{other}")
+        store.check(f"sqlite:///{other}")
 
 
 def test_a_password_is_never_shown() -> None:
     port = free_port()
     with pytest.raises(TrackingError) as caught:
-        tracking.check(f"http://ann:secret@127.0.0.1:{port}")
+        store.check(f"http://ann:secret@127.0.0.1:{port}")
     assert "secret" not in str(caught.value)
-    assert f"http://***@127.0.0.1:{port} cannot be used (connection refused)" in str(caught.value)
+    assert f"http://***@127.0.0.1:{port} is unreachable (connection refused)" in str(caught.value)
 
 
 @pytest.mark.slow
 def test_a_database_server_that_is_away_is_said_within_seconds() -> None:
     begun = time.monotonic()
-    with pytest.raises(TrackingError, match="cannot be used") as caught:
-        tracking.check(f"postgresql://ann:secret@127.0.0.1:{free_port()}/mlflow")
+    with pytest.raises(TrackingError, match="is unreachable") as caught:
+        store.check(f"postgresql://ann:secret@127.0.0.1:{free_port()}/mlflow")
     assert time.monotonic() - begun < 15
     assert "secret" not in str(caught.value)
 
@@ -672,7 +673,7 @@ def test_a_server_holds_the_same_as_a_database(tmp_path: Path, server: Server) -
     table.parent.mkdir(parents=True)
     table.write_text("a,b\n")
     mirror.log_outputs([table])
-    assert mirror.close("finished"), mirror.trouble
+    assert mirror.close("finished"), mirror.problem
     bench.check_whole()
     run = bench.children()["configuration-000"]
     mean = np.mean([r.metrics["test/f1"] for r in results[:2]])
@@ -701,11 +702,11 @@ def test_a_server_that_goes_away_and_comes_back(tmp_path: Path, server: Server) 
         if i == 2:
             server.stop()
         if i == 5:
-            eventually(lambda: "connection refused" in mirror.trouble)
+            eventually(lambda: "connection refused" in mirror.problem)
     assert not mirror.close("finished", timeout=2.0)
-    assert "'modmix sync interrupted' catches up" in mirror.trouble
+    assert "'modmix sync interrupted' catches up" in mirror.problem
     begun = time.monotonic()
-    with pytest.raises(TrackingError, match=r"cannot be used \(connection refused\)"):
+    with pytest.raises(TrackingError, match=r"is unreachable \(connection refused\)"):
         bench.mirror().check()
     assert time.monotonic() - begun < 5
     server.start()
@@ -725,6 +726,6 @@ def test_a_mirror_catches_up_by_itself(tmp_path: Path, server: Server) -> None:
     mirror.wake()
     time.sleep(3.0)
     server.start()
-    assert mirror.close("finished", timeout=30.0), mirror.trouble
-    assert mirror.trouble == ""
+    assert mirror.close("finished", timeout=30.0), mirror.problem
+    assert mirror.problem == ""
     bench.check_whole()

@@ -93,5 +93,5 @@ def test_another_metric_chooses_in_its_own_direction(study):
 
 @pytest.mark.parametrize("by", ["test/error", "train/error", "val/accuracy", "error"])
 def test_anything_but_a_validation_metric_is_refused(study, by):
-    with pytest.raises(InputError, match="configurations are chosen by a metric on validation"):
+    with pytest.raises(InputError, match="configurations must be selected by a validation metric"):
         best_configurations(study.ledger, study.name, by=by)

@@ -15,7 +15,7 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from analysis_ledger import DETAILS, Written, open_ledger
-from modmix.analysis.best import best_configurations, why_none
+from modmix.analysis.best import best_configurations, explain_no_best
 from modmix.analysis.compare import compare_table
 from modmix.analysis.comparisons import conditions_table
 from modmix.analysis.curves import curve
@@ -29,7 +29,7 @@ from modmix.analysis.tables import results_table
 from modmix.base.errors import InputError
 from modmix.base.home import Home
 from modmix.cli.main import app
-from modmix.ledger import ConfigurationRecord, Entry, ReplicateRecord
+from modmix.ledger.records import ConfigurationRecord, Entry, ReplicateRecord
 
 # Test error by method and share. mul has the lowest value of all, 1.0, but only where the data is
 # easy; add is better on the other three. Ranks: mul 1, 2, 2, 2; add 2, 1, 1, 1; late always 3.
@@ -135,7 +135,7 @@ def test_conditions_come_in_order_of_asking_and_are_named_by_what_differs(fresh)
         ["mul"], ["mul", "add"], ["mul"],
     ]  # fmt: skip
     assert found.is_split
-    assert found.whole is None
+    assert found.main is None
 
 
 def test_a_configuration_that_shows_the_tasks_own_value_is_on_the_task_as_given(fresh):
@@ -146,8 +146,8 @@ def test_a_configuration_that_shows_the_tasks_own_value_is_on_the_task_as_given(
         "share = 0",
         "share = 0.9",
     ]
-    assert found.whole is found.all[0]
-    assert len(found.members[found.whole]) == 4  # with base, whose configurations show no share
+    assert found.main is found.all[0]
+    assert len(found.members[found.main]) == 4  # with base, whose configurations show no share
     assert not found.is_split
 
 
@@ -156,7 +156,7 @@ def test_one_condition_is_the_whole_whether_as_given_or_not(fresh):
     put(study, "a", "mul", {"task.share": 0.3}, 5.0)
     put(study, "a", "add", {"task.share": 0.3}, 6.0)
     snapshot = read(fresh, "demo")
-    assert snapshot.conditions.whole is not None
+    assert snapshot.conditions.main is not None
     assert [best.method for best in best_configurations(fresh, "demo")] == ["mul", "add"]
     assert headline(snapshot).startswith("mul has the lowest test error: 5.00 %")
     assert "conditions" not in figure_names(fresh, "demo")
@@ -175,7 +175,7 @@ def test_a_part_that_sets_the_very_values_of_the_task_is_one_condition_among_oth
     put(other, "a", "mul", {"task.share": 0.9, "beta": 1.0}, 9.0)
     put(other, "b", "mul", {"task.share": 0.5, "beta": 1.0}, 5.0)
     found = read(fresh, "other").conditions
-    assert found.whole is found.all[1]
+    assert found.main is found.all[1]
 
 
 def test_an_option_that_makes_no_difference_is_not_named(fresh):
@@ -201,7 +201,7 @@ def test_an_option_that_makes_no_difference_is_not_named(fresh):
         "weakness = missing, share = 0.4",
     ]  # fmt: skip
     assert found.all[0].options == {"share": 0.0}
-    assert "as in task: {weakness: noise, share: 0.4}" in why_none(fresh, "demo")
+    assert "as in task: {weakness: noise, share: 0.4}" in explain_no_best(fresh, "demo")
 
 
 def test_a_configuration_that_a_part_asks_for_without_touching_the_task_is_as_given(fresh):
@@ -226,15 +226,15 @@ def test_a_configuration_that_a_part_asks_for_without_touching_the_task_is_as_gi
     assert [one.label for one in found.all] == [
         "weakness = noise, share = 0 (as given)", "weakness = missing, share = 0.4",
     ]  # fmt: skip
-    assert found.whole is found.all[0]
-    assert [p.method for p in found.members[found.whole]] == ["mul", "base"]
+    assert found.main is found.all[0]
+    assert [p.method for p in found.members[found.main]] == ["mul", "base"]
 
 
 def test_a_study_without_configurations_has_no_conditions(fresh):
     Written(fresh, parts={"a": {}})
     found = read(fresh, "demo").conditions
-    assert (found.all, found.whole, found.is_split) == ((), None, False)
-    assert "has no complete configuration yet" in why_none(fresh, "demo")
+    assert (found.all, found.main, found.is_split) == ((), None, False)
+    assert "has no complete configuration yet" in explain_no_best(fresh, "demo")
 
 
 # ---------------------------------------------------------------- every configuration changes the
@@ -244,22 +244,20 @@ def test_a_study_without_configurations_has_no_conditions(fresh):
 def test_easy_data_makes_no_winner(fresh):
     split_study(fresh)
     assert best_configurations(fresh, "demo") == []
-    assert why_none(fresh, "demo") == (
-        "no configuration of study 'demo' is best over all, because every configuration "
-        "changes the task's options "
-        "(share) and configurations on different data cannot be compared: fix them in the "
+    assert explain_no_best(fresh, "demo") == (
+        "study 'demo' has no best configuration, because all of them change the task's options "
+        "(share) and results on different data cannot be compared: fix them in the "
         "study file, as "
         "in task: {share: 0}"
     )
     # Friedman: 12 · 4 / (3 · 4) · Σ (mean rank − 2)² = 4 · (0.25² + 0.75² + 1²) = 6.5 with two
     # degrees of freedom, p = exp(−3.25) = 0.0388. Wins beyond chance: see the tests below.
     assert headline(read(fresh, "demo")) == (
-        "Every configuration changes the task's options, so methods compete in each of 4 "
-        "conditions on "
-        "their own. add has the lowest test error in 3 of the 4 (mul in 1), in 3 of them against "
-        "every other method by more than chance (paired t tests, Holm-corrected, 5 % level); it "
-        "also has the best mean rank, 1.25, before mul with 1.75 (Friedman's test that all methods "
-        "are alike: p = 0.039)."
+        "Every configuration changes the task's options, so methods are compared within each of 4 "
+        "conditions. add has the lowest test error in 3 of the 4 (mul in 1); in 3 of them it "
+        "differs significantly from every other method (paired t tests, Holm-corrected, 5 % "
+        "level). It also has the best mean rank, 1.25, followed by mul with 1.75 (Friedman test: "
+        "p = 0.039)."
     )
 
 
@@ -278,8 +276,7 @@ def test_the_results_are_one_row_per_condition(fresh):
         ["", "best", "second", ""], *[["", "second", "best", ""]] * 4,
     ]  # fmt: skip
     assert table.notes[1] == (
-        "Ranks (1 is best) are averaged over the conditions; Friedman's test that all methods are "
-        "alike: p = 0.039."
+        "Ranks (1 is best) are averaged over the conditions; Friedman test: p = 0.039."
     )
     for form in ("text", "md", "tex", "csv", "json"):
         assert table.render(form)
@@ -317,7 +314,7 @@ def test_validation_chooses_within_each_condition(fresh):
     assert list(mine["mean"]) == pytest.approx([1.0, 3.5, 8.0, 16.0])
     assert list(mine["n_candidates"]) == [1, 2, 1, 1]
     assert (
-        "Methods chose among unequal numbers of configurations in share = 0.2 (mul 2, add 1, "
+        "Numbers of configurations per method differ in share = 0.2 (mul 2, add 1, "
         "late 1)." in results_table(fresh, "demo").notes
     )
 
@@ -333,11 +330,11 @@ def test_ranks_leave_out_who_took_part_in_few_conditions(fresh):
     assert last == ["mean rank over 4 conditions", "1.75", "1.25", "3.00", "–"]
     assert table.notes[1].startswith(
         "Ranks (1 is best) are over the 4 of 5 conditions in which all of add, late, mul have a "
-        "result; Friedman's"
+        "result; Friedman test"
     )
     found = headline(read(fresh, "demo"))
     assert "each of 5 conditions" in found
-    assert "in 3 of the 4 that have results of all 3 methods (mul in 1), in 2 of them" in found
+    assert "in 3 of the 4 that have results of all 3 methods (mul in 1); in 2 of them" in found
 
 
 def test_who_wins_most_need_not_have_the_best_rank(fresh):
@@ -349,8 +346,8 @@ def test_who_wins_most_need_not_have_the_best_rank(fresh):
             put(study, "a", method, {"task.seed": i}, 10.0 + value)
     found = headline(read(fresh, "demo"))
     # late and mul win twice each; late has the better rank (10 / 5 to 11 / 5)
-    assert "late has the lowest test error in 2 of the 5 (mul in 2, add in 1), in 0 of" in found
-    assert "add has the best mean rank, 1.80, before late with 2.00 (Friedman's" in found
+    assert "late has the lowest test error in 2 of the 5 (mul in 2, add in 1); in 0 of" in found
+    assert "add has the best mean rank, 1.80, followed by late with 2.00 (Friedman" in found
 
 
 def test_conditions_are_drawn_in_place_of_the_results(fresh):
@@ -359,9 +356,9 @@ def test_conditions_are_drawn_in_place_of_the_results(fresh):
     snapshot = read(fresh, "demo")
     found = by_condition(snapshot)
     assert found.labels == ("share = 0", "share = 0.2", "share = 0.4", "share = 0.6")
-    assert [values["add"].behind for values in found.distances] == pytest.approx([1, 0, 0, 0])
+    assert [values["add"].gap for values in found.gaps] == pytest.approx([1, 0, 0, 0])
     # add minus mul, seed by seed, where mul is the best: 1.2, 0.9, 0.9
-    add = found.distances[0]["add"]
+    add = found.gaps[0]["add"]
     half = 4.302652730 * math.sqrt(0.03 / 3)
     assert (add.mean, add.low, add.high) == pytest.approx((2.0, 1 - half, 1 + half))
     picture = figure(fresh, "demo", "results")
@@ -371,12 +368,12 @@ def test_conditions_are_drawn_in_place_of_the_results(fresh):
     assert best == ["mul 1.00", "add 3.00", "add 7.00", "add 15.00"]
     drawn = {c.get_label(): list(c.lines[0].get_xdata()) for c in ax.containers}
     assert drawn["late"] == pytest.approx([8, 7, 13, 15])
-    assert ax.get_xlabel() == "test error behind the best method of the condition (configurations)"
+    assert ax.get_xlabel() == "test error, gap to the best method of the condition (points)"
     assert to_bytes(picture, "svg")
     assert results(snapshot).rows == ()
     assert learning_curves(fresh, snapshot).lines == ()
     few = by_condition(snapshot, limit=3)
-    assert (len(few.distances), few.left_out) == (3, 1)
+    assert (len(few.gaps), few.omitted) == (3, 1)
 
 
 def test_a_curve_over_the_task_has_no_best_place(fresh):
@@ -394,8 +391,8 @@ def test_a_curve_over_the_task_has_no_best_place(fresh):
     assert ax.get_xlabel() == "share: probability that a modality is weak in an example"
     assert "ring" not in " ".join(text.get_text() for text in ax.texts)
     html = report_html(fresh, "demo")
-    assert "Validation chooses" not in html
-    assert "so no configuration can be a reference for all of them" in html
+    assert "Selected on validation" not in html
+    assert "No reference lines: the configurations are on different data." in html
 
 
 def test_several_weaknesses_in_one_part_are_lines_of_their_own(fresh):
@@ -461,17 +458,16 @@ def test_the_winner_is_of_the_task_as_given(fresh):
         ("add", pytest.approx(3.0)), ("mul", pytest.approx(4.0)), ("base", pytest.approx(8.0)),
     ]  # fmt: skip
     assert headline(read(fresh, "demo")).startswith(
-        "With the task as the study file gives it: add has the lowest test error: 4.00 %"
+        "With the study file's task options: add has the lowest test error: 4.00 %"
     )
     table = results_table(fresh, "demo")
     assert [row[0] for row in texts(table)] == ["add", "mul", "base"]
-    chosen = table.header.index("chosen")
+    chosen = table.header.index("hyperparameters")
     assert [row[chosen] for row in texts(table)] == ["", "β = 1", ""]  # the share was not chosen
     assert list(table.frame["n_candidates"]) == [1, 2, 1]
     assert (
-        "Configurations with the task as the study file gives it (share = 0.5); the other 2 "
-        "conditions are "
-        "in the table of conditions." in table.notes
+        "Only configurations with the study file's task options (share = 0.5); see the table of "
+        "conditions for the other 2." in table.notes
     )
     lines = learning_curves(fresh, read(fresh, "demo")).lines
     assert [(line.method, line.mean[-1]) for line in lines] == [
@@ -540,7 +536,7 @@ def test_a_study_without_a_winner_compares_by_its_conditions(fresh):
         ["demo: share = 0.6", "test error (%)", "16.00 ± 0.26", "15.00 ± 0.10"],
         ["mean rank", "5 rows", "1.60", "1.40"],
     ]
-    with pytest.raises(InputError, match="a comparison shows a test metric"):
+    with pytest.raises(InputError, match="the metric of a comparison must be one of"):
         compare_table(fresh, ["other"], metric="val/error")
 
 
@@ -557,7 +553,7 @@ def test_commands_for_studies_that_vary_their_task(tmp_path, fresh, monkeypatch)
     split_study(fresh)
     found = run("best", "demo")
     assert isinstance(found.exception, InputError)
-    assert "because every configuration changes the task's options (share)" in str(found.exception)
+    assert "because all of them change the task's options (share)" in str(found.exception)
     assert found.exception.exit_code == 2
     assert "mean rank over 4 conditions" in run("table", "demo", "--by", "method").stdout
     assert "demo: share = 0.2" in run("compare", "demo").stdout

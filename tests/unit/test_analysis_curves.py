@@ -44,15 +44,17 @@ def test_a_curve_holds_the_configurations_statistics(ledger):
     frame = configurations_frame(ledger, "demo").set_index("configuration")
     assert sorted(line.label for line in found.lines) == ["mul", "mulmix"]
     for line in found.lines:
-        assert [dot.x for dot in line.dots] == [i / 10 for i in range(11)]
-        for dot in line.dots:
-            row = frame.loc[short(dot.configuration)]
-            assert dot.value.mean == pytest.approx(row["test/error/mean"])
-            assert dot.value.ci_low == pytest.approx(row["test/error/ci_low"])
-            assert dot.complete
-        means = [dot.value.mean for dot in line.dots]
+        assert [point.x for point in line.points] == [i / 10 for i in range(11)]
+        for point in line.points:
+            row = frame.loc[short(point.configuration)]
+            assert point.value.mean == pytest.approx(row["test/error/mean"])
+            assert point.value.ci_low == pytest.approx(row["test/error/ci_low"])
+            assert point.complete
+        means = [point.value.mean for point in line.points]
         assert line.minimum == int(np.argmin(means))
-        validation = [frame.loc[short(dot.configuration), "val/error/mean"] for dot in line.dots]
+        validation = [
+            frame.loc[short(point.configuration), "val/error/mean"] for point in line.points
+        ]
         assert line.chosen == int(np.argmin(validation))
 
 
@@ -74,7 +76,7 @@ def test_configurations_that_share_an_x_become_lines_of_their_own(fresh):
     found = curve(read(fresh, "demo"), "a")
     labels = [line.label for line in found.lines]
     assert labels == ["mul (margin δ = none)", "mul (margin δ = 0.1)", "add"]
-    assert all(len(line.dots) == 2 for line in found.lines)
+    assert all(len(line.points) == 2 for line in found.lines)
 
 
 def test_a_configuration_without_the_conditional_hyperparameter_belongs_to_every_line(fresh):
@@ -85,7 +87,7 @@ def test_a_configuration_without_the_conditional_hyperparameter_belongs_to_every
             put(study, "a", "add", {"depth": depth, "width": width}, 9.0 - depth)
     lines = curve(read(fresh, "demo"), "a").lines
     assert [line.label for line in lines] == ["add (width = 16)", "add (width = 32)"]
-    assert all([dot.x for dot in line.dots] == [0.0, 1.0, 2.0] for line in lines)
+    assert all([point.x for point in line.points] == [0.0, 1.0, 2.0] for line in lines)
 
 
 def test_words_and_lists_are_categories_in_the_order_of_asking(fresh):
@@ -122,7 +124,7 @@ def test_a_search_with_an_x_is_not_connected(fresh):
     found = curve(read(fresh, "demo"), "a")
     assert not found.connected
     assert found.logarithmic
-    assert [dot.x for dot in found.lines[0].dots] == [0.1, 0.5, 0.9]
+    assert [point.x for point in found.lines[0].points] == [0.1, 0.5, 0.9]
 
 
 def test_unfinished_dots_are_shown_but_not_chosen(fresh):
@@ -130,9 +132,9 @@ def test_unfinished_dots_are_shown_but_not_chosen(fresh):
     put(study, "a", "mul", {"beta": 0.0}, 9.0)
     partial = study.configuration("a", "mul", {"beta": 1.0}, seeds=[0, 1])
     study.end(partial, 0, {"val/error": 1.0, "test/error": 1.0})
-    study.configuration("a", "mul", {"beta": 2.0}, seeds=[0, 1])  # nothing yet: no dot
+    study.configuration("a", "mul", {"beta": 2.0}, seeds=[0, 1])  # nothing yet: no point
     (line,) = curve(read(fresh, "demo"), "a").lines
-    assert [(dot.x, dot.complete) for dot in line.dots] == [(0.0, True), (1.0, False)]
+    assert [(point.x, point.complete) for point in line.points] == [(0.0, True), (1.0, False)]
     assert line.minimum == 1
     assert line.chosen == 0
 
@@ -166,7 +168,7 @@ def test_learning_curves_know_where_seeds_have_stopped(ledger):
     assert [line.method for line in found.lines] == ["mulmix", "mul", "add", "late", "base"]
     for line in found.lines:
         assert list(line.epochs) == list(range(1, 11))
-        assert list(line.whole) == [True] * 7 + [False] * 3
+        assert list(line.full) == [True] * 7 + [False] * 3
         assert np.all(np.diff(line.mean[:7]) < 0)
 
 
@@ -200,7 +202,7 @@ def test_configurations_of_few_seeds_are_drawn_and_never_chosen(fresh):
     assert list(trace.values) == [5.0, 8.0, 7.0, 2.0]
     assert np.array_equal(trace.best, [np.nan, 8.0, 7.0, 7.0], equal_nan=True)
     (line,) = curve(read(fresh, "demo"), "s").lines
-    assert len(line.dots) == 4
+    assert len(line.points) == 4
     assert (line.minimum, line.chosen) == (2, 2)
 
 

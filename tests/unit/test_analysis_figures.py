@@ -18,7 +18,7 @@ from modmix.analysis.figure_data import learning_curves, results
 from modmix.analysis.figures import figure, figure_names, figures_of, to_bytes
 from modmix.analysis.frames import read
 from modmix.analysis.searches import search_history
-from modmix.analysis.style import MARKERS, PALETTE, looks
+from modmix.analysis.style import MARKERS, PALETTE, method_styles
 from modmix.base.errors import InputError
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -50,13 +50,13 @@ def test_a_study_has_a_figure_for_everything_it_asked(ledger):
 def test_error_bars_are_the_intervals(ledger, ax):
     snapshot = read(ledger, "demo")
     found = curve(snapshot, "beta_curve")
-    draw_curve(ax, found, looks(snapshot.methods))
+    draw_curve(ax, found, method_styles(snapshot.methods))
     containers = {c.get_label().split(",")[0]: c for c in ax.containers}
     for line in found.lines:
         _, _, (bars,) = containers[line.label].lines
-        for dot, segment in zip(line.dots, bars.get_segments(), strict=True):
-            assert list(segment[:, 1]) == pytest.approx([dot.value.ci_low, dot.value.ci_high])
-            assert segment[0, 0] == pytest.approx(dot.x, abs=0.02)
+        for point, segment in zip(line.points, bars.get_segments(), strict=True):
+            assert list(segment[:, 1]) == pytest.approx([point.value.ci_low, point.value.ci_high])
+            assert segment[0, 0] == pytest.approx(point.x, abs=0.02)
     assert ax.get_xlabel() == "β"
     assert ax.get_ylabel() == "test error (%)"
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
@@ -66,21 +66,21 @@ def test_error_bars_are_the_intervals(ledger, ax):
 def test_error_bars_can_be_deviations(ledger, ax):
     snapshot = read(ledger, "demo")
     found = curve(snapshot, "depth")
-    draw_curve(ax, found, looks(snapshot.methods), errors="std")
+    draw_curve(ax, found, method_styles(snapshot.methods), errors="std")
     _, _, (bars,) = ax.containers[0].lines
     low, high = bars.get_segments()[0][:, 1]
-    assert high - low == pytest.approx(2 * found.lines[0].dots[0].value.std)
+    assert high - low == pytest.approx(2 * found.lines[0].points[0].value.std)
     with pytest.raises(InputError, match="error bars must be 'ci' or 'std', got 'sem'"):
-        draw_curve(ax, found, looks(snapshot.methods), errors="sem")
+        draw_curve(ax, found, method_styles(snapshot.methods), errors="sem")
 
 
 def test_the_ring_is_at_the_minimum_and_references_at_their_means(ledger, ax):
     snapshot = read(ledger, "demo")
     found = curve(snapshot, "depth")
-    draw_curve(ax, found, looks(snapshot.methods))
+    draw_curve(ax, found, method_styles(snapshot.methods))
     (ring,) = [line for line in ax.lines if line.get_markersize() == 10]
     (line,) = found.lines
-    assert ring.get_ydata()[0] == line.dots[line.minimum].value.mean
+    assert ring.get_ydata()[0] == line.points[line.minimum].value.mean
     drawn = {line.get_label(): line.get_ydata()[0] for line in ax.lines}
     for reference in found.references:
         label = f"{reference.method} (best), n = 5"
@@ -90,18 +90,18 @@ def test_the_ring_is_at_the_minimum_and_references_at_their_means(ledger, ax):
 def test_results_show_means_seeds_and_the_papers_numbers(ledger, ax):
     snapshot = read(ledger, "demo")
     found = results(snapshot)
-    draw_results(ax, found, looks(snapshot.methods))
+    draw_results(ax, found, method_styles(snapshot.methods))
     assert ax.get_yticklabels()[0].get_text() == "mulmix, n = 5"
     stars = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "*"]
     assert sorted(stars) == [6.2, 6.4, 7.8, 8.3]
-    dots = [line for line in ax.lines if line.get_markersize() == 2.6]
-    assert [tuple(line.get_xdata()) for line in dots] == list(found.values)
+    points = [line for line in ax.lines if line.get_markersize() == 2.6]
+    assert [tuple(line.get_xdata()) for line in points] == list(found.values)
 
 
 def test_learning_is_solid_while_all_seeds_train(ledger, ax):
     snapshot = read(ledger, "demo")
     found = learning_curves(ledger, snapshot)
-    draw_learning(ax, found, looks(snapshot.methods))
+    draw_learning(ax, found, method_styles(snapshot.methods))
     solid = next(line for line in ax.lines if line.get_label().startswith("mulmix"))
     assert np.isfinite(solid.get_ydata()).sum() == 7
     assert ax.get_yscale() == "log"
@@ -115,9 +115,9 @@ def test_very_bad_configurations_do_not_flatten_a_search(fresh, ax):
         configuration = study.configuration("s", "mul", {"beta": float(number)}, seeds=[0])
         study.end(configuration, 0, {"val/error": error, "test/error": error})
         tell(study, "s", "mul", number, "done", error)
-    draw_search(ax, search_history(read(fresh, "demo"), "s"), looks(["mul"]))
+    draw_search(ax, search_history(read(fresh, "demo"), "s"), method_styles(["mul"]))
     assert ax.get_ylim()[1] < 20
-    assert "2 worse outside" in " ".join(text.get_text() for text in ax.texts)
+    assert "2 worse not shown" in " ".join(text.get_text() for text in ax.texts)
     assert ax.get_legend().get_texts()[0].get_text() == "mul, 20 configurations, best 8.10"
 
 
@@ -191,7 +191,7 @@ def test_a_part_named_like_another_output_gets_another_name(fresh):
 
 
 def test_twenty_methods_look_different():
-    found = looks([f"m{i}" for i in range(20)])
+    found = method_styles([f"m{i}" for i in range(20)])
     assert len(set(found.values())) == 20
     assert len(set(PALETTE)) == len(PALETTE) == len(set(MARKERS))
 

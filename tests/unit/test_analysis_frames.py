@@ -24,7 +24,7 @@ from modmix.analysis.frames import (
 )
 from modmix.analysis.statistics import estimate
 from modmix.base.errors import InputError
-from modmix.ledger import ConfigurationRecord, Entry, ReplicateRecord
+from modmix.ledger.records import ConfigurationRecord, Entry, ReplicateRecord
 
 STATISTICS = ["mean", "std", "ci_low", "ci_high"]
 

@@ -113,7 +113,7 @@ def test_the_page_stands_alone(html):
     assert "#262626" not in html.split("</style>")[1]  # figures take the page's ink
 
 
-def test_the_page_says_what_a_reader_asks(html):
+def test_the_page_has_results_setup_and_failures(html):
     text = Page(html).text
     for words in (
         "mulmix has the lowest test error: 6.79 %",
@@ -123,8 +123,8 @@ def test_the_page_says_what_a_reader_asks(html):
         "# modmix run demo.yaml study: demo",
         "Diverged: <NaN> & more",
         "1 of 210 replicates failed",
-        "This study is not finished", "4 pending, 5 pruned, 1 failed",
-        "Validation chooses β = ",
+        "This study has not finished", "4 pending, 5 pruned, 1 failed",
+        "Selected on validation: β = ",
     ):  # fmt: skip
         assert words in text, words
 
@@ -145,7 +145,7 @@ def test_an_empty_study_has_a_report(tmp_path, fresh):
     Written(fresh, parts={"a": {"x": "beta"}})
     outputs = write_all(fresh, Home(tmp_path / "home"), "demo")
     text = Page(outputs.report.read_text()).text
-    assert "No method has a configuration with all replicates done yet. 0 of 0 replicates" in text
+    assert "No configuration has finished all its replicates yet. 0 of 0 replicates" in text
     with pytest.raises(InputError, match="no study 'other'"):
         write_all(fresh, Home(tmp_path / "home"), "other")
 
@@ -170,15 +170,15 @@ def test_headline_of_a_clear_win(fresh):
     assert headline(read(fresh, "demo")) == (
         "mul has the lowest test error: 8.20 % (95 % CI 7.70 to 8.70, n = 3), 1.03 points ahead "
         "of add, the next method (95 % CI 0.89 to 1.18; paired t test over 3 common seeds, "
-        "Holm-corrected p = 0.001, more than chance at the 5 % level)."
+        "Holm-corrected p = 0.001, significant at the 5 % level)."
     )
 
 
-def test_headline_where_chance_would_do(fresh):
+def test_headline_without_significance(fresh):
     study = Written(fresh, parts={"a": {}})
     put(study, "mul", {0: 8.0, 1: 9.2, 2: 8.4})
     put(study, "add", {0: 9.0, 1: 9.0, 2: 8.6})
-    assert "chance could explain it at the 5 % level" in headline(read(fresh, "demo"))
+    assert "not significant at the 5 % level" in headline(read(fresh, "demo"))
 
 
 def test_headline_of_one_seed_and_of_one_method(fresh):
@@ -188,14 +188,14 @@ def test_headline_of_one_seed_and_of_one_method(fresh):
     put(study, "add", {0: 9.0})
     assert headline(read(fresh, "demo")) == (
         "mul has the lowest test error: 8.00 % (one seed), 1.00 points ahead of add, the next "
-        "method. With one seed nobody can tell this from chance."
+        "method. One common seed does not allow a test."
     )
 
 
 def test_headline_of_equals_of_strangers_and_of_constant_gaps(fresh):
     for name, first, second, words in (
-        ("equal", {0: 8.0, 1: 9.0}, {0: 8.0, 1: 9.0}, "level with add."),
-        ("strangers", {0: 8.0}, {1: 9.0}, "they share no seed"),
+        ("equal", {0: 8.0, 1: 9.0}, {0: 8.0, 1: 9.0}, "equal to add."),
+        ("strangers", {0: 8.0}, {1: 9.0}, "they have no seed in common"),
         ("constant", {0: 8.0, 1: 9.0}, {0: 9.0, 1: 10.0}, "the t test is undefined here"),
     ):
         study = Written(fresh, name, parts={"a": {}})
@@ -211,7 +211,7 @@ def test_headline_warns_where_validation_disagrees(fresh):
     put(study, "add", {0: 9.0, 1: 9.5})
     found = headline(read(fresh, "demo"))
     assert found.startswith("add has the lowest test error")
-    assert found.endswith("Validation alone (validation error) would have chosen mul.")
+    assert found.endswith("By validation error, mul would have been chosen.")
 
 
 def test_headline_of_an_objective_that_should_be_high(fresh):

@@ -43,7 +43,9 @@ def test_one_row_per_method_and_one_per_part_with_another_best(ledger):
     assert set(labels) == {
         "mulmix", "mulmix (table)", "mul", "mul (search)", "add", "late", "base"
     }  # fmt: skip
-    chosen = dict(zip(labels, (cell.text for cell in column(table, "chosen")), strict=True))
+    chosen = dict(
+        zip(labels, (cell.text for cell in column(table, "hyperparameters")), strict=True)
+    )
     assert chosen["mulmix (table)"] == "β = 0.5"
     assert chosen["add"] == "depth = 1"
     assert chosen["base"] == ""
@@ -127,7 +129,7 @@ def test_auc_is_shown_for_two_classes(fresh):
 def test_metrics_can_be_chosen_but_only_of_test(ledger):
     header = results_table(ledger, "demo", metrics=["test/nll"]).header
     assert "test NLL (nats)" in header
-    with pytest.raises(InputError, match="results show test metrics"):
+    with pytest.raises(InputError, match="a results table shows test metrics"):
         results_table(ledger, "demo", metrics=["val/error"])
 
 
@@ -150,8 +152,8 @@ def test_configurations_that_are_not_ranked_are_named(fresh):
     assert [cell.text for cell in column(table, "n")] == ["3"]
     assert [cell.text for cell in column(table, "test error (%)")] == ["9.00 ± 0.00"]
     said = (
-        "2 configurations (mul 2) were pruned by halving, without a result: not ranked.",
-        "1 configuration (mul 1) was trained with fewer seeds than the best ones: not ranked.",
+        "2 configurations (mul 2) were pruned by halving and not ranked.",
+        "1 configuration (mul 1) was trained with fewer seeds and not ranked.",
     )
     for shown in (table, configurations_table(fresh, "demo")):
         assert shown.notes[-2:] == said
@@ -166,8 +168,8 @@ def test_nothing_finished_is_said(fresh):
     assert table.cells == ()
     for form in FORMATS:
         assert table.render(form)
-    assert "No configuration has all its replicates done yet." in table.render("text")
-    assert table.render("csv").startswith("label,method,part,n,chosen_among,val")
+    assert "No configuration has finished all its replicates yet." in table.render("text")
+    assert table.render("csv").startswith("label,method,part,n,n_candidates,val")
 
 
 def test_one_seed_shows_means_without_spread(fresh):
@@ -178,7 +180,7 @@ def test_one_seed_shows_means_without_spread(fresh):
     table = results_table(fresh, "demo")
     assert [cell.text for cell in column(table, "test error (%)")] == ["8.00", "9.00"]
     assert [cell.text for cell in column(table, "p (Holm)")] == ["–", "–"]
-    assert [cell.text for cell in column(table, "behind the best (95 % CI)")] == ["–", "1.00"]
+    assert [cell.text for cell in column(table, "gap to best (95 % CI)")] == ["–", "1.00"]
 
 
 # ---------------------------------------------------------------- formats
@@ -266,7 +268,7 @@ def test_studies_stand_beside_each_other_with_mean_ranks(fresh):
     assert "one" in table.render("md")
     with pytest.raises(InputError, match="no study 'four'"):
         compare_table(fresh, ["one", "four"])
-    with pytest.raises(InputError, match="needs the name of at least one study"):
+    with pytest.raises(InputError, match="needs at least one study"):
         compare_table(fresh, [])
 
 

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from modmix.base.messages import Progress
-from modmix.cli.display import Display, Pace
+from modmix.cli.display import Display, Speed
 from modmix.search.run_state import Status
 
 STATES = ("pending", "running", "done", "pruned", "failed", "interrupted")
@@ -77,35 +77,35 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
 
 def test_what_packs_have_done_so_far_counts() -> None:
     """100 models of equal cost at one model a second; none has ended when 30 s have passed."""
-    pace = Pace()
-    pace.look(0.0, status())
+    speed = Speed()
+    speed.update(0.0, status())
     packs = {f"p{i}": pack(0, name=f"p{i}") for i in range(5)}
-    pace.look(0.5, status(running=packs))
-    assert pace.models_per_minute == 0
+    speed.update(0.5, status(running=packs))
+    assert speed.models_per_minute == 0
     packs = {f"p{i}": pack(6, name=f"p{i}") for i in range(5)}
     now = status(running=packs)  # 5 packs of 10 models, 6 epochs of 10: worth 30 models
-    pace.look(30.0, now)
-    assert pace.models_per_minute == pytest.approx(60)
-    assert pace.left(now) == pytest.approx(70)
+    speed.update(30.0, now)
+    assert speed.models_per_minute == pytest.approx(60)
+    assert speed.left(now) == pytest.approx(70)
 
 
 def test_a_slow_last_pack_is_waited_for() -> None:
     """90 models took 90 s; the last ten take 20 s an epoch and have four epochs to go."""
-    pace = Pace()
-    pace.look(0.0, status())
+    speed = Speed()
+    speed.update(0.0, status())
     slow = {"slow": pack(1, name="slow")}
-    pace.look(30.0, status(done=90, running=slow))
+    speed.update(30.0, status(done=90, running=slow))
     now = status(done=90, running={"slow": pack(6, name="slow")})
-    pace.look(130.0, now)
-    assert pace.left(now) == pytest.approx(4 * 20)
+    speed.update(130.0, now)
+    assert speed.left(now) == pytest.approx(4 * 20)
 
 
 def test_nothing_is_promised_before_it_can_be_told() -> None:
-    pace = Pace()
-    pace.look(0.0, status(done=50))  # found in the ledger
-    assert pace.left(status(done=50)) is None
-    pace.look(10.0, status(done=50))
-    assert pace.left(status(done=50)) is None
-    pace.look(20.0, status(done=60))
-    assert pace.left(status(done=60)) == pytest.approx(80)
-    assert pace.left(status(total=60, done=60)) == 0
+    speed = Speed()
+    speed.update(0.0, status(done=50))  # found in the ledger
+    assert speed.left(status(done=50)) is None
+    speed.update(10.0, status(done=50))
+    assert speed.left(status(done=50)) is None
+    speed.update(20.0, status(done=60))
+    assert speed.left(status(done=60)) == pytest.approx(80)
+    assert speed.left(status(total=60, done=60)) == 0

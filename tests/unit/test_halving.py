@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from modmix.base.messages import Finished, Pack, Progress, Replicate, TaskRef
-from modmix.ledger import Entry
+from modmix.ledger.records import Entry
 from modmix.search.run_state import RunState
 from modmix.search.rungs import Rungs
 from modmix.study.plan import Configuration
@@ -67,7 +67,7 @@ def test_the_better_configurations_of_a_batch_are_promoted() -> None:
     assert promoted({}, 0.5, higher_is_better=False) == []
 
 
-def test_a_run_state_learns_of_further_seeds() -> None:
+def test_run_state_with_further_seeds() -> None:
     state = RunState(["val/error"], higher_is_better=False, fingerprint="d")
     whole = configuration("a", seeds=3)
     state.add([replace(whole, replicates=whole.replicates[:2])])
@@ -75,17 +75,17 @@ def test_a_run_state_learns_of_further_seeds() -> None:
     def end(key: str, error: float) -> None:
         metrics = {"val/error": error}
         event = Finished(pack="i", replicate=key, state="done", metrics=metrics, epochs=9)
-        state.take_result(key, event)
+        state.record_result(key, event)
 
     end("a-0", 4.0)
-    assert state.lacks_first("a", 2)
+    assert state.awaits_first_seeds("a", 2)
     end("a-1", 6.0)
-    assert not state.lacks_first("a", 2)
+    assert not state.awaits_first_seeds("a", 2)
     assert state.mean_of_first("a", 2) == 5.0
-    assert (state.is_waiting("a"), state.state_of("a")) == (False, "done")
+    assert (state.is_incomplete("a"), state.state_of("a")) == (False, "done")
     assert state.best["mul"][0] == 5.0
     state.add([whole])
-    assert (state.is_waiting("a"), state.state_of("a")) == (True, "running")
+    assert (state.is_incomplete("a"), state.state_of("a")) == (True, "running")
     assert [r.seed for r in state.replicates_of("a")] == [0, 1, 2]
     end("a-2", 8.0)
     assert state.means("a") == (6.0,)
@@ -104,13 +104,13 @@ def test_pruned_configurations_get_no_further_seeds() -> None:
     for key, error, epochs in (("a-0", 40.0, 2), ("a-1", 50.0, 4)):
         metrics = {"val/error": error}
         event = Finished(pack="i", replicate=key, state="pruned", metrics=metrics, epochs=epochs)
-        state.take_result(key, event)
+        state.record_result(key, event)
     state.states["a-2"] = "interrupted"  # it has begun: its pack has a checkpoint
-    assert state.leave_out_spare()
+    assert state.drop_unneeded()
     assert [r.key for r in state.replicates_of("a")] == ["a-0", "a-1", "a-2"]
     assert set(state.replicates) == set(state.states) == {"a-0", "a-1", "a-2", "b-0", "b-1"}
-    assert state.is_waiting("a")
-    assert not state.leave_out_spare()
+    assert state.is_incomplete("a")
+    assert not state.drop_unneeded()
     assert (state.means("a"), state.pruned_at("a")) == ((45.0,), 4)
     assert state.mean_of_first("a", 2) is None
     assert state.best == {}
@@ -210,7 +210,7 @@ class Races:
     def end(self, key: str, state: str, errors: Sequence[float]) -> None:
         epochs = [float(i + 1) for i in range(len(errors))]
         self.histories[key] = {"epoch": epochs, "val/error": list(errors)}
-        self.state.take_result(key, Finished(pack="i", replicate=key, state=state))
+        self.state.record_result(key, Finished(pack="i", replicate=key, state=state))
 
 
 def test_configurations_race_in_order_of_arrival() -> None:

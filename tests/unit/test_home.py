@@ -18,7 +18,7 @@ from modmix.base.home import (
     write_bytes,
     write_text,
 )
-from modmix.ledger import Ledger
+from modmix.ledger.ledger import Ledger
 from modmix.tasks.files import data_home
 
 

@@ -21,9 +21,10 @@ import sqlalchemy as sa
 from tests import postgres
 
 from modmix.base.errors import InputError, LeaseError, LedgerError
-from modmix.ledger import Entry, Lease, Ledger, NewConfiguration, ReplicateRecord, Result
 from modmix.ledger import studies as leases
 from modmix.ledger.database import STUDIES
+from modmix.ledger.ledger import Ledger
+from modmix.ledger.records import Entry, Lease, NewConfiguration, ReplicateRecord, Result
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,12 @@ def record(ledger: Ledger, key: str, study: str = "s") -> ReplicateRecord:
 
 def in_another_process(code: str, url: str, *arguments: str) -> subprocess.Popen[str]:
     """Run Python with a ledger open in it; what it prints is for the test."""
-    before = "import sys, time\nfrom modmix.ledger import *\nledger = Ledger(sys.argv[1])\n"
+    before = (
+        "import sys, time\n"
+        "from modmix.ledger.ledger import Ledger\n"
+        "from modmix.ledger.records import *\n"
+        "ledger = Ledger(sys.argv[1])\n"
+    )
     return subprocess.Popen(
         [sys.executable, "-c", before + code, url, *arguments],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -119,7 +125,7 @@ def test_studies_that_are_not_there(ledger: Ledger) -> None:
     start(ledger, "a")
     start(ledger, "b")
     assert [record.name for record in ledger.studies()] == ["a", "b"]
-    with pytest.raises(InputError, match=r"\(it knows a, b\)"):
+    with pytest.raises(InputError, match=r"\(it has a, b\)"):
         ledger.study("s")
 
 
@@ -197,7 +203,7 @@ def test_between_look_and_write_only_one_gets_the_lease(
         return real(row)
 
     monkeypatch.setattr(leases, "is_alive", look)
-    with pytest.raises(LeaseError, match=r"^study 's' was started by another driver this very mom"):
+    with pytest.raises(LeaseError, match=r"^study 's' was just started by another driver"):
         ledger.acquire("s")
     other.close()
 
@@ -392,7 +398,7 @@ def test_many_configurations_at_once(ledger: Ledger) -> None:
     lease = Lease(study="s", token="t" * 32)
     assert ledger.claim(lease, "k", keys) == keys
     assert len(ledger.histories(keys)) == 0
-    ledger.let_go(lease, keys)
+    ledger.unclaim(lease, keys)
     assert set(ledger.replicate_states("s").values()) == {"interrupted"}
 
 
@@ -453,9 +459,9 @@ def test_what_is_let_go_is_free_again(ledger: Ledger) -> None:
     ledger.add("s", [configuration("a", 3)], [])
     ledger.claim(lease, "pack", ["a-0", "a-1", "a-2"])
     ledger.finish(lease, [Result(replicate="a-2", state="done")])
-    ledger.let_go(Lease(study="s", token="another"), ["a-0"])  # not theirs to give
+    ledger.unclaim(Lease(study="s", token="another"), ["a-0"])  # not theirs to give
     assert record(ledger, "a-0").state == "running"
-    ledger.let_go(lease, ["a-0", "a-1", "a-2"])
+    ledger.unclaim(lease, ["a-0", "a-1", "a-2"])
     assert [r.state for r in ledger.replicates("s")] == ["interrupted", "interrupted", "done"]
     assert ledger.claim(lease, "other", ["a-2", "a-1", "a-0"]) == ["a-1", "a-0"]
     assert record(ledger, "a-0").attempts == 2
@@ -532,12 +538,12 @@ def test_failures_can_be_forgotten(ledger: Ledger) -> None:
             Result(replicate="a-2", state="done"),
         ],
     )
-    assert ledger.forget_failures("s") == 1
+    assert ledger.reset_failures("s") == 1
     found = record(ledger, "a-0")
     assert (found.state, found.reason, found.origin) == ("pending", "", "")
     assert ledger.history("a-0") == {}
     assert ledger.replicate_states("s") == {"a-0": "pending", "a-1": "pruned", "a-2": "done"}
-    assert ledger.forget_failures("s") == 0
+    assert ledger.reset_failures("s") == 0
 
 
 def test_packs(ledger: Ledger) -> None:
@@ -550,7 +556,7 @@ def test_packs(ledger: Ledger) -> None:
     one, two = ledger.packs("s")
     assert (one.id, one.state, one.note, one.failures) == ("one", "running", {}, 0)
     assert (two.state, two.note, two.failures) == ("done", {"device": "cpu", "why": "ü"}, 2)
-    ledger.let_go(lease, ["b-0"])
+    ledger.unclaim(lease, ["b-0"])
     ledger.claim(lease, "two", ["b-0", "b-1"])
     assert [p.state for p in ledger.packs("s") if p.id == "two"] == ["running"]
     assert len(ledger.packs("s")) == 2
@@ -668,7 +674,7 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
 def test_another_version_is_refused(ledger: Ledger, url: str) -> None:
     with ledger._engine.begin() as db:
         db.execute(sa.text("UPDATE ledger_version SET version = 99"))
-    with pytest.raises(InputError, match=r"has version 99, this modmix reads version \d+: use the"):
+    with pytest.raises(InputError, match=r"has version 99, this modmix supports version \d+"):
         Ledger(url)
 
 
@@ -681,7 +687,7 @@ def test_damage_in_the_middle_is_a_ledger_error(tmp_path: Path) -> None:
         database.execute("DROP TABLE studies")
     database.close()
     with pytest.raises(
-        LedgerError, match=r"could not be used \(no such table: studies\): mend"
+        LedgerError, match=r"could not be used \(no such table: studies\): fix"
     ) as e:
         ledger.study("s")
     assert e.value.exit_code == 3

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from modmix.base.space import Choices, Condition, Constant, Domain, Grid, Range, active, every_value
-from modmix.ledger import Entry
-from modmix.search.proposer import Asked, Proposer
+from modmix.ledger.records import Entry
+from modmix.search.proposer import Proposal, Proposer
 from modmix.study.spec import SAMPLERS
 
 SMOOTH: Mapping[str, Domain] = {
@@ -73,7 +73,7 @@ class Driver:
         self.two = two
         self.entries: dict[int, Entry] = {}
 
-    def ask(self, count: int) -> list[Asked]:
+    def ask(self, count: int) -> list[Proposal]:
         asked = self.sampler.ask(count)
         for a in asked:
             self.entries[a.number] = Entry(
@@ -144,7 +144,7 @@ def test_proposals_are_inside(sampler: str, domains: Mapping[str, Domain]) -> No
         assert {a.values["merge"] for a in asked} == {"sum", "concat"}
 
 
-def tell_all(driver: Driver, asked: Sequence[Asked]) -> Sequence[Asked]:
+def tell_all(driver: Driver, asked: Sequence[Proposal]) -> Sequence[Proposal]:
     for a in asked:
         driver.tell(a.number)
     return asked

@@ -77,7 +77,7 @@ class Study:
         return not self.queue and not self.out and not self.more
 
     @property
-    def waiting(self) -> int:
+    def queued(self) -> int:
         return len(self.queue)
 
     def next_pack(self) -> Pack | None:

@@ -13,7 +13,7 @@ from modmix.base.errors import InputError
 from modmix.base.home import Home
 from modmix.execution import ray_runner, starting
 from modmix.execution.starting import Starting
-from modmix.ledger import Ledger
+from modmix.ledger.ledger import Ledger
 from modmix.study import spec
 from modmix.study.spec import StudySpec
 

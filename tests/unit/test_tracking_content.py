@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from modmix.ledger import ConfigurationRecord, ReplicateRecord
-from modmix.tracking import shown
+from modmix.ledger.records import ConfigurationRecord, ReplicateRecord
 from modmix.tracking.content import (
     MAX_STEPS,
     best_configurations,
@@ -17,6 +16,7 @@ from modmix.tracking.content import (
     half_interval,
     thinned,
 )
+from modmix.tracking.store import redacted
 
 SPEC = {
     "objective": ["val/error"],
@@ -101,7 +101,7 @@ def test_the_best_configuration_is_complete_and_has_the_most_replicates() -> Non
     assert found == {"mul": (good, {"val/error": 4.5, "test/error": 50.0})}
 
 
-def test_passwords_are_not_shown() -> None:
+def test_passwords_are_not_redacted() -> None:
     text = "no http://ann:a:b@host/x, no postgresql+psycopg://bob:p%40ss@db:5432/mlflow"
-    assert shown(text) == "no http://***@host/x, no postgresql+psycopg://***@db:5432/mlflow"
-    assert shown("http://host:5000/a@b") == "http://host:5000/a@b"
+    assert redacted(text) == "no http://***@host/x, no postgresql+psycopg://***@db:5432/mlflow"
+    assert redacted("http://host:5000/a@b") == "http://host:5000/a@b"

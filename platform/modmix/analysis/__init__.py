@@ -1,25 +1,24 @@
-"""The analysis shelf: from the ledger to numbers, tables, figures and a report.
+"""Analysis: statistics, tables, figures and the report of a study.
 
-In reading order:
+In: the ledger, nothing else. Out: pandas frames, tables in five formats, figures, an HTML page.
 
-    words       how metrics, hyperparameters and values are called where people read them
-    statistics  intervals, paired tests, corrections and ranks on plain numbers
-    conditions  on which data a configuration was, where a study varies its task
-    frames      what the ledger knows, read once, as pandas frames
-    best        the best configuration of each method, chosen on validation
-    formats     a table as Markdown, LaTeX, CSV, JSON and text
-    comparisons    who met on the same data, and ranks over several such comparisons
-    tables      the table of results and the table of configurations
-    compare     several studies in one table
-    curves      the numbers behind curves over a hyperparameter
-    outcomes    the numbers behind results, conditions and learning curves
-    searches    the numbers behind searches: progress, importance, trade-offs
-    style       how figures look
-    drawing     those numbers drawn on an axis
-    figures     whole figures of a study, by name
-    sentences   who wins and by how much, in words
-    page        pieces of an HTML page
-    report      everything written at once, and one page that holds it
-
-Nothing here trains, samples or tracks: the ledger is the only source.
+    labels       display names of metrics, hyperparameters and values
+    render       a table as Markdown, LaTeX, CSV, JSON or text
+    statistics   intervals, paired tests, corrections, ranks; plain numbers in and out
+    backend      imports matplotlib, whatever the environment asks for
+    style        how figures look
+    html         building blocks of the report
+    conditions   the data of a configuration, where a study varies its task
+    frames       the ledger as pandas frames
+    best         the best configuration of each method, chosen on validation
+    searches     data of search figures: progress, importance, trade-offs
+    comparisons  methods compared on the same data, and ranks over several such comparisons
+    curves       data of curves over a hyperparameter
+    compare      several studies in one table
+    tables       results and configurations
+    figure_data  data of figures of best configurations
+    drawing      draws that data on an axis
+    figures      all figures of a study, by name
+    summary      the sentences of the report
+    report       writes everything
 """

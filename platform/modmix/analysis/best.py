@@ -1,8 +1,8 @@
-"""The best configuration of each method, chosen on validation and never on test.
+"""The best configuration of each method, selected on validation, never on test.
 
-Configurations compete within one condition (see `conditions`): where a study varies its task, the
-winner is about the task as the study file gives it, and where every configuration changes it there
-is none.
+Configurations are compared within one condition (see `conditions`). If a study varies its task, the
+best configuration is that for the task as given; if every configuration changes the task, there is
+none.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from modmix.analysis.labels import (
     higher_is_better,
     is_metric,
     on_test,
-    parameter_words,
+    parameter_name,
     split_of,
     value_text,
 )
@@ -26,12 +26,13 @@ from modmix.analysis.statistics import Estimate
 from modmix.base import ties
 from modmix.base.errors import InputError
 from modmix.base.metrics import METRICS
-from modmix.ledger import ConfigurationRecord, Ledger
+from modmix.ledger.ledger import Ledger
+from modmix.ledger.records import ConfigurationRecord
 
 
 @dataclass(frozen=True, kw_only=True)
 class BestConfiguration:
-    """A method's best configuration. ``mean`` … ``ci_high`` are of ``metric``, on validation."""
+    """A method's best configuration. ``mean`` to ``ci_high`` are of ``metric``, on validation."""
 
     method: str
     configuration: str  # full key
@@ -43,51 +44,48 @@ class BestConfiguration:
     ci_low: float
     ci_high: float
     metric: str
-    estimates: Mapping[str, Estimate]  # "test/error" -> over the same replicates
+    estimates: Mapping[str, Estimate]  # test metrics, over the same replicates
 
     @property
     def test(self) -> dict[str, dict[str, float]]:
-        """As ``estimates``, in plain values: "test/error" -> {"n": 5, "mean": 3.1, …}."""
+        """``estimates`` as plain dicts: "test/error" -> {"n": 5, "mean": 3.1, …}."""
         return {name: asdict(found) for name, found in self.estimates.items()}
 
 
 def best_configurations(
     ledger: Ledger, study: str, by: str | None = None
 ) -> list[BestConfiguration]:
-    """The best configuration of every method that has a finished one, best method first.
+    """The best configuration of every method that has a complete one, best method first.
 
-    A configuration counts when all its replicates are done; among those of a method only the ones
-    with the most replicates are compared (a mean over two seeds is lucky more often than one over
-    five). The mean over replicates decides, the lower number breaks ties, NaN never wins.
-    Configurations on other data than the task as given do not compete; where every configuration
-    changes the task's options the list is empty, and `why_none` says so.
+    A configuration is complete when all its replicates are done. Only those of a method with the
+    most replicates are compared (means over fewer seeds vary more). The best mean wins, the lower
+    number breaks ties, NaN never wins. Configurations that change the task's options are excluded;
+    if all do, the list is empty (see `explain_no_best`).
 
     Args:
-        by: a metric on validation; the study's first objective when None.
+        by: a validation metric; by default the study's first objective.
 
     Raises:
-        InputError: ``by`` is not on validation, or there is no such study.
+        InputError: ``by`` is not a validation metric, or there is no such study.
     """
     return best_of(read(ledger, study), by)
 
 
-def why_none(ledger: Ledger, study: str) -> str:
-    """One sentence for people on why `best_configurations` is empty."""
+def explain_no_best(ledger: Ledger, study: str) -> str:
+    """Why `best_configurations` is empty, as a message."""
     snapshot = read(ledger, study)
     conditions = snapshot.conditions
     if not conditions.is_split and snapshot.complete:
         return f"study {study!r}: {undefined(snapshot)}"
     if not conditions.is_split:
-        return f"study {study!r} has no complete configuration yet: let it run on"
-    names = ", ".join(parameter_words(name) for name in conditions.varied)
+        return f"study {study!r} has no complete configuration yet: resume it with 'modmix run'"
+    names = ", ".join(parameter_name(name) for name in conditions.varied)
     one = max((condition.options for condition in conditions.all), key=len)
     block = ", ".join(f"{n}: {value_text(one[n])}" for n in conditions.varied if n in one)
     return (
-        f"no configuration of study {study!r} is best over all, because every configuration "
-        "changes the task's "
-        f"options ({names}) and configurations on different data cannot be compared: fix them "
-        "in the study "
-        f"file, as in task: {{{block}}}"
+        f"study {study!r} has no best configuration, because all of them change the task's "
+        f"options ({names}) and results on different data cannot be compared: fix them in the "
+        f"study file, as in task: {{{block}}}"
     )
 
 
@@ -106,20 +104,20 @@ def best_of(
     part: str | None = None,
     condition: Condition | None = None,
 ) -> list[BestConfiguration]:
-    """`best_configurations` of what was read, within one part when it is given.
+    """`best_configurations` of a snapshot, optionally within one part.
 
     Args:
-        condition: where the configurations compete; the study's whole when None.
+        condition: compare within this condition; by default `Conditions.main`.
     """
     metric = by or snapshot.objectives[0]
     check_selection(metric)
-    where = condition or snapshot.conditions.whole
+    where = condition or snapshot.conditions.main
     if where is None:
         return []
-    rivals = _rivals(snapshot, where, part)
+    competitors = _competitors(snapshot, where, part)
     found = [
         _best_configuration(snapshot, configuration, metric)
-        for configuration in _winners(snapshot, rivals, metric)
+        for configuration in _winners(snapshot, competitors, metric)
     ]
     found.sort(key=lambda best: best.number)
     places = ties.places([best.mean for best in found], higher_is_better=higher_is_better(metric))
@@ -127,37 +125,33 @@ def best_of(
 
 
 def best_keys(snapshot: Snapshot, by: str | None = None) -> dict[Condition, dict[str, str]]:
-    """Per condition, the key of each method's best configuration there."""
+    """By condition, the key of each method's best configuration."""
     metric = by or snapshot.objectives[0]
     check_selection(metric)
     return {
         condition: {
             configuration.method: configuration.key
-            for configuration in _winners(snapshot, _rivals(snapshot, condition), metric)
+            for configuration in _winners(snapshot, _competitors(snapshot, condition), metric)
         }
         for condition in snapshot.conditions.all
     }
 
 
 def candidates(snapshot: Snapshot, condition: Condition, part: str | None = None) -> dict[str, int]:
-    """How many configurations each method's best one was chosen from."""
+    """By method, the number of configurations its best one was selected from."""
     return {
-        m: len(configurations) for m, configurations in _rivals(snapshot, condition, part).items()
+        m: len(configurations)
+        for m, configurations in _competitors(snapshot, condition, part).items()
     }
 
 
-def left_out(ledger: Ledger, study: str) -> list[str]:
-    """`not_ranked` of a study."""
-    return not_ranked(read(ledger, study))
+def unranked(ledger: Ledger, study: str) -> list[str]:
+    """Notes on configurations that were not ranked."""
+    return unranked_notes(read(ledger, study))
 
 
-def not_ranked(snapshot: Snapshot) -> list[str]:
-    """Sentences on configurations that have ended and do not compete: pruned ones, and those of few
-    seeds.
-
-    A pruned configuration's values are of an early epoch; a mean over two seeds is lucky more often
-    than one over five.
-    """
+def unranked_notes(snapshot: Snapshot) -> list[str]:
+    """Notes on configurations that have ended and are not ranked: pruned, or with fewer seeds."""
     most = _most_seeds(snapshot, snapshot.configurations)
     pruned, fewer = Counter[str](), Counter[str]()
     for configuration in snapshot.configurations:
@@ -168,11 +162,9 @@ def not_ranked(snapshot: Snapshot) -> list[str]:
             fewer[configuration.method] += 1
     found = []
     if pruned:
-        found.append(f"{_configurations(pruned)} pruned by halving, without a result: not ranked.")
+        found.append(f"{_configurations(pruned)} pruned by halving and not ranked.")
     if fewer:
-        found.append(
-            f"{_configurations(fewer)} trained with fewer seeds than the best ones: not ranked."
-        )
+        found.append(f"{_configurations(fewer)} trained with fewer seeds and not ranked.")
     return found
 
 
@@ -188,7 +180,7 @@ def _configurations(counts: Mapping[str, int]) -> str:
 def _most_seeds(
     snapshot: Snapshot, configurations: Iterable[ConfigurationRecord]
 ) -> dict[str, int]:
-    """Per method, how many replicates its complete configurations have at most."""
+    """By method, the largest number of replicates of a complete configuration."""
     most: dict[str, int] = {}
     for configuration in configurations:
         if configuration.key in snapshot.complete:
@@ -198,7 +190,7 @@ def _most_seeds(
 
 
 def default_metrics(snapshot: Snapshot) -> tuple[str, ...]:
-    """The test metrics that a reader expects, the first objective's first."""
+    """Test metrics shown by default, the first objective's first."""
     wanted = [on_test(objective) for objective in snapshot.objectives] + ["test/error"]
     if snapshot.record.details.get("classes") == 2:
         wanted.append("test/auc")
@@ -206,27 +198,27 @@ def default_metrics(snapshot: Snapshot) -> tuple[str, ...]:
 
 
 def check_selection(metric: str) -> None:
-    """Refuse to choose by anything but validation.
+    """Check that a metric is on validation.
 
     Raises:
-        InputError: the metric is unknown or of another split.
+        InputError: the metric is unknown or on another split.
     """
     if split_of(metric) != "val" or not is_metric(metric):
         raise InputError(
-            "configurations are chosen by a metric on validation, so that test results stay honest "
-            f"({', '.join(f'val/{name}' for name in METRICS)}), got {metric!r}"
+            "configurations must be selected by a validation metric, so that test results stay "
+            f"unbiased ({', '.join(f'val/{name}' for name in METRICS)}), got {metric!r}"
         )
 
 
-def best_place(means: Sequence[float], metric: str) -> int | None:
+def best_index(means: Sequence[float], metric: str) -> int | None:
     """The index of the best mean, the first of equals; None where all are NaN."""
     return ties.best(means, higher_is_better=higher_is_better(metric))
 
 
-def _rivals(
+def _competitors(
     snapshot: Snapshot, condition: Condition, part: str | None = None
 ) -> dict[str, list[ConfigurationRecord]]:
-    """Per method the complete configurations of one condition, of one part when it is given."""
+    """By method, the complete configurations of a condition, optionally of one part."""
     complete: dict[str, list[ConfigurationRecord]] = {}
     for configuration in snapshot.conditions.members[condition]:
         if configuration.key in snapshot.complete and (
@@ -237,20 +229,20 @@ def _rivals(
 
 
 def _winners(
-    snapshot: Snapshot, rivals: Mapping[str, Sequence[ConfigurationRecord]], metric: str
+    snapshot: Snapshot, competitors: Mapping[str, Sequence[ConfigurationRecord]], metric: str
 ) -> list[ConfigurationRecord]:
-    found = [_winner(snapshot, configurations, metric) for configurations in rivals.values()]
+    found = [_winner(snapshot, configurations, metric) for configurations in competitors.values()]
     return [configuration for configuration in found if configuration is not None]
 
 
 def _winner(
-    snapshot: Snapshot, rivals: Sequence[ConfigurationRecord], metric: str
+    snapshot: Snapshot, competitors: Sequence[ConfigurationRecord], metric: str
 ) -> ConfigurationRecord | None:
     means = snapshot.means(metric)
-    most = max(_most_seeds(snapshot, rivals).values())
-    full = [p for p in rivals if len(snapshot.replicates_of[p.key]) == most]
+    most = max(_most_seeds(snapshot, competitors).values())
+    full = [p for p in competitors if len(snapshot.replicates_of[p.key]) == most]
     full.sort(key=lambda p: p.number)
-    winner = best_place([means[p.key] for p in full], metric)
+    winner = best_index([means[p.key] for p in full], metric)
     return None if winner is None else full[winner]
 
 

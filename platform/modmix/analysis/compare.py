@@ -1,4 +1,4 @@
-"""Several studies beside each other: one row per study, one column per method, as in Table 2."""
+"""Several studies in one table: one row per study, one column per method, as in Table 2."""
 
 from __future__ import annotations
 
@@ -7,36 +7,36 @@ from collections.abc import Sequence
 import pandas as pd
 
 from modmix.analysis.best import best_keys, default_metrics
-from modmix.analysis.comparisons import Comparison, comparison, contests_of, records_of, table_of
+from modmix.analysis.comparisons import Comparison, comparison, comparisons_of, records_of, table_of
 from modmix.analysis.frames import STATISTICS, Snapshot, read
 from modmix.analysis.labels import is_metric, metric_label, split_of
 from modmix.analysis.render import Table
 from modmix.base.errors import InputError
 from modmix.base.metrics import METRICS
-from modmix.ledger import Ledger
+from modmix.ledger.ledger import Ledger
 
 
 def compare_table(ledger: Ledger, studies: Sequence[str], metric: str | None = None) -> Table:
     """The methods' best configurations in several studies.
 
-    Each cell is the test mean ± standard deviation of the configuration that validation chose; best
-    bold and second italic within a row. The last row holds each method's mean rank over the rows in
-    which all methods have a result. A study whose every configuration changes the task gives a row
-    per condition.
+    Each cell is the test mean ± standard deviation of the configuration chosen on validation; best
+    is bold, second best italic within a row. The last row has mean ranks over the rows in which all
+    methods have a result. A study in which every configuration changes the task has a row per
+    condition.
 
     Args:
-        metric: a test metric; each study's first objective on test when None.
+        metric: a test metric; by default each study's first objective on test.
 
     Raises:
-        InputError: no study is named, one is not in the ledger, or the metric is none of test.
+        InputError: no study is given, one is not in the ledger, or this is no test metric.
     """
     if not studies:
-        raise InputError("a comparison needs the name of at least one study, got none")
+        raise InputError("a comparison needs at least one study, got none")
     if metric is not None and (split_of(metric) != "test" or not is_metric(metric)):
         known = ", ".join(f"test/{name}" for name in METRICS)
-        raise InputError(f"a comparison shows a test metric ({known}), got {metric!r}")
+        raise InputError(f"the metric of a comparison must be one of {known}, got {metric!r}")
     snapshots = [read(ledger, study) for study in dict.fromkeys(studies)]
-    comparisons = [one for snapshot in snapshots for one in _contests(snapshot, metric)]
+    comparisons = [one for snapshot in snapshots for one in _comparisons(snapshot, metric)]
     split = {snapshot.name for snapshot in snapshots if snapshot.conditions.is_split}
     columns = ["study", "condition", "metric", "method", "n", "n_candidates", *STATISTICS]
     columns += ["difference", "p_paired_t", "p_holm", "configuration"]
@@ -48,19 +48,19 @@ def compare_table(ledger: Ledger, studies: Sequence[str], metric: str | None = N
         rows="rows" if split else "studies",
         methods=list(dict.fromkeys(m for snapshot in snapshots for m in snapshot.methods)),
         frame=pd.DataFrame([r for one in comparisons for r in records_of(one)], columns=columns),
-        notes=["Mean ± standard deviation over seeds of the configuration that validation chose."],
+        notes=["Mean ± standard deviation over seeds of the configuration chosen on validation."],
     )
 
 
-def _contests(snapshot: Snapshot, metric: str | None) -> list[Comparison]:
-    """A study's own comparison, or one per condition where it has no winner over all."""
+def _comparisons(snapshot: Snapshot, metric: str | None) -> list[Comparison]:
+    """A study's comparison, or one per condition if every configuration changes the task."""
     shown = metric or default_metrics(snapshot)[0]
     if snapshot.conditions.is_split:
-        return contests_of(snapshot, shown)
-    whole = snapshot.conditions.whole
-    if whole is None:
+        return comparisons_of(snapshot, shown)
+    main = snapshot.conditions.main
+    if main is None:
         return [Comparison(study=snapshot.name, condition=None, metric=shown, candidates={})]
-    return [comparison(snapshot, whole, best_keys(snapshot)[whole], shown)]
+    return [comparison(snapshot, main, best_keys(snapshot)[main], shown)]
 
 
 def _name(one: Comparison, is_split: bool) -> str:

@@ -1,7 +1,7 @@
-"""Comparisons: several rows in each of which methods met on the same data, and ranks over the rows.
+"""Comparisons of methods on the same data, and ranks over several of them.
 
-A comparison is a study, or one condition of a study. Its candidates are each method's best
-configuration there, chosen on validation; they are tested against each other within it only.
+A comparison is one study, or one condition of a study. Its candidates are each method's best
+configuration there, selected on validation.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from typing import Any
 import pandas as pd
 
 from modmix.analysis import statistics
-from modmix.analysis.best import best_keys, best_place, candidates, default_metrics
+from modmix.analysis.best import best_index, best_keys, candidates, default_metrics
 from modmix.analysis.conditions import PREFIX, Condition
 from modmix.analysis.frames import STATISTICS, Snapshot, short
 from modmix.analysis.labels import higher_is_better, metric_label, p_clause, plus_minus
 from modmix.analysis.render import Cell, Table
-from modmix.analysis.statistics import NOTHING, Estimate, Paired, Ranks
+from modmix.analysis.statistics import NO_ESTIMATE, Estimate, Paired, Ranks
 from modmix.base import ties
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A method's best configuration in a comparison, with its value on the comparison's metric."""
+    """A method's best configuration in a comparison."""
 
     configuration: str  # full key
     n_candidates: int  # complete configurations it was chosen from
-    value: Estimate
-    paired: Paired | None  # this minus the best of the comparison; None for the best
+    value: Estimate  # of the comparison's metric
+    paired: Paired | None  # this minus the best candidate; None for the best one
     p_holm: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One row: who took part, and what each reached on a test metric."""
+    """The candidates of a study or condition, on one test metric."""
 
     study: str
     condition: Condition | None
@@ -44,15 +44,15 @@ class Comparison:
     candidates: Mapping[str, Candidate]  # by method
 
     def mean(self, method: str) -> float:
-        """NaN for a method that took no part."""
+        """A method's mean; NaN without a candidate."""
         return self.candidates[method].value.mean if method in self.candidates else math.nan
 
     def cost(self, method: str) -> float:
-        """The mean turned so that lower is better."""
+        """A method's mean, with the sign changed where higher is better."""
         return -self.mean(method) if higher_is_better(self.metric) else self.mean(method)
 
 
-def contests_of(
+def comparisons_of(
     snapshot: Snapshot, metric: str | None = None, by: str | None = None
 ) -> list[Comparison]:
     """One comparison per condition of a study, in order of first appearance."""
@@ -66,7 +66,7 @@ def contests_of(
 def comparison(
     snapshot: Snapshot, condition: Condition, configurations: Mapping[str, str], metric: str
 ) -> Comparison:
-    """The comparison of some configurations of a condition, one per method."""
+    """Compare configurations of a condition, one per method."""
     n_candidates = candidates(snapshot, condition)
     values = [snapshot.estimate(configuration, metric) for configuration in configurations.values()]
     tests = against_best(snapshot, list(configurations.values()), metric, values)
@@ -92,12 +92,11 @@ def comparison(
 def against_best(
     snapshot: Snapshot, configurations: Sequence[str], metric: str, values: Sequence[Estimate]
 ) -> list[tuple[Paired | None, float]]:
-    """Each configuration minus the best one, seed by seed, and p values corrected over all of them.
+    """Paired tests of each configuration against the best one, and Holm-corrected p values.
 
-    The best one (the first of equals) has no test; where no configuration has a mean nobody has
-    one.
+    The best one (the first of ties) has no test; without any mean there are no tests.
     """
-    best = best_place([value.mean for value in values], metric)
+    best = best_index([value.mean for value in values], metric)
     if best is None:
         return [(None, math.nan)] * len(configurations)
     reference = snapshot.by_seed(configurations[best], metric)
@@ -115,8 +114,8 @@ def against_best(
 def ranks_over(comparisons: Sequence[Comparison]) -> Ranks:
     """Mean ranks over the comparisons in which all ranked methods have a result.
 
-    Ranked are the methods with a result in at least half of the comparisons, so that one that took
-    part once does not take all other comparisons from the rest.
+    Methods with results in less than half of the comparisons are not ranked, since they would
+    exclude most comparisons.
     """
     methods = list(dict.fromkeys(method for one in comparisons for method in one.candidates))
     taken = [one for one in comparisons if any(math.isfinite(one.mean(m)) for m in methods)]
@@ -136,7 +135,7 @@ def common(comparisons: Sequence[Comparison], methods: Sequence[str]) -> list[Co
     return [one for one in comparisons if all(math.isfinite(one.mean(m)) for m in methods)]
 
 
-# ---------------------------------------------------------------- the table
+# ---------------------------------------------------------------- tables
 
 
 def table_of(
@@ -150,15 +149,15 @@ def table_of(
     frame: pd.DataFrame,
     notes: Sequence[str],
 ) -> Table:
-    """One row per comparison, one column per method, and the mean ranks in the last row.
+    """One row per comparison, one column per method, mean ranks in the last row.
 
     Args:
-        names: the first cells of each row; ``header`` names their columns.
-        rows: what a row is, for sentences: "conditions".
+        names: the first cells of each row, below ``header``.
+        rows: what the rows are, for notes: "conditions".
     """
     cells = [
-        (*(Cell(text=word) for word in words), *_value_cells(one, methods))
-        for one, words in zip(comparisons, names, strict=True)
+        (*(Cell(text=label) for label in labels), *_value_cells(one, methods))
+        for one, labels in zip(comparisons, names, strict=True)
     ]
     ranks = ranks_over(comparisons)
     if ranks.blocks > 1:
@@ -177,7 +176,7 @@ def table_of(
 
 
 def rank_notes(ranks: Ranks, comparisons: int, rows: str) -> list[str]:
-    """What stands under mean ranks: over which rows they are, and Friedman's test."""
+    """Notes on mean ranks: the rows they cover, and Friedman's test."""
     if ranks.blocks < 2:
         return []
     if ranks.blocks < comparisons:
@@ -190,12 +189,12 @@ def rank_notes(ranks: Ranks, comparisons: int, rows: str) -> list[str]:
         note = f"Ranks (1 is best) are averaged over the {rows}"
     if math.isnan(ranks.friedman_p):
         return [f"{note}."]
-    return [f"{note}; Friedman's test that all methods are alike: {p_clause(ranks.friedman_p)}."]
+    return [f"{note}; Friedman test: {p_clause(ranks.friedman_p)}."]
 
 
 def _value_cells(one: Comparison, methods: Sequence[str]) -> list[Cell]:
-    values = [one.candidates[m].value if m in one.candidates else NOTHING for m in methods]
-    marks = marks_of([value.mean for value in values], one.metric)
+    values = [one.candidates[m].value if m in one.candidates else NO_ESTIMATE for m in methods]
+    marks = best_and_second([value.mean for value in values], one.metric)
     return [
         Cell(text=plus_minus(value.mean, value.std, one.metric), mark=mark, sort=value.mean)
         for value, mark in zip(values, marks, strict=True)
@@ -211,8 +210,8 @@ def _rank_cells(ranks: Ranks, methods: Sequence[str]) -> list[Cell]:
     ]
 
 
-def marks_of(means: Sequence[float], metric: str) -> list[str]:
-    """ "best" and "second" among means; equal ones share a mark, a single one gets none."""
+def best_and_second(means: Sequence[float], metric: str) -> list[str]:
+    """ "best" and "second" among means; ties share a mark, a single mean gets none."""
     return _marks(ties.places(means, higher_is_better=higher_is_better(metric)))
 
 
@@ -223,7 +222,7 @@ def _marks(places: Sequence[int | None]) -> list[str]:
 
 
 def records_of(one: Comparison) -> list[dict[str, Any]]:
-    """A comparison for machines, one record per method; ``difference`` is to the best."""
+    """One record per method for frames; ``difference`` is to the best."""
     condition = one.condition
     options = condition.options if condition else {}
     return [
@@ -242,52 +241,50 @@ def records_of(one: Comparison) -> list[dict[str, Any]]:
     ]
 
 
-# ---------------------------------------------------------------- the conditions of one study
+# ---------------------------------------------------------------- conditions of one study
 
 
 def conditions_table(
     snapshot: Snapshot, metrics: Sequence[str] | None = None, by: str | None = None
 ) -> Table:
-    """One row per condition of a study: who wins on which data.
+    """One row per condition of a study.
 
-    Read are the values of the first metric; CSV and JSON have all of them, and the paired tests.
+    Cells show the first metric; CSV and JSON have all metrics and the paired tests.
     """
     shown = tuple(metrics) if metrics else default_metrics(snapshot)
-    comparisons = {metric: contests_of(snapshot, metric, by) for metric in shown}
+    comparisons = {metric: comparisons_of(snapshot, metric, by) for metric in shown}
     first = comparisons[shown[0]]
     names = [[one.condition.label if one.condition else ""] for one in first]
     label = metric_label(shown[0])
     note = (
         f"{label[:1].upper()}{label[1:]}, mean ± standard deviation over seeds, of the "
-        "configuration that "
-        "validation chose in that condition. Only values in one row are of the same data."
+        "configuration selected on validation in that condition. Only values within a row are "
+        "comparable."
     )
     return table_of(
         first,
         names,
-        title=f"{snapshot.name}: the conditions",
+        title=f"{snapshot.name}: conditions",
         header=("condition",),
         rows="conditions",
         methods=snapshot.methods,
         frame=_conditions_frame(snapshot, [one for every in comparisons.values() for one in every]),
-        notes=[note, *_choice_notes(first)],
+        notes=[note, *_unequal_choice_notes(first)],
     )
 
 
-def _choice_notes(comparisons: Sequence[Comparison]) -> list[str]:
-    """Where methods had unequal choice: who may choose among more has better luck, too."""
+def _unequal_choice_notes(comparisons: Sequence[Comparison]) -> list[str]:
+    """A note on conditions in which methods had different numbers of candidates."""
     texts = []
     for one in comparisons:
         counts = {method: found.n_candidates for method, found in one.candidates.items()}
         if len(set(counts.values())) > 1 and one.condition:
-            words = ", ".join(f"{method} {count}" for method, count in counts.items())
-            texts.append(f"{one.condition.label} ({words})")
+            listing = ", ".join(f"{method} {count}" for method, count in counts.items())
+            texts.append(f"{one.condition.label} ({listing})")
     if not texts:
         return []
     more = f" and {len(texts) - 3} more" if len(texts) > 3 else ""
-    return [
-        f"Methods chose among unequal numbers of configurations in {'; '.join(texts[:3])}{more}."
-    ]
+    return [f"Numbers of configurations per method differ in {'; '.join(texts[:3])}{more}."]
 
 
 def _conditions_frame(snapshot: Snapshot, comparisons: Sequence[Comparison]) -> pd.DataFrame:

@@ -1,14 +1,12 @@
-"""Conditions: on which data a configuration was trained and tested, where a study varies its task.
+"""Conditions: the data of configurations, if a study varies its task.
 
-A configuration's parameters may hold options of the task (``task.share``). Configurations that
-differ in them met other data: which of them errs least says which data is easy, not which method is
-good. So configurations are compared within a condition only.
+A configuration's parameters may contain task options (``task.share``). Configurations that differ
+in them were trained and tested on different data and cannot be compared; those with equal options
+form a condition.
 
-    whole      the condition that a study's one winner is about: the task as the study file gives
-               it, if any part takes it so; else the only condition there is
-    is_split   every configuration changes the task and not all in the same way: there is no one
-    winner,
-               but one per condition
+    main     the condition in which a study's best configurations are selected: the task as given
+              in the study file if a part uses it so, else the only condition
+    is_split  there is no such condition: every configuration changes the task, in different ways
 """
 
 from __future__ import annotations
@@ -18,39 +16,35 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from modmix.analysis.labels import parameter_words, value_text
-from modmix.ledger import ConfigurationRecord
+from modmix.analysis.labels import parameter_name, value_text
+from modmix.ledger.records import ConfigurationRecord
 
 PREFIX = "task."
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Condition:
-    """One setting of the task's options, by all of them that any configuration of the study
-    shows.
-    """
+    """One setting of the task options that configurations of the study change."""
 
-    place: int  # in order of first appearance, from 0
-    label: str  # "weakness = conflict, share = 0.4": what differs between the conditions
-    options: Mapping[str, Any]  # "share" -> 0.4; without those unknown or without effect
-    is_given: bool  # the options are those of the study file's task block
+    index: int  # in order of first appearance
+    label: str  # the options that differ: "weakness = conflict, share = 0.4"
+    options: Mapping[str, Any]  # "share" -> 0.4; without those unknown or unused
+    is_given: bool  # whether these are the options of the study file's task block
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """The conditions of a study in order of first appearance, and which configurations met in
-    each.
-    """
+    """The conditions of a study in order of first appearance, with their configurations."""
 
     all: tuple[Condition, ...]
     of: Mapping[str, Condition]  # by configuration key
     members: Mapping[Condition, Sequence[ConfigurationRecord]]
-    whole: Condition | None
-    varied: tuple[str, ...]  # the options in which the conditions differ
+    main: Condition | None
+    varied: tuple[str, ...]  # options that differ between conditions
 
     @property
     def is_split(self) -> bool:
-        return bool(self.all) and self.whole is None
+        return bool(self.all) and self.main is None
 
 
 def conditions_of(
@@ -59,16 +53,14 @@ def conditions_of(
     leaves_task: Callable[[ConfigurationRecord], bool],
     idle: Callable[[ConfigurationRecord], Collection[str]] = lambda _: (),
 ) -> Conditions:
-    """Sort configurations by the data they met.
-
-    All configurations of a method show what any part varies, so a configuration may show an option
-    with the very value of the task block: that is the task as given.
+    """Group configurations by their data.
 
     Args:
-        configurations: in order of asking.
-        given: the task's options as the study file gives them.
-        leaves_task: whether a part asked for the configuration without setting any of the task's
-        options. idle: the options that make no difference to a configuration's data.
+        configurations: in order of proposal. One may contain a task option with the value of the
+            task block, because another part varies it: that is the task as given.
+        given: task options of the study file's task block.
+        leaves_task: whether a part proposed the configuration without setting task options.
+        idle: task options that do not affect the configuration's data.
     """
     names = list(
         dict.fromkeys(
@@ -77,7 +69,7 @@ def conditions_of(
     )
     unchanged = _key({name: given[name] for name in names if name in given}, names)
     groups: dict[tuple[str, ...], list[ConfigurationRecord]] = {}
-    met: dict[tuple[str, ...], Mapping[str, Any]] = {}
+    options: dict[tuple[str, ...], Mapping[str, Any]] = {}
     for configuration in configurations:
         values = {name: given[name] for name in names if name in given}
         if not leaves_task(configuration):
@@ -86,15 +78,15 @@ def conditions_of(
             values = {name: value for name, value in values.items() if name not in without}
         key = _key(values, names)
         groups.setdefault(key, []).append(configuration)
-        met[key] = values
+        options[key] = values
     varied = [n for i, n in enumerate(names) if len({key[i] for key in groups}) > 1]
     found = [
-        _condition(place, met[key], varied or names, key == unchanged)
-        for place, key in enumerate(groups)
+        _condition(i, options[key], varied or names, key == unchanged)
+        for i, key in enumerate(groups)
     ]
-    whole = _whole(dict(zip(found, groups.values(), strict=True)), leaves_task)
-    if whole is not None and len(found) > 1 and "as given" not in whole.label:
-        found[whole.place] = whole = replace(whole, label=f"{whole.label} (as given)")
+    main = _main(dict(zip(found, groups.values(), strict=True)), leaves_task)
+    if main is not None and len(found) > 1 and "as given" not in main.label:
+        found[main.index] = main = replace(main, label=f"{main.label} (as given)")
     members = dict(zip(found, groups.values(), strict=True))
     return Conditions(
         all=tuple(found),
@@ -104,13 +96,13 @@ def conditions_of(
             for configuration in configurations
         },
         members=members,
-        whole=whole,
+        main=main,
         varied=tuple(varied),
     )
 
 
 def task_params(configuration: ConfigurationRecord) -> dict[str, Any]:
-    """The task's options that a configuration shows: "share" -> 0.4."""
+    """The task options of a configuration: "share" -> 0.4."""
     return {
         name.removeprefix(PREFIX): value
         for name, value in configuration.params.items()
@@ -123,19 +115,19 @@ def _key(values: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _condition(
-    place: int, values: Mapping[str, Any], named: Sequence[str], is_given: bool
+    index: int, values: Mapping[str, Any], named: Sequence[str], is_given: bool
 ) -> Condition:
     label = ", ".join(
-        f"{parameter_words(name)} = {value_text(values[name])}" for name in named if name in values
+        f"{parameter_name(name)} = {value_text(values[name])}" for name in named if name in values
     )
-    missing = ", ".join(parameter_words(name) for name in named if name not in values)
+    missing = ", ".join(parameter_name(name) for name in named if name not in values)
     if missing:
         rest = f"{missing} as given" if is_given else f"any {missing}"
         label = f"{label} ({rest})" if label else rest
-    return Condition(place=place, label=label, options=values, is_given=is_given)
+    return Condition(index=index, label=label, options=values, is_given=is_given)
 
 
-def _whole(
+def _main(
     members: Mapping[Condition, Sequence[ConfigurationRecord]],
     leaves_task: Callable[[ConfigurationRecord], bool],
 ) -> Condition | None:

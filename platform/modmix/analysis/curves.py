@@ -1,8 +1,7 @@
-"""The numbers behind curves over a hyperparameter. `figures` draws them; here are only values.
+"""Data of curves over a hyperparameter; `drawing` draws them.
 
-Every mean is over a configuration's finished replicates; NaN means are left out of lines. Which
-configuration is a method's best is always decided on validation (see `best`), whatever split is
-drawn.
+Means are over a configuration's finished replicates; NaN means are omitted. Best configurations are
+selected on validation (see `best`), whatever split is drawn.
 """
 
 from __future__ import annotations
@@ -16,46 +15,46 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from modmix.analysis.best import best_of, best_place
+from modmix.analysis.best import best_index, best_of
 from modmix.analysis.conditions import PREFIX, Condition
 from modmix.analysis.frames import Snapshot, estimate_columns, short
 from modmix.analysis.labels import (
     on_test,
-    parameter_words,
+    parameter_name,
     value_text,
 )
 from modmix.analysis.statistics import Estimate
 from modmix.base.errors import InputError
-from modmix.ledger import ConfigurationRecord
+from modmix.ledger.records import ConfigurationRecord
 from modmix.tasks.table import TASKS
 
-MOST_LINES = 40  # that a figure shows: more would not be read
-X = float | str  # a curve's x: a number, or the text of a word, list or null
+MAX_LINES = 40  # of a figure
+X = float | str  # a curve's x: a number, or the text of any other value
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dot:
+class CurvePoint:
     """One configuration of a curve."""
 
     x: X
     value: Estimate
     configuration: str  # full key
     complete: bool  # all its replicates are done
-    seeds: int  # that it is to have
+    seeds: int  # finished or not
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
     """One line: a method, with all other hyperparameters constant along it.
 
-    ``minimum`` and ``chosen`` are places in ``dots``: the best mean of what is drawn, and what
-    validation chooses (None where no dot qualifies, and where the dots are of different data), both
-    among the dots with the most seeds.
+    ``minimum`` and ``chosen`` are indices of ``points``: the best drawn mean, and the best on
+    validation, both among the points with the most seeds. None if there is no such point, or the
+    points are of different data.
     """
 
     method: str
-    variant: str  # "depth = 1" where another hyperparameter varies, else ""
-    dots: tuple[Dot, ...]
+    variant: str  # "depth = 1" if another hyperparameter varies, else ""
+    points: tuple[CurvePoint, ...]
     minimum: int | None
     chosen: int | None
 
@@ -66,9 +65,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """A horizontal line: a method's best configuration in the whole study, on the data of the
-    curve.
-    """
+    """A horizontal line: a method's best configuration in the study, on the curve's data."""
 
     method: str
     configuration: str
@@ -77,10 +74,10 @@ class Reference:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One part with an ``x``.
+    """The curve of one part with an ``x``.
 
-    ``connected`` is False for a search: its configurations form no line. ``logarithmic``: x was
-    sampled or listed by factors. ``conditions``: on how many different data the configurations are.
+    ``connected``: False for a search, whose points are not joined. ``logarithmic``: whether x was
+    sampled or listed by factors. ``conditions``: the number of different data sets.
     """
 
     part: str
@@ -92,41 +89,41 @@ class Curve:
     connected: bool
     logarithmic: bool
     conditions: int
-    x_doc: str  # what x is, for an option of the task; else ""
-    left_out: int = 0  # lines that are not here
+    x_doc: str  # description of a task option, else ""
+    omitted: int = 0  # number of omitted lines
 
-    def first(self, limit: int = MOST_LINES) -> Curve:
-        """As many lines as can be read."""
-        left_out = max(0, len(self.lines) - limit)
-        return replace(self, lines=self.lines[:limit], left_out=left_out)
+    def first(self, limit: int = MAX_LINES) -> Curve:
+        """The curve with its first lines only."""
+        omitted = max(0, len(self.lines) - limit)
+        return replace(self, lines=self.lines[:limit], omitted=omitted)
 
     @property
     def labels(self) -> list[str]:
-        """What a legend names: the lines, then the references."""
+        """Labels of the legend: lines, then references."""
         return [*(x.label for x in self.lines), *(f"{x.method} (best)" for x in self.references)]
 
     @property
     def xs(self) -> list[float]:
-        """The x values in order, each once; only for curves without words."""
-        return sorted({float(dot.x) for line in self.lines for dot in line.dots})
+        """Sorted distinct x values; only for numeric curves."""
+        return sorted({float(point.x) for line in self.lines for point in line.points})
 
     @property
     def categories(self) -> tuple[str, ...]:
-        """The x values as words in order, when any of them is not a number; else empty."""
-        xs = dict.fromkeys(dot.x for line in self.lines for dot in line.dots)
+        """Distinct x values as text if any of them is not a number, else ()."""
+        xs = dict.fromkeys(point.x for line in self.lines for point in line.points)
         if all(isinstance(x, float) for x in xs):
             return ()
-        return tuple(x_word(x) for x in xs)
+        return tuple(x_text(x) for x in xs)
 
     def frame(self) -> pd.DataFrame:
-        """One row per dot and per reference (whose x is empty)."""
+        """One row per point and per reference (with an empty x)."""
         rows: list[dict[str, Any]] = [
-            {"line": line.label, "method": line.method, "x": dot.x}
-            | estimate_columns(dot.value, self.metric)
-            | {"complete": dot.complete, "minimum": i == line.minimum}
-            | {"chosen": i == line.chosen, "configuration": short(dot.configuration)}
+            {"line": line.label, "method": line.method, "x": point.x}
+            | estimate_columns(point.value, self.metric)
+            | {"complete": point.complete, "minimum": i == line.minimum}
+            | {"chosen": i == line.chosen, "configuration": short(point.configuration)}
             for line in self.lines
-            for i, dot in enumerate(line.dots)
+            for i, point in enumerate(line.points)
         ]
         rows += [
             {"line": f"{r.method} (best)", "method": r.method, "x": None}
@@ -140,11 +137,10 @@ class Curve:
 def curve(snapshot: Snapshot, part: str, metric: str | None = None) -> Curve:
     """The curve of a part over its ``x``: mean and interval per method.
 
-    Configurations of a method that share an x differ in another hyperparameter; each combination of
-    those becomes a line of its own, labelled with what differs.
+    If other hyperparameters vary too, each of their combinations is a line, labelled with them.
 
     Args:
-        metric: any recorded metric; the first objective on test when None.
+        metric: any recorded metric; by default the first objective on test.
 
     Raises:
         InputError: there is no such part, or it has no ``x``.
@@ -153,8 +149,7 @@ def curve(snapshot: Snapshot, part: str, metric: str | None = None) -> Curve:
     if spec is None or not spec.get("x"):
         curves = [name for name, found in snapshot.parts.items() if found.get("x")]
         raise InputError(
-            f"a curve needs a part of the study with an x ({', '.join(curves) or 'it has none'}), "
-            f"got {part!r}"
+            f"a curve needs a part with an x ({', '.join(curves) or 'none has'}), got {part!r}"
         )
     x = str(spec["x"])
     drawn = metric or on_test(snapshot.objectives[0])
@@ -165,7 +160,7 @@ def curve(snapshot: Snapshot, part: str, metric: str | None = None) -> Curve:
             members.setdefault(configuration.method, {})[configuration.key] = configuration
     methods = {method: list(configurations.values()) for method, configurations in members.items()}
     is_search = bool(spec.get("search"))
-    met = {
+    conditions = {
         snapshot.conditions.of[key] for configurations in members.values() for key in configurations
     }
     lines = [
@@ -183,37 +178,37 @@ def curve(snapshot: Snapshot, part: str, metric: str | None = None) -> Curve:
         title=spec.get("title") or f"{snapshot.name}: {part}",
         x=x,
         metric=drawn,
-        lines=tuple(line for line in lines if line.dots),
+        lines=tuple(line for line in lines if line.points),
         references=tuple(
-            # Beside configurations on several data sets no single configuration can be a reference.
-            _references(snapshot, spec.get("references") or (), drawn, next(iter(met), None))
-            if len(met) < 2
+            # A reference on one data set is not comparable with points on several.
+            _references(snapshot, spec.get("references") or (), drawn, next(iter(conditions), None))
+            if len(conditions) < 2
             else ()
         ),
         connected=not is_search,
         logarithmic=_is_sampled_by_log(spec, x) if is_search else _is_by_factors(lines),
-        conditions=len(met),
+        conditions=len(conditions),
         x_doc=_option_doc(snapshot, x),
     )
 
 
 def _option_doc(snapshot: Snapshot, x: str) -> str:
-    """What an option of the task means: "probability that a modality is weak in an example"."""
+    """The description of a task option."""
     task = TASKS.get(str(snapshot.record.details.get("task")))
     options = {f"{PREFIX}{option.name}": option.doc for option in (task.options if task else ())}
     return options.get(x, "").partition(";")[0]
 
 
 def _is_sampled_by_log(part: Mapping[str, Any], x: str) -> bool:
-    """Whether a search samples the logarithm of x."""
+    """Whether a search samples x on a log scale."""
     blocks = [part.get("shared"), *(part.get("methods") or {}).values()]
     domains = [block.get(x) for block in blocks if isinstance(block, Mapping)]
     return any(isinstance(domain, Mapping) and bool(domain.get("log")) for domain in domains)
 
 
 def _is_by_factors(lines: Sequence[Line]) -> bool:
-    """Whether x values are positive, over a wide range, and even in the logarithm."""
-    found = {dot.x for line in lines for dot in line.dots}
+    """Whether x values are positive, of a wide range, and roughly even on a log scale."""
+    found = {point.x for line in lines for point in line.points}
     xs = sorted(x for x in found if isinstance(x, float))
     if len(xs) < max(3, len(found)) or xs[0] <= 0 or xs[-1] / xs[0] < 15:
         return False
@@ -230,14 +225,14 @@ def _lines(
         if not varying or any(name in configuration.params for name in varying):
             key = tuple(_canonical(configuration.params.get(name)) for name in varying)
             groups.setdefault(key, []).append(configuration)
-    # A configuration without any of the varying ones (they are conditional) belongs to every line.
+    # A configuration without the varying (conditional) names belongs to every line.
     common = [
         p for p in configurations if varying and not any(name in p.params for name in varying)
     ]
     lines = []
     for members in groups.values():
         variant = ", ".join(
-            f"{parameter_words(n)} = {value_text(members[0].params[n])}"
+            f"{parameter_name(n)} = {value_text(members[0].params[n])}"
             for n in varying
             if n in members[0].params
         )
@@ -246,7 +241,7 @@ def _lines(
 
 
 def _varying(configurations: Sequence[ConfigurationRecord], x: str) -> list[str]:
-    """The hyperparameters, but for ``x``, in which configurations of the same x differ."""
+    """Hyperparameters other than ``x`` in which configurations of the same x differ."""
     names = sorted({name for p in configurations for name in p.params} - {x})
     seen: dict[tuple[str, str], set[str]] = {}
     for configuration in configurations:
@@ -259,8 +254,8 @@ def _varying(configurations: Sequence[ConfigurationRecord], x: str) -> list[str]
 def _line(
     snapshot: Snapshot, members: Sequence[ConfigurationRecord], x: str, metric: str, variant: str
 ) -> Line:
-    dots = [
-        Dot(
+    points = [
+        CurvePoint(
             x=_x_value(configuration.params[x]),
             value=snapshot.estimate(configuration.key, metric),
             configuration=configuration.key,
@@ -269,27 +264,27 @@ def _line(
         )
         for configuration in members
     ]
-    dots = [dot for dot in dots if math.isfinite(dot.value.mean)]
-    if all(isinstance(dot.x, float) for dot in dots):
-        dots.sort(key=lambda dot: dot.x)
+    points = [point for point in points if math.isfinite(point.value.mean)]
+    if all(isinstance(point.x, float) for point in points):
+        points.sort(key=lambda point: point.x)
     objective = snapshot.objectives[0]
-    # A mean over few seeds is lucky more often than one over all of them.
-    most = max((dot.seeds for dot in dots), default=0)
-    drawn = [dot.value.mean if dot.seeds == most else math.nan for dot in dots]
+    # Means over fewer seeds vary more.
+    most = max((point.seeds for point in points), default=0)
+    drawn = [point.value.mean if point.seeds == most else math.nan for point in points]
     validation = [
         snapshot.estimate(d.configuration, objective).mean
         if d.complete and d.seeds == most
         else math.nan
-        for d in dots
+        for d in points
     ]
-    # Along an option of the task the best value would only say which data is easy.
-    is_one = len({snapshot.conditions.of[dot.configuration] for dot in dots}) == 1
+    # Points on different data have no best.
+    is_one = len({snapshot.conditions.of[point.configuration] for point in points}) == 1
     return Line(
         method=members[0].method,
         variant=variant,
-        dots=tuple(dots),
-        minimum=best_place(drawn, metric) if is_one else None,
-        chosen=best_place(validation, objective) if is_one else None,
+        points=tuple(points),
+        minimum=best_index(drawn, metric) if is_one else None,
+        chosen=best_index(validation, objective) if is_one else None,
     )
 
 
@@ -318,6 +313,6 @@ def _x_value(value: Any) -> X:
     return float(value) if is_number else value_text(value)
 
 
-def x_word(x: X) -> str:
-    """The text of an x on an axis of words."""
+def x_text(x: X) -> str:
+    """An x as text, for categorical axes."""
     return x if isinstance(x, str) else value_text(x)

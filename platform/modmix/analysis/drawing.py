@@ -1,7 +1,4 @@
-"""Drawing: each function takes numbers from `curves` or `searches` and an axis.
-
-No pyplot: the axis belongs to the caller, and nothing global changes.
-"""
+"""Draws data from `curves`, `figure_data` and `searches` on an axis. No pyplot, no global state."""
 
 from __future__ import annotations
 
@@ -15,15 +12,15 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from modmix.analysis.conditions import PREFIX
-from modmix.analysis.curves import Curve, Line, Reference, X, x_word
+from modmix.analysis.curves import Curve, Line, Reference, X, x_text
 from modmix.analysis.figure_data import ByCondition, LearningCurves, Results
 from modmix.analysis.labels import (
     higher_is_better,
     metric_label,
+    metric_name,
     metric_text,
-    metric_words,
     parameter_label,
-    parameter_words,
+    parameter_name,
     unit,
 )
 from modmix.analysis.searches import Importance, SearchHistory, Trace, TradeOff
@@ -34,24 +31,24 @@ from modmix.analysis.style import (
     INK,
     MARKERS,
     PAPER,
-    Look,
+    MethodStyle,
+    draw_empty,
     heading,
     horizontal_grid,
     legend_below,
-    say_empty,
     wide_heading,
 )
 from modmix.base.errors import InputError
 
-_MANY = 1000  # marks beyond which a picture inside the SVG is smaller than the marks
+_MANY = 1000  # markers; more are rasterized inside the SVG
 ERROR_BARS = {"ci": "95 % confidence interval", "std": "standard deviation"}
 
 
-def check_errors(errors: str) -> None:
-    """Refuse other error bars.
+def check_error_bars(errors: str) -> None:
+    """Check the kind of error bars.
 
     Raises:
-        InputError: they are neither "ci" nor "std".
+        InputError: neither "ci" nor "std".
     """
     if errors not in ERROR_BARS:
         raise InputError(f"error bars must be 'ci' or 'std', got {errors!r}")
@@ -60,63 +57,69 @@ def check_errors(errors: str) -> None:
 # ---------------------------------------------------------------- curves
 
 
-def draw_curve(ax: Axes, curve: Curve, look: Mapping[str, Look], *, errors: str = "ci") -> None:
-    """Mean over x per method with error bars; the best mean of each line is ringed.
+def draw_curve(
+    ax: Axes, curve: Curve, styles: Mapping[str, MethodStyle], *, errors: str = "ci"
+) -> None:
+    """Mean over x per method, with error bars; a ring marks the best mean of each line.
 
     Args:
-        errors: "ci" for 95 % intervals, "std" for standard deviations.
+        errors: "ci" for 95 % confidence intervals, "std" for standard deviations.
     """
-    check_errors(errors)
-    option = parameter_words(curve.x.removeprefix(PREFIX))
+    check_error_bars(errors)
+    option = parameter_name(curve.x.removeprefix(PREFIX))
     ax.set_xlabel(f"{option}: {curve.x_doc}" if curve.x_doc else parameter_label(curve.x))
     ax.set_ylabel(metric_label(curve.metric))
     horizontal_grid(ax)
     if not curve.lines and not curve.references:
         heading(ax, curve.title)
-        say_empty(ax)
+        draw_empty(ax)
         return
     step = _step(curve)
     middle = (len(curve.lines) - 1) / 2
     handles = [
-        # Lines stand a little apart, so that error bars at one x do not cover each other.
-        _draw_line(ax, curve, line, look[line.method], (place - middle) * step, errors)
+        # Lines are shifted slightly, so that error bars do not overlap.
+        _draw_line(ax, curve, line, styles[line.method], (place - middle) * step, errors)
         for place, line in enumerate(curve.lines)
     ]
-    handles += [_draw_reference(ax, found, look, errors) for found in curve.references]
+    handles += [_draw_reference(ax, found, styles, errors) for found in curve.references]
     legend_below(ax, handles, drop=_label_x(ax, curve))
     heading(ax, curve.title, _curve_notes(curve, errors))
 
 
-def _draw_line(ax: Axes, curve: Curve, line: Line, look: Look, shift: float, errors: str) -> Any:
-    xs = np.array([_place(dot.x, curve.categories) for dot in line.dots]) + shift
-    means = np.array([dot.value.mean for dot in line.dots])
-    bars = np.nan_to_num(np.array([_bars(dot.value, errors) for dot in line.dots]).T)
+def _draw_line(
+    ax: Axes, curve: Curve, line: Line, styles: MethodStyle, shift: float, errors: str
+) -> Any:
+    xs = np.array([_position(point.x, curve.categories) for point in line.points]) + shift
+    means = np.array([point.value.mean for point in line.points])
+    bars = np.nan_to_num(np.array([_bars(point.value, errors) for point in line.points]).T)
     variants = [other.variant for other in curve.lines if other.method == line.method]
     variant = variants.index(line.variant)
-    marker = MARKERS[(MARKERS.index(look.marker) + variant) % len(MARKERS)]
-    is_dense = not curve.connected and len(line.dots) > 12
+    marker = MARKERS[(MARKERS.index(styles.marker) + variant) % len(MARKERS)]
+    is_dense = not curve.connected and len(line.points) > 12
     handle = ax.errorbar(
-        xs, means, yerr=bars, color=look.colour, marker=marker, markersize=4.5,
+        xs, means, yerr=bars, color=styles.colour, marker=marker, markersize=4.5,
         linewidth=1.4 if curve.connected else 0.0, elinewidth=0.7 if is_dense else 1.0,
         capsize=0 if is_dense else 2.5, alpha=0.7 if is_dense else 1.0, zorder=3,
         linestyle=DASHES[variant % len(DASHES)], label=f"{line.label}, {_n_text(line)}",
     )  # fmt: skip
-    partial = [i for i, dot in enumerate(line.dots) if not dot.complete]
+    partial = [i for i, point in enumerate(line.points) if not point.complete]
     if partial:
         ax.plot(
             xs[partial], means[partial], marker=marker, markersize=4.5, linestyle="none",
-            color=look.colour, markerfacecolor=PAPER, zorder=4,
+            color=styles.colour, markerfacecolor=PAPER, zorder=4,
         )  # fmt: skip
     if line.minimum is not None and _has_ring(line):
         ax.plot(
             xs[line.minimum], means[line.minimum], marker="o", markersize=10, linestyle="none",
-            markerfacecolor="none", markeredgecolor=look.colour, markeredgewidth=1.2, zorder=5,
+            markerfacecolor="none", markeredgecolor=styles.colour, markeredgewidth=1.2, zorder=5,
         )  # fmt: skip
     return handle
 
 
-def _draw_reference(ax: Axes, reference: Reference, look: Mapping[str, Look], errors: str) -> Any:
-    value, colour = reference.value, look[reference.method].colour
+def _draw_reference(
+    ax: Axes, reference: Reference, styles: Mapping[str, MethodStyle], errors: str
+) -> Any:
+    value, colour = reference.value, styles[reference.method].colour
     below, above = _bars(value, errors)
     if math.isfinite(below):
         ax.axhspan(
@@ -134,31 +137,29 @@ def _bars(value: Estimate, errors: str) -> tuple[float, float]:
     return value.mean - value.ci_low, value.ci_high - value.mean
 
 
-def _place(x: X, words: Sequence[str]) -> float:
-    if words:
-        return float(words.index(x_word(x)))
+def _position(x: X, categories: Sequence[str]) -> float:
+    if categories:
+        return float(categories.index(x_text(x)))
     assert isinstance(x, float)
     return x
 
 
 def _step(curve: Curve) -> float:
-    """How far lines stand apart: a fraction of the closest gap; nothing on log axes."""
+    """Shift between lines: a fraction of the smallest step; 0 on log axes."""
     lines = len(curve.lines)
     if lines < 2 or not curve.connected or curve.logarithmic:
         return 0.0
     if curve.categories:
         return 0.24 / lines
     xs = curve.xs
-    # Far enough to see, too near to be read as another x.
+    # Visible, but too small to be read as another x.
     return min(float(min(np.diff(xs))) * 0.16, 0.03 * (xs[-1] - xs[0])) / lines if xs[1:] else 0.0
 
 
 def _label_x(ax: Axes, curve: Curve) -> float:
-    """Ticks where the configurations are; return how far below the axis the legend begins, in
-    configurations.
-    """
+    """Set ticks at the x values; return the legend's distance below the axis, in points."""
     if curve.categories:
-        longest = max(len(word) for word in curve.categories)
+        longest = max(len(text) for text in curve.categories)
         is_wide = longest * len(curve.categories) > 70
         turned: Any = {"rotation": 30, "ha": "right"} if is_wide else {}
         ax.set_xticks(range(len(curve.categories)), curve.categories, **turned)
@@ -170,46 +171,46 @@ def _label_x(ax: Axes, curve: Curve) -> float:
         ax.xaxis.set_minor_formatter(NullFormatter())
     gaps = np.diff(np.log(xs) if curve.logarithmic else xs)
     is_even = len(xs) < 2 or gaps.min() > 0.04 * gaps.sum()
-    if xs and len(xs) <= 12 and is_even:  # otherwise ticks would run into each other
+    if xs and len(xs) <= 12 and is_even:  # otherwise tick labels overlap
         ax.set_xticks(xs, [f"{x:.4g}" for x in xs])
         ax.xaxis.set_minor_locator(NullLocator())
     return 36.0
 
 
 def _curve_notes(curve: Curve, errors: str) -> list[str]:
-    dots = [dot for line in curve.lines for dot in line.dots]
-    values = [dot.value for dot in dots] + [found.value for found in curve.references]
+    points = [point for line in curve.lines for point in line.points]
+    values = [point.value for point in points] + [found.value for found in curve.references]
     has_bars = any(value.n > 1 for value in values)
     best = "highest" if higher_is_better(curve.metric) else "lowest"
     return [
         f"mean and {ERROR_BARS[errors]}" if has_bars else "one seed: no error bars",
         f"ring: {best} mean of a line" if any(_has_ring(line) for line in curve.lines) else "",
-        "hollow: seeds are missing" if any(not dot.complete for dot in dots) else "",
-        f"{curve.left_out} more lines in the table" if curve.left_out else "",
+        "hollow: incomplete" if any(not point.complete for point in points) else "",
+        f"{curve.omitted} more lines in the table" if curve.omitted else "",
     ]
 
 
 def _has_ring(line: Line) -> bool:
-    return line.minimum is not None and len(line.dots) > 1
+    return line.minimum is not None and len(line.points) > 1
 
 
 def _n_text(line: Line) -> str:
-    ns = sorted({dot.value.n for dot in line.dots})
+    ns = sorted({point.value.n for point in line.points})
     return f"n = {ns[0]}" if len(ns) == 1 else f"n = {ns[0]}–{ns[-1]}"
 
 
 # ---------------------------------------------------------------- results
 
 
-def draw_results(ax: Axes, results: Results, look: Mapping[str, Look]) -> None:
-    """One line per row: the mean with its 95 % interval, every seed, the paper's number."""
+def draw_results(ax: Axes, results: Results, styles: Mapping[str, MethodStyle]) -> None:
+    """One line per row: mean with 95 % interval, all seeds, the paper's number."""
     ax.set_xlabel(metric_label(results.metric))
     if not results.rows:
         heading(ax, results.title)
-        say_empty(ax)
+        draw_empty(ax)
         return
     for i, row in enumerate(results.rows):
-        value, style = row.best.estimates[results.metric], look[row.best.method]
+        value, style = row.best.estimates[results.metric], styles[row.best.method]
         seeds = results.values[i]
         ax.plot(
             seeds, [i + 0.26] * len(seeds), marker="o", markersize=2.6, linestyle="none",
@@ -234,26 +235,26 @@ def draw_results(ax: Axes, results: Results, look: Mapping[str, Look]) -> None:
     heading(ax, results.title, notes)
 
 
-def draw_conditions(ax: Axes, found: ByCondition, look: Mapping[str, Look]) -> None:
-    """One line per condition: how far each method is behind the best one, whose mean is written."""
+def draw_conditions(ax: Axes, found: ByCondition, styles: Mapping[str, MethodStyle]) -> None:
+    """One line per condition: gaps of all methods to the best one, and the best mean."""
     if not found.methods:
         heading(ax, found.title)
-        say_empty(ax)
+        draw_empty(ax)
         return
     shown = unit(found.metric)
     ax.set_xlabel(
-        f"{metric_words(found.metric)} behind the best method of the condition"
-        f"{' (configurations)' if shown == '%' else f' ({shown})' if shown else ''}"
+        f"{metric_name(found.metric)}, gap to the best method of the condition"
+        f"{' (points)' if shown == '%' else f' ({shown})' if shown else ''}"
     )
     step, middle = 0.64 / len(found.methods), (len(found.methods) - 1) / 2
     handles = []
     for place, method in enumerate(found.methods):
-        rows = [i for i, values in enumerate(found.distances) if method in values]
-        values = [found.distances[i][method] for i in rows]
-        bars = np.array([(v.behind - v.low, v.high - v.behind) for v in values]).T
+        rows = [i for i, values in enumerate(found.gaps) if method in values]
+        values = [found.gaps[i][method] for i in rows]
+        bars = np.array([(v.gap - v.low, v.high - v.gap) for v in values]).T
         handle = ax.errorbar(
-            [value.behind for value in values], [i + (place - middle) * step for i in rows],
-            xerr=np.nan_to_num(bars), color=look[method].colour, marker=look[method].marker,
+            [value.gap for value in values], [i + (place - middle) * step for i in rows],
+            xerr=np.nan_to_num(bars), color=styles[method].colour, marker=styles[method].marker,
             markersize=4, linestyle="none", elinewidth=1.0, capsize=0, zorder=3, label=method,
         )  # fmt: skip
         handles.append(handle)
@@ -265,23 +266,23 @@ def draw_conditions(ax: Axes, found: ByCondition, look: Mapping[str, Look]) -> N
     ax.grid(axis="x", color=FAINT, linewidth=0.5, alpha=0.45)
     ax.axvline(0, color=FAINT, linewidth=0.8, zorder=1)
     legend_below(ax, handles, is_wide=True)
-    has_bars = any(math.isfinite(v.low) for values in found.distances for v in values.values())
+    has_bars = any(math.isfinite(v.low) for values in found.gaps for v in values.values())
     notes = [
         "bars: paired 95 % confidence interval" if has_bars else "one seed: no error bars",
         "right: the best mean",
-        f"{found.left_out} more conditions in the table" if found.left_out else "",
+        f"{found.omitted} more conditions in the table" if found.omitted else "",
     ]
     wide_heading(ax, found.title, notes)
 
 
 def _write_best(ax: Axes, found: ByCondition) -> None:
-    """At the right edge, the best method of each condition and its mean."""
-    for i, values in enumerate(found.distances):
-        best = [method for method, value in values.items() if value.behind == 0]
+    """Write the best method and its mean at the right edge of each condition."""
+    for i, values in enumerate(found.gaps):
+        best = [method for method, value in values.items() if value.gap == 0]
         if best:
-            words = f"{best[0]} {metric_text(values[best[0]].mean, found.metric)}"
+            text = f"{best[0]} {metric_text(values[best[0]].mean, found.metric)}"
             ax.annotate(
-                words, (1.0, i), xytext=(4, 0), xycoords=("axes fraction", "data"),
+                text, (1.0, i), xytext=(4, 0), xycoords=("axes fraction", "data"),
                 textcoords="offset points", va="center", fontsize=7, annotation_clip=False,
             )  # fmt: skip
 
@@ -289,24 +290,24 @@ def _write_best(ax: Axes, found: ByCondition) -> None:
 # ---------------------------------------------------------------- learning
 
 
-def draw_learning(ax: Axes, learning: LearningCurves, look: Mapping[str, Look]) -> None:
-    """Mean per epoch with a band of one standard deviation; dotted once replicates have ended."""
+def draw_learning(ax: Axes, learning: LearningCurves, styles: Mapping[str, MethodStyle]) -> None:
+    """Mean per epoch ± one standard deviation; dotted after the first replicate has ended."""
     ax.set_xlabel("epochs")
     ax.set_ylabel(metric_label(learning.metric))
     horizontal_grid(ax)
     if not learning.lines:
         heading(ax, learning.title)
-        say_empty(ax)
+        draw_empty(ax)
         return
     handles: list[Any] = []
     for line in learning.lines:
-        style = look[line.method]
+        style = styles[line.method]
         handles += ax.plot(
-            line.epochs, np.where(line.whole, line.mean, np.nan), color=style.colour,
+            line.epochs, np.where(line.full, line.mean, np.nan), color=style.colour,
             linewidth=1.5, marker=style.marker, markersize=3.5,
             markevery=max(1, len(line.epochs) // 8), zorder=3, label=f"{line.method}, n = {line.n}",
         )  # fmt: skip
-        if not line.whole.all():
+        if not line.full.all():
             ax.plot(
                 line.epochs, line.mean, color=style.colour, linewidth=1.1, linestyle=":", zorder=2
             )
@@ -316,18 +317,18 @@ def draw_learning(ax: Axes, learning: LearningCurves, look: Mapping[str, Look]) 
                 color=style.colour, alpha=0.15, linewidth=0, zorder=1,
             )  # fmt: skip
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _log_y_where_it_helps(ax, learning)
+    _use_log_scale_if_useful(ax, learning)
     legend_below(ax, handles)
-    has_early = any(not line.whole.all() for line in learning.lines)
+    has_early = any(not line.full.all() for line in learning.lines)
     notes = [
         "band: one standard deviation" if any(x.n > 1 for x in learning.lines) else "",
-        "dotted: some seeds have stopped" if has_early else "",
+        "dotted: some seeds have ended" if has_early else "",
     ]
     heading(ax, learning.title, notes)
 
 
-def _log_y_where_it_helps(ax: Axes, learning: LearningCurves) -> None:
-    """Errors and losses that fall by a factor of three or more would hide their ends."""
+def _use_log_scale_if_useful(ax: Axes, learning: LearningCurves) -> None:
+    """Use a log axis for errors and losses that fall by a factor of three or more."""
     means = np.concatenate([line.mean for line in learning.lines])
     if higher_is_better(learning.metric) or means.min() <= 0 or means.max() < 3 * means.min():
         return
@@ -343,30 +344,30 @@ def _log_y_where_it_helps(ax: Axes, learning: LearningCurves) -> None:
 # ---------------------------------------------------------------- searches
 
 
-def draw_search(ax: Axes, history: SearchHistory, look: Mapping[str, Look]) -> None:
-    """Every configuration of a search, and the best so far as steps."""
-    ax.set_xlabel("configurations asked for")
+def draw_search(ax: Axes, history: SearchHistory, styles: Mapping[str, MethodStyle]) -> None:
+    """All configurations of a search, and the best so far."""
+    ax.set_xlabel("configurations")
     ax.set_ylabel(f"{metric_label(history.metric)}, mean over seeds")
     horizontal_grid(ax)
     drawn = [trace for trace in history.traces if np.isfinite(trace.values).any()]
     if not drawn:
         heading(ax, history.title)
-        say_empty(ax)
+        draw_empty(ax)
         return
-    handles = [_draw_trace(ax, trace, look[trace.method], history.metric) for trace in drawn]
+    handles = [_draw_trace(ax, trace, styles[trace.method], history.metric) for trace in drawn]
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    outside = _leave_out_the_worst(ax, drawn, history.metric)
+    outside = _clip_outliers(ax, drawn, history.metric)
     legend_below(ax, handles)
     notes = [
         "line: best so far" if any(np.isfinite(t.best).any() for t in drawn) else "",
-        "marks: configurations",
+        "markers: configurations",
         "×: pruned" if any(trace.pruned.any() for trace in drawn) else "",
-        f"{outside} worse outside" if outside else "",
+        f"{outside} worse not shown" if outside else "",
     ]
     heading(ax, history.title, notes)
 
 
-def _draw_trace(ax: Axes, trace: Trace, style: Look, metric: str) -> Any:
+def _draw_trace(ax: Axes, trace: Trace, style: MethodStyle, metric: str) -> Any:
     places = trace.numbers + 1
     is_dense = len(places) > _MANY // 5
     for chosen, marker in ((~trace.pruned, style.marker), (trace.pruned, "x")):
@@ -389,17 +390,15 @@ def _draw_trace(ax: Axes, trace: Trace, style: Look, metric: str) -> Any:
     return steps[0]
 
 
-def _leave_out_the_worst(ax: Axes, traces: Sequence[Trace], metric: str) -> int:
-    """Keep a few very bad configurations from flattening what matters; return how many are
-    outside.
-    """
+def _clip_outliers(ax: Axes, traces: Sequence[Trace], metric: str) -> int:
+    """Limit the y axis so that outliers do not flatten the curve; return how many are outside."""
     sign = -1.0 if higher_is_better(metric) else 1.0
     values = np.concatenate([trace.values for trace in traces])
     costs = np.sort(values[np.isfinite(values)] * sign)
     if len(costs) < 8:
         return 0
     best, bulk = costs[0], costs[int(0.8 * (len(costs) - 1))]
-    # The start of every line of bests stays in view.
+    # Keep the start of every best-so-far line visible.
     firsts = [t.best[np.isfinite(t.best)][0] * sign for t in traces if np.isfinite(t.best).any()]
     limit = max([bulk + (bulk - best), *firsts])
     outside = int((costs > limit).sum())
@@ -410,10 +409,10 @@ def _leave_out_the_worst(ax: Axes, traces: Sequence[Trace], metric: str) -> int:
     return outside
 
 
-def draw_importance(ax: Axes, one: Importance, look: Mapping[str, Look]) -> None:
-    """Bars of variance shares; the rank correlation stands at their ends."""
-    names = [parameter_words(name) for name in one.names]
-    ax.barh(range(len(names)), one.share, color=look[one.method].colour, height=0.6, alpha=0.85)
+def draw_importance(ax: Axes, one: Importance, styles: Mapping[str, MethodStyle]) -> None:
+    """Bars of variance shares, annotated with the rank correlations."""
+    names = [parameter_name(name) for name in one.names]
+    ax.barh(range(len(names)), one.share, color=styles[one.method].colour, height=0.6, alpha=0.85)
     for i, (share, correlation) in enumerate(zip(one.share, one.correlation, strict=True)):
         signed = f"  (ρ = {correlation:+.2f})".replace("-", "−")
         ax.annotate(
@@ -427,19 +426,19 @@ def draw_importance(ax: Axes, one: Importance, look: Mapping[str, Look]) -> None
     heading(ax, f"{one.part}: {one.method}, {one.configurations} configurations")
 
 
-def draw_trade_off(ax: Axes, trade: TradeOff, look: Mapping[str, Look]) -> None:
-    """Complete configurations on both objectives; the front's are filled and joined."""
+def draw_trade_off(ax: Axes, trade: TradeOff, styles: Mapping[str, MethodStyle]) -> None:
+    """Complete configurations on both objectives; those of the front filled and joined."""
     ax.set_xlabel(metric_label(trade.metrics[0]))
     ax.set_ylabel(metric_label(trade.metrics[1]))
     horizontal_grid(ax)
     if not trade.methods:
         heading(ax, trade.title)
-        say_empty(ax)
+        draw_empty(ax)
         return
     handles: list[Any] = []
     for method in dict.fromkeys(trade.methods):
         mine = np.array([name == method for name in trade.methods])
-        style = look[method]
+        style = styles[method]
         common: Any = {
             "marker": style.marker, "markersize": 5, "linestyle": "none", "color": style.colour,
         }  # fmt: skip
@@ -452,4 +451,4 @@ def draw_trade_off(ax: Axes, trade: TradeOff, look: Mapping[str, Look]) -> None:
     front = front[np.argsort(front[:, 0], kind="stable")]
     ax.plot(front[:, 0], front[:, 1], color=FAINT, linewidth=1, zorder=1)
     legend_below(ax, handles)
-    heading(ax, trade.title, ["filled: no other configuration is as good on both"])
+    heading(ax, trade.title, ["filled: Pareto front"])

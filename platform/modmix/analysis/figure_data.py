@@ -1,7 +1,6 @@
-"""The numbers behind the figures of best configurations: results, conditions, learning curves.
+"""Data of figures of best configurations (results, conditions, learning curves).
 
-`figures` draws them; here is nothing but values. Which configuration is a method's best is always
-decided on validation (see `best`), whatever split is drawn.
+Best configurations are selected on validation (see `best`), whatever split is drawn.
 """
 
 from __future__ import annotations
@@ -15,20 +14,20 @@ import numpy as np
 import pandas as pd
 
 from modmix.analysis.best import best_of, default_metrics
-from modmix.analysis.comparisons import Comparison, contests_of
+from modmix.analysis.comparisons import Comparison, comparisons_of
 from modmix.analysis.frames import Snapshot, estimate_columns, histories_of, short
 from modmix.analysis.statistics import Floats
-from modmix.analysis.tables import Row, behind, paper_number, result_rows
-from modmix.ledger import Ledger
+from modmix.analysis.tables import Row, gap_to, paper_number, result_rows
+from modmix.ledger.ledger import Ledger
 
-MOST_CONDITIONS = 40  # that a figure shows: more would not be read
+MAX_CONDITIONS = 40  # of a figure
 
-# ---------------------------------------------------------------- results side by side
+# ---------------------------------------------------------------- results
 
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """The rows of the table of results on one test metric, with every seed's value."""
+    """The rows of the results table on one test metric, with the value of every seed."""
 
     title: str
     metric: str
@@ -48,7 +47,7 @@ class Results:
 
 
 def results(snapshot: Snapshot, metric: str | None = None) -> Results:
-    """What the table of results holds, for drawing."""
+    """The data of the results figure."""
     shown = metric or default_metrics(snapshot)[0]
     rows = [r for r in result_rows(snapshot, shown) if math.isfinite(r.best.estimates[shown].mean)]
     return Results(
@@ -63,71 +62,67 @@ def results(snapshot: Snapshot, metric: str | None = None) -> Results:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distance:
-    """How far a method is behind the best of its condition, seed by seed; 0 for the best.
+class Gap:
+    """A method's mean, and its paired difference to the best of the condition (0 for the best).
 
-    The interval is of the paired difference: seeds that are hard for all methods do not widen it.
+    The interval is that of the paired difference over seeds.
     """
 
     mean: float
-    behind: float
+    gap: float
     low: float
     high: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class ByCondition:
-    """How far each method's best configuration is behind the condition's best one, on one test
-    metric.
-
-    ``left_out`` conditions are not shown.
-    """
+    """Gaps between each method's best configuration and the best one, by condition."""
 
     title: str
     metric: str
     labels: tuple[str, ...]
     methods: tuple[str, ...]
-    distances: tuple[Mapping[str, Distance], ...]  # per label, by method
-    left_out: int
+    gaps: tuple[Mapping[str, Gap], ...]  # per label, by method
+    omitted: int  # number of omitted conditions
 
     def frame(self) -> pd.DataFrame:
         """One row per condition and method."""
         return pd.DataFrame(
             [
                 {"condition": label, "method": method, f"{self.metric}/mean": found.mean}
-                | {"behind": found.behind, "behind_low": found.low, "behind_high": found.high}
-                for label, distances in zip(self.labels, self.distances, strict=True)
-                for method, found in distances.items()
+                | {"gap": found.gap, "gap_low": found.low, "gap_high": found.high}
+                for label, gaps in zip(self.labels, self.gaps, strict=True)
+                for method, found in gaps.items()
             ]
         )
 
 
 def by_condition(
-    snapshot: Snapshot, metric: str | None = None, limit: int = MOST_CONDITIONS
+    snapshot: Snapshot, metric: str | None = None, limit: int = MAX_CONDITIONS
 ) -> ByCondition:
-    """What the table of conditions holds, for drawing; the first conditions of very many."""
+    """The data of the conditions figure; at most ``limit`` conditions."""
     shown = metric or default_metrics(snapshot)[0]
-    comparisons = contests_of(snapshot, shown)
-    distances = [_distances(one, snapshot.methods) for one in comparisons[:limit]]
+    comparisons = comparisons_of(snapshot, shown)
+    gaps = [_gaps(one, snapshot.methods) for one in comparisons[:limit]]
     return ByCondition(
-        title=f"{snapshot.name}: who is how far behind, condition by condition",
+        title=f"{snapshot.name}: gap to the best method by condition",
         metric=shown,
         labels=tuple(one.condition.label for one in comparisons[:limit] if one.condition),
-        methods=tuple(m for m in snapshot.methods if any(m in found for found in distances)),
-        distances=tuple(distances),
-        left_out=max(0, len(comparisons) - limit),
+        methods=tuple(m for m in snapshot.methods if any(m in found for found in gaps)),
+        gaps=tuple(gaps),
+        omitted=max(0, len(comparisons) - limit),
     )
 
 
-def _distances(one: Comparison, methods: Sequence[str]) -> dict[str, Distance]:
+def _gaps(one: Comparison, methods: Sequence[str]) -> dict[str, Gap]:
     found = {}
     for method in methods:
         mean = one.mean(method)
         if not math.isfinite(mean):
             continue
         test = one.candidates[method].paired
-        gap, low, high = behind(test, one.metric) if test else (0.0, math.nan, math.nan)
-        found[method] = Distance(mean=mean, behind=gap, low=low, high=high)
+        gap, low, high = gap_to(test, one.metric) if test else (0.0, math.nan, math.nan)
+        found[method] = Gap(mean=mean, gap=gap, low=low, high=high)
     return found
 
 
@@ -136,10 +131,9 @@ def _distances(one: Comparison, methods: Sequence[str]) -> dict[str, Distance]:
 
 @dataclass(frozen=True, kw_only=True)
 class Learning:
-    """The training of one method's best configuration: mean and band over replicates per epoch.
+    """The learning curve of one method's best configuration, over replicates.
 
-    ``whole`` says at which epochs all replicates were still training; after early stops the rest
-    is a mean over fewer, which may jump.
+    ``full``: the epochs at which all replicates were still training; later means are over fewer.
     """
 
     method: str
@@ -148,7 +142,7 @@ class Learning:
     mean: Floats
     std: Floats
     n: int
-    whole: np.ndarray[Any, np.dtype[np.bool_]]
+    full: np.ndarray[Any, np.dtype[np.bool_]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +161,7 @@ class LearningCurves:
                     "epoch": line.epochs,
                     f"{self.metric}/mean": line.mean,
                     f"{self.metric}/std": line.std,
-                    "all_replicates": line.whole,
+                    "all_replicates": line.full,
                 }
             )
             for line in self.lines
@@ -178,7 +172,7 @@ class LearningCurves:
 def learning_curves(
     ledger: Ledger, snapshot: Snapshot, metric: str | None = None
 ) -> LearningCurves:
-    """Learning curves of every method's best configuration, on the first objective."""
+    """Learning curves of every method's best configuration, by default of the first objective."""
     drawn = metric or snapshot.objectives[0]
     best = best_of(snapshot)
     frame = histories_of(ledger, snapshot, [found.configuration for found in best])
@@ -197,7 +191,7 @@ def learning_curves(
                 mean=mine[f"{drawn}/mean"].to_numpy(dtype=np.float64),
                 std=mine[f"{drawn}/std"].to_numpy(dtype=np.float64),
                 n=found.n,
-                whole=np.asarray(counts >= counts.max()),
+                full=np.asarray(counts >= counts.max()),
             )
         )
     return LearningCurves(

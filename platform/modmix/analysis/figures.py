@@ -1,7 +1,4 @@
-"""Whole figures of a study, by name; `drawing` draws on their axes.
-
-The same numbers give the same bytes: no dates, no random ids.
-"""
+"""All figures of a study, by name. The same data give the same bytes: no dates, no random ids."""
 
 from __future__ import annotations
 
@@ -15,19 +12,19 @@ from matplotlib.figure import Figure
 
 from modmix.analysis import curves, drawing, figure_data, searches
 from modmix.analysis.conditions import PREFIX
-from modmix.analysis.curves import Curve, x_word
+from modmix.analysis.curves import Curve, x_text
 from modmix.analysis.frames import Snapshot, read
-from modmix.analysis.labels import metric_words, parameter_words
+from modmix.analysis.labels import metric_name, parameter_name
 from modmix.analysis.style import (
-    Look,
+    MethodStyle,
     height_with_legend,
-    looks,
+    method_styles,
     new_figure,
     styled,
     to_bytes,
 )
 from modmix.base.errors import InputError
-from modmix.ledger import Ledger
+from modmix.ledger.ledger import Ledger
 
 __all__ = ["FigureOf", "figure", "figure_names", "figures_of", "to_bytes"]
 
@@ -45,24 +42,24 @@ RESERVED = (
 
 @dataclass(frozen=True, kw_only=True)
 class FigureOf:
-    """One figure of a study: what it shows in words, its picture and its numbers."""
+    """One figure of a study: caption, drawing, data."""
 
-    name: str  # also of its files
+    name: str  # also the file name
     caption: str
     draw: Callable[[], Figure]
     numbers: Callable[[], pd.DataFrame]
 
 
 def figure_names(ledger: Ledger, study: str) -> list[str]:
-    """The figures a study has: "results", its curves by part, "learning", "search_<part>", …"""
+    """Names of a study's figures: "results", curves by part, "learning", "search_<part>", …"""
     return list(figures_of(ledger, read(ledger, study)))
 
 
 def figure(ledger: Ledger, study: str, name: str, *, errors: str = "ci") -> Figure:
-    """One figure by name; `to_bytes` makes PNG or SVG of it.
+    """One figure by name; `to_bytes` converts it to PNG or SVG.
 
     Args:
-        errors: the error bars of curves: "ci" (95 % intervals) or "std".
+        errors: error bars of curves: "ci" (95 % confidence intervals) or "std".
 
     Raises:
         InputError: the study has no figure of that name.
@@ -74,127 +71,128 @@ def figure(ledger: Ledger, study: str, name: str, *, errors: str = "ci") -> Figu
 
 
 def figures_of(ledger: Ledger, snapshot: Snapshot, *, errors: str = "ci") -> dict[str, FigureOf]:
-    """Every figure of a study by name; nothing is drawn before it is asked for."""
-    drawing.check_errors(errors)
-    look = looks(snapshot.methods)
+    """All figures of a study by name; each is drawn on demand."""
+    drawing.check_error_bars(errors)
+    styles = method_styles(snapshot.methods)
     conditions = snapshot.conditions
-    found = [_results(snapshot, look)] if not conditions.is_split else []
+    found = [_results(snapshot, styles)] if not conditions.is_split else []
     if len(conditions.all) > 1:
-        found.append(_conditions(snapshot, look))
+        found.append(_conditions(snapshot, styles))
     found += [
-        _curve(snapshot, part, look, errors)
+        _curve(snapshot, part, styles, errors)
         for part, spec in snapshot.parts.items()
         if spec.get("x")
     ]
     if not conditions.is_split:
-        found.append(_learning(ledger, snapshot, look))
+        found.append(_learning(ledger, snapshot, styles))
     found += [
-        _search(snapshot, part, look) for part, spec in snapshot.parts.items() if spec.get("search")
+        _search(snapshot, part, styles)
+        for part, spec in snapshot.parts.items()
+        if spec.get("search")
     ]
     if searches.importance(snapshot):
-        found.append(_importance(snapshot, look))
+        found.append(_importance(snapshot, styles))
     if len(snapshot.objectives) == 2 and not conditions.is_split:
-        found.append(_trade_off(snapshot, look))
+        found.append(_trade_off(snapshot, styles))
     return {one.name: one for one in found}
 
 
-def _results(snapshot: Snapshot, look: Mapping[str, Look]) -> FigureOf:
+def _results(snapshot: Snapshot, styles: Mapping[str, MethodStyle]) -> FigureOf:
     found = figure_data.results(snapshot)
     height = 1.2 + 0.36 * max(2, len(found.rows))
     return FigureOf(
         name="results",
-        caption=f"{_sentence(found.metric)} of each method's best configuration.",
-        draw=lambda: _one(lambda ax: drawing.draw_results(ax, found, look), height),
+        caption=f"{_capitalised(found.metric)} of each method's best configuration.",
+        draw=lambda: _one(lambda ax: drawing.draw_results(ax, found, styles), height),
         numbers=found.frame,
     )
 
 
-def _conditions(snapshot: Snapshot, look: Mapping[str, Look]) -> FigureOf:
-    """Takes the place of the results where no method wins over all."""
+def _conditions(snapshot: Snapshot, styles: Mapping[str, MethodStyle]) -> FigureOf:
+    """Replaces the results figure if every configuration changes the task."""
     found = figure_data.by_condition(snapshot)
     height = height_with_legend(found.methods) - 2.1 + 0.36 * max(2, len(found.labels))
     return FigureOf(
         name="results" if snapshot.conditions.is_split else "conditions",
-        caption=f"{_sentence(found.metric)} of each method's best configuration in each "
-        "condition, beside "
-        "the best of that condition: only configurations of one condition are of the same data.",
-        draw=lambda: _one(lambda ax: drawing.draw_conditions(ax, found, look), height),
+        caption=f"{_capitalised(found.metric)} of each method's best configuration by condition: "
+        "gap to the best method.",
+        draw=lambda: _one(lambda ax: drawing.draw_conditions(ax, found, styles), height),
         numbers=found.frame,
     )
 
 
-def _curve(snapshot: Snapshot, part: str, look: Mapping[str, Look], errors: str) -> FigureOf:
+def _curve(
+    snapshot: Snapshot, part: str, styles: Mapping[str, MethodStyle], errors: str
+) -> FigureOf:
     found = curves.curve(snapshot, part)
     shown = found.first()
     return FigureOf(
         name=f"curve_{part}" if _is_taken(part) else part,
-        caption=f"{_sentence(found.metric)} over {_name_of(found.x)}."
-        f"{_chosen(shown)}{_left_out(snapshot, found)}",
+        caption=f"{_capitalised(found.metric)} over {_name_of(found.x)}."
+        f"{_chosen(shown)}{_missing_references(snapshot, found)}",
         draw=lambda: _one(
-            lambda ax: drawing.draw_curve(ax, shown, look, errors=errors),
+            lambda ax: drawing.draw_curve(ax, shown, styles, errors=errors),
             height_with_legend([f"{label}, n = 5" for label in shown.labels]),
         ),
         numbers=found.frame,
     )
 
 
-def _sentence(metric: str) -> str:
-    """A metric at the beginning of a sentence."""
-    words = metric_words(metric)
-    return words[:1].upper() + words[1:]
+def _capitalised(metric: str) -> str:
+    """A metric's name, capitalised."""
+    name = metric_name(metric)
+    return name[:1].upper() + name[1:]
 
 
 def _chosen(curve: Curve) -> str:
-    """What validation chooses along each line; what is drawn is test."""
+    """The x selected on validation, by line."""
     chosen = [
-        f"{x_word(line.dots[line.chosen].x)} for {line.label}"
+        f"{x_text(line.points[line.chosen].x)} for {line.label}"
         for line in curve.lines
-        if line.chosen is not None and len(line.dots) > 1
+        if line.chosen is not None and len(line.points) > 1
     ]
-    words = parameter_words(curve.x)
-    return f" Validation chooses {words} = {', '.join(chosen)}." if chosen else ""
+    if not chosen:
+        return ""
+    return f" Selected on validation: {parameter_name(curve.x)} = {', '.join(chosen)}."
 
 
 def _name_of(x: str) -> str:
-    words = parameter_words(x.removeprefix(PREFIX))
-    return f"the task's {words}" if x.startswith(PREFIX) else words
+    name = parameter_name(x.removeprefix(PREFIX))
+    return f"the task's {name}" if x.startswith(PREFIX) else name
 
 
-def _left_out(snapshot: Snapshot, curve: Curve) -> str:
-    """Why there are no reference lines although the study file asks for some."""
+def _missing_references(snapshot: Snapshot, curve: Curve) -> str:
+    """Why there are no reference lines although the study file has some."""
     if curve.conditions < 2 or not snapshot.parts[curve.part].get("references"):
         return ""
-    return (
-        " Its configurations are on different data, so no configuration can be a reference for all "
-        "of them."
-    )
+    return " No reference lines: the configurations are on different data."
 
 
 def _is_taken(part: str) -> bool:
-    """Whether a part is named like another output, so that its curve needs another name."""
+    """Whether a part has the name of another output."""
     return part in RESERVED or part.startswith("search_")
 
 
-def _learning(ledger: Ledger, snapshot: Snapshot, look: Mapping[str, Look]) -> FigureOf:
+def _learning(ledger: Ledger, snapshot: Snapshot, styles: Mapping[str, MethodStyle]) -> FigureOf:
     found = figure_data.learning_curves(ledger, snapshot)
     return FigureOf(
         name="learning",
-        caption=f"{_sentence(found.metric)} while the best configurations were trained.",
+        caption=f"{_capitalised(found.metric)} during training of the best configurations.",
         draw=lambda: _one(
-            lambda ax: drawing.draw_learning(ax, found, look),
+            lambda ax: drawing.draw_learning(ax, found, styles),
             height_with_legend([f"{line.method}, n = 5" for line in found.lines]),
         ),
         numbers=found.frame,
     )
 
 
-def _search(snapshot: Snapshot, part: str, look: Mapping[str, Look]) -> FigureOf:
+def _search(snapshot: Snapshot, part: str, styles: Mapping[str, MethodStyle]) -> FigureOf:
     found = searches.search_history(snapshot, part)
     return FigureOf(
         name=f"search_{part}",
-        caption=f"{_sentence(found.metric)} of every configuration the search proposed.",
+        caption=f"{_capitalised(found.metric)} of all configurations of the search.",
         draw=lambda: _one(
-            lambda ax: drawing.draw_search(ax, found, look),
+            lambda ax: drawing.draw_search(ax, found, styles),
             height_with_legend(
                 [f"{t.method}, 100 configurations, best 10.00" for t in found.traces]
             ),
@@ -203,7 +201,7 @@ def _search(snapshot: Snapshot, part: str, look: Mapping[str, Look]) -> FigureOf
     )
 
 
-def _importance(snapshot: Snapshot, look: Mapping[str, Look]) -> FigureOf:
+def _importance(snapshot: Snapshot, styles: Mapping[str, MethodStyle]) -> FigureOf:
     found = searches.importance(snapshot)
     heights = [0.62 + 0.27 * len(one.names) for one in found]
 
@@ -214,25 +212,25 @@ def _importance(snapshot: Snapshot, look: Mapping[str, Look]) -> FigureOf:
                 len(found), 1, squeeze=False, height_ratios=heights, sharex=True
             )[:, 0]
             for ax, one in zip(axes, found, strict=True):
-                drawing.draw_importance(ax, one, look)
-            axes[-1].set_xlabel(f"share of the variance of {metric_words(snapshot.objectives[0])}")
+                drawing.draw_importance(ax, one, styles)
+            axes[-1].set_xlabel(f"share of the variance of {metric_name(snapshot.objectives[0])}")
         return figure
 
     return FigureOf(
         name="importance",
-        caption=f"What the objective depends on: {searches.IMPORTANCE_METHOD}. "
+        caption=f"Hyperparameter importance: {searches.IMPORTANCE_METHOD}. "
         "ρ is Spearman's rank correlation with the objective.",
         draw=draw,
         numbers=lambda: searches.importance_frame(found),
     )
 
 
-def _trade_off(snapshot: Snapshot, look: Mapping[str, Look]) -> FigureOf:
+def _trade_off(snapshot: Snapshot, styles: Mapping[str, MethodStyle]) -> FigureOf:
     found = searches.trade_off(snapshot)
     return FigureOf(
         name="trade_off",
-        caption="Both objectives of every finished configuration.",
-        draw=lambda: _one(lambda ax: drawing.draw_trade_off(ax, found, look)),
+        caption="Both objectives of all complete configurations.",
+        draw=lambda: _one(lambda ax: drawing.draw_trade_off(ax, found, styles)),
         numbers=found.frame,
     )
 

@@ -1,8 +1,7 @@
-"""What the ledger knows of a study, as pandas frames. Column names live in `COLUMNS`.
+"""A study as pandas frames. `COLUMNS` documents their columns.
 
-A hyperparameter's cell is empty where the method does not have it, and where its value is null;
-lists and mappings are JSON text. Metrics keep the ledger's units: errors in percent, AUC, ECE and
-F1 as shares of one, NLL in nats.
+A hyperparameter's cell is empty if the method does not have it or its value is null; lists and
+mappings are JSON text. Units: errors in percent; AUC, ECE and F1 between 0 and 1; NLL in nats.
 """
 
 from __future__ import annotations
@@ -22,12 +21,13 @@ import pandas as pd
 from modmix.analysis.conditions import PREFIX, Conditions, conditions_of, task_params
 from modmix.analysis.statistics import Estimate, estimate, t_quantile
 from modmix.base import ties
-from modmix.ledger import ConfigurationRecord, Entry, Ledger, ReplicateRecord, StudyRecord
+from modmix.ledger.ledger import Ledger
+from modmix.ledger.records import ConfigurationRecord, Entry, ReplicateRecord, StudyRecord
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """What a column means, and its unit ("" for none)."""
+    """The meaning of a column, and its unit ("" for none)."""
 
     meaning: str
     unit: str = ""
@@ -38,15 +38,15 @@ COLUMNS: Mapping[str, Column] = {
     "configuration": Column(
         meaning="the configuration's short key: the first digits of its digest"
     ),
-    "number": Column(meaning="the configuration's place in the study, from 0, in order of asking"),
-    "n": Column(meaning="finished replicates that the statistics are over", unit="replicates"),
-    "state": Column(meaning="done, pending, running, …; with counts where replicates differ"),
-    "parts": Column(meaning="the parts of the study that asked for the configuration, by comma"),
+    "number": Column(meaning="the configuration's number in the study, from 0, as proposed"),
+    "n": Column(meaning="finished replicates in the statistics", unit="replicates"),
+    "state": Column(meaning="done, pending, running, …; with counts if replicates differ"),
+    "parts": Column(meaning="the parts with this configuration, separated by commas"),
     "seed": Column(meaning="the replicate's seed"),
     "epochs": Column(meaning="epochs trained", unit="epochs"),
     "best_epoch": Column(meaning="the epoch whose weights were evaluated", unit="epochs"),
     "seconds": Column(meaning="the replicate's share of device time", unit="s"),
-    "origin": Column(meaning="trained by this study, or reused from another one"),
+    "origin": Column(meaning="trained by this study, or reused from another"),
     "reason": Column(meaning="why the replicate failed or was pruned"),
     "replicate": Column(meaning="the replicate's key in the ledger"),
     "epoch": Column(meaning="epochs since the start; fractional between them", unit="epochs"),
@@ -56,21 +56,21 @@ COLUMNS: Mapping[str, Column] = {
     "<metric>/ci_high": Column(meaning="95 % t interval of the mean", unit="the metric's"),
 }
 STATISTICS = ("mean", "std", "ci_low", "ci_high")
-FIRST_METRICS = ("val/error", "test/error")  # always there, before the others
+FIRST_METRICS = ("val/error", "test/error")  # always present, before the others
 SHORT = 10  # digits of a short key
 
 
 def short(key: str) -> str:
-    """The short key of a configuration: enough to tell 10,000 configurations apart."""
+    """The short key of a configuration; unique among 10,000 configurations."""
     return key[:SHORT]
 
 
-# ---------------------------------------------------------------- one reading of the ledger
+# ---------------------------------------------------------------- snapshots
 
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """One study, read once; every analysis below works on this."""
+    """One study as read from the ledger; the input of every analysis."""
 
     record: StudyRecord
     configurations: Sequence[ConfigurationRecord]
@@ -87,7 +87,7 @@ class Snapshot:
 
     @property
     def parts(self) -> Mapping[str, Mapping[str, Any]]:
-        """The study file's parts, in the file's order."""
+        """The parts of the study file, in its order."""
         return self.record.spec.get("parts") or {}
 
     @cached_property
@@ -96,7 +96,7 @@ class Snapshot:
 
     @cached_property
     def replicates_of(self) -> dict[str, list[ReplicateRecord]]:
-        """Replicates by configuration key; a configuration without any has an empty list."""
+        """Replicates by configuration key; an empty list if there are none."""
         found: dict[str, list[ReplicateRecord]] = {
             configuration.key: [] for configuration in self.configurations
         }
@@ -107,7 +107,7 @@ class Snapshot:
 
     @cached_property
     def parts_of(self) -> dict[str, list[str]]:
-        """The parts that asked for each configuration, in the order of `parts`."""
+        """The parts with each configuration, in the order of `parts`."""
         order = {part: i for i, part in enumerate(self.parts)}
         found: dict[str, set[str]] = {}
         for entry in self.entries:
@@ -119,22 +119,21 @@ class Snapshot:
 
     @cached_property
     def conditions(self) -> Conditions:
-        """Which configurations met the same data; see `conditions`."""
+        """Configurations by their data; see `conditions`."""
         given = self.record.details.get("task_options") or {}
         return conditions_of(self.configurations, given, self._leaves_task, self._idle_options)
 
     def _leaves_task(self, configuration: ConfigurationRecord) -> bool:
-        """Whether a part asked for a configuration without setting any of the task's options."""
+        """Whether a part has this configuration without setting task options."""
         return not task_params(configuration) or any(
             not any(name.startswith(PREFIX) for name in block)
             for block in self._blocks(configuration)
         )
 
     def _idle_options(self, configuration: ConfigurationRecord) -> set[str]:
-        """The task's options to which several parts give different values, and ask for one
-        configuration.
+        """Task options that differ between the parts with this configuration.
 
-        A configuration is one because its data is the same: those options make no difference to it.
+        It is the same configuration, so they do not affect its data.
         """
         seen: dict[str, set[str]] = {}
         for block in (
@@ -146,11 +145,11 @@ class Snapshot:
         return {name for name, values in seen.items() if len(values) > 1}
 
     def _blocks(self, configuration: ConfigurationRecord) -> list[dict[str, Any]]:
-        """What the study file gives in each part that asked for a configuration, for its method."""
-        asked = [self.parts.get(part) or {} for part in self.parts_of.get(configuration.key, ())]
+        """The blocks of a configuration's method in each part with the configuration."""
+        parts = [self.parts.get(part) or {} for part in self.parts_of.get(configuration.key, ())]
         return [
             {**(part.get("shared") or {}), **(part["methods"][configuration.method] or {})}
-            for part in asked
+            for part in parts
             if configuration.method in (part.get("methods") or {})
         ]
 
@@ -161,7 +160,7 @@ class Snapshot:
 
     @cached_property
     def metrics(self) -> list[str]:
-        """All metrics of finished replicates: the two errors, validation, test, training."""
+        """All metrics of finished replicates: the two errors, then validation, test, training."""
         seen = {name for r in self.replicates if r.state == "done" for name in r.metrics}
         order = {"val": 0, "test": 1, "train": 2}
         rest = sorted(seen - set(FIRST_METRICS), key=lambda m: (order.get(m.split("/")[0], 3), m))
@@ -169,11 +168,11 @@ class Snapshot:
 
     @cached_property
     def configurations_table(self) -> pd.DataFrame:
-        """As `configurations_frame`, indexed by the configurations' full keys."""
+        """`configurations_frame`, indexed by full keys."""
         return _configurations_table(self)
 
     def means(self, metric: str) -> Mapping[str, float]:
-        """Mean of a metric by configuration key; NaN where it has none."""
+        """Means of a metric by configuration key; NaN if missing."""
         if metric not in self._means:
             self._means[metric] = self._column_of_means(metric)
         return self._means[metric]
@@ -211,8 +210,9 @@ class Snapshot:
 
 
 def read(ledger: Ledger, study: str) -> Snapshot:
-    """Read a study. A driver may be writing meanwhile: configurations are read last, so that every
-    replicate and entry that was seen has its configuration.
+    """Read a study.
+
+    A driver may be writing: configurations are read last, so that none is missing for a replicate.
 
     Raises:
         InputError: there is no such study.
@@ -232,14 +232,14 @@ def read(ledger: Ledger, study: str) -> Snapshot:
 
 
 def configurations_frame(ledger: Ledger, study: str) -> pd.DataFrame:
-    """One row per configuration, in order of asking.
+    """One row per configuration, in order of proposal.
 
     Columns: ``method``; the hyperparameters (union over methods); ``n``, the finished replicates;
     ``<metric>/mean``, ``/std``, ``/ci_low``, ``/ci_high`` over them (NaN for what n cannot give:
     all four at n = 0, all but the mean at n = 1); ``state``; ``parts``; ``configuration``.
 
-    A configuration with failed or pruned replicates keeps the statistics of the finished ones, and
-    ``state`` says so: "done 4 of 5, failed 1".
+    With failed or pruned replicates, the statistics are over the finished ones, and ``state`` is
+    for example "done 4 of 5, failed 1".
     """
     return read(ledger, study).configurations_table.reset_index(drop=True)
 
@@ -248,7 +248,7 @@ def replicates_frame(ledger: Ledger, study: str) -> pd.DataFrame:
     """One row per replicate, by configuration number and seed, whatever its state.
 
     Columns: ``configuration``, ``number``, ``method``, ``seed``, ``state``; the hyperparameters;
-    the metrics (of a pruned or failed replicate whatever was recorded); ``epochs``, ``best_epoch``,
+    the metrics (of pruned or failed replicates as far as recorded); ``epochs``, ``best_epoch``,
     ``seconds``, ``origin``, ``reason``, ``replicate``.
     """
     return replicates_of(read(ledger, study))
@@ -257,20 +257,19 @@ def replicates_frame(ledger: Ledger, study: str) -> pd.DataFrame:
 def histories_frame(
     ledger: Ledger, study: str, configurations: Iterable[str] | None = None
 ) -> pd.DataFrame:
-    """Mean and deviation over replicates, one row per configuration and epoch.
+    """Learning curves: mean and standard deviation per configuration and epoch.
 
-    Columns: ``configuration``, ``number``, ``method``, ``epoch``, ``n`` (replicates that were still
-    training then), and ``<metric>/mean``, ``<metric>/std`` of every recorded column.
+    Columns: ``configuration``, ``number``, ``method``, ``epoch``, ``n`` (replicates still training
+    at that epoch), and ``<metric>/mean``, ``<metric>/std`` of every recorded column.
 
     Args:
-        configurations: keys, full or short; all configurations when None. (A large study's
-        histories take long.)
+        configurations: full or short keys; all if None, which is slow for large studies.
     """
     return histories_of(ledger, read(ledger, study), configurations)
 
 
 def replicates_of(snapshot: Snapshot) -> pd.DataFrame:
-    """`replicates_frame` of what was read."""
+    """`replicates_frame` of a snapshot."""
     rows = [r for r in snapshot.replicates if r.configuration in snapshot.by_key]
     owners = [snapshot.by_key[r.configuration] for r in rows]
     names = sorted({name for r in rows for name in r.metrics})
@@ -294,7 +293,7 @@ def replicates_of(snapshot: Snapshot) -> pd.DataFrame:
 def histories_of(
     ledger: Ledger, snapshot: Snapshot, configurations: Iterable[str] | None = None
 ) -> pd.DataFrame:
-    """`histories_frame` of what was read."""
+    """`histories_frame` of a snapshot."""
     wanted = (
         None
         if configurations is None
@@ -343,14 +342,14 @@ def _long_histories(ledger: Ledger, numbers: Mapping[str, int]) -> pd.DataFrame:
     return pd.DataFrame(data)
 
 
-# ---------------------------------------------------------------- pieces
+# ---------------------------------------------------------------- columns
 
 
 def configuration_state(states: Sequence[str]) -> str:
     """The state of a configuration from those of its replicates.
 
-    One word where they agree. Otherwise "done 4 of 5, failed 1" when all have ended, and
-    "running, done 2 of 5" (or "interrupted", "pending") when some have not.
+    Their common state if they agree. Otherwise "done 4 of 5, failed 1" if all have ended, and
+    "running, done 2 of 5" (or "interrupted", "pending") if some have not.
     """
     counts = Counter(states)
     if not states:
@@ -367,7 +366,7 @@ def hyperparameter_columns(configurations: Sequence[ConfigurationRecord]) -> dic
     """One column per hyperparameter over all methods, in order of first appearance."""
     names = dict.fromkeys(name for configuration in configurations for name in configuration.params)
     return {
-        # A hyperparameter never hides a column of the frame itself.
+        # Avoid a clash with a column of the frame.
         (f"{name}_" if name in COLUMNS else name): _column(
             [p.params.get(name) for p in configurations]
         )
@@ -376,7 +375,7 @@ def hyperparameter_columns(configurations: Sequence[ConfigurationRecord]) -> dic
 
 
 def _column(values: Sequence[Any]) -> Any:
-    """Values as the narrowest column that shows them as they were written: 1 stays 1."""
+    """Values as a column of the narrowest type that keeps integers as integers."""
     flat = [json.dumps(v) if isinstance(v, (list, Mapping)) else v for v in values]
     kinds = {type(v) for v in flat if v is not None}
     if kinds == {int}:
@@ -402,7 +401,7 @@ def _configurations_table(snapshot: Snapshot) -> pd.DataFrame:
 
 
 def _statistics(snapshot: Snapshot, counts: np.ndarray[Any, Any]) -> dict[str, Any]:
-    """`statistics.estimate` of every metric of every configuration at once."""
+    """`statistics.estimate` for all metrics and configurations, vectorised."""
     metrics = snapshot.metrics
     place = {p.key: i for i, p in enumerate(snapshot.configurations)}
     done = [r for r in snapshot.replicates if r.state == "done" and r.configuration in place]
@@ -430,6 +429,6 @@ def _statistics(snapshot: Snapshot, counts: np.ndarray[Any, Any]) -> dict[str, A
 
 
 def estimate_columns(value: Estimate, metric: str) -> dict[str, Any]:
-    """An estimate under the names that `configurations_frame` gives its pieces."""
+    """An estimate as columns of `configurations_frame`."""
     pieces = {f"{metric}/{name}": getattr(value, name) for name in STATISTICS}
     return {"n": value.n, **pieces}

@@ -1,4 +1,4 @@
-"""Pieces of the HTML report: one page without anything from outside, light and dark."""
+"""Building blocks of the HTML report: a self-contained page, light and dark."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 from modmix.analysis.render import Cell, Table
 from modmix.analysis.style import INK, PALETTE, PAPER
 
-# Colours of figures that the page replaces by its own, which differ between light and dark.
+# Colours in figures that are replaced by CSS variables for light and dark mode.
 _PAGE_COLOURS = {INK: "ink", PAPER: "paper", PALETTE[0]: "blue", PALETTE[6]: "violet"}
 
 CSS = """
@@ -57,7 +57,7 @@ summary { cursor: pointer; color: var(--accent); font-size: .9rem; }
 @media print { body { max-width: none; } nav, summary { display: none; } }
 """
 
-# Sorts a table by the clicked column; text after numbers, empty cells last.
+# Sorts a table by the clicked column; empty cells last.
 SCRIPT = """
 document.querySelectorAll('table.sortable th button').forEach(function (button) {
   button.addEventListener('click', function () {
@@ -85,7 +85,7 @@ document.querySelectorAll('table.sortable th button').forEach(function (button) 
 
 
 def page(title: str, body: str) -> str:
-    """A whole page."""
+    """A complete HTML document."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -95,7 +95,7 @@ def page(title: str, body: str) -> str:
 
 
 def table_html(table: Table, limit: int | None = None) -> str:
-    """A table that sorts by a click on its header, with its notes."""
+    """A table, sortable by clicks on its header, with its notes."""
     head = "".join(
         f'<th scope="col"{_align(is_number)}><button type="button">{escape(text)}</button></th>'
         for text, is_number in zip(table.header, table.numeric, strict=True)
@@ -126,7 +126,7 @@ def _cell(cell: Cell, is_number: bool) -> str:
 
 
 def frame_html(frame: pd.DataFrame) -> str:
-    """A frame of numbers, four significant digits, NaN as a dash."""
+    """A frame as a table: five significant digits, NaN as a dash."""
     numeric = [pd.api.types.is_numeric_dtype(dtype) for dtype in frame.dtypes]
     cells = [
         tuple(_frame_cell(value) for value in row)
@@ -154,13 +154,13 @@ def _frame_cell(value: object) -> Cell:
 
 
 def facts(pairs: Sequence[tuple[str, str]]) -> str:
-    """Names and values, side by side; pairs without a value are left out."""
+    """A definition list; pairs without a value are omitted."""
     rows = "".join(f"<dt>{escape(n)}</dt><dd>{escape(v)}</dd>" for n, v in pairs if v)
     return f"<dl>{rows}</dl>"
 
 
 def figure_html(svg: str, number: int, caption: str, numbers: pd.DataFrame) -> str:
-    """A figure with its caption, and its numbers to unfold."""
+    """A figure with its caption and a collapsed table of its numbers."""
     unfold = ""
     if 0 < len(numbers) <= 400:
         unfold = f"<details><summary>numbers</summary>{frame_html(numbers)}</details>"
@@ -171,10 +171,9 @@ def figure_html(svg: str, number: int, caption: str, numbers: pd.DataFrame) -> s
 
 
 def inline_svg(svg: str, prefix: str, label: str) -> str:
-    """An SVG file's picture for use inside a page.
+    """An SVG image for embedding into a page.
 
-    Ids get a prefix, so that figures do not share them; text and background take the page's
-    colours, so that figures follow light and dark.
+    Ids get a prefix to keep them unique; text and background use the page's colours.
     """
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)

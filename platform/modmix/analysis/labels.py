@@ -1,4 +1,4 @@
-"""How metrics, hyperparameters and values are called where people read them."""
+"""Display names of metrics and hyperparameters, and values as text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _UNITS = {"depth": "hidden layers", "width": "units", "epochs": "epochs", "margi
 
 
 def split_of(metric: str) -> str:
-    """The split of a metric: "val" of "val/error"."""
+    """The split of a metric: "val" for "val/error"."""
     return metric.partition("/")[0]
 
 
@@ -27,26 +27,26 @@ def is_metric(metric: str) -> bool:
 
 
 def on_test(metric: str) -> str:
-    """The same metric on the test split: "test/error" of "val/error"."""
+    """The same metric on test: "test/error" for "val/error"."""
     return f"test/{metric.partition('/')[2]}"
 
 
 def higher_is_better(metric: str) -> bool:
-    """Whether larger values of "val/auc" and the like are better; False for losses."""
+    """Whether larger values of a metric are better; False for losses."""
     return metric.partition("/")[2] != "loss" and _higher_is_better(metric)
 
 
 def unit(metric: str) -> str:
-    """The unit of a metric as it is printed: "%" for errors, "" for shares of one."""
+    """The printed unit of a metric: "%" for errors, "" for fractions."""
     name = metric.partition("/")[2]
     if name not in METRICS:
         return ""
-    written = METRICS[name].unit
-    return "" if written == "0..1" else written
+    found = METRICS[name].unit
+    return "" if found == "0..1" else found
 
 
-def metric_words(metric: str) -> str:
-    """A metric in a sentence: "test error", "validation AUC"."""
+def metric_name(metric: str) -> str:
+    """A metric's display name: "test error", "validation AUC"."""
     split, _, name = metric.partition("/")
     return f"{SPLITS.get(split, split)} {_NAMES.get(name, name)}"
 
@@ -54,42 +54,42 @@ def metric_words(metric: str) -> str:
 def metric_label(metric: str) -> str:
     """An axis label with the unit: "test error (%)"."""
     shown = unit(metric)
-    return f"{metric_words(metric)} ({shown})" if shown else metric_words(metric)
+    return f"{metric_name(metric)} ({shown})" if shown else metric_name(metric)
 
 
 def decimals(metric: str) -> int:
-    """Decimals that a metric is printed with: 2 in percent, 4 otherwise."""
+    """Printed decimals of a metric: 2 in percent, 4 otherwise."""
     return 2 if unit(metric) == "%" else 4
 
 
 def metric_text(value: float, metric: str) -> str:
-    """One value of a metric; a dash where there is none."""
+    """A value of a metric; a dash for NaN."""
     if not math.isfinite(value):
-        return _odd(value)
+        return _not_finite_text(value)
     text = f"{value:.{decimals(metric)}f}"
     return text.replace("-", "−") if float(text) else text.lstrip("-")
 
 
 def plus_minus(mean: float, spread: float, metric: str, sign: str = "±") -> str:
-    """ "3.10 ± 0.20"; without the spread where it is undefined (n = 1)."""
+    """ "3.10 ± 0.20"; without the spread if it is undefined (n = 1)."""
     if not math.isfinite(mean) or math.isnan(spread):
         return metric_text(mean, metric)
     return f"{metric_text(mean, metric)} {sign} {metric_text(spread, metric)}"
 
 
 def interval_text(low: float, high: float, metric: str) -> str:
-    """ "2.91 to 3.29"; a dash where it is undefined."""
+    """ "2.91 to 3.29"; a dash if undefined."""
     if math.isnan(low) or math.isnan(high):
         return "–"
     return f"{metric_text(low, metric)} to {metric_text(high, metric)}"
 
 
-def _odd(value: float) -> str:
+def _not_finite_text(value: float) -> str:
     return "–" if math.isnan(value) else ("∞" if value > 0 else "−∞")
 
 
 def p_text(p: float) -> str:
-    """A p value as people write it: "0.012", "< 0.001"; a dash where it is undefined."""
+    """A p value: "0.012", "< 0.001"; a dash if undefined."""
     if math.isnan(p):
         return "–"
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
@@ -100,15 +100,15 @@ def p_clause(p: float) -> str:
     return f"p {p_text(p)}" if 0 <= p < 0.001 else f"p = {p_text(p)}"
 
 
-def parameter_words(name: str) -> str:
-    """A hyperparameter in a sentence: "β", "learning rate"."""
+def parameter_name(name: str) -> str:
+    """A hyperparameter's display name: "β", "learning rate"."""
     return _PARAMETERS.get(name, name.replace("_", " ").replace(".", " "))
 
 
 def parameter_label(name: str) -> str:
     """An axis label of a hyperparameter: "β", "depth (hidden layers)"."""
-    words = parameter_words(name)
-    return f"{words} ({_UNITS[name]})" if name in _UNITS else words
+    shown = parameter_name(name)
+    return f"{shown} ({_UNITS[name]})" if name in _UNITS else shown
 
 
 def value_text(value: Any) -> str:

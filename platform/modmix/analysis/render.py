@@ -1,7 +1,7 @@
 """Tables as Markdown, LaTeX, CSV, JSON and aligned text.
 
-A `Table` has two faces: ``frame`` holds full numbers for machines (CSV, JSON), ``cells`` what
-people read (Markdown, LaTeX, text, HTML): rounded, with best and second best marked.
+A `Table` holds full numbers in ``frame`` (for CSV and JSON), and rounded text with best and second
+best marked in ``cells`` (for Markdown, LaTeX, text, HTML).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FORMATS = ("text", "md", "tex", "csv", "json")
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """What is read in one cell. ``mark``: "best", "second" or "". ``sort``: what it sorts by."""
+    """One printed cell. ``mark``: "best", "second" or "". ``sort``: its sort key."""
 
     text: str
     mark: str = ""
@@ -35,7 +35,7 @@ class Table:
     title: str
     header: tuple[str, ...]
     cells: tuple[tuple[Cell, ...], ...]
-    numeric: tuple[bool, ...]  # which columns align to the right
+    numeric: tuple[bool, ...]  # which columns are right-aligned
     frame: pd.DataFrame
     notes: tuple[str, ...] = ()
 
@@ -46,7 +46,7 @@ class Table:
             form: "text", "md", "tex", "csv" or "json".
 
         Raises:
-            InputError: another format.
+            InputError: unknown format.
         """
         if form not in FORMATS:
             raise InputError(f"a table's format must be one of {', '.join(FORMATS)}, got {form!r}")
@@ -66,10 +66,10 @@ def _text(table: Table) -> str:
         max(len(line[i]) for line in [list(table.header), *plain]) for i in range(len(table.header))
     ]
 
-    def line(words: Sequence[str]) -> str:
+    def line(texts: Sequence[str]) -> str:
         padded = [
-            word.rjust(width) if number else word.ljust(width)
-            for word, width, number in zip(words, widths, table.numeric, strict=True)
+            text.rjust(width) if number else text.ljust(width)
+            for text, width, number in zip(texts, widths, table.numeric, strict=True)
         ]
         return "  ".join(padded).rstrip()
 
@@ -88,8 +88,8 @@ def _markdown(table: Table) -> str:
             text = text.replace(character, f"\\{character}")
         return text.replace("\n", " ")
 
-    def line(words: Sequence[str]) -> str:
-        return f"| {' | '.join(words)} |"
+    def line(texts: Sequence[str]) -> str:
+        return f"| {' | '.join(texts)} |"
 
     rows = [
         line([wraps[cell.mark].format(clean(cell.text)) for cell in row]) for row in table.cells
@@ -109,15 +109,15 @@ _TEX = {
 
 
 def tex_escape(text: str) -> str:
-    """Text that LaTeX prints as it is."""
+    """Text with LaTeX's special characters escaped."""
     return "".join(_TEX.get(character, character) for character in text)
 
 
 def _tex(table: Table) -> str:
     wraps = {"best": r"\textbf{%s}", "second": r"\textit{%s}", "": "%s"}
 
-    def line(words: Sequence[str]) -> str:
-        return "  " + " & ".join(words) + r" \\"
+    def line(texts: Sequence[str]) -> str:
+        return "  " + " & ".join(texts) + r" \\"
 
     align = "".join("r" if number else "l" for number in table.numeric)
     rows = [line([wraps[c.mark] % tex_escape(c.text) for c in row]) for row in table.cells]

@@ -1,4 +1,4 @@
-"""All figures and tables of a study written at once, and one HTML page that holds everything."""
+"""Writes all figures and tables of a study, and an HTML report that contains them."""
 
 from __future__ import annotations
 
@@ -14,23 +14,22 @@ from modmix.analysis import html, summary
 from modmix.analysis.comparisons import conditions_table
 from modmix.analysis.figures import FigureOf, figures_of
 from modmix.analysis.frames import Snapshot, read, short
-from modmix.analysis.labels import metric_words, p_clause, value_text
+from modmix.analysis.labels import metric_name, p_clause, value_text
 from modmix.analysis.render import Table
 from modmix.analysis.statistics import Ranks
 from modmix.analysis.style import to_bytes
 from modmix.analysis.tables import configurations_of, results_of
 from modmix.base.home import Home, write_bytes, write_text
-from modmix.ledger import Ledger, ReplicateRecord
+from modmix.ledger.ledger import Ledger
+from modmix.ledger.records import ReplicateRecord
 
 _VERSIONS = ("modmix", "torch", "numpy", "ray", "optuna", "mlflow")
-_FEW = (
-    300  # configurations up to which they are also written as Markdown and LaTeX, and shown in full
-)
+_MAX_ROWS = 300  # larger tables are written as CSV only, and cut in the report
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """The files that were written."""
+    """The written files."""
 
     figures: tuple[Path, ...]
     tables: tuple[Path, ...]
@@ -42,20 +41,19 @@ class Outputs:
 
 
 def write_all(ledger: Ledger, home: Home, study: str, *, errors: str = "ci") -> Outputs:
-    """Draw every figure, write every table and the report, into the study's folder.
+    """Write all figures, tables and the report into the study's folder.
 
-    Works at any moment: an unfinished study gets what there is, and its report says so. Each file
-    is replaced in one step, so a reader never sees half of one.
+    Unfinished studies are allowed; their report says so. Files are replaced atomically.
 
-    Files: ``figures/<name>.png`` and ``.svg``; ``tables/results``, ``configurations`` and, where
-    only some configurations change the task, ``conditions`` as ``.csv``, ``.md`` and ``.tex``;
-    ``tables/ranks.csv``; ``tables/<figure>.csv`` with the numbers of each figure; ``report.html``.
+    Files: ``figures/<name>.png`` and ``.svg``; ``tables/results``, ``configurations`` and, if some
+    configurations change the task, ``conditions`` as ``.csv``, ``.md`` and ``.tex``;
+    ``tables/ranks.csv``; ``tables/<figure>.csv`` with the data of each figure; ``report.html``.
 
     Args:
-        errors: the error bars of curves: "ci" (95 % intervals) or "std".
+        errors: error bars of curves: "ci" (95 % confidence intervals) or "std".
 
     Raises:
-        InputError: there is no such study, or error bars are neither.
+        InputError: there is no such study, or ``errors`` is invalid.
     """
     snapshot = read(ledger, study)
     folder = home.study(study)
@@ -77,7 +75,7 @@ def write_all(ledger: Ledger, home: Home, study: str, *, errors: str = "ci") -> 
 
 
 def report_html(ledger: Ledger, study: str) -> str:
-    """The report as text; nothing is written."""
+    """The report as HTML; nothing is written."""
     snapshot = read(ledger, study)
     drawn = figures_of(ledger, snapshot)
     svgs = {name: to_bytes(found.draw(), "svg").decode() for name, found in drawn.items()}
@@ -85,10 +83,9 @@ def report_html(ledger: Ledger, study: str) -> str:
 
 
 def _tables(snapshot: Snapshot) -> dict[str, Table]:
-    """The tables by the names of their files: results, configurations, and conditions where they
-    differ.
+    """Tables by file name: results, configurations, and conditions if there are several.
 
-    (Where every configuration changes the task, the results are the conditions.)
+    (If every configuration changes the task, the results are a table of conditions.)
     """
     tables = {"results": results_of(snapshot), "configurations": configurations_of(snapshot)}
     if len(snapshot.conditions.all) > 1 and not snapshot.conditions.is_split:
@@ -101,19 +98,19 @@ def _write_tables(
 ) -> list[Path]:
     written: dict[str, str] = {}
     for name, table in tables.items():
-        is_small = len(table.cells) <= _FEW
+        is_small = len(table.cells) <= _MAX_ROWS
         for form in ("csv", "md", "tex") if is_small else ("csv",):
             written[f"{name}.{form}"] = table.render(form)
     written["ranks.csv"] = ranks.frame.to_csv(index=False, lineterminator="\n")
     for name, found in drawn.items():
-        if name not in tables:  # those have the same numbers
+        if name not in tables:  # which has the same numbers
             written[f"{name}.csv"] = found.numbers().to_csv(index=False, lineterminator="\n")
     for name, text in written.items():
         write_text(folder / name, text)
     return [folder / name for name in written]
 
 
-# ---------------------------------------------------------------- the page
+# ---------------------------------------------------------------- HTML
 
 
 def _report(
@@ -160,14 +157,14 @@ def _top(snapshot: Snapshot) -> str:
     ]
     if not summary.is_finished(snapshot):
         parts.append(
-            '<p class="lead warn">This study is not finished: numbers may still change. '
+            '<p class="lead warn">This study has not finished; numbers may change. '
             f"{escape(summary.progress(snapshot))}</p>"
         )
     if record.spec.get("final"):
         of = record.spec["final"]
         parts.append(
-            f"<p>A final run: the best configuration of {escape(str(of.get('method')))} in study "
-            f"{escape(str(of.get('of')))}, retrained on fresh seeds.</p>"
+            f"<p>Final run: the best configuration of {escape(str(of.get('method')))} in study "
+            f"{escape(str(of.get('of')))}, retrained on new seeds.</p>"
         )
     return "\n".join(filter(None, parts))
 
@@ -181,23 +178,20 @@ def _results(snapshot: Snapshot, results: Table, ranks: Ranks) -> str:
 def _conditions(table: Table | None) -> str:
     if table is None:
         return ""
-    more = len(table.cells) - _FEW
+    more = len(table.cells) - _MAX_ROWS
     note = f'<p class="note">… and {more} more in the CSV file.</p>' if more > 0 else ""
-    return html.table_html(table, _FEW) + note
+    return html.table_html(table, _MAX_ROWS) + note
 
 
 def _ranks(ranks: Ranks) -> str:
     if ranks.blocks < 2 or len(ranks.frame) < 2:
         return ""
     friedman = (
-        ""
-        if math.isnan(ranks.friedman_p)
-        else f" Friedman's test that all methods are alike: {p_clause(ranks.friedman_p)}."
+        "" if math.isnan(ranks.friedman_p) else f" Friedman test: {p_clause(ranks.friedman_p)}."
     )
     note = (
-        "Rank of each method's best configuration within a seed, averaged over the "
-        f"{ranks.blocks} seeds "
-        f"that all methods share (1 is best).{friedman}"
+        "Rank of each method's best configuration per seed (1 is best), averaged over "
+        f"{ranks.blocks} common seeds.{friedman}"
     )
     return (
         f"<details><summary>ranks over seeds</summary>{html.frame_html(ranks.frame)}"
@@ -207,11 +201,15 @@ def _ranks(ranks: Ranks) -> str:
 
 def _configurations(configurations: Table) -> str:
     total = len(configurations.cells)
-    more = "" if total <= _FEW else f", the first {_FEW} here, all in tables/configurations.csv"
+    more = (
+        ""
+        if total <= _MAX_ROWS
+        else f", the first {_MAX_ROWS} here, all in tables/configurations.csv"
+    )
     is_open = " open" if total <= 30 else ""
     return (
         f"<details{is_open}><summary>{total} configurations{more}</summary>"
-        f"{html.table_html(configurations, _FEW)}</details>"
+        f"{html.table_html(configurations, _MAX_ROWS)}</details>"
     )
 
 
@@ -221,12 +219,12 @@ def _failures(snapshot: Snapshot) -> str:
     ]
     if not failed:
         return ""
-    rows = "\n".join(_failure(snapshot, replicate) for replicate in failed[:_FEW])
-    more = f"<p>… and {len(failed) - _FEW} more.</p>" if len(failed) > _FEW else ""
+    rows = "\n".join(_failure(snapshot, replicate) for replicate in failed[:_MAX_ROWS])
+    more = f"<p>… and {len(failed) - _MAX_ROWS} more.</p>" if len(failed) > _MAX_ROWS else ""
     return (
-        f"<p>{len(failed)} of {len(snapshot.replicates)} replicates failed. Their "
-        "configurations keep the "
-        'mean of the others and are never chosen as best.</p><div class="scroll"><table><thead>'
+        f"<p>{len(failed)} of {len(snapshot.replicates)} replicates failed. Their configurations "
+        "show the mean of the other replicates and are never selected as best.</p>"
+        '<div class="scroll"><table><thead>'
         '<tr><th>method</th><th>configuration</th><th class="number">seed</th><th>reason</th></tr>'
         f"</thead><tbody>{rows}</tbody></table></div>{more}"
     )
@@ -234,10 +232,10 @@ def _failures(snapshot: Snapshot) -> str:
 
 def _failure(snapshot: Snapshot, replicate: ReplicateRecord) -> str:
     lines = [line for line in replicate.reason.strip().splitlines() if line.strip()]
-    # The last line of a traceback says what happened.
-    reason = escape(lines[-1].strip()) if lines else "no reason was recorded"
+    # The last line of a traceback is the error.
+    reason = escape(lines[-1].strip()) if lines else "no reason recorded"
     if len(lines) > 1:
-        reason += f"<details><summary>whole text</summary><pre>{escape(replicate.reason)}</pre>"
+        reason += f"<details><summary>details</summary><pre>{escape(replicate.reason)}</pre>"
         reason += "</details>"
     configuration = snapshot.by_key[replicate.configuration]
     return (
@@ -262,7 +260,7 @@ def _setup(snapshot: Snapshot) -> list[tuple[str, str]]:
         ("inputs", ", ".join(f"{name} {_shape(s)}" for name, s in inputs.items())),
         ("modalities", ", ".join(modalities) if modalities != list(inputs) else ""),
         ("data fingerprint", _fingerprint(snapshot)),
-        ("objective", ", ".join(metric_words(name) for name in snapshot.objectives)),
+        ("objective", ", ".join(metric_name(name) for name in snapshot.objectives)),
         ("seeds", ", ".join(map(str, record.spec.get("seeds") or ()))),
         ("seeds of searches", _staged(record.spec.get("replicates"))),
         ("training", _pairs(training)),
@@ -270,18 +268,16 @@ def _setup(snapshot: Snapshot) -> list[tuple[str, str]]:
         ("replicates", summary.progress(snapshot)),
         ("reused from other studies", str(reused) if reused else ""),
         ("device time", _duration(record.device_seconds)),
-        ("wall time", _duration(record.wall_seconds)),
+        ("wall-clock time", _duration(record.wall_seconds)),
         ("first started", _moment(record.created)),
-        ("last changed", _moment(record.updated)),
+        ("last updated", _moment(record.updated)),
         ("versions", ", ".join(f"{n} {details[n]}" for n in _VERSIONS if details.get(n))),
         ("code", str(details.get("git") or "")),
     ]
 
 
 def _fixed_options(snapshot: Snapshot) -> dict[str, Any]:
-    """The task's options that hold for all configurations; where some leave the task alone, all of
-    them.
-    """
+    """The task options shared by all configurations; all of them if some have the task as given."""
     options = dict(snapshot.record.details.get("task_options") or {})
     if snapshot.conditions.is_split:
         return {n: v for n, v in options.items() if n not in snapshot.conditions.varied}
@@ -302,15 +298,15 @@ def _varied_options(snapshot: Snapshot) -> str:
 
 
 def _staged(replicates: Mapping[str, Any] | None) -> str:
-    """How a study staged its seeds."""
+    """How seeds were staged."""
     if not replicates:
         return ""
     first, kept = replicates["start"], 100 * replicates["keep"]
-    return f"the first {first} for every configuration, all for the best {kept:g} % of each batch"
+    return f"{first} for every configuration, all for the best {kept:g} % of each batch"
 
 
 def _fingerprint(snapshot: Snapshot) -> str:
-    """Of the task as given: empty where no configuration has met that data."""
+    """Fingerprint of the data with the task as given; "" if no configuration used it."""
     if snapshot.conditions.is_split:
         return ""
     return str(snapshot.record.details.get("fingerprint") or "")
@@ -328,11 +324,11 @@ def _reproduce(snapshot: Snapshot) -> str:
     if not snapshot.conditions.is_split:
         lines.append(f"modmix best {record.name}")
     fingerprint = _fingerprint(snapshot)
-    data = f" The data it ran on has the fingerprint {escape(fingerprint)}." if fingerprint else ""
+    data = f" Data fingerprint: {escape(fingerprint)}." if fingerprint else ""
     return (
-        f"<p>Save the study file below as <code>{escape(name)}</code>. The same command starts or "
-        f"continues the study and trains nothing twice; the seeds above fix initial weights and "
-        f"batches.{data}</p><pre>{escape(chr(10).join(lines))}</pre>"
+        f"<p>Save the study file below as <code>{escape(name)}</code> and run the commands. Seeds "
+        f"determine initial weights and batches.{data}</p>"
+        f"<pre>{escape(chr(10).join(lines))}</pre>"
     )
 
 

@@ -1,4 +1,4 @@
-"""The numbers behind the figures of searches: progress, importance, two objectives."""
+"""Data of search figures: progress, importance, trade-offs between two objectives."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IMPORTANCE_METHOD = (
     "(corrected ratio ε²), main effects only"
 )
 _BINS = 5
-_FEWEST = 10  # configurations below which an importance says nothing
+_MIN_CONFIGURATIONS = 10  # fewer give no meaningful importance
 
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -36,8 +36,9 @@ def _canonical(value: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """One method's search: each configuration's objective, and the best so far. NaN: no value
-    yet.
+    """One method's search: the objective of each configuration, and the best so far.
+
+    NaN for configurations without a value.
     """
 
     method: str
@@ -72,14 +73,13 @@ class SearchHistory:
 
 
 def search_history(snapshot: Snapshot, part: str) -> SearchHistory:
-    """What a search found, in order of asking: means of the first objective over replicates.
+    """The progress of a search: means of the first objective, in order of proposal.
 
-    A pruned configuration shows the value the sampler was told; it never becomes the best so far,
-    and neither does one with fewer seeds than others of its search. A search that changes the
-    task's options has no best so far.
+    Pruned configurations have the value told to the sampler. They do not count for the best so far,
+    nor do those with fewer seeds than others. A search over task options has no best so far.
 
     Raises:
-        InputError: the part is no search.
+        InputError: the part has no search.
     """
     spec = snapshot.parts.get(part)
     if spec is None or not spec.get("search"):
@@ -105,13 +105,13 @@ def search_history(snapshot: Snapshot, part: str) -> SearchHistory:
         )
         seeds = np.array([len(snapshot.replicates_of.get(e.configuration, ())) for e in mine])
         full = np.where(pruned | (seeds < seeds.max()), np.nan, values)
-        met = {
+        conditions = {
             snapshot.conditions.of[e.configuration]
             for e in mine
             if e.configuration in snapshot.by_key
         }
-        if len(met) > 1:
-            full[:] = np.nan  # configurations on different data have no best
+        if len(conditions) > 1:
+            full[:] = np.nan  # different data: not comparable
         running = np.fmax if higher_is_better(metric) else np.fmin
         traces.append(
             Trace(
@@ -135,11 +135,11 @@ def search_history(snapshot: Snapshot, part: str) -> SearchHistory:
 
 @dataclass(frozen=True, kw_only=True)
 class Importance:
-    """One method's hyperparameters in one part, by how much of the objective they explain.
+    """Importance of one method's hyperparameters in one part.
 
-    ``share`` is ε² (Kelley 1935): the variance between bins as a share of all, corrected for what
-    bins of noise would show, not below 0. Main effects only; shares need not add up to 1.
-    ``correlation`` is Spearman's rank correlation with the objective, NaN for words.
+    ``share`` is ε² (Kelley 1935): the fraction of the objective's variance between bins of the
+    hyperparameter, corrected for chance, at least 0. Main effects only; shares need not sum to 1.
+    ``correlation`` is Spearman's rank correlation with the objective, NaN for categories.
     """
 
     part: str
@@ -151,31 +151,31 @@ class Importance:
 
 
 def importance(snapshot: Snapshot) -> list[Importance]:
-    """Importance per part and method, where it means something.
+    """Importance by part and method, of at least ten configurations and two hyperparameters.
 
-    That is, where at least ten configurations are finished and two hyperparameters vary. (What a
-    single one does, its curve shows better.) Configurations of different parts are not mixed: each
-    part has its own fixed settings.
+    Parts are not mixed, since each has its own fixed settings.
     """
     found = []
     for part in snapshot.parts:
-        asked: dict[str, set[str]] = {}
+        proposed: dict[str, set[str]] = {}
         for entry in snapshot.entries:
             if entry.part == part:
-                asked.setdefault(entry.method, set()).add(entry.configuration)
+                proposed.setdefault(entry.method, set()).add(entry.configuration)
         for method in snapshot.methods:
-            one = _importance(snapshot, part, method, asked.get(method, set()))
+            one = _importance(snapshot, part, method, proposed.get(method, set()))
             found += [one] if one is not None else []
     return found
 
 
-def _importance(snapshot: Snapshot, part: str, method: str, asked: set[str]) -> Importance | None:
+def _importance(
+    snapshot: Snapshot, part: str, method: str, proposed: set[str]
+) -> Importance | None:
     means = snapshot.means(snapshot.objectives[0])
     configurations = [
-        p for p in snapshot.configurations if p.key in asked and math.isfinite(means[p.key])
+        p for p in snapshot.configurations if p.key in proposed and math.isfinite(means[p.key])
     ]
     values = np.array([means[p.key] for p in configurations])
-    if len(configurations) < _FEWEST or ties.is_tie(values.min(), values.max()):
+    if len(configurations) < _MIN_CONFIGURATIONS or ties.is_tie(values.min(), values.max()):
         return None
     rows = []
     for name in sorted({name for p in configurations for name in p.params}):
@@ -238,22 +238,22 @@ def _share(settings: Sequence[Any], values: Floats) -> float:
 
 
 def _bins(settings: Sequence[Any]) -> list[int]:
-    """Five bins of equal counts for numbers of many values, one bin per value otherwise.
+    """Five bins of equal counts for numbers with many values, otherwise one bin per value.
 
-    Configurations that do not have the hyperparameter (it is conditional, or null) form a bin.
+    Configurations without the hyperparameter (conditional or null) form a bin.
     """
     given = [s for s in settings if s is not None]
-    words = {_canonical(setting) for setting in given}
-    if len(words) <= _BINS or not _is_numeric(given):
-        places = {word: i for i, word in enumerate(sorted(words))}
-        return [-1 if s is None else places[_canonical(s)] for s in settings]
+    distinct = {_canonical(setting) for setting in given}
+    if len(distinct) <= _BINS or not _is_numeric(given):
+        indices = {value: i for i, value in enumerate(sorted(distinct))}
+        return [-1 if s is None else indices[_canonical(s)] for s in settings]
     ranks = pd.Series([math.nan if s is None else float(s) for s in settings]).rank()
     bins = ((ranks - 0.5) * _BINS // len(given)).clip(upper=_BINS - 1)
     return [int(b) for b in bins.fillna(-1)]
 
 
 def _correlation(settings: Sequence[Any], values: Floats) -> float:
-    """Spearman's correlation over the configurations that have the hyperparameter."""
+    """Spearman's correlation over configurations with the hyperparameter."""
     kept = [i for i, s in enumerate(settings) if s is not None]
     given = [settings[i] for i in kept]
     if len(kept) < 3 or not _is_numeric(given) or len(set(given)) < 2:
@@ -267,7 +267,7 @@ def _correlation(settings: Sequence[Any], values: Floats) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class TradeOff:
-    """All complete configurations on two objectives; ``front``: no other is as good on both."""
+    """Complete configurations on two objectives; ``front`` marks the Pareto front."""
 
     title: str
     metrics: tuple[str, str]
@@ -290,9 +290,9 @@ class TradeOff:
 
 
 def trade_off(snapshot: Snapshot) -> TradeOff:
-    """The configurations of a study with two objectives, and which form the Pareto front.
+    """The complete configurations of a study with two objectives, and its Pareto front.
 
-    Of a study that changes its task only the configurations with the task as given.
+    Only those with the task as given, if others change its options.
 
     Raises:
         InputError: the study has one objective.
@@ -300,8 +300,8 @@ def trade_off(snapshot: Snapshot) -> TradeOff:
     if len(snapshot.objectives) != 2:
         raise InputError(f"a trade-off needs two objectives, study {snapshot.name!r} has one")
     first, second = snapshot.objectives
-    whole = snapshot.conditions.whole
-    configurations = snapshot.conditions.members[whole] if whole else ()
+    main = snapshot.conditions.main
+    configurations = snapshot.conditions.members[main] if main else ()
     keys = [p.key for p in configurations if p.key in snapshot.complete]
     columns = [snapshot.means(first), snapshot.means(second)]
     values = np.array([[column[key] for column in columns] for key in keys]).reshape(-1, 2)
@@ -320,7 +320,7 @@ def trade_off(snapshot: Snapshot) -> TradeOff:
 
 
 def _front(costs: Floats) -> Flags:
-    """Which rows no other row beats (as good on both, better on one); equal rows all stay."""
+    """Rows not dominated by another one (as good on both, better on one); keeps ties."""
     front = np.zeros(len(costs), dtype=bool)
     best = math.inf
     order = np.lexsort((costs[:, 1], costs[:, 0]))

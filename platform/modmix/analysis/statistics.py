@@ -1,14 +1,12 @@
-"""Intervals, paired tests, corrections and ranks on plain numbers.
+"""Intervals, paired tests, corrections and ranks; plain numbers in and out.
 
-What every function here does with hard input:
+Edge cases, for all functions:
 
-    n = 0 or 1      no spread, no interval, no p value: NaN
-    all equal       standard deviation 0 and an interval of no width (the formula's value)
-    equal pairs     all differences 0: p = 1
-    equal gaps      all differences equal but not 0: the t test has no variance to judge by, so
-                    its p value is NaN, not the 0 of the formula's limit
-    NaN             an undefined value makes the result NaN; it is never silently dropped, for a
-                    mean over fewer seeds would look like a mean over all of them
+    n = 0 or 1       standard deviation, interval and p value are NaN
+    constant values  standard deviation 0, interval of width 0
+    no differences   p = 1
+    constant nonzero differences   the t test has no variance: p is NaN, not the limit 0
+    NaN              makes the result NaN; values are never dropped silently
 
 Intervals are two-sided at ``level`` (0.95). Standard deviations divide by n - 1.
 """
@@ -32,7 +30,7 @@ from modmix.base import ties
 Floats = NDArray[np.float64]
 
 LEVEL = 0.95
-_EXACT = 14  # up to so many pairs the signed-rank test counts all 2^n signs
+_EXACT = 14  # most pairs for which the signed-rank test enumerates all 2^n signs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +44,7 @@ class Estimate:
     ci_high: float
 
 
-NOTHING = Estimate(n=0, mean=math.nan, std=math.nan, ci_low=math.nan, ci_high=math.nan)
+NO_ESTIMATE = Estimate(n=0, mean=math.nan, std=math.nan, ci_low=math.nan, ci_high=math.nan)
 
 
 def t_quantile(n: Floats, level: float = LEVEL) -> Floats:
@@ -56,7 +54,7 @@ def t_quantile(n: Floats, level: float = LEVEL) -> Floats:
 
 
 def _is_flat(values: Floats) -> bool:
-    """Whether values differ by rounding alone (percentages of counts are rarely exact)."""
+    """Whether values are equal up to rounding."""
     return ties.is_tie(float(values.min()), float(values.max()))
 
 
@@ -69,7 +67,7 @@ def estimate(values: Sequence[float], level: float = LEVEL) -> Estimate:
     """
     x = np.asarray(values, dtype=np.float64)
     if x.size == 0:
-        return NOTHING
+        return NO_ESTIMATE
     if not np.isfinite(x).all():
         mean = ties.mean(x.tolist())
         return Estimate(n=x.size, mean=mean, std=math.nan, ci_low=math.nan, ci_high=math.nan)
@@ -90,8 +88,8 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """The BCa bootstrap interval of the mean (Efron 1987).
 
-    With fewer than about ten values it is too narrow (five values have only 126 different
-    resamples): the t interval stays the first choice for replicates.
+    Too narrow for fewer than about ten values (five have only 126 different resamples), where the
+    t interval is preferable.
     """
     x = np.asarray(values, dtype=np.float64)
     if x.size < 2 or not np.isfinite(x).all():
@@ -111,12 +109,12 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-# ---------------------------------------------------------------- two methods, the same seeds
+# ---------------------------------------------------------------- two methods, common seeds
 
 
 @dataclass(frozen=True, kw_only=True)
 class Paired:
-    """Two methods compared on the seeds they share.
+    """Paired comparison of two methods on their common seeds.
 
     ``difference`` is the mean of first minus second in the metric's unit (percentage points of
     error for errors), with its t interval; ``t_p`` and ``wilcoxon_p`` are two-sided.
@@ -132,10 +130,7 @@ class Paired:
 
 
 def paired(first: Mapping[int, float], second: Mapping[int, float], level: float = LEVEL) -> Paired:
-    """Compare two methods seed by seed; seeds that only one of them has do not count.
-
-    Values that are equal up to rounding have no difference (see `modmix.base.ties`).
-    """
+    """Compare two methods on their common seeds; ties (`modmix.base.ties`) have no difference."""
     seeds = sorted(set(first) & set(second))
     gaps = [
         0.0 if ties.is_tie(first[seed], second[seed]) else first[seed] - second[seed]
@@ -165,8 +160,7 @@ def _t_p(gaps: Estimate) -> float:
 def wilcoxon_p(gaps: Sequence[float]) -> float:
     """Wilcoxon's signed-rank test, two-sided: exact up to 14 differences, normal beyond.
 
-    Zero differences are left out, tied ones share their rank. With five seeds no p value can be
-    below 0.0625.
+    Zero differences are dropped, ties share their mean rank. With five seeds p is at least 0.0625.
     """
     d = np.asarray(gaps, dtype=np.float64)
     if d.size < 2 or not np.isfinite(d).all():
@@ -184,7 +178,7 @@ def wilcoxon_p(gaps: Sequence[float]) -> float:
 
 
 def _shared_ranks(values: NDArray[Any]) -> Floats:
-    """Ranks from 1, equal values sharing the mean of theirs."""
+    """Ranks from 1; ties get their mean rank."""
     _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return np.asarray((last - (counts - 1) / 2)[places], dtype=np.float64)
@@ -197,7 +191,7 @@ def _signs(size: int) -> Floats:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's correction: p values that hold jointly. NaN stays NaN and does not count.
+    """Holm's correction for multiple tests. NaN stays NaN and is not counted.
 
     Example:
         >>> holm([0.01, 0.04, 0.03])
@@ -212,12 +206,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-# ---------------------------------------------------------------- many methods, many blocks
+# ---------------------------------------------------------------- many methods
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """Mean ranks over blocks (1 is best), and Friedman's p that all methods are alike."""
+    """Mean ranks over blocks (1 is best), and the p value of Friedman's test."""
 
     frame: pd.DataFrame  # method, rank/mean, rank/std, wins, n; best first
     blocks: int
@@ -227,10 +221,11 @@ class Ranks:
 def mean_ranks(
     values: Mapping[str, Mapping[Any, float]], *, higher_is_better: bool = False
 ) -> Ranks:
-    """Rank methods inside each block (a seed, a task, a study) and average the ranks.
+    """Rank methods within each block (a seed, a task, a study) and average the ranks.
 
-    ``values`` maps method -> block -> value. Only blocks in which every method has a finite value
-    count; tied methods share their rank, and a shared first place is no win for either.
+    Args:
+        values: method -> block -> value. Only blocks with finite values of all methods count. Ties
+            share their mean rank; a tie for first place is not a win.
     """
     table = pd.DataFrame({m: pd.Series(dict(v), dtype=float) for m, v in values.items()})
     table = table.loc[np.isfinite(table.to_numpy(dtype=np.float64)).all(axis=1)]

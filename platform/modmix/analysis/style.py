@@ -1,4 +1,4 @@
-"""How figures look, the same everywhere: colours, sizes, titles, legends, files."""
+"""The style of figures: colours, sizes, titles, legends, files."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from matplotlib.transforms import ScaledTranslation, blended_transform_factory
 
 from modmix.base.errors import InputError
 
-# Okabe and Ito's colours, told apart by colour-blind readers; markers repeat the difference.
+# Okabe and Ito's colour-blind safe palette; markers differ too.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5fb5", "#8c6d31")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 DASHES: tuple[tuple[int, tuple[float, ...]], ...] = (
     (0, ()), (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (3, 1, 1, 1, 1, 1)),
 )  # fmt: skip
-INK = "#262626"  # text and axes; the report replaces it by its own colour
-FAINT = "#9a9a9a"  # grids and what stands behind
-PAPER = "#ffffff"  # the background; the report replaces it, too
+INK = "#262626"  # text and axes; replaced in the report
+FAINT = "#9a9a9a"  # grids and background lines
+PAPER = "#ffffff"  # background; replaced in the report
 WIDTH = 5.6  # inches
 DPI = 200
 
@@ -48,32 +48,34 @@ STYLE: Any = {
     "axes.linewidth": 0.8,
     "axes.titlelocation": "left",
     "legend.frameon": False,
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same on every machine
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so the same everywhere
     "svg.hashsalt": "modmix",
     "svg.fonttype": "path",
-    "text.parse_math": False,  # a "$" in a title is a dollar
+    "text.parse_math": False,  # "$" is literal
 }
 
 
 @dataclass(frozen=True)
-class Look:
-    """How a method is drawn, the same in every figure of a study."""
+class MethodStyle:
+    """Colour and marker of a method in all figures of a study."""
 
     colour: str
     marker: str
 
 
-def looks(methods: Sequence[str]) -> dict[str, Look]:
-    """One look per method, by its place in the study."""
+def method_styles(methods: Sequence[str]) -> dict[str, MethodStyle]:
+    """The style of each method, by its position in the study."""
     return {
-        method: Look(PALETTE[i % len(PALETTE)], MARKERS[(i + i // len(PALETTE)) % len(MARKERS)])
+        method: MethodStyle(
+            PALETTE[i % len(PALETTE)], MARKERS[(i + i // len(PALETTE)) % len(MARKERS)]
+        )
         for i, method in enumerate(methods)
     }
 
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Draw in modmix's style, not a matplotlibrc's; settings are as before afterwards."""
+    """A context with modmix's matplotlib settings, whatever a matplotlibrc says."""
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE)
@@ -81,14 +83,14 @@ def styled() -> Iterator[None]:
 
 
 def new_figure(height: float) -> Figure:
-    """An empty figure of the common width, with a canvas of its own."""
+    """An empty figure of the common width, with its own canvas."""
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def heading(ax: Axes, title: str, notes: Sequence[str] = ()) -> None:
-    """A title, and under it in small print how to read the figure."""
+    """A title, with notes in small print below."""
     note = "; ".join(note for note in notes if note)
     ax.set_title(title, pad=15 if note else 6)
     if note:
@@ -99,7 +101,7 @@ def heading(ax: Axes, title: str, notes: Sequence[str] = ()) -> None:
 
 
 def wide_heading(ax: Axes, title: str, notes: Sequence[str] = ()) -> None:
-    """As `heading`, from the figure's left edge: for axes that long labels push to the right."""
+    """`heading` from the figure's left edge, for axes with long tick labels."""
     figure = ax.get_figure(root=True)
     assert figure is not None
     ax.set_title(" ", pad=26)  # room for both lines
@@ -115,11 +117,11 @@ def wide_heading(ax: Axes, title: str, notes: Sequence[str] = ()) -> None:
 def legend_below(
     ax: Axes, handles: Sequence[Any], drop: float = 36.0, *, is_wide: bool = False
 ) -> None:
-    """A legend under the axes, where it covers no value.
+    """A legend below the axes.
 
     Args:
-        drop: how far below, in configurations: the height of the axis' numbers and label.
-        is_wide: whether it begins at the figure's left edge and not at the axis'.
+        drop: distance below the axes, in points: the height of tick labels and axis label.
+        is_wide: start at the figure's left edge rather than at that of the axes.
     """
     if not handles:
         return
@@ -136,13 +138,13 @@ def legend_below(
 
 
 def legend_columns(labels: Sequence[str]) -> int:
-    """Columns that fit under an axis of the common width."""
+    """Number of columns that fit below axes of the common width."""
     widest = max((len(label) for label in labels), default=1)
     return max(1, min(len(labels), 84 // (widest + 8)))
 
 
 def height_with_legend(labels: Sequence[str]) -> float:
-    """Inches for a figure whose legend has these labels, so that many take nothing from it."""
+    """Height of a figure with a legend of these labels, in inches."""
     rows = -(-len(labels) // legend_columns(labels)) if labels else 0
     return 3.1 + 0.18 * max(rows, 2)
 
@@ -152,8 +154,8 @@ def horizontal_grid(ax: Axes) -> None:
     ax.set_axisbelow(True)
 
 
-def say_empty(ax: Axes) -> None:
-    """Say that there is nothing to draw yet, instead of an empty frame."""
+def draw_empty(ax: Axes) -> None:
+    """Write that there is nothing to draw yet."""
     ax.annotate(
         "nothing finished yet", (0.5, 0.5), xycoords="axes fraction", ha="center", va="center",
         fontsize=9, color=INK, alpha=0.7,
@@ -169,7 +171,7 @@ def to_bytes(figure: Figure, form: str) -> bytes:
         raise InputError(f"a figure's format must be png or svg, got {form!r}")
     buffer = io.BytesIO()
     with styled(), warnings.catch_warnings():
-        # A title in a script that the font lacks shows boxes; that is no reason to warn or fail.
+        # Characters that the font lacks are drawn as boxes.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(buffer, format=form, metadata=metadata[form])
     return buffer.getvalue()

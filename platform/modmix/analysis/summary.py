@@ -1,4 +1,4 @@
-"""A study in words: who wins and by how much, what is still missing, how to do it again."""
+"""The report's summary: the best method and its lead with statistics, progress, ranks."""
 
 from __future__ import annotations
 
@@ -8,46 +8,45 @@ from collections.abc import Sequence
 
 from modmix.analysis import statistics
 from modmix.analysis.best import default_metrics, undefined
-from modmix.analysis.comparisons import Comparison, common, contests_of, ranks_over
+from modmix.analysis.comparisons import Comparison, common, comparisons_of, ranks_over
 from modmix.analysis.frames import Snapshot
 from modmix.analysis.labels import (
     higher_is_better,
     interval_text,
+    metric_name,
     metric_text,
-    metric_words,
     p_clause,
     unit,
 )
-from modmix.analysis.tables import Row, behind, result_rows, winner_of
+from modmix.analysis.tables import Row, gap_to, result_rows, winner_of
 from modmix.base import ties
 
 
 def headline(snapshot: Snapshot, metric: str | None = None) -> str:
-    """Which method wins on test, by how much, and whether chance would do.
+    """The method with the best test mean, and its paired comparison with the next method.
 
-    The winner is the method whose best configuration (chosen on validation) has the best test mean;
-    it is compared with the next *method*, seed by seed. Where some configurations change the task's
-    options, this is about the task as given; where all do, about how many of the conditions each
-    wins.
+    Each method is represented by its best configuration on validation. If some configurations
+    change the task's options, only those with the task as given count; if all do, the summary
+    counts the conditions that each method wins.
     """
     shown = metric or default_metrics(snapshot)[0]
     if snapshot.conditions.is_split:
         return _over_conditions(snapshot, shown)
-    sentence = _of_whole(snapshot, shown)
+    sentence = _of_main(snapshot, shown)
     if len(snapshot.conditions.all) > 1:
-        return f"With the task as the study file gives it: {sentence}"
+        return f"With the study file's task options: {sentence}"
     return sentence
 
 
-def _of_whole(snapshot: Snapshot, shown: str) -> str:
+def _of_main(snapshot: Snapshot, shown: str) -> str:
     rows = result_rows(snapshot, shown)
     winner = winner_of(rows, shown)
     if winner is None and rows:
-        return f"No finished configuration has a {metric_words(shown)}. {progress(snapshot)}"
+        return f"No finished configuration has a {metric_name(shown)}. {progress(snapshot)}"
     if winner is None and snapshot.complete:
         return f"{undefined(snapshot)}. {progress(snapshot)}"
     if winner is None:
-        return f"No method has a configuration with all replicates done yet. {progress(snapshot)}"
+        return f"No configuration has finished all its replicates yet. {progress(snapshot)}"
     value = winner.best.estimates[shown]
     word = "highest" if higher_is_better(shown) else "lowest"
     interval = (
@@ -59,39 +58,38 @@ def _of_whole(snapshot: Snapshot, shown: str) -> str:
     others = [row for row in rows if row.best.method != winner.best.method]
     second = winner_of(others, shown)
     if second is None:
-        return f"{winner.label} reaches {number} {metric_words(shown)} ({interval})."
-    first = f"{winner.label} has the {word} {metric_words(shown)}: {number} ({interval})"
+        return f"{winner.label} reaches {number} {metric_name(shown)} ({interval})."
+    first = f"{winner.label} has the {word} {metric_name(shown)}: {number} ({interval})"
     return f"{first}, {_distance(second, shown)} {_validation(rows, winner)}".strip()
 
 
 def _over_conditions(snapshot: Snapshot, metric: str) -> str:
-    """The headline where every configuration changes the task: wins over conditions and mean
-    ranks.
-    """
-    comparisons = contests_of(snapshot, metric)
+    """The headline if every configuration changes the task: wins per condition, mean ranks."""
+    comparisons = comparisons_of(snapshot, metric)
     found = ranks_over(comparisons)
     begin = (
-        "Every configuration changes the task's options, so methods compete in each of "
-        f"{len(comparisons)} conditions on their own."
+        "Every configuration changes the task's options, so methods are compared within each of "
+        f"{len(comparisons)} conditions."
     )
     if found.blocks == 0 or len(found.frame) < 2:
         return f"{begin} No condition has results of several methods yet. {progress(snapshot)}"
     full = common(comparisons, list(found.frame["method"]))
     wins = Counter(dict(zip(found.frame["method"], found.frame["wins"].tolist(), strict=True)))
-    (most, count), *rest = wins.most_common()  # of equals the one with the better rank
+    (most, count), *rest = wins.most_common()  # ties: the better mean rank
     others = ", ".join(f"{method} in {n}" for method, n in rest if n)
     which = f" that have results of all {len(wins)} methods" if len(full) < len(comparisons) else ""
     word = "highest" if higher_is_better(metric) else "lowest"
     clear = sum(_is_clear(one, most) for one in full)
     return (
-        f"{begin} {most} has the {word} {metric_words(metric)} in {count} of the {len(full)}{which}"
-        f"{f' ({others})' if others else ''}, in {clear} of them against every other method by "
-        f"more than chance (paired t tests, Holm-corrected, 5 % level); {_best_rank(found, most)}."
+        f"{begin} {most} has the {word} {metric_name(metric)} in {count} of the {len(full)}{which}"
+        f"{f' ({others})' if others else ''}; in {clear} of them it differs significantly from "
+        "every other method (paired t tests, Holm-corrected, 5 % level). "
+        f"{_best_rank(found, most)}."
     )
 
 
 def _is_clear(one: Comparison, method: str) -> bool:
-    """Whether a method is the best of a comparison and chance would explain no other's distance."""
+    """Whether a method is the best of a comparison and differs significantly from all others."""
     rest = [found for name, found in one.candidates.items() if name != method]
     return one.candidates[method].paired is None and all(found.p_holm < 0.05 for found in rest)
 
@@ -99,56 +97,51 @@ def _is_clear(one: Comparison, method: str) -> bool:
 def _best_rank(found: statistics.Ranks, most: str) -> str:
     methods, means = found.frame["method"].tolist(), found.frame["rank/mean"].tolist()
     friedman = (
-        ""
-        if math.isnan(found.friedman_p)
-        else f" (Friedman's test that all methods are alike: {p_clause(found.friedman_p)})"
+        "" if math.isnan(found.friedman_p) else f" (Friedman test: {p_clause(found.friedman_p)})"
     )
     if means[0] == means[1]:
-        level = " and ".join(m for m, mean in zip(methods, means, strict=True) if mean == means[0])
-        return f"{level} share the best mean rank, {means[0]:.2f}{friedman}"
-    who = "it also" if methods[0] == most else methods[0]
+        tied = " and ".join(m for m, mean in zip(methods, means, strict=True) if mean == means[0])
+        return f"{tied} share the best mean rank, {means[0]:.2f}{friedman}"
+    who = "It also" if methods[0] == most else methods[0]
     return (
-        f"{who} has the best mean rank, {means[0]:.2f}, before {methods[1]} with {means[1]:.2f}"
-        f"{friedman}"
+        f"{who} has the best mean rank, {means[0]:.2f}, followed by {methods[1]} with "
+        f"{means[1]:.2f}{friedman}"
     )
 
 
 def _distance(second: Row, metric: str) -> str:
-    """The end of the headline: how far ahead of the next method, and what that is worth."""
+    """The end of the headline: the lead over the next method, and its significance."""
     assert second.paired is not None
     test = second.paired
     if test.n == 0:
         return (
             f"ahead of {second.label} with "
-            f"{_with_unit(second.best.estimates[metric].mean, metric)}; they share no seed, so "
-            "they cannot be compared seed by seed."
+            f"{_with_unit(second.best.estimates[metric].mean, metric)}; they have no seed in "
+            "common for a paired test."
         )
-    gap, low, high = behind(test, metric)
+    gap, low, high = gap_to(test, metric)
     if ties.is_tie(gap, 0.0):
-        return f"level with {second.label}."
+        return f"equal to {second.label}."
     measure = " points" if unit(metric) == "%" else ""
     ahead = f"{metric_text(gap, metric)}{measure} ahead of {second.label}, the next method"
     if test.n == 1:
-        return f"{ahead}. With one seed nobody can tell this from chance."
+        return f"{ahead}. One common seed does not allow a test."
     interval = f"95 % CI {interval_text(low, high, metric)}"
     if math.isnan(second.p_holm):
         return f"{ahead} ({interval} over {test.n} common seeds; the t test is undefined here)."
-    judged = "more than chance" if second.p_holm < 0.05 else "chance could explain it"
+    verdict = "significant" if second.p_holm < 0.05 else "not significant"
     return (
         f"{ahead} ({interval}; paired t test over {test.n} common seeds, Holm-corrected "
-        f"{p_clause(second.p_holm)}, {judged} at the 5 % level)."
+        f"{p_clause(second.p_holm)}, {verdict} at the 5 % level)."
     )
 
 
 def _validation(rows: Sequence[Row], winner: Row) -> str:
-    """A warning where validation alone would have chosen another method."""
-    first = rows[0]  # rows come best validation first
+    """A note if validation would have chosen another method."""
+    first = rows[0]  # rows are sorted by validation
     if first.best.method == winner.best.method:
         return ""
-    return (
-        f"Validation alone ({metric_words(first.best.metric)}) would have chosen "
-        f"{first.best.method}."
-    )
+    return f"By {metric_name(first.best.metric)}, {first.best.method} would have been chosen."
 
 
 def _with_unit(value: float, metric: str) -> str:
@@ -166,19 +159,19 @@ def progress(snapshot: Snapshot) -> str:
 
 
 def is_finished(snapshot: Snapshot) -> bool:
-    """Whether the study has ended and nothing waits."""
+    """Whether the study has finished and every replicate has ended."""
     waiting = any(r.state in ("pending", "running", "interrupted") for r in snapshot.replicates)
     return snapshot.record.state == "finished" and not waiting
 
 
 def ranks(snapshot: Snapshot, metric: str | None = None) -> statistics.Ranks:
-    """Mean ranks of the methods' best configurations over the seeds that all of them share.
+    """Mean ranks of the methods' best configurations over their common seeds.
 
-    Where every configuration changes the task, they are over the conditions instead.
+    Over the conditions instead, if every configuration changes the task.
     """
     shown = metric or default_metrics(snapshot)[0]
     if snapshot.conditions.is_split:
-        return ranks_over(contests_of(snapshot, shown))
+        return ranks_over(comparisons_of(snapshot, shown))
     rows = [row for row in result_rows(snapshot, shown) if not row.part]
     return statistics.mean_ranks(
         {row.best.method: snapshot.by_seed(row.best.configuration, shown) for row in rows},

@@ -1,6 +1,4 @@
-"""The tables of a study: results (one row per method) and configurations (one row per
-configuration).
-"""
+"""The tables of a study: results per method, and all configurations."""
 
 from __future__ import annotations
 
@@ -16,14 +14,14 @@ import pandas as pd
 from modmix.analysis import statistics
 from modmix.analysis.best import (
     BestConfiguration,
+    best_index,
     best_of,
-    best_place,
     candidates,
     default_metrics,
-    not_ranked,
     undefined,
+    unranked_notes,
 )
-from modmix.analysis.comparisons import against_best, conditions_table, marks_of
+from modmix.analysis.comparisons import against_best, best_and_second, conditions_table
 from modmix.analysis.conditions import Condition
 from modmix.analysis.frames import STATISTICS, Snapshot, read, short
 from modmix.analysis.labels import (
@@ -32,52 +30,51 @@ from modmix.analysis.labels import (
     metric_label,
     metric_text,
     p_text,
-    parameter_words,
+    parameter_name,
     plus_minus,
     split_of,
     value_text,
 )
 from modmix.analysis.render import Cell, Table
 from modmix.base.errors import InputError
-from modmix.ledger import Ledger
+from modmix.ledger.ledger import Ledger
 
-# ---------------------------------------------------------------- the table of results
+# ---------------------------------------------------------------- results
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One row of the results: a method's best configuration, over the study or within one part."""
+    """One row of the results: a method's best configuration in the study or in one part."""
 
     label: str  # "mulmix", or "mulmix (beta_curve)"
     part: str  # "" over the whole study
     best: BestConfiguration
     n_candidates: int  # complete configurations it was chosen from
-    paired: statistics.Paired | None = None  # this row minus the best row; None for the best row
+    paired: statistics.Paired | None = None  # this minus the best row; None for the best row
     p_holm: float = math.nan
 
 
 def results_table(
     ledger: Ledger, study: str, metrics: Sequence[str] | None = None, by: str | None = None
 ) -> Table:
-    """The study's main table, made to be read like Table 2 of the paper.
+    """The main table of a study, like Table 2 of the paper.
 
-    One row per method: its best configuration over the whole study, chosen by the first objective
-    on validation, and that configuration's *test* metrics as mean ± standard deviation over the
-    seeds. A method that several parts asked for gets a further row per part where that part's best
-    configuration is another one, as "mulmix (defaults)": so the row of a method is what tuning
-    reached (MulMix* in Table 2) and a part with fixed settings stands beside it (MulMix).
+    One row per method: test metrics, as mean ± standard deviation over seeds, of its best
+    configuration by the first objective on validation. If the best configuration within a part is a
+    different one, it has a row of its own, such as "mulmix (defaults)": the tuned method (MulMix*
+    in Table 2) beside the one with fixed settings (MulMix).
 
-    Best is bold, second best italic, by test mean within each column. For the first metric a
-    paired t test over common seeds compares every row with the best one, Holm-corrected over the
-    rows. The paper's number stands beside ours where the study file states it.
+    Best is bold, second best italic, by test mean within each column. For the first metric, paired
+    t tests over common seeds compare every row with the best one, Holm-corrected over the rows. The
+    paper's numbers are shown if the study file has them.
 
-    Where some configurations change the task's options, the rows are about the task as given; where
-    every configuration does, the table has one row per condition instead (see `conditions`).
+    If some configurations change the task's options, the table has only those with the task as
+    given; if all do, it has one row per condition (see `conditions`).
 
     Args:
-        metrics: test metrics to show; by default the objectives' on test, the error, and for two
-            classes the AUC.
-        by: the validation metric that chooses; the first objective when None.
+        metrics: test metrics to show; by default the objectives, the error, and for two classes
+            the AUC.
+        by: the validation metric that selects; by default the first objective.
     """
     return results_of(read(ledger, study), metrics, by)
 
@@ -85,17 +82,17 @@ def results_table(
 def results_of(
     snapshot: Snapshot, metrics: Sequence[str] | None = None, by: str | None = None
 ) -> Table:
-    """`results_table` of what was read."""
+    """`results_table` of a snapshot."""
     shown = tuple(metrics) if metrics else default_metrics(snapshot)
     for metric in shown:
         if metric not in snapshot.metrics or split_of(metric) != "test":
             known = ", ".join(m for m in snapshot.metrics if split_of(m) == "test")
-            raise InputError(f"results show test metrics ({known}), got {metric!r}")
+            raise InputError(f"a results table shows test metrics ({known}), got {metric!r}")
     if snapshot.conditions.is_split:
         return replace(conditions_table(snapshot, shown, by), title=f"Results of {snapshot.name}")
     rows = result_rows(snapshot, shown[0], by)
-    varied = varied_parameters(snapshot, snapshot.conditions.whole)
-    marks = {m: marks_of([row.best.estimates[m].mean for row in rows], m) for m in shown}
+    varied = varied_parameters(snapshot, snapshot.conditions.main)
+    marks = {m: best_and_second([row.best.estimates[m].mean for row in rows], m) for m in shown}
     papers = {metric: [paper_number(snapshot, row, metric) for row in rows] for metric in shown}
     header = ["method", "n"]
     numeric = [False, True]
@@ -109,10 +106,10 @@ def results_of(
         if any(number is not None for number in papers[metric]):
             header.append("paper")
             columns.append([_paper_cell(number) for number in papers[metric]])
-    header += ["95 % CI", "behind the best (95 % CI)", "p (Holm)", "chosen"]
+    header += ["95 % CI", "gap to best (95 % CI)", "p (Holm)", "hyperparameters"]
     columns += [
         [_interval_cell(row, shown[0]) for row in rows],
-        [_behind_cell(row, shown[0]) for row in rows],
+        [_gap_cell(row, shown[0]) for row in rows],
         [_p_cell(row) for row in rows],
         [Cell(text=chosen_text(row.best, varied)) for row in rows],
     ]
@@ -128,13 +125,13 @@ def results_of(
 
 
 def result_rows(snapshot: Snapshot, metric: str, by: str | None = None) -> list[Row]:
-    """The rows of the results, best validation first, each compared with the best on ``metric``."""
-    whole = snapshot.conditions.whole
-    if whole is None:
+    """Rows of the results, sorted by validation, each compared with the best on ``metric``."""
+    main = snapshot.conditions.main
+    if main is None:
         return []
     rows: list[Row] = []
     by_part = {part: best_of(snapshot, by, part) for part in snapshot.parts}
-    n_candidates = {part: candidates(snapshot, whole, part) for part in (None, *snapshot.parts)}
+    n_candidates = {part: candidates(snapshot, main, part) for part in (None, *snapshot.parts)}
     for best in best_of(snapshot, by):
         method = best.method
         rows.append(Row(label=method, part="", best=best, n_candidates=n_candidates[None][method]))
@@ -155,13 +152,13 @@ def _compared(snapshot: Snapshot, rows: list[Row], metric: str) -> list[Row]:
 
 
 def winner_of(rows: Sequence[Row], metric: str) -> Row | None:
-    """The row with the best mean on ``metric``, the first of equals; None when no row has one."""
-    winner = best_place([row.best.estimates[metric].mean for row in rows], metric)
+    """The row with the best mean on ``metric``, the first of ties; None without any mean."""
+    winner = best_index([row.best.estimates[metric].mean for row in rows], metric)
     return None if winner is None else rows[winner]
 
 
-def behind(test: statistics.Paired, metric: str) -> tuple[float, float, float]:
-    """How much worse the first is than the second, with its interval; positive means worse."""
+def gap_to(test: statistics.Paired, metric: str) -> tuple[float, float, float]:
+    """How much worse the first is than the second, with interval; positive means worse."""
     if higher_is_better(metric):
         return -test.difference, -test.ci_high, -test.ci_low
     return test.difference, test.ci_low, test.ci_high
@@ -170,7 +167,7 @@ def behind(test: statistics.Paired, metric: str) -> tuple[float, float, float]:
 def varied_parameters(
     snapshot: Snapshot, condition: Condition | None = None
 ) -> dict[str, list[str]]:
-    """Per method the parameters that take more than one value, in the study or in a condition."""
+    """By method, the parameters with more than one value in the study or in a condition."""
     values: dict[str, dict[str, set[str]]] = {}
     for configuration in (
         snapshot.conditions.members[condition] if condition else snapshot.configurations
@@ -185,16 +182,15 @@ def varied_parameters(
 
 
 def chosen_text(best: BestConfiguration, varied: Mapping[str, Sequence[str]]) -> str:
-    """The hyperparameters that were chosen between: "β = 0.3, depth (hidden layers) = 1"."""
+    """The values of varied hyperparameters: "β = 0.3, depth = 1"."""
     names = [name for name in varied.get(best.method, ()) if name in best.params]
-    return ", ".join(f"{parameter_words(n)} = {value_text(best.params[n])}" for n in names)
+    return ", ".join(f"{parameter_name(n)} = {value_text(best.params[n])}" for n in names)
 
 
 def paper_number(snapshot: Snapshot, row: Row, metric: str) -> tuple[float, float] | None:
-    """The paper's mean and deviation (NaN when not given) for a row, or None.
+    """The paper's mean and standard deviation (NaN if not given) for a row, or None.
 
-    The study file names a row's label ("mulmix (defaults)") or, for the row over the whole study,
-    the method.
+    The study file gives them by the row's label, "mulmix (defaults)", or by method.
     """
     papers = snapshot.record.spec.get("paper") or {}
     stated = papers.get(row.label) or (papers.get(row.best.method) if not row.part else None)
@@ -213,7 +209,7 @@ def _mean_cell(row: Row, metric: str, mark: str) -> Cell:
 def _paper_cell(number: tuple[float, float] | None) -> Cell:
     if number is None:
         return Cell(text="–")
-    # As many decimals as the file gives: the paper's precision is part of its number.
+    # Keeps the decimals given in the study file.
     mean, std = (f"{value:.12g}" for value in number)
     return Cell(text=mean if math.isnan(number[1]) else f"{mean} ± {std}", sort=number[0])
 
@@ -223,10 +219,10 @@ def _interval_cell(row: Row, metric: str) -> Cell:
     return Cell(text=interval_text(found.ci_low, found.ci_high, metric), sort=found.ci_low)
 
 
-def _behind_cell(row: Row, metric: str) -> Cell:
+def _gap_cell(row: Row, metric: str) -> Cell:
     if row.paired is None:
         return Cell(text="–")
-    gap, low, high = behind(row.paired, metric)
+    gap, low, high = gap_to(row.paired, metric)
     if math.isnan(row.paired.std):
         return Cell(text=metric_text(gap, metric), sort=gap)
     text = f"{metric_text(gap, metric)} ({interval_text(low, high, metric)})"
@@ -263,13 +259,13 @@ def _results_frame(
 
 
 def _bootstrap(values: Sequence[float], metric: str) -> dict[str, float]:
-    """A second opinion on the interval, which assumes no normal distribution."""
+    """A bootstrap interval, which does not assume a normal distribution."""
     low, high = statistics.bootstrap_interval(values, np.random.default_rng(0))
     return {f"{metric}/bootstrap_low": low, f"{metric}/bootstrap_high": high}
 
 
-def _as_given(whole: Condition) -> str:
-    return whole.label.removesuffix("(as given)").strip()
+def _as_given(main: Condition) -> str:
+    return main.label.removesuffix("(as given)").strip()
 
 
 def _tests(rows: Sequence[Row]) -> list[str]:
@@ -277,7 +273,7 @@ def _tests(rows: Sequence[Row]) -> list[str]:
 
 
 def _record(row: Row, papers: Mapping[str, tuple[float, float] | None]) -> dict[str, Any]:
-    """One row for machines; ``difference`` is this row minus the best row."""
+    """One row of the frame; ``difference`` is this row minus the best row."""
     best = row.best
     record: dict[str, Any] = {"label": row.label, "method": best.method, "part": row.part}
     record |= {"n": best.n, "n_candidates": row.n_candidates}
@@ -303,51 +299,47 @@ def _record(row: Row, papers: Mapping[str, tuple[float, float] | None]) -> dict[
 def _results_notes(
     snapshot: Snapshot, rows: Sequence[Row], shown: Sequence[str], by: str | None
 ) -> tuple[str, ...]:
-    whole, conditions = snapshot.conditions.whole, snapshot.conditions.all
+    main, conditions = snapshot.conditions.main, snapshot.conditions.all
     if not rows:
         if snapshot.complete:
             return (f"{undefined(snapshot, by)}.",)
-        return ("No configuration has all its replicates done yet.",)
-    chooser = metric_label(by or snapshot.objectives[0])
+        return ("No configuration has finished all its replicates yet.",)
+    selection = metric_label(by or snapshot.objectives[0])
     notes = [
-        f"Configurations are chosen by {chooser}; test is only reported.",
+        f"Configurations are selected by {selection}.",
         "Mean ± standard deviation over n seeds.",
     ]
-    if whole is not None and len(conditions) > 1:
+    if main is not None and len(conditions) > 1:
         notes.append(
-            f"Configurations with the task as the study file gives it ({_as_given(whole)}); "
-            "the other "
-            f"{len(conditions) - 1} conditions are in the table of conditions."
+            f"Only configurations with the study file's task options ({_as_given(main)}); see the "
+            f"table of conditions for the other {len(conditions) - 1}."
         )
     counts = ", ".join(f"{row.label} {row.n_candidates}" for row in rows)
     if any(row.n_candidates > 1 for row in rows):
-        # Who may choose among more configurations has the better chance of a lucky one.
-        notes.append(f"Configurations that each was chosen from: {counts}.")
+        notes.append(f"Number of configurations each was selected from: {counts}.")
     if len(rows) > 1:
         notes.append(
-            f"95 % CI, distance and p value are for {metric_label(shown[0])}: paired t test "
-            "against the best row over common seeds, Holm-corrected."
+            f"95 % CI, gap and p value are for {metric_label(shown[0])}: paired t tests against "
+            "the best row over common seeds, Holm-corrected."
         )
-    return (*notes, *not_ranked(snapshot))
+    return (*notes, *unranked_notes(snapshot))
 
 
-# ---------------------------------------------------------------- the table of configurations
+# ---------------------------------------------------------------- configurations
 
 
 def configurations_table(ledger: Ledger, study: str) -> Table:
-    """Every configuration of the study, one row each, in order of asking. CSV is
-    `configurations_frame` itself.
-    """
+    """Every configuration of the study, in order of proposal; as CSV, `configurations_frame`."""
     return configurations_of(read(ledger, study))
 
 
 def configurations_of(snapshot: Snapshot) -> Table:
-    """`configurations_table` of what was read."""
+    """`configurations_table` of a snapshot."""
     frame = snapshot.configurations_table.reset_index(drop=True)
     varied = varied_parameters(snapshot)
     names = list(dict.fromkeys(n for mine in varied.values() for n in mine))
     metrics = list(dict.fromkeys([*snapshot.objectives, *default_metrics(snapshot)]))
-    header = ["method", *(parameter_words(n) for n in names), "n"]
+    header = ["method", *(parameter_name(n) for n in names), "n"]
     header += [*(metric_label(m) for m in metrics), "state", "parts", "configuration"]
     columns = [[Cell(text=configuration.method) for configuration in snapshot.configurations]]
     columns += [
@@ -366,7 +358,7 @@ def configurations_of(snapshot: Snapshot) -> Table:
         frame=frame,
         notes=(
             "Mean ± standard deviation over the n finished replicates.",
-            *not_ranked(snapshot),
+            *unranked_notes(snapshot),
         ),
     )
 

@@ -1,17 +1,17 @@
-"""Everything modmix raises on purpose, and the exit code each becomes.
+"""The exceptions modmix raises on purpose, with their exit codes.
 
-    ModmixError                      1  anything else that went wrong
-    ├── InputError (ValueError)      2  what the user gave is wrong; nothing was started
-    │   ├── SpecError                   the study file: every problem at once, with path and line
-    │   ├── DataError                   a data file: missing, truncated, not what was expected
+    ModmixError                      1  any other failure
+    ├── InputError (ValueError)      2  invalid input; nothing was started
+    │   ├── SpecError                   invalid study file: every problem, with path and line
+    │   ├── DataError                   data file missing, damaged or unexpected
     │   └── LeaseError                  another driver is running this study
-    ├── LedgerError (OSError)        3  the ledger could not be written; the study can be continued
-    ├── Interrupted                  3  stopped on request; the same command continues
-    ├── Incomplete                   3  machines failed too often; the same command continues
-    ├── RunnerError (RuntimeError)   1  Ray or the local runner broke
-    └── TrackingError (OSError)      1  MLflow could not be reached or refused
+    ├── LedgerError (OSError)        3  the ledger could not be used; the study can be resumed
+    ├── Interrupted                  3  stopped on request; the same command resumes
+    ├── Incomplete                   3  machines failed too often; the same command resumes
+    ├── RunnerError (RuntimeError)   1  Ray or the local runner failed
+    └── TrackingError (OSError)      1  MLflow is unreachable or refuses
 
-A message is one sentence: the rule, the name, what came, what to do.
+A message is one sentence: what must be, what was given, what to do.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ class ModmixError(Exception):
 
 
 class InputError(ModmixError, ValueError):
-    """What the user gave is wrong. Nothing was started, nothing was written."""
+    """Invalid input. Nothing was started, nothing was written."""
 
     exit_code = 2
 
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """One thing wrong in a study file: where (line, dotted path) and what to do about it."""
+    """One problem of a study file: where it is, and what to do."""
 
-    line: int  # 1-based; 0 when no line can be named
-    path: str  # dotted, as "parts.beta_curve.methods.mul.beta"
+    line: int  # 1-based; 0 if unknown
+    path: str  # dotted: "parts.beta_curve.methods.mul.beta"
     message: str
 
     def __str__(self) -> str:
@@ -46,7 +46,7 @@ class Problem:
 
 
 class SpecError(InputError):
-    """A study file is wrong; ``problems`` lists everything that is, in the order of lines."""
+    """Invalid study file; ``problems`` lists all of them, by line."""
 
     def __init__(self, source: str, problems: Sequence[Problem]) -> None:
         self.source = source
@@ -55,11 +55,11 @@ class SpecError(InputError):
 
 
 class DataError(InputError):
-    """A data file is missing, damaged or not what was expected."""
+    """A data file is missing, damaged or unexpected."""
 
 
 class LeaseError(InputError):
-    """Another driver holds this study."""
+    """Another driver is running this study."""
 
 
 class LedgerError(ModmixError, OSError):
@@ -69,20 +69,20 @@ class LedgerError(ModmixError, OSError):
 
 
 class Interrupted(ModmixError):
-    """The study was stopped on request; the same command continues it."""
+    """The study was stopped on request; the same command resumes it."""
 
     exit_code = 3
 
 
 class Incomplete(ModmixError):
-    """The machines failed more often than allowed; the same command tries the rest again."""
+    """Machines failed too often; the same command tries again."""
 
     exit_code = 3
 
 
 class RunnerError(ModmixError, RuntimeError):
-    """Ray or the runner in this process broke."""
+    """Ray or the local runner failed."""
 
 
 class TrackingError(ModmixError, OSError):
-    """MLflow could not be reached, or refused."""
+    """MLflow is unreachable or refuses."""

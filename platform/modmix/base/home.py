@@ -1,8 +1,7 @@
-"""Where everything a person's studies produce lies.
+"""Paths of a user's results.
 
 $MODMIX_HOME (default ./modmix_runs)
-├── ledger.db            every study, configuration and replicate (unless MODMIX_LEDGER names a
-│                        database)
+├── ledger.db            all studies (unless MODMIX_LEDGER names a database)
 ├── mlflow.db            the MLflow store (unless MLFLOW_TRACKING_URI names a server)
 ├── artifacts/           MLflow's artifacts
 ├── checkpoints/<pack>/  of packs in training; removed when a pack ends
@@ -23,25 +22,25 @@ from modmix.base.errors import InputError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 NAME_RULE = "letters, digits, '_', '-' and '.', at most 100, beginning with a letter or digit"
-_VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})", re.ASCII)  # as os.path.expandvars has it
-_ROOM = 8 << 20  # bytes that must be free to begin: the databases and figures of a small study
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})", re.ASCII)  # as in os.path.expandvars
+_ROOM = 8 << 20  # bytes that must be free: databases and figures of a small study
 _OURS = ("artifacts", "checkpoints", "weights", "ledger.db", "mlflow.db")
 
 
 def is_name(text: str) -> bool:
-    """Whether a text may name a study, a part or a method's file (it becomes part of a path)."""
+    """Whether a text is a valid name, which may become part of a path."""
     return _NAME.fullmatch(text) is not None
 
 
 def is_taken(text: str) -> bool:
-    """Whether a study of this name would lie where something else does (on any file system)."""
+    """Whether a study of this name would clash with another file (on any file system)."""
     name = text.lower()
     return name in _OURS or name.startswith(("ledger.db-", "mlflow.db-"))  # SQLite's own files
 
 
 @dataclass(frozen=True)
 class Home:
-    """The folder of all results, and the places inside it."""
+    """The results folder and the paths inside it."""
 
     path: Path
 
@@ -50,15 +49,15 @@ class Home:
         """The folder that MODMIX_HOME names.
 
         Raises:
-            InputError: MODMIX_HOME holds a ~ or a $VARIABLE that is not known.
+            InputError: MODMIX_HOME has an unknown ~ or $VARIABLE.
         """
         return Home(environment_folder("MODMIX_HOME", "modmix_runs"))
 
     def make(self) -> None:
-        """Create the folder and make sure that it can be written.
+        """Create the folder and check that it is writable.
 
         Raises:
-            InputError: it cannot be created or written, or MLflow could not read from it.
+            InputError: it cannot be created or written, or MLflow would misread its path.
         """
         if unquote(str(self.path)) != str(self.path):
             raise InputError(
@@ -82,7 +81,7 @@ class Home:
 
     @property
     def has_ledger(self) -> bool:
-        """Whether there is a ledger to look into; opening a new one would create it."""
+        """Whether there is a ledger. (Opening a missing one would create it.)"""
         path = sqlite_path(self.ledger_url)
         return path is None or path.exists()
 
@@ -119,7 +118,7 @@ class Home:
 
 
 def environment_folder(name: str, default: str) -> Path:
-    """The folder that an environment variable names, absolute, with ~ and $VARIABLES expanded.
+    """The absolute path in an environment variable, with ~ and $VARIABLES expanded.
 
     An empty variable counts as unset.
 
@@ -130,12 +129,12 @@ def environment_folder(name: str, default: str) -> Path:
 
 
 def _environment_url(name: str) -> str:
-    """A database's URL from the environment; the path of an SQLite file is expanded.
+    """A database's URL from the environment, with the path of an SQLite file expanded.
 
-    Other URLs stay as they are: a ``$`` may be part of a password.
+    Other URLs are unchanged, since a ``$`` may be part of a password.
 
     Raises:
-        InputError: the path cannot be expanded, or is not plain.
+        InputError: the path cannot be expanded, or has a question mark.
     """
     url = os.environ.get(name, "")
     scheme, slashes, path = url.partition(":///")
@@ -172,17 +171,17 @@ def _expand(name: str, text: str) -> str:
 
 
 def sqlite_url(path: Path) -> str:
-    """The SQLAlchemy URL of an SQLite file, whatever characters its path has.
+    """The SQLAlchemy URL of an SQLite file, for any characters in its path.
 
-    A path that must be quoted gets the form with a driver: of the other one MLflow takes the path
-    literally and makes a folder of that name.
+    URLs of quoted paths name the driver; without it MLflow would take the path literally and create
+    a folder of that name.
     """
     quoted = str(path).replace("%", "%25").replace("?", "%3F")
     return f"sqlite:///{path}" if quoted == str(path) else f"sqlite+pysqlite:///{quoted}"
 
 
 def sqlite_path(url: str) -> Path | None:
-    """The file of an SQLite URL, or None: another kind of database, or one in memory."""
+    """The file of an SQLite URL; None for other databases and those in memory."""
     scheme, slashes, rest = url.partition(":///")
     if not slashes or scheme.partition("+")[0] != "sqlite":
         return None
@@ -194,12 +193,12 @@ def sqlite_path(url: str) -> Path | None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a kill in the middle, sees the old one or the new one."""
+    """Write a file atomically: readers see the old or the new content."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """As `write_text`, for bytes."""
+    """`write_text` for bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -1,8 +1,7 @@
-"""The training settings a study file may give, with their defaults: one table, read by the plan
-(which checks them, in ``training:`` and as hyperparameters of a configuration) and by the trainer.
+"""Training settings of study files, with defaults; used by the plan and the trainer.
 
-Stackable ones may differ between the models of one pack. `WITHOUT_EFFECT` names those that change
-where or how fast a model is trained, never its numbers; they are left out of a replicate's key.
+Stackable settings may differ between the models of a pack. Settings in `WITHOUT_EFFECT` affect only
+where or how fast a model is trained, not its results, and are not part of a replicate's key.
 """
 
 from __future__ import annotations
@@ -164,13 +163,13 @@ _SETTINGS = (
         default=None,
         optional=True,
         doc="{eta, min_epochs}: after min_epochs, and eta times as many each time, the best 1/eta "
-        "of a pack's configurations go on; packs of one configuration are held against each other",
+        "of a pack's configurations continue; packs of a single one are compared with each other",
     ),
 )
 
 TRAINING: Mapping[str, Hyperparameter] = {setting.name: setting for setting in _SETTINGS}
 
-# Settings that change where or how fast a model is trained, never its numbers.
+# Settings that affect where or how fast a model is trained, but not its results.
 WITHOUT_EFFECT = frozenset({"eval_batch_size", "stack", "compile", "cuda_graphs"})
 
 
@@ -186,7 +185,7 @@ def training_defaults() -> dict[str, Any]:
 
 
 def training_problem(name: str, value: Any) -> str | None:
-    """Say in one clause why a training setting cannot have this value, or None when it can."""
+    """Why a training setting cannot have this value, as a clause, or None if it can."""
     problem = TRAINING[name].problem(value)
     if problem is not None or value is None:
         return problem

@@ -1,4 +1,4 @@
-"""`modmix data`: download, prepare and check a task's data. Thin, as `cli` is."""
+"""`modmix data`: download, prepare and verify data sets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from modmix.base.errors import InputError
 
-data_app = typer.Typer(no_args_is_help=True, help="Download, prepare and check a task's data.")
+data_app = typer.Typer(no_args_is_help=True, help="Download, prepare and verify data sets.")
 
 
 def _progress() -> Any:
@@ -21,9 +21,9 @@ def _progress() -> Any:
     return DataProgress(Console(stderr=True, soft_wrap=True))
 
 
-Task = Annotated[str, typer.Argument(help="A task's name, or a study file.", show_default=False)]
+Task = Annotated[str, typer.Argument(help="Name of a task, or a study file.", show_default=False)]
 Options = Annotated[
-    list[str] | None, typer.Option("--option", "-o", help="name=value, as in the study file.")
+    list[str] | None, typer.Option("--option", "-o", help="Task option as name=value.")
 ]
 
 
@@ -66,7 +66,7 @@ def _option(text: str) -> tuple[str, Any]:
 
 @data_app.command("get")
 def data_get(task: Task, option: Options = None) -> None:
-    """Download a task's official file."""
+    """Download the official files of a data set."""
     from modmix.tasks.base import get_task
 
     name, options = _task(task, option)
@@ -78,7 +78,7 @@ def data_get(task: Task, option: Options = None) -> None:
 
 @data_app.command("prepare")
 def data_prepare(task: Task, option: Options = None) -> None:
-    """Prepare a task's data once, for all later studies."""
+    """Prepare a data set for training; done once."""
     from modmix.tasks.base import prepare_task
 
     name, options = _task(task, option)
@@ -89,10 +89,10 @@ def data_prepare(task: Task, option: Options = None) -> None:
 
 @data_app.command("check")
 def data_check(task: Task, option: Options = None) -> None:
-    """Check that a task's prepared data is whole."""
+    """Verify the checksums of prepared data."""
     from modmix.tasks.base import check_task
 
     name, options = _task(task, option)
     with _progress() as progress:
         path = check_task(name, options, progress)
-    print(f"{path} is whole")
+    print(f"{path}: checksums match")

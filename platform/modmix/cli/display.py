@@ -1,4 +1,4 @@
-"""What a person sees while a study runs: a live table on a terminal, plain lines elsewhere."""
+"""Progress of a running study: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ from rich.text import Text
 
 from modmix.analysis.labels import higher_is_better, metric_label, metric_text
 from modmix.base import ties
-from modmix.execution.run import StudyRun
-from modmix.search.run_state import Status
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -33,19 +31,19 @@ if TYPE_CHECKING:
     from modmix.search.run_state import Status
 
 LINE_SECONDS = 10.0
-_MOST_PACKS = 6  # shown one by one
-_WIDEST_BAR = 40
+_MAX_PACKS = 6  # shown individually
+_MAX_BAR_WIDTH = 40
 
 
 class Display:
-    """Follows one study; used as a context manager around the run."""
+    """Shows the progress of one study; a context manager around the run."""
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
         self._console = console
         self._quiet = quiet
         self._live: Live | None = None
         self._last = 0.0
-        self._pace = Pace()
+        self._speed = Speed()
         self._shown = ""
 
     def __enter__(self) -> Display:
@@ -59,7 +57,7 @@ class Display:
             self._live.stop()
 
     def changed(self, run: StudyRun) -> None:
-        """Show where the run stands, at most a few times a second."""
+        """Update the display, at most four times a second."""
         if self._quiet:
             return
         now = time.monotonic()
@@ -67,7 +65,7 @@ class Display:
             return
         self._last = now
         status, objective = run.status(), run.plan.spec.objective[0]
-        self._pace.look(now, status)
+        self._speed.update(now, status)
         if self._live is not None:
             self._live.update(self.table(run.plan.name, objective, status))
         else:
@@ -77,7 +75,7 @@ class Display:
                 self._shown = line
 
     def line(self, objective: str, status: Status) -> str:
-        """Where the study stands, and the best configuration of each method, in one line."""
+        """Progress and the best configuration of each method, in one line."""
         best = ", ".join(
             f"{method} {metric_text(value, objective)}"
             for method, (value, _) in _sorted(status, objective)
@@ -88,16 +86,16 @@ class Display:
     def _counts(self, status: Status) -> list[str]:
         configurations = status.configurations
         ended = sum(configurations[s] for s in ("done", "pruned", "failed"))
-        words = [f"{ended}/{configurations['total']} configurations"]
-        words.append(f"{_ended(status.replicates)}/{status.replicates['total']} models")
-        if rate := self._pace.models_per_minute:
-            words.append(f"{rate:.0f} models/min" if rate >= 10 else f"{rate:.1f} models/min")
-        if (left := self._pace.left(status)) is not None:
-            words.append(f"about {_duration(left)} left")
-        return words
+        counts = [f"{ended}/{configurations['total']} configurations"]
+        counts.append(f"{_ended(status.replicates)}/{status.replicates['total']} models")
+        if rate := self._speed.models_per_minute:
+            counts.append(f"{rate:.0f} models/min" if rate >= 10 else f"{rate:.1f} models/min")
+        if (left := self._speed.left(status)) is not None:
+            counts.append(f"about {_duration(left)} left")
+        return counts
 
     def table(self, name: str, objective: str, status: Status) -> RenderableType:
-        """The same for a terminal of any width, with what is in training."""
+        """The same as a table, with the packs in training."""
         table = Table(title=f"study {name}", title_justify="left", expand=False)
         table.add_column("method", overflow="fold")
         table.add_column(f"best {metric_label(objective)} so far", overflow="fold")
@@ -105,35 +103,37 @@ class Display:
         for method, (value, params) in _sorted(status, objective):
             table.add_row(method, metric_text(value, objective), _short(params))
         total = max(1, status.replicates["total"])
-        width = max(1, min(_WIDEST_BAR, self._console.width - 1))
-        bar = Table.grid()  # alone a bar does not end its line
+        width = max(1, min(_MAX_BAR_WIDTH, self._console.width - 1))
+        bar = Table.grid()  # a bare ProgressBar does not end its line
         bar.add_row(ProgressBar(total=total, completed=_ended(status.replicates), width=width))
         rows: list[RenderableType] = [table, bar, Text(", ".join(self._counts(status)))]
         running = [progress for progress in status.running.values() if progress is not None]
-        for progress in running[:_MOST_PACKS]:
+        for progress in running[:_MAX_PACKS]:
             epoch = f"epoch {progress.epoch:g}/{progress.epochs}"
             rows.append(Text(f"  pack: {epoch}, {progress.active} models", style="dim"))
-        if len(running) > _MOST_PACKS:
-            rows.append(Text(f"  and {len(running) - _MOST_PACKS} more packs", style="dim"))
+        if len(running) > _MAX_PACKS:
+            rows.append(Text(f"  and {len(running) - _MAX_PACKS} more packs", style="dim"))
         return Group(*rows)
 
 
-class Pace:
-    """How fast a study goes, and how long it will take.
+class Speed:
+    """Training speed and remaining time of a study.
 
-    What packs in training have done counts, not only what has ended: models of a pack end
-    together. And whatever the average says, a study takes as long as its slowest pack.
+    Counts the progress of packs in training, since all models of a pack finish together. The
+    remaining time is at least that of the slowest pack.
     """
 
     def __init__(self) -> None:
-        self._first: tuple[float, float, int] | None = None  # when, models' worth, ended
+        self._first: tuple[float, float, int] | None = (
+            None  # time, models' worth of work, models ended
+        )
         self._now = 0.0
         self._done = 0.0
         self._ended = 0
-        self._packs: dict[str, tuple[float, float]] = {}  # when first seen, at which epoch
+        self._packs: dict[str, tuple[float, float]] = {}  # time and epoch at first sight
 
-    def look(self, now: float, status: Status) -> None:
-        """Take note of where the study stands now (seconds of any clock)."""
+    def update(self, now: float, status: Status) -> None:
+        """Record the current status; ``now`` is in seconds of a monotonic clock."""
         running = _running(status)
         self._packs = {
             pack: self._packs.get(pack, (now, progress.epoch)) for pack, progress in running.items()
@@ -147,20 +147,20 @@ class Pace:
 
     @property
     def models_per_minute(self) -> float:
-        """Models' worth of training a minute since the first look; 0: it cannot be told yet."""
+        """Models' worth of training per minute since the first update; 0 while unknown."""
         if self._first is None or self._now - self._first[0] < 1:
             return 0.0
         return max(0.0, 60 * (self._done - self._first[1]) / (self._now - self._first[0]))
 
     def left(self, status: Status) -> float | None:
-        """Seconds until the end, or None where they cannot be told."""
+        """Remaining seconds, or None while unknown."""
         if not (rate := self.models_per_minute / 60):
             return None
         average = max(0.0, status.replicates["total"] - self._done) / rate
         return max([average, *self._of_packs(_running(status))])
 
     def _of_packs(self, running: Mapping[str, Evaluation]) -> Iterator[float]:
-        """How long each pack in training will take at its own pace."""
+        """Remaining seconds of each pack in training at its own speed."""
         for pack, progress in running.items():
             since, epoch = self._packs.get(pack, (self._now, progress.epoch))
             if progress.epoch > epoch:
@@ -173,7 +173,7 @@ def _running(status: Status) -> dict[str, Evaluation]:
 
 
 def _sorted(status: Status, objective: str) -> list[tuple[str, tuple[float, Mapping[str, object]]]]:
-    """Methods with their best configurations, the best of all on top."""
+    """Methods with their best configurations, best first."""
     items = list(status.best.items())
     means = [mean for _, (mean, _) in items]
     places = ties.places(means, higher_is_better=higher_is_better(objective))
@@ -185,12 +185,12 @@ def _ended(replicates: Mapping[str, int]) -> int:
 
 
 def _short(params: Mapping[str, object]) -> str:
-    words = [
+    values = [
         f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
         for name, value in params.items()
         if value is not None
     ]
-    return ", ".join(words[:6])
+    return ", ".join(values[:6])
 
 
 def _duration(seconds: float) -> str:
@@ -202,14 +202,14 @@ def _duration(seconds: float) -> str:
 
 
 class DataProgress:
-    """Shows the preparation of data on a terminal, once it takes long enough to be noticed."""
+    """Progress of data preparation, shown on a terminal if it takes over half a second."""
 
-    _WORDS: ClassVar[dict[str, str]] = {
+    _LABELS: ClassVar[dict[str, str]] = {
         "download": "downloading",
         "read": "reading",
         "write": "preparing",
         "check": "checking",
-        "wait": "waiting for another process that prepares the data",
+        "wait": "waiting for another process to prepare the data",
     }
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
@@ -240,5 +240,5 @@ class DataProgress:
             )
             self._bars.start()
         if stage not in self._tasks:
-            self._tasks[stage] = self._bars.add_task(self._WORDS.get(stage, stage), total=total)
+            self._tasks[stage] = self._bars.add_task(self._LABELS.get(stage, stage), total=total)
         self._bars.update(self._tasks[stage], completed=done, total=total)

@@ -1,7 +1,7 @@
-"""What people type. Thin: each command reads its words, calls one function, prints.
+"""The commands. Each parses its arguments, calls one function and prints.
 
-Exit codes: 0 finished; 2 the input is wrong and nothing was started; 3 stopped, the same command
-continues; 1 anything else. Imports are inside the commands, so that `modmix --help` is quick.
+Exit codes: 0 success; 1 error; 2 invalid input, nothing was started; 3 interrupted, the same
+command resumes. Heavy imports are inside the commands to keep `modmix --help` fast.
 """
 
 from __future__ import annotations
@@ -27,44 +27,46 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from modmix.ledger import Ledger
+    from modmix.ledger.ledger import Ledger
 
 app = typer.Typer(
     name="modmix",
-    help="Studies of how to combine modalities: one file in, figures with error bars out.",
-    epilog="Results lie in MODMIX_HOME (./modmix_runs when unset), data in MODMIX_DATA "
-    "(~/.cache/modmix). Exit codes: 0 finished; 2 the input is wrong, nothing was started; "
-    "3 stopped, the same command continues; 1 anything else.",
+    help="Hyperparameter studies of methods that combine modalities.",
+    epilog="Results are stored in MODMIX_HOME (default ./modmix_runs), data in MODMIX_DATA "
+    "(default ~/.cache/modmix). Exit codes: 0 success; 1 error; 2 invalid input, nothing was "
+    "started; 3 interrupted, the same command resumes.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
 
-File = Annotated[Path, typer.Argument(help="The study file (YAML).", show_default=False)]
-Name = Annotated[str, typer.Argument(help="A study's name, or its file.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+File = Annotated[Path, typer.Argument(help="Study file (YAML).", show_default=False)]
+Name = Annotated[
+    str, typer.Argument(help="Name of a study, or its study file.", show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Address = Annotated[
     str | None,
-    typer.Option(help="Address of a Ray cluster; default: RAY_ADDRESS, else this machine."),
+    typer.Option(help="Address of a Ray cluster (default: RAY_ADDRESS, else start Ray here)."),
 ]
 Workers = Annotated[
-    int | None, typer.Option(min=1, help="Processors to use on this machine; default: all.")
+    int | None, typer.Option(min=1, help="CPUs to use on this machine (default: all).")
 ]
 Data = Annotated[
-    Path | None, typer.Option("--data", help="Where the task's file is: replaces its path.")
+    Path | None, typer.Option("--data", help="Path of the data; overrides the task's path.")
 ]
-Local = Annotated[bool, typer.Option("--local", help="Train in this process, without Ray.")]
-NoMlflow = Annotated[bool, typer.Option("--no-mlflow", help="Do not mirror the study to MLflow.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")]
+Local = Annotated[bool, typer.Option("--local", help="Run in this process, without Ray.")]
+NoMlflow = Annotated[bool, typer.Option("--no-mlflow", help="Do not log to MLflow.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print results only, no progress.")]
 
 
-_INTERRUPTED = 130  # what typer makes of a Ctrl-C that no command has handled
-_study_has_run = False  # then its results are in files, whatever became of the lines about them
+_INTERRUPTED = 130  # typer's exit code after an unhandled Ctrl-C
+_study_has_run = False  # if so, its results are in files, even if the output was lost
 
 
 def command() -> None:
-    """`main`, and then the end of the process, without a second or two of taking Python apart."""
+    """Entry point: `main`, then exit without waiting seconds for interpreter shutdown."""
     code: int | str | None = 0
     outputs = Outputs()
     try:
@@ -81,15 +83,15 @@ def command() -> None:
 
 
 def _check_written(outputs: Outputs) -> int:
-    """The exit code of a command that went well, after a look at whether its output did, too."""
-    if not (trouble := outputs.finish()):
+    """Flush the output; the exit code of a successful command, 1 if its output was lost."""
+    if not (problem := outputs.finish()):
         return 0
-    print(f"modmix: not all output could be written ({trouble})", file=sys.stderr)
+    print(f"modmix: not all output could be written ({problem})", file=sys.stderr)
     return 0 if _study_has_run else 1
 
 
 def main() -> None:
-    """Run the command line; every error of ours becomes one sentence and its exit code."""
+    """Run the command line; a `ModmixError` becomes a message on stderr and its exit code."""
     try:
         app()
     except ModmixError as error:
@@ -97,18 +99,18 @@ def main() -> None:
             print(f"modmix: {line}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
-        # A disk that is full or went away in the middle; what was recorded until then is whole.
+        # A full or lost disk; everything recorded before it is intact.
         where = f"{error.filename}: " if error.filename else ""
         print(
-            f"modmix: {where}{error.strerror or error}: mend that, then type the same command "
-            "again; what was recorded is kept",
+            f"modmix: {where}{error.strerror or error}: fix this and run the same command again; "
+            "recorded results are kept",
             file=sys.stderr,
         )
         sys.exit(3)
     except SystemExit as end:
         if end.code != _INTERRUPTED:
             raise
-        print("modmix: stopped; type the same command again to go on", file=sys.stderr)
+        print("modmix: interrupted; run the same command again to resume", file=sys.stderr)
         sys.exit(3)
 
 
@@ -136,26 +138,26 @@ def _console(*, error: bool = False) -> Console:
     from rich.console import Console
 
     stream = sys.stderr if error else sys.stdout
-    # FORCE_COLOR, which build servers set, would draw a live table into a log file.
+    # With FORCE_COLOR, set on build servers, rich would draw a live table into log files.
     is_terminal = stream is not None and stream.isatty()
     return Console(stderr=error, soft_wrap=True, force_terminal=None if is_terminal else False)
 
 
 def _ledger() -> Ledger:
     from modmix.base.home import Home, sqlite_path
-    from modmix.ledger import Ledger
+    from modmix.ledger.ledger import Ledger
 
     home = Home.from_environment()
     if not home.has_ledger:
         raise InputError(
             f"there are no studies in {sqlite_path(home.ledger_url)}: run one first, or set "
-            "MODMIX_HOME to the folder where they ran"
+            "MODMIX_HOME to the folder with your studies"
         )
     return Ledger(home.ledger_url)
 
 
 def _study(name: str) -> str:
-    """A study's name; a study file may stand for the study in it."""
+    """The name of a study given by its name or its file."""
     if name.endswith((".yaml", ".yml")) and Path(name).exists():
         from modmix.study import spec
 
@@ -164,16 +166,16 @@ def _study(name: str) -> str:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(_plain(value), indent=2, allow_nan=False))
+    print(json.dumps(_jsonable(value), indent=2, allow_nan=False))
 
 
-def _plain(value: Any) -> Any:
-    """JSON has no NaN: what is undefined (the deviation of one seed) becomes null."""
+def _jsonable(value: Any) -> Any:
+    """The value with NaN and infinities as None, since JSON has neither."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+        return {str(k): _jsonable(v) for k, v in value.items()}
+    return [_jsonable(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 # ---------------------------------------------------------------- running
@@ -188,11 +190,11 @@ def run(
     local: Local = False,
     no_mlflow: NoMlflow = False,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Train failed replicates again.")
+        bool, typer.Option("--retry-failed", help="Train failed models again.")
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Start a study, or continue it, or extend it by what its file now asks for."""
+    """Start a study; resume it, or extend it if its file has changed."""
     _run(
         file,
         address=address,
@@ -212,7 +214,7 @@ def _run(file: Path, *, quiet: bool, **how: Any) -> Any:
 
     console = _console()
 
-    def say(text: str) -> None:
+    def log(text: str) -> None:
         if not quiet:
             console.print(text, highlight=False, markup=False)
 
@@ -221,18 +223,18 @@ def _run(file: Path, *, quiet: bool, **how: Any) -> Any:
         with DataProgress(_console(error=True), quiet=quiet) as data:
             plan = api.make_plan(file, data_path=path, progress=data, checked=start.begin)
         with Display(console, quiet=quiet) as display:
-            study = api.run_plan(plan, start, mlflow=mlflow, changed=display.changed, say=say)
+            study = api.run_plan(plan, start, mlflow=mlflow, changed=display.changed, log=log)
     _study_has_run = True
-    _print_end(study, console)
+    _print_summary(study, console)
     return study
 
 
-def _print_end(study: Any, console: Console) -> None:
+def _print_summary(study: Any, console: Console) -> None:
     from modmix.analysis.tables import results_table
 
     counts = study.status()
     print(results_table(study._ledger, study.name).render("text"))
-    say = (
+    done = (
         f"{counts['configurations']['done']} configurations, {counts['replicates']['done']} models"
     )
     pruned = (
@@ -241,25 +243,25 @@ def _print_end(study: Any, console: Console) -> None:
         else ""
     )
     console.print(
-        f"study {study.name} is finished: {say} ({counts['trained']} trained, "
+        f"study {study.name} is finished: {done} ({counts['trained']} trained, "
         f"{counts['reused']} reused; {counts['configurations']['failed']} configurations "
         f"failed{pruned})",
         highlight=False,
     )
     if counts["configurations"]["failed"]:
-        console.print(f"  why they failed:  modmix status {study.name}", highlight=False)
+        console.print(f"  see the reasons: modmix status {study.name}", highlight=False)
     for what, path in (
         ("figures", study.folder / "figures"),
         ("tables", study.folder / "tables"),
         ("report", study.folder / "report.html"),
     ):
         console.print(f"  {what:8s} {path}", highlight=False)
-    console.print("  MLflow   type 'modmix ui' (or 'make ui') and open the address it prints")
+    console.print("  MLflow   modmix ui")
 
 
 @app.command()
 def status(study: Name, as_json: Json = False) -> None:
-    """Say where a study stands."""
+    """Show the status of a study."""
     from modmix import api
 
     ledger, name = _ledger(), _study(study)
@@ -272,7 +274,7 @@ def status(study: Name, as_json: Json = False) -> None:
         counts = ", ".join(f"{n} {state}" for state, n in found[what].items() if n)
         print(f"  {what:15s}{counts or 'none'}")
     print(f"  trained        {found['trained']}, reused {found['reused']}")
-    times = f"{found['wall_seconds']:.0f} s here, {found['device_seconds']:.0f} s of devices"
+    times = f"{found['wall_seconds']:.0f} s wall clock, {found['device_seconds']:.0f} s on devices"
     print(f"  time           {times}")
     reasons: dict[str, int] = {}
     for replicate in ledger.replicates(name):
@@ -285,7 +287,7 @@ def status(study: Name, as_json: Json = False) -> None:
 
 @app.command("list")
 def list_studies(as_json: Json = False) -> None:
-    """List the studies of the ledger."""
+    """List all studies."""
     from modmix import api
 
     ledger = _ledger()
@@ -310,12 +312,12 @@ def table(
     by: Annotated[
         str,
         typer.Option(
-            help="configuration: one row per configuration; method: the best configuration "
-            "of each method."
+            help="configuration: one row per configuration; method: best configuration of each "
+            "method."
         ),
     ] = "configuration",
 ) -> None:
-    """Print a study's results: one row per configuration, or per method."""
+    """Print the results of a study, per configuration or per method."""
     from modmix.analysis import tables
 
     _check_format(format)
@@ -335,14 +337,15 @@ def _check_format(format: str) -> None:
 @app.command()
 def compare(
     studies: Annotated[
-        list[str], typer.Argument(help="Names of studies, or their files.", show_default=False)
+        list[str],
+        typer.Argument(help="Names of studies, or their study files.", show_default=False),
     ],
     format: Annotated[str, typer.Option(help="text, csv, md, tex or json.")] = "text",
     metric: Annotated[
-        str | None, typer.Option(help="A test metric; default: each study's objective on test.")
+        str | None, typer.Option(help="Test metric (default: each study's objective).")
     ] = None,
 ) -> None:
-    """Print several studies side by side: the best configuration of each method, and mean ranks."""
+    """Compare studies: best configuration of each method, and mean ranks."""
     from modmix.analysis.compare import compare_table
 
     _check_format(format)
@@ -354,10 +357,10 @@ def compare(
 def figure(
     study: Name,
     errors: Annotated[
-        str, typer.Option(help="Error bars of curves: ci (95 % intervals) or std.")
+        str, typer.Option(help="Error bars: ci (95 % confidence interval) or std.")
     ] = "ci",
 ) -> None:
-    """Draw a study's figures and print their paths."""
+    """Draw all figures of a study and print their paths."""
     from modmix.analysis.report import write_all
     from modmix.base.home import Home
 
@@ -370,7 +373,7 @@ def figure(
 
 @app.command()
 def report(study: Name) -> None:
-    """Write figures, tables and the HTML report; print the report's path."""
+    """Write figures, tables and the HTML report, and print its path."""
     from modmix.analysis.report import write_all
     from modmix.base.home import Home
 
@@ -379,20 +382,20 @@ def report(study: Name) -> None:
 
 @app.command()
 def best(study: Name, as_json: Json = False) -> None:
-    """Print the best configuration of each method and write a file for `modmix final`."""
-    from modmix.analysis.best import best_configurations, left_out, why_none
+    """Show the best configuration of each method and write study files for `modmix final`."""
+    from modmix.analysis.best import best_configurations, explain_no_best, unranked
     from modmix.base.home import Home
-    from modmix.registry import registry
+    from modmix.registry.best import write_best
 
     ledger, name = _ledger(), _study(study)
     configurations = best_configurations(ledger, name)
     if not configurations:
-        raise InputError(why_none(ledger, name))
+        raise InputError(explain_no_best(ledger, name))
     paths: Sequence[Path | None]
     unwritten = ""
     try:
-        paths = registry.write_best(ledger, Home.from_environment(), name, configurations)
-    except OSError as error:  # the results of others, a disk that is full: they can still be read
+        paths = write_best(ledger, Home.from_environment(), name, configurations)
+    except OSError as error:  # a read-only results folder or full disk: still print the results
         paths = [None] * len(configurations)
         unwritten = f"no files for 'modmix final' were written: {error.filename}: {error.strerror}"
     if as_json:
@@ -426,14 +429,14 @@ def best(study: Name, as_json: Json = False) -> None:
         print(f"  {values}" + ("" if path is None else f"\n  modmix final {path}"))
     if unwritten:
         print(unwritten)
-    for sentence in left_out(ledger, name):
-        print(sentence)
+    for note in unranked(ledger, name):
+        print(note)
 
 
 @app.command()
 def final(
     file: Annotated[
-        Path, typer.Argument(help="A file that `modmix best` wrote.", show_default=False)
+        Path, typer.Argument(help="Study file written by `modmix best`.", show_default=False)
     ],
     address: Address = None,
     workers: Workers = None,
@@ -441,15 +444,12 @@ def final(
     local: Local = False,
     quiet: Quiet = False,
 ) -> None:
-    """Retrain a best configuration on fresh seeds, test it once, register the model in MLflow."""
-    from modmix.registry import registry
+    """Retrain a best configuration on new seeds, test it, register the model in MLflow."""
+    from modmix.registry.final import register
     from modmix.study import spec
 
     if spec.read(file).raw.get("final") is None:
-        raise InputError(
-            f"{file} is not a file that `modmix best STUDY` wrote (it has no final: block): "
-            "name one of those"
-        )
+        raise InputError(f"{file} has no final: block: give a file written by 'modmix best STUDY'")
     study = _run(
         file,
         address=address,
@@ -459,46 +459,46 @@ def final(
         mlflow=True,
         quiet=quiet,
     )
-    done = registry.register(study._ledger, study.home, study.name, study.home.tracking_uri)
-    print(f"registered {done.name} version {done.version} as @{done.alias}; load it with")
+    done = register(study._ledger, study.home, study.name, study.home.tracking_uri)
+    print(f"registered {done.name} version {done.version} as @{done.alias}; load it with:")
     print(f'  mlflow.pyfunc.load_model("models:/{done.name}@{done.alias}")')
 
 
 @app.command()
 def sync(study: Name) -> None:
-    """Bring MLflow up to the ledger: after the server was away, or its database was lost."""
-    from modmix import tracking
+    """Log a study to MLflow again, after an outage or a lost database."""
     from modmix.base.home import Home
+    from modmix.tracking import mirror
 
-    home, said = Home.from_environment(), time.monotonic()
+    home, reported = Home.from_environment(), time.monotonic()
 
     def progress(left: int) -> None:
-        nonlocal said
-        if left and time.monotonic() - said > 5.0:
-            said = time.monotonic()
-            print(f"{left} runs to go", file=sys.stderr)
+        nonlocal reported
+        if left and time.monotonic() - reported > 5.0:
+            reported = time.monotonic()
+            print(f"{left} runs left", file=sys.stderr)
 
-    done = tracking.sync(_ledger(), _study(study), home.tracking_uri, home, progress=progress)
-    print(f"MLflow experiment {done.experiment!r} holds the study; {done.written} runs written")
+    done = mirror.sync(_ledger(), _study(study), home.tracking_uri, home, progress=progress)
+    print(f"MLflow experiment {done.experiment!r} is up to date; {done.written} runs written")
 
 
 @app.command()
 def ui(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Where to listen.")] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = 5000,
 ) -> None:
-    """Open MLflow on the results, on this machine's loopback address, until Ctrl-C."""
+    """Serve the MLflow UI on localhost until Ctrl-C."""
     from modmix.base.home import Home
-    from modmix.tracking import serve
+    from modmix.tracking.serve import serve
 
     serve(Home.from_environment(), port=port)
 
 
-# ---------------------------------------------------------------- what there is
+# ---------------------------------------------------------------- tasks and methods
 
 
 @app.command()
 def tasks(as_json: Json = False) -> None:
-    """List the tasks: what they are, what they cost, where their data comes from."""
+    """List tasks with their options, cost and data source."""
     from modmix.tasks.table import TASKS
 
     if as_json:
@@ -514,7 +514,7 @@ def tasks(as_json: Json = False) -> None:
 
 @app.command()
 def methods(as_json: Json = False) -> None:
-    """List the methods and their hyperparameters."""
+    """List methods and their hyperparameters."""
     from modmix.methods.table import METHODS
 
     if as_json:

@@ -1,7 +1,7 @@
-"""Standard output and error of the command line, which never stop a study.
+"""Standard output and error of the command line; failing to write them never stops a study.
 
-A reader that has gone (``modmix run … | head -1``), a disk that is full, a console whose encoding
-lacks a character: the command goes on, and `Outputs.trouble` says in the end what was lost.
+When a reader has closed the pipe (``modmix run … | head -1``), a disk is full or a console's
+encoding lacks a character, the command continues; `Outputs.finish` returns what was lost.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-# What a console without these characters shows; anything else becomes a question mark.
+# Replacements on consoles without these characters; others become question marks.
 _SIMPLER = {
     "−": "-", "–": "-", "—": "-", "×": "x", "·": "*", "…": "...", "±": "+/-", "β": "beta",
     "≤": "<=", "≥": ">=", "→": "->", "“": '"', "”": '"', "’": "'",
@@ -26,18 +26,18 @@ _HANDLER = "modmix.simpler"
 
 
 def simpler(error: UnicodeError) -> tuple[str, int]:
-    """Codec error handler: plain characters for those that an encoding lacks."""
+    """Codec error handler: replace characters that an encoding lacks by plain ones."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    lacking = error.object[error.start : error.end]
-    return "".join(_SIMPLER.get(character, "?") for character in lacking), error.end
+    missing = error.object[error.start : error.end]
+    return "".join(_SIMPLER.get(character, "?") for character in missing), error.end
 
 
 class Outputs:
-    """Puts streams in place of ``sys.stdout`` and ``sys.stderr`` that cannot fail.
+    """Replaces ``sys.stdout`` and ``sys.stderr`` by streams that never fail.
 
-    A descriptor that is closed (``>&-``) is opened on the null device: the next file that is
-    opened, a database say, would get its number, and what a library prints there.
+    Closed descriptors (``>&-``) are opened on the null device: otherwise the next opened file, such
+    as a database, would get their number, and with it whatever libraries print.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Outputs:
         sys.stderr = self._replace(sys.stderr)
 
     def _replace(self, stream: TextIO) -> TextIO:
-        if not isinstance(stream, io.TextIOWrapper):  # closed, or somebody's own
+        if not isinstance(stream, io.TextIOWrapper):  # closed, or replaced by the caller
             return stream
         with suppress(OSError):
             stream.flush()
@@ -67,9 +67,9 @@ class Outputs:
         )
 
     def finish(self) -> str:
-        """Write what is buffered; return why some of it could not be written, or "".
+        """Flush; return why some output could not be written, or "".
 
-        A reader that has gone is no trouble: it has seen what it wanted.
+        A closed pipe is not an error: its reader has read what it wanted.
         """
         for stream in (sys.stdout, sys.stderr):
             if stream is not None and not stream.closed:
@@ -81,7 +81,7 @@ class Outputs:
 
 
 class _File(io.FileIO):
-    """A descriptor that takes everything; after the first error nothing is written any more."""
+    """A descriptor that accepts all writes; after the first error it discards them."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number, "w", closefd=False)

@@ -96,7 +96,7 @@ class Bridge:
                 len(self._seats) < slots
                 and time.monotonic() - self._failed_at >= RESTART_SECONDS
                 and not self.over
-                and self.work.waiting > free
+                and self.work.queued > free
             )
         return False
 

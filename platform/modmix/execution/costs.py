@@ -1,11 +1,10 @@
-"""What training a pack costs: an estimate from its structure alone, so that packs do not depend on
-how fast a machine happened to be.
+"""Estimated cost of training a pack, from its structure alone: independent of the machine's speed.
 
-One step of one model is counted (`modmix.training.counting`) and turned into seconds by constants
-that were measured once, on one core; only ratios matter. `tests/benchmarks/costs.py` compares
-estimates with measured steps: MLPs, multiplicative methods and ResNets come out at 0.9 to 1.2 times
-their time alone and at 0.6 to 1.1 stacked; an LSTM alone, whose kernel starts fewer operations than
-are counted, at 2.4.
+One training step of one model is counted (`modmix.training.counting`) and converted to seconds by
+constants measured once, on one core; only ratios matter. `tests/benchmarks/costs.py` compares
+estimates with measured steps. MLPs, multiplicative methods and ResNets come out at 0.9 to 1.2 times
+the measured time alone, and at 0.6 to 1.1 stacked; an LSTM alone, whose kernel starts fewer
+operations than are counted, at 2.4.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ if TYPE_CHECKING:
     from modmix.tasks.data import Data
     from modmix.training.counting import StepCount
 
-# Seconds on one core, fitted to the steps of that benchmark, alone and (MLPs) eight stacked.
+# Seconds on one core, fitted to the steps of that benchmark: models alone, and eight stacked MLPs.
 _PER_FLOP, _PER_BYTE = 6.0e-12, 1.0e-10
 _PER_STEP, _PER_OPERATION = 3.5e-4, 1.3e-5
-# How many times as fast a GPU computes; starting an operation takes about as long. Not measured.
+# Throughput of a GPU relative to a core; starting an operation takes about as long. Not measured.
 _GPU = 100
-# An example's scores without gradients, as a share of the example in training with nothing frozen.
+# Cost of evaluating an example, relative to training on it with nothing frozen.
 _EVALUATION = 1 / 3
-# Of a model that cannot be built: its worker says so at once.
+# Cost of a model that cannot be built: its worker fails at once.
 _NOTHING = Cost(fixed=0.0, each=1e-6)
 
 
@@ -38,7 +37,7 @@ class Costs:
     """Costs of a study's packs.
 
     Args:
-        tasks: by structure, the task that its models are trained on; may grow.
+        tasks: by structure; may grow later.
     """
 
     def __init__(self, plan: Plan, tasks: Mapping[str, TaskRef]) -> None:

@@ -1,8 +1,7 @@
-"""What a runner is, and the one in this process.
+"""The runner interface, and the runner in this process.
 
-A runner takes packs from a `Work` (a study in the driver), trains them somewhere, and hands every
-event back. It decides nothing: which pack comes next, what a result means and whether a failed
-pack is tried again is the study's business.
+A runner takes packs from a `Work` (the running study), trains them somewhere and returns events. It
+makes no decisions: the order of packs, the meaning of results and retries are up to the study.
 """
 
 from __future__ import annotations
@@ -24,25 +23,25 @@ from modmix.base.messages import Event, Finished, Pack, Progress, TaskRef, diges
 if TYPE_CHECKING:
     from modmix.tasks.data import Data
 
-# torch reads this with its first tensor: memory for large tensors comes in pages of 2 MB where the
-# system has them. In pages of 4 kB the first steps of a pack would take twice as long.
+# Read by torch at its first allocation: 2 MB pages for large tensors. With 4 kB pages the first
+# steps of a pack take twice as long.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 IDLE_SECONDS = 0.2
 
-_DEVICE = re.compile(r"CUDA|cuDNN|cuBLAS|NCCL|HIP error|device-side|out of memory")
+_DEVICE_ERROR = re.compile(r"CUDA|cuDNN|cuBLAS|NCCL|HIP error|device-side|out of memory")
 
 
-# Models that are to train no further, by replicate key, each with the reason.
+# Models that must stop, by replicate key, each with the reason.
 Verdict = Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What the driver has to say to a worker; it stands until another one takes its place.
+    """The driver's latest instruction to a worker.
 
-    ``stop``: end the pack in order, keeping its checkpoint. ``drop``: the pack's models that end
-    as pruned before the next part of an epoch.
+    ``stop``: end the pack gracefully, keeping its checkpoint. ``drop``: models that end as pruned
+    before the next part of an epoch.
     """
 
     stop: bool = False
@@ -50,56 +49,56 @@ class Reply:
 
 
 class Work(Protocol):
-    """What a runner asks of a study. All calls come from the driver's main thread."""
+    """The study, as runners see it. All calls come from the driver's main thread."""
 
     @property
     def finished(self) -> bool:
-        """No pack will come any more, and none is out."""
+        """Whether no pack is running and none will follow."""
         ...
 
     @property
     def stopping(self) -> bool:
-        """Someone asked to stop: end what is running, start nothing."""
+        """Whether to end running packs and start no others."""
         ...
 
     def next_pack(self) -> Pack | None:
-        """A claimed pack, or None when there is nothing to start right now."""
+        """The next pack, claimed for this driver, or None if there is none right now."""
         ...
 
     @property
-    def waiting(self) -> int:
-        """How many packs could be claimed right now; searches are asked first."""
+    def queued(self) -> int:
+        """How many packs could be claimed right now, including those searches would propose."""
         ...
 
     @property
     def verdicts(self) -> Mapping[str, Verdict]:
-        """By pack that is out: which of its models are to train no further.
+        """By running pack: which of its models must stop.
 
-        A verdict stands until its pack ends: a worker may ask late, or start again.
+        A verdict is kept until its pack ends, in case a worker asks late or restarts.
         """
         ...
 
     def record(self, events: Sequence[Event]) -> None:
-        """What happened to a pack; finished replicates are in the ledger when this returns."""
+        """Process events of a pack; finished replicates are in the ledger afterwards."""
         ...
 
     def ended(self, pack: str, failure: str = "", *, of_machine: bool = True) -> None:
-        """A pack has ended: well, or by a failure of the machine or of the code."""
+        """A pack has ended, normally or by a failure of the machine or of the code."""
         ...
 
     def tick(self) -> None:
-        """Time has passed: a chance to renew displays and to look at other drivers' work."""
+        """Called regularly: updates displays, looks for results of other drivers."""
         ...
 
 
 class Runner(Protocol):
-    """Trains packs. ``slots`` is how many can be in training at a time."""
+    """Trains packs, up to ``slots`` at a time."""
 
     @property
     def slots(self) -> int: ...
 
     def start(self) -> None:
-        """Make ready (a cluster to connect to, say); a second call does nothing.
+        """Get ready, for example connect to a cluster; can be repeated.
 
         Raises:
             InputError: there is no such cluster; nothing was started.
@@ -114,7 +113,7 @@ class Runner(Protocol):
 
 
 class LocalRunner:
-    """Trains one pack after another in this process: for tests, debugging and a single GPU."""
+    """Trains packs one by one in this process: for tests, debugging and a single GPU."""
 
     def __init__(self, *, gpus: float = 0) -> None:
         self._gpus = gpus
@@ -142,12 +141,12 @@ class LocalRunner:
         def dropped() -> Verdict:
             return work.verdicts.get(pack.id, {})
 
-        events = together(train(pack, gpus=self._gpus, dropped=dropped))
+        events = batch_finished(train(pack, gpus=self._gpus, dropped=dropped))
         while True:
             try:
                 batch = next(events, None)
             except Exception as error:
-                work.ended(pack.id, describe(error), of_machine=is_of_machine(error))
+                work.ended(pack.id, describe(error), of_machine=is_machine_failure(error))
                 return
             if batch is None:
                 break
@@ -165,32 +164,33 @@ def train(
     threads: int | None = None,
     dropped: Callable[[], Verdict] = dict,
 ) -> Generator[Event, None, None]:
-    """Load a pack's data and train it here; what every runner does on the machine it chose.
+    """Load a pack's data and train it in this process; used by all runners.
 
-    ``dropped`` is asked before every part of an epoch, and answers from memory.
+    Args:
+        dropped: returns the current verdicts; called before every part of an epoch.
 
     Raises:
-        RunnerError: this machine's data is not the data the study was planned with.
-        InputError: a user's own task that cannot be loaded here.
+        RunnerError: the data on this machine differs from the study's.
+        InputError: a user's own task cannot be loaded here.
     """
     from modmix.training.trainer import train_pack
 
     sources.register(pack.sources)
     data = _data_of(pack.task)
     device = _device(gpus)
-    # Of the memory as of the processors (or of the GPU): other packs train beside this one.
+    # Share of the memory: like that of the CPUs or the GPU, since other packs may run beside.
     share = min(1.0, gpus if gpus else (threads or cpu_count()) / cpu_count())
     return _traced(
         train_pack(pack, data, device=device, threads=threads, share=share, dropped=dropped)
     )
 
 
-_LOADED: dict[str, Data] = {}  # by name, options and fingerprint: the latest few
-_MOST_LOADED = 4
+_LOADED: dict[str, Data] = {}  # most recent, by name, options and fingerprint
+_MAX_LOADED = 4
 
 
 def _data_of(task: TaskRef) -> Data:
-    """A task's data as the study was planned with; it stays mapped from pack to pack."""
+    """A task's data, checked against the study's fingerprint; stays mapped between packs."""
     from modmix.tasks.base import load_task
 
     key = digest([task.name, dict(task.options), task.fingerprint])
@@ -200,19 +200,18 @@ def _data_of(task: TaskRef) -> Data:
     if data.fingerprint != task.fingerprint:
         raise RunnerError(
             f"task {task.name}: the data on this machine has fingerprint {data.fingerprint}, "
-            f"the study was planned with {task.fingerprint}: put the same file on every node"
+            f"the study expects {task.fingerprint}: put the same file on every node"
         )
     _LOADED[key] = data
-    while len(_LOADED) > _MOST_LOADED:
+    while len(_LOADED) > _MAX_LOADED:
         del _LOADED[next(iter(_LOADED))]
     return data
 
 
 def _traced(events: Generator[Event, None, None]) -> Generator[Event, None, None]:
-    """With MODMIX_TRACE, note every evaluation in that file: who trained what, and when.
+    """With MODMIX_TRACE, append a line of JSON for every evaluation to that file.
 
-    One line of JSON each, appended by all processes; it answers what no result can: whether
-    anything was trained that did not need to be.
+    Shows which process trained which replicate when, and so whether anything was trained twice.
     """
     path = os.environ.get("MODMIX_TRACE")
     with closing(events):
@@ -236,14 +235,14 @@ def _device(gpus: float) -> str:
 
     if not torch.cuda.is_available():
         raise InputError(
-            "the study asks for a GPU and this machine shows none: check the driver, or set "
+            "the study needs a GPU and this machine has none: check the driver, or set "
             "resources.gpus to 0"
         )
     return "cuda"
 
 
-def together(events: Generator[Event, None, None]) -> Generator[list[Event], None, None]:
-    """Join replicates that finish at the same moment, so that they are recorded as one.
+def batch_finished(events: Generator[Event, None, None]) -> Generator[list[Event], None, None]:
+    """Batch replicates that finish together, to record them in one transaction.
 
     Closing this closes ``events``, which lets a pack write its checkpoint.
     """
@@ -264,11 +263,10 @@ def together(events: Generator[Event, None, None]) -> Generator[list[Event], Non
         yield finished
 
 
-def is_of_machine(error: BaseException) -> bool:
-    """Whether a failure says something about the machine rather than about the configuration.
+def is_machine_failure(error: BaseException) -> bool:
+    """Whether the machine caused a failure, rather than the configuration.
 
-    A device's faults come as plain RuntimeErrors; values that do not fit together come as
-    InputErrors and would fail anywhere.
+    Device errors are plain RuntimeErrors; invalid values are InputErrors and fail anywhere.
     """
     if isinstance(error, InputError) and not isinstance(error, DataError):
         return False
@@ -276,17 +274,17 @@ def is_of_machine(error: BaseException) -> bool:
         return True
     names = {kind.__name__ for kind in type(error).__mro__}
     return bool(names & {"AcceleratorError", "OutOfMemoryError"}) or (
-        isinstance(error, RuntimeError) and _DEVICE.search(str(error)) is not None
+        isinstance(error, RuntimeError) and _DEVICE_ERROR.search(str(error)) is not None
     )
 
 
 def describe(error: BaseException) -> str:
-    """A failure as text: one sentence for our own, a traceback for the unexpected."""
+    """A failure as text: the message of a `ModmixError`, otherwise the traceback."""
     if isinstance(error, ModmixError):
         return str(error)
     return "".join(traceback.format_exception(error)).strip()
 
 
 def cpu_count() -> int:
-    """Processors this process may use."""
+    """The number of CPUs available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

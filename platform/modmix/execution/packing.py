@@ -1,4 +1,4 @@
-"""Which replicates share a pack: as few and as large packs as keep all workers busy. Pure."""
+"""Divides replicates into packs: few and large ones that keep all workers busy. Pure."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from modmix.base.messages import Replicate
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """The work of a pack of n models: ``fixed`` + n · ``each``, in any unit: only ratios matter.
+    """The cost of a pack of n models: ``fixed`` + n · ``each``, in any unit; only ratios matter.
 
-    ``fixed`` is what stacked models share, the starting of operations. It is 0 where they are
-    trained one after another (``stack: never``): such packs may be cut as small as is useful.
-    ``each`` is above 0 for every model, one that fails at once included.
+    ``fixed`` is shared by stacked models: the starting of operations. It is 0 for models that are
+    trained one after another (``stack: never``), whose packs may be as small as is useful.
+    ``each`` is above 0 for every model, including one that fails at once.
     """
 
     fixed: float
@@ -31,8 +31,7 @@ class Cost:
         return self.fixed + self.each * models
 
 
-# Packs are made smaller only for a gain in time of more than this share.
-TOLERANCE = 0.05
+TOLERANCE = 0.05  # packs are made smaller only for a larger relative gain in time
 
 
 def group(
@@ -46,21 +45,20 @@ def group(
 ) -> list[tuple[Replicate, ...]]:
     """Divide replicates into packs: one structure each, at most ``max_models`` models.
 
-    Packs are as few and as large as keep all slots busy to the end: structures are cut into equal
-    parts, the costly ones into more, while that lets the last slot end earlier (by more than
-    `TOLERANCE`) when each free slot takes the costliest pack that is left; but never so small that
-    its fixed cost is more than half of a pack's. The costliest comes first, and a configuration's
-    replicates stay side by side.
+    Structures are cut into equal parts, as long as that shortens the makespan by more than
+    `TOLERANCE` and the fixed cost stays below half of a pack's cost. The makespan assumes that each
+    free slot takes the most expensive pack left. The most expensive pack comes first, and
+    replicates of a configuration stay together.
 
-    Where halving acts nothing is cut for the slots' sake, because a rung compares the
-    configurations of one pack: such a structure becomes as few packs of whole configurations as
-    ``max_models`` allows (a configuration with more replicates than that is a pack of its own).
+    Structures with halving are cut only into as few packs of whole configurations as ``max_models``
+    allows, because a rung compares the configurations of a pack. (A configuration with more
+    replicates than that becomes a pack of its own.)
 
     Args:
         slots: packs that can run at a time.
-        cost: of the packs of a replicate's structure.
-        others: the costs of packs that wait beside these.
-        busy: what some of the slots are still occupied with.
+        cost: of a replicate's structure.
+        others: costs of other waiting packs.
+        busy: remaining costs of running packs.
     """
     structures: dict[str, list[Replicate]] = {}
     for replicate in replicates:
@@ -89,9 +87,10 @@ def group(
 
 
 def makespan(costs: Iterable[float], slots: int, busy: Sequence[float] = ()) -> float:
-    """When the last slot ends, where each free one takes the costliest pack that is left.
+    """When the last slot ends, if each free slot takes the most expensive pack left.
 
-    ``busy``: what some of the slots are still occupied with.
+    Args:
+        busy: remaining costs of running packs.
     """
     ends = sorted(busy)[:slots]
     ends += [0.0] * (slots - len(ends))
@@ -102,7 +101,7 @@ def makespan(costs: Iterable[float], slots: int, busy: Sequence[float] = ()) -> 
 
 
 class _Division:
-    """Into how many equal packs each of some structures is cut."""
+    """Finds how many equal packs each structure is cut into."""
 
     def __init__(
         self,
@@ -110,7 +109,7 @@ class _Division:
         *,
         slots: int,
         max_models: int,
-        others: Sequence[float],  # packs that are not to be cut
+        others: Sequence[float],  # packs that are not cut
         busy: Sequence[float],
     ) -> None:
         self._structures = structures
@@ -124,10 +123,10 @@ class _Division:
         ]
 
     def best(self) -> tuple[int, ...]:
-        """The fewest packs that end about as early as any.
+        """The fewest packs whose makespan is within `TOLERANCE` of the best.
 
-        First a largest cost for all packs is looked for, then structures are cut once more one by
-        one while that helps.
+        First finds a common limit on the cost of a pack, then cuts single structures further while
+        that helps.
         """
         ends = {parts: self._end(parts) for parts in {self._within(x) for x in self._limits()}}
         good = min(ends.values()) / (1 - TOLERANCE)
@@ -144,9 +143,9 @@ class _Division:
             end, parts = sooner, next_
 
     def _limits(self) -> set[float]:
-        """What the largest pack of each structure costs, cut into its fewest parts, one more, …
+        """Candidate limits: the cost of each structure's largest pack for every number of parts.
 
-        Much smaller packs than a fair share of the work cannot make the end any earlier.
+        Stops at packs far smaller than a slot's share of the work, which cannot help.
         """
         work = sum(cost.of(models) for cost, models in self._structures)
         work += sum(self._others) + sum(self._busy)
@@ -160,7 +159,7 @@ class _Division:
         return limits
 
     def _within(self, limit: float) -> tuple[int, ...]:
-        """The fewest parts of which none costs more than the limit, where that is possible."""
+        """The fewest parts of each structure that cost at most the limit, if possible."""
         found = []
         for i, (cost, models) in enumerate(self._structures):
             parts = self._fewest[i]
@@ -193,7 +192,7 @@ def _cut(members: Sequence[Replicate], parts: int) -> list[tuple[Replicate, ...]
 def _whole_configurations(
     members: Sequence[Replicate], max_models: int
 ) -> list[tuple[Replicate, ...]]:
-    """As few equal packs of whole configurations as hold at most ``max_models`` models each."""
+    """The fewest equal packs of whole configurations with at most ``max_models`` models."""
     configurations: dict[str, list[Replicate]] = {}
     for replicate in members:
         configurations.setdefault(replicate.configuration, []).append(replicate)

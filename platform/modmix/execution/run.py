@@ -1,16 +1,15 @@
-"""Run a study: ask, pack, run, record, tell; continue; extend.
+"""`StudyRun`: proposes, packs, records and promotes while a runner trains.
 
-`StudyRun` is what a runner works for. It holds the study's configurations and replicates in memory,
-the ledger holds the truth: every method that changes something writes there first. Order of things:
+`StudyRun` implements `local.Work`. It keeps the study's configurations and replicates in memory and
+writes every change to the ledger first:
 
-    a sampler proposes        -> entries and configurations in the ledger   -> packs wait in a queue
-    a runner takes a pack     -> its replicates are claimed         -> a worker trains
-    a replicate finishes      -> its result in the ledger           -> counts, display, mirror
-    a batch of configurations is done -> what will be told, in the ledger   -> the sampler is told
+    a sampler proposes a batch  -> entries and configurations in the ledger -> replicates are queued
+    the runner takes a pack     -> its replicates are claimed               -> a worker trains them
+    a replicate ends            -> its result in the ledger                 -> display, mirror
+    a batch is complete         -> its values in the ledger                 -> the sampler is told
 
-Started again after any interruption, all four queues are rebuilt from the ledger: what was asked is
-not asked again, what was finished is not trained again, a pack that was out is formed again of the
-same members so that its checkpoint fits.
+After any interruption all of this is rebuilt from the ledger: nothing is proposed or trained twice,
+and an interrupted pack is queued with the same members, so that its checkpoint fits.
 """
 
 from __future__ import annotations
@@ -34,26 +33,27 @@ from modmix.base.messages import (
 from modmix.execution.costs import Costs
 from modmix.execution.local import Verdict
 from modmix.execution.queue import Members, PackQueue
-from modmix.ledger import ENDED, Entry, Lease, Ledger, NewConfiguration, Result
+from modmix.ledger.ledger import Ledger
+from modmix.ledger.records import ENDED, Entry, Lease, NewConfiguration, Result
 from modmix.search.run_state import RunState, Status
 from modmix.search.rungs import Rungs
 from modmix.search.searches import Search, Searches
 from modmix.study.plan import Configuration, Plan, sources_of
 
-MAX_FAILURES = 5  # of the machine, per pack and start of the driver, before it is left interrupted
+MAX_FAILURES = 5  # of machines, per pack and run of the driver, before it is given up
 
 
 class StudyRun:
-    """One start of one study; implements `runners.Work`.
+    """One run of one study; implements `local.Work`.
 
     Args:
-        plan: the checked study file.
-        ledger: where everything is kept.
+        plan: of the study file.
+        ledger: holds all results.
         lease: the right to write this study.
-        home: for checkpoints and weights.
+        home: folder of checkpoints and weights.
         slots: how many packs the runner trains at a time.
-        changed: called (in the driver's thread) after something was recorded.
-        observed: called with every evaluation of a pack in training.
+        changed: called in the driver's thread after every change.
+        observed: called with every evaluation.
     """
 
     def __init__(
@@ -79,16 +79,16 @@ class StudyRun:
         )
         self._searches = Searches(plan, ledger, self._state, slots=slots)
         self._rungs = Rungs(self._state, ledger.histories)
-        self._verdicts: dict[str, Verdict] = {}  # by pack, until it ends for good
+        self._verdicts: dict[str, Verdict] = {}  # by pack, until it has ended
         self._costs = Costs(plan, self._state.tasks)
         most = plan.spec.resources.largest_pack
-        self._waiting = PackQueue(slots=slots, max_models=most, cost=self._costs.of)
-        self._may_ask = True  # since the searches were asked, one of them was told something
-        self._out: dict[str, Pack] = {}
+        self._queue = PackQueue(slots=slots, max_models=most, cost=self._costs.of)
+        self._may_propose = True  # a search was told something since the last proposals
+        self._running: dict[str, Pack] = {}
         self._progress: dict[str, Progress | None] = {}
-        self._elsewhere: set[str] = set()  # replicates that another driver trains
+        self._elsewhere: set[str] = set()  # replicates claimed by another driver
         self._failures: dict[str, int] = {}
-        self._reached: dict[str, float] = {}  # pack -> epoch it had come to when its worker died
+        self._reached: dict[str, float] = {}  # pack -> epoch it had reached when its worker died
         self._given_up: dict[str, str] = {}  # pack -> last failure
         self._stop = threading.Event()
         self._lost_lease = threading.Event()
@@ -96,12 +96,12 @@ class StudyRun:
         self._looked = time.monotonic()
         self.trained = 0
         self.reused = 0
-        self.dropped = 0  # models of the file as it was before
+        self.dropped = 0  # models removed because the study file has changed
 
     # ------------------------------------------------------------ preparing
 
     def prepare(self) -> None:
-        """Bring the ledger and the plan together: what is there, what is missing."""
+        """Reconcile the plan with the ledger and queue what is missing."""
         ledger, name = self._ledger, self.plan.name
         grids = [p for p in self.plan.parts if p.search is None]
         wanted = {
@@ -127,7 +127,7 @@ class StudyRun:
             if entry.proposal:
                 configuration = self.plan.configuration(entry.method, entry.proposal)
                 first = self.plan.first(configuration)
-                # One that was promoted before has more than its first seeds.
+                # A promoted configuration has more than its first seeds.
                 more = configuration.replicates[len(first.replicates) :]
                 if configuration.key not in whole and not any(r.key in begun for r in more):
                     configuration = first
@@ -137,7 +137,7 @@ class StudyRun:
         self.dropped = ledger.keep_only_configurations(
             name, self._state.configurations, self._state.replicates
         )
-        self._adopt()
+        self._adopt_results()
         self._searches.rebuild(known)
         self._fill_queue([e for e in (*known, *entries) if not e.proposal])
 
@@ -157,14 +157,14 @@ class StudyRun:
         )
         self._state.add(configurations)
 
-    def _adopt(self, only: frozenset[str] | None = None) -> None:
-        """Take over what the ledger knows of these replicates (of all when None)."""
+    def _adopt_results(self, only: frozenset[str] | None = None) -> None:
+        """Take over results of these replicates from the ledger (of all if None)."""
         found = self._ledger.adopt(self.plan.name)
         self.reused += found
         if only is None or found:
             self._read_results(only)
-        if spare := self._state.leave_out_spare():
-            self._waiting.forget(spare)
+        if spare := self._state.drop_unneeded():
+            self._queue.remove(spare)
             self._ledger.keep_only_configurations(
                 self.plan.name, self._state.configurations, self._state.replicates
             )
@@ -175,62 +175,60 @@ class StudyRun:
                 continue
             self._state.states[record.key] = record.state
             if record.state in ENDED:
-                self._state.take_result(record.key, record)
-            elif record.state == "running" and not self._is_out(record.key):
+                self._state.record_result(record.key, record)
+            elif record.state == "running" and not self._is_running(record.key):
                 self._elsewhere.add(record.key)
 
-    def _is_out(self, key: str) -> bool:
-        return any(key == r.key for pack in self._out.values() for r in pack.replicates)
+    def _is_running(self, key: str) -> bool:
+        return any(key == r.key for pack in self._running.values() for r in pack.replicates)
 
     def _fill_queue(self, of_grids: Sequence[Entry]) -> None:
-        """Let everything without a result wait: interrupted packs first, as they were."""
+        """Queue everything without a result: interrupted packs first, unchanged."""
         rest = {key for key in self._state.replicates if self._is_open(key)}
         for pack in self._ledger.packs(self.plan.name):
             if pack.state != "interrupted":
-                self._remove_checkpoint(pack.id)  # a kill may have come between both
+                self._remove_checkpoint(pack.id)  # left by a kill
                 continue
             members = [key for key in pack.replicates if key in self._state.replicates]
             if len(members) == len(pack.replicates) and rest & set(members):
-                self._waiting.hold(tuple(self._state.replicates[key] for key in members))
+                self._queue.put_back(tuple(self._state.replicates[key] for key in members))
                 rest -= set(members)
         for part in dict.fromkeys(entry.part for entry in of_grids):
-            self._let_wait(self._state.keys_of([e for e in of_grids if e.part == part]))
-        for search, batch in self._searches.batches_out():
-            self._let_wait_batch(search, batch)
-        self._let_wait(
-            list(self._state.replicates)
-        )  # further seeds of configurations that were told
+            self._enqueue(self._state.keys_of([e for e in of_grids if e.part == part]))
+        for search, batch in self._searches.pending_batches():
+            self._enqueue_batch(search, batch)
+        self._enqueue(list(self._state.replicates))  # further seeds of promoted configurations
         self._advance()
 
-    def _let_wait_batch(self, search: Search, batch: Sequence[Entry]) -> None:
+    def _enqueue_batch(self, search: Search, batch: Sequence[Entry]) -> None:
         keys = self._state.keys_of(batch)
         work = sum(self._costs.of(self._state.replicates[key]).each for key in keys)
-        after = work / len(batch) * self._searches.behind(search)
-        self._let_wait(keys, after=after, apart=search.is_repeatable)
+        after = work / len(batch) * self._searches.queued_after(search)
+        self._enqueue(keys, after=after, apart=search.is_repeatable)
 
-    def _let_wait(self, keys: Sequence[str], *, after: float = 0.0, apart: bool = False) -> None:
-        """Let models without a result wait; see `PackQueue.add`."""
+    def _enqueue(self, keys: Sequence[str], *, after: float = 0.0, apart: bool = False) -> None:
+        """Queue those without a result; the arguments are those of `PackQueue.add`."""
         racing: list[Replicate] = []
         rest: list[Replicate] = []
         for key in keys:
             replicate = self._state.replicates[key]
             if not self._is_open(key):
                 continue
-            # A rung compares the configurations of a pack; one that has results is judged already.
+            # A rung compares configurations of one pack; those with results were compared before.
             halves = replicate.training.get("halving")
             races = halves and not self._state.has_results(replicate.configuration, ())
             (racing if races else rest).append(replicate)
-        self._waiting.add(racing, after=after, apart=True)
-        self._waiting.add(rest, after=after, apart=apart)
+        self._queue.add(racing, after=after, apart=True)
+        self._queue.add(rest, after=after, apart=apart)
 
     def _advance(self) -> None:
-        """What follows from results: further seeds for better configurations; samplers are told."""
+        """Act on new results: promote configurations to all seeds, tell the samplers."""
         if configurations := self._searches.promoted():
             self._add(configurations, [])
             keys = [r.key for configuration in configurations for r in configuration.replicates]
-            self._adopt(frozenset(keys))
-            self._let_wait(keys)
-        self._may_ask = self._searches.tell_finished() or self._may_ask
+            self._adopt_results(frozenset(keys))
+            self._enqueue(keys)
+        self._may_propose = self._searches.tell_finished() or self._may_propose
 
     def _is_open(self, key: str) -> bool:
         return self._state.states[key] in ("pending", "interrupted") and key not in self._elsewhere
@@ -243,34 +241,34 @@ class StudyRun:
 
     @property
     def taken_over(self) -> bool:
-        """Another driver has this study: nothing more may be written for it."""
+        """Whether another driver has taken over: nothing more may be written."""
         return self._lost_lease.is_set()
 
     def stop(self) -> None:
-        """Ask to stop; safe from a signal handler."""
+        """Request a stop; safe in a signal handler."""
         self._stop.set()
 
     @property
     def finished(self) -> bool:
-        busy = self._waiting or self._out or self._elsewhere
+        busy = self._queue or self._running or self._elsewhere
         return not busy and not self._searches.wants_more()
 
     @property
-    def waiting(self) -> int:
-        """How many packs could be claimed right now; searches are asked first."""
+    def queued(self) -> int:
+        """How many packs could be claimed right now, including new proposals."""
         if not self.stopping:
-            self._ask()
-        return self._waiting.count(self._busy())
+            self._propose()
+        return self._queue.count(self._busy())
 
     @property
     def verdicts(self) -> Mapping[str, Verdict]:
-        """By pack that is out: which of its models are to train no further, and why."""
+        """By running pack: which of its models must stop, and why."""
         return self._verdicts
 
     def next_pack(self) -> Pack | None:
         while not self.stopping:
-            self._ask()
-            members = self._waiting.take(self._busy())
+            self._propose()
+            members = self._queue.take(self._busy())
             if members is None:
                 return None
             pack = self._claim(members)
@@ -279,28 +277,27 @@ class StudyRun:
         return None
 
     def _busy(self) -> list[float]:
-        """The work that is left in each pack that is out."""
+        """The remaining cost of each running pack."""
         left = []
-        for pack in self._out.values():
+        for pack in self._running.values():
             at = self._progress.get(pack.id)
             share = 1.0 if at is None else 1 - at.epoch / at.epochs
             left.append(share * self._costs.of(pack.replicates[0]).of(len(pack.replicates)))
         return left
 
     def _claim(self, replicates: Members) -> Pack | None:
-        """Claim a pack's members; what another driver has taken meanwhile is left to it."""
+        """Claim a pack's members; None if another driver has claimed some of them."""
         members = [replicate.key for replicate in replicates]
-        # A pack formed again after an interruption keeps its name although some of its members
-        # have ended, because its checkpoint is for all of them.
+        # An interrupted pack keeps its name if members have ended: its checkpoint has them all.
         name = pack_id(replicates)
         free = [key for key in members if self._state.states[key] not in ENDED]
         claimed = self._ledger.claim(self._lease, name, members)
         if missing := [key for key in free if key not in claimed]:
             self._elsewhere |= set(missing)
-            self._ledger.let_go(self._lease, claimed, state="pending")
+            self._ledger.unclaim(self._lease, claimed, state="pending")
             self._ledger.update_pack(self.plan.name, name, state="done")
             if claimed:
-                self._waiting.hold(tuple(self._state.replicates[k] for k in claimed), first=True)
+                self._queue.put_back(tuple(self._state.replicates[k] for k in claimed), first=True)
             return None
         if not claimed:
             return None
@@ -319,7 +316,7 @@ class StudyRun:
         )
         for key in claimed:
             self._state.states[key] = "running"
-        self._out[name] = pack
+        self._running[name] = pack
         self._progress[name] = None
         self._changed(self)
         return pack
@@ -350,8 +347,8 @@ class StudyRun:
         self._changed(self)
 
     def _judge(self, event: Progress) -> None:
-        """At a rung, let the models of a configuration go that is behind those of other packs."""
-        pack = self._out.get(event.pack)
+        """At a rung, stop a configuration that is worse than those of other packs."""
+        pack = self._running.get(event.pack)
         why = None if pack is None else self._rungs.judge(pack, event)
         if pack is not None and why is not None:
             self._verdicts[pack.id] = {r.key: why for r in pack.replicates}
@@ -359,7 +356,7 @@ class StudyRun:
     def _finish(self, finished: Sequence[Finished]) -> None:
         for event in finished:
             if event.weights is not None and event.state == "done":
-                # Before the result: a result in the ledger promises the weights.
+                # Before the result, which implies that the weights exist.
                 path = self._home.weights / f"{event.replicate}.safetensors"
                 write_bytes(path, event.weights)
         new = self._ledger.finish(
@@ -383,11 +380,11 @@ class StudyRun:
             if event.replicate in new:
                 self.trained += 1
                 self._state.states[event.replicate] = event.state
-                self._state.take_result(event.replicate, event)
+                self._state.record_result(event.replicate, event)
         self._advance()
 
     def ended(self, pack: str, failure: str = "", *, of_machine: bool = True) -> None:
-        gone = self._out.pop(pack, None)
+        gone = self._running.pop(pack, None)
         if gone is None:
             return
         left = [r.key for r in gone.replicates if self._state.states[r.key] not in ENDED]
@@ -409,15 +406,15 @@ class StudyRun:
         self._verdicts.pop(pack, None)
 
     def _interrupt(self, pack: Pack, left: Sequence[str], failure: str) -> None:
-        self._ledger.let_go(self._lease, left)
+        self._ledger.unclaim(self._lease, left)
         self._ledger.update_pack(self.plan.name, pack.id, state="interrupted", failed=bool(failure))
         for key in left:
             self._state.states[key] = "interrupted"
         if self.stopping:
-            self._waiting.hold(pack.replicates)  # for the next start: it is not finished
+            self._queue.put_back(pack.replicates)  # so that the study does not count as finished
             return
-        # Machines that die now and then are no reason to give up a pack that gets further each
-        # time; a pack that ends its worker at the same place every time would never end.
+        # Only failures without progress count: flaky machines must not end a pack that advances,
+        # and a pack that kills its worker at the same point must not run forever.
         progress = self._progress.get(pack.id)
         epoch = 0.0 if progress is None else progress.epoch
         advanced = epoch > self._reached.get(pack.id, 0.0)
@@ -426,14 +423,14 @@ class StudyRun:
         if self._failures[pack.id] > MAX_FAILURES:
             self._given_up[pack.id] = failure
         else:
-            self._waiting.hold(pack.replicates)
+            self._queue.put_back(pack.replicates)
 
     def _remove_checkpoint(self, pack: str) -> None:
-        """Only now: the checkpoint protects the pack's results until the ledger has them all."""
+        """Remove a pack's checkpoint, once all its results are in the ledger."""
         shutil.rmtree(self._home.checkpoints / pack, ignore_errors=True)
 
     def tick(self) -> None:
-        """Look, now and then, at what other drivers have finished or dropped."""
+        """Every two seconds, look for results and interruptions of other drivers."""
         if self._elsewhere and time.monotonic() - self._looked > 2.0:
             self._looked = time.monotonic()
             self._ledger.recover(self.plan.name, packs=False)
@@ -444,61 +441,61 @@ class StudyRun:
                     self._elsewhere.discard(record.key)
                     self._state.states[record.key] = record.state
                     if record.state in ENDED:
-                        self._state.take_result(record.key, record)
+                        self._state.record_result(record.key, record)
                     else:
                         freed.append(record.key)
-            self._let_wait(freed)
+            self._enqueue(freed)
             self._advance()
         self._changed(self)
 
-    def _ask(self) -> None:
-        """Let the searches propose as much as they may have out."""
-        while self._may_ask and (asked := self._searches.ask()):
-            configurations = [configuration for _, new, _ in asked for configuration in new]
-            entries = [entry for *_, new in asked for entry in new]
+    def _propose(self) -> None:
+        """Let the searches propose as many batches as they may have pending."""
+        while self._may_propose and (proposals := self._searches.ask()):
+            configurations = [configuration for _, new, _ in proposals for configuration in new]
+            entries = [entry for *_, new in proposals for entry in new]
             self._add(configurations, entries)
             self._rungs.enter(entries)
-            self._adopt(
+            self._adopt_results(
                 frozenset(
                     r.key for configuration in configurations for r in configuration.replicates
                 )
             )
-            for search, _, batch in asked:
-                self._let_wait_batch(search, batch)
+            for search, _, batch in proposals:
+                self._enqueue_batch(search, batch)
             self._advance()
-        self._may_ask = False
+        self._may_propose = False
 
-    # ------------------------------------------------------------ life and status
+    # ------------------------------------------------------------ lease, end, status
 
     def beat(self) -> None:
-        """Keep the lease alive; called from a thread of its own."""
+        """Renew the lease; called in the heartbeat thread."""
         try:
             if not self._ledger.heartbeat(self._lease):
                 self._lost_lease.set()
         except LedgerError:
-            pass  # the next write in the main thread says what is wrong
+            pass  # the next write in the main thread raises it
 
-    def let_go(self) -> None:
-        """Give back what is still out; the next start continues it."""
-        for pack in list(self._out.values()):
+    def release_packs(self) -> None:
+        """Interrupt running packs; the next run resumes them."""
+        for pack in list(self._running.values()):
             self.ended(pack.id)
 
     def check_complete(self) -> None:
-        """Raise when machines failed too often for some packs.
+        """Raise if machines failed too often for some packs.
 
         Raises:
-            Incomplete: how many replicates are left, and the last failure.
+            Incomplete: with the number of missing results and the last failure.
         """
         if self._given_up:
-            left = self._state.left()
+            left = self._state.remaining()
             failure = next(iter(self._given_up.values()))
             raise Incomplete(
-                f"{left} replicates have no result: their pack failed {MAX_FAILURES + 1} times "
-                f"({failure}); mend that, then type the same command again"
+                f"{left} models have no result because their pack failed {MAX_FAILURES + 1} times "
+                f"({failure}): fix this and run the same command again"
             )
 
     def status(self) -> Status:
-        """Where the study stands now, from memory."""
+        """The current status, from memory."""
         configurations, replicates = (
             self._state.count_configurations(),
             self._state.count_replicates(),

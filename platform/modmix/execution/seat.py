@@ -14,7 +14,7 @@ from contextlib import closing, suppress
 from typing import Any, Protocol
 
 from modmix.base.messages import Pack
-from modmix.execution.local import Reply, describe, is_of_machine, together, train
+from modmix.execution.local import Reply, batch_finished, describe, is_machine_failure, train
 from modmix.execution.mailbox import Ended, Item
 
 # A machine that cannot train (no data, no driver) would otherwise take, and fail, pack after pack.
@@ -54,7 +54,7 @@ def serve(line: Line, seat: str, *, gpus: float, threads: int) -> None:
 
 def _train(pack: Pack, outbox: _Outbox, ear: _Ear, *, gpus: float, threads: int) -> Ended:
     try:
-        training = together(
+        training = batch_finished(
             train(pack, gpus=gpus, threads=threads, dropped=lambda: ear.reply().drop)
         )
         for events in training:
@@ -63,7 +63,7 @@ def _train(pack: Pack, outbox: _Outbox, ear: _Ear, *, gpus: float, threads: int)
                 training.close()
                 break
     except Exception as error:
-        of_machine = is_of_machine(error)
+        of_machine = is_machine_failure(error)
         if of_machine:
             time.sleep(FAILED_PAUSE_SECONDS)
         return Ended(failure=describe(error), of_machine=of_machine)

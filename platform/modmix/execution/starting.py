@@ -1,9 +1,7 @@
-"""A study's runner, started while the study file is still being held against its data.
+"""Starts a study's runner in the background while the study is still being planned.
 
-Ray takes two seconds to start and its workers take three to import torch, as long as the driver
-takes to import it and to build a model of every kind. So both go on at once. Everything wrong is
-still said before anything is begun, as far as anyone can see: a cluster that was started for a
-study that is then refused ends without a word.
+Ray takes two seconds to start and its workers three to import torch; planning takes about as long.
+If the study is rejected, the cluster is stopped silently.
 """
 
 from __future__ import annotations
@@ -15,19 +13,19 @@ from contextlib import closing
 from modmix.base.errors import InputError
 from modmix.base.home import Home
 from modmix.execution.local import Runner
-from modmix.ledger import Ledger
+from modmix.ledger.ledger import Ledger
 from modmix.study.spec import StudySpec
 
 
 class Starting:
-    """Makes the runner of one study and starts it early; a context manager around both.
+    """Creates the runner of one study and starts it early; a context manager that closes it.
 
     Args:
         kind: "ray" or "local".
-        address: of a Ray cluster; None: the environment's RAY_ADDRESS, else this machine.
-        workers: processors to use on this machine; None: all.
-        home: where results go.
-        retry_failed: a study that has finished is trained again where it failed.
+        address: of a Ray cluster; None: RAY_ADDRESS, else this machine.
+        workers: CPUs to use on this machine; None: all.
+        home: folder of results.
+        retry_failed: start the runner even if the study has finished, to train failed replicates.
 
     Raises:
         InputError: there is no such kind of runner.
@@ -56,10 +54,7 @@ class Starting:
         self._thread: threading.Thread | None = None
 
     def begin(self, spec: StudySpec) -> None:
-        """Start in the background what the study will need; return at once.
-
-        ``spec`` is of a file in which nothing seems wrong any more. Only Ray is worth it.
-        """
+        """Start Ray in the background if it is needed; return at once."""
         global _latest
         if self._thread is None and self._kind == "ray":
             before = _latest
@@ -69,12 +64,12 @@ class Starting:
             self._thread.start()
 
     def _live(self, spec: StudySpec, before: threading.Thread | None) -> None:
-        """Start the runner, and close it in the end.
+        """Start the runner and close it at the end.
 
-        A thread for all of its life: Linux kills Ray's processes with the thread they come from.
+        In one thread: Linux kills Ray's processes with the thread that started them.
         """
         try:
-            if before is not None:  # another one in this program, perhaps just being closed
+            if before is not None:  # an earlier one in this program may still be closing
                 before.join()
             self._start(spec)
         except BaseException as error:
@@ -91,7 +86,7 @@ class Starting:
             self._runner = runner
 
     def runner(self, spec: StudySpec) -> Runner:
-        """The runner, started if the study looks as if it needed it.
+        """The runner, started unless the study looks finished.
 
         Raises:
             InputError: it could not be started.
@@ -129,7 +124,7 @@ class Starting:
         if self._thread is None:
             if self._runner is not None:
                 self._runner.close()
-        elif kind is None:  # an error's sentence is not held up by a cluster that still starts
+        elif kind is None:  # after an error, do not wait for a cluster that is still starting
             self._thread.join()
 
 
@@ -137,7 +132,7 @@ _latest: threading.Thread | None = None  # of any `Starting` in this program
 
 
 def looks_finished(home: Home, spec: StudySpec) -> bool:
-    """Whether this very file has run to its end: then there will be nothing to start for it."""
+    """Whether this study file has already finished, so that no runner is needed."""
     if not home.has_ledger:
         return False
     with closing(Ledger(home.ledger_url)) as ledger:

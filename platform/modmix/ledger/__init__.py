@@ -1,63 +1,16 @@
-"""The ledger: studies, configurations, replicates and their results. The one truth; the rest
-mirrors it.
+"""The ledger: a SQLite or PostgreSQL database that is the source of truth for every study.
 
-    studies            one row a study: its file, its state, its lease, its seconds
-    configurations             a method with resolved hyperparameters, named by a digest
-    replicates         a configuration trained with one seed in one setting, named by a digest: the
-    result histories          a replicate's metrics at each evaluation (compressed JSON)
-    study_configurations       which configurations a study has, and their mirrored MLflow runs
-    study_replicates   which replicates a study needs, and whether it trained or found them entries
-    what each part of a study asked for: a grid's or a sampler's numbered configurations packs
-    which replicates are (or were) trained together, so that they resume together
+In: studies, proposed configurations, results. Out: the same as records. MLflow only mirrors it.
 
-One writer: the driver that holds the study's lease. Every method is one transaction, so a kill at
-any moment leaves what was before it or what was after it. SQLite runs in WAL mode with full
-synchronisation, so a finished replicate survives the machine's death, too.
-
-    records    what is kept, as values
-    database   the tables and transactions        studies     studies and leases
-    asked      configurations and entries                 heartbeat   keeps a lease alive
+    records    what is stored, as frozen dataclasses (light to import)
+    database   tables, transactions, schema version
+    studies    studies and their leases
+    proposals  configurations, and the entries of grids and searches
     results    replicates, histories, packs
+    ledger     `Ledger`: all of the above on one database
+    heartbeat  the thread that renews a lease
 
-These are the only files with sqlalchemy.
+Only this package imports sqlalchemy. Each study has one writer, the driver that holds its lease.
+Every method is one transaction, so a killed process leaves the state before it or after it. SQLite
+runs in WAL mode with full synchronisation: a recorded result survives a power failure.
 """
-
-from __future__ import annotations
-
-from modmix.ledger.heartbeat import Heartbeat
-from modmix.ledger.proposals import Proposals
-from modmix.ledger.records import (
-    ENDED,
-    REPLICATE_STATES,
-    ConfigurationRecord,
-    Entry,
-    Lease,
-    NewConfiguration,
-    PackRecord,
-    ReplicateRecord,
-    Result,
-    StudyRecord,
-)
-from modmix.ledger.results import Results
-from modmix.ledger.studies import HEARTBEAT_SECONDS, LEASE_SECONDS, Studies
-
-__all__ = [
-    "ENDED",
-    "HEARTBEAT_SECONDS",
-    "LEASE_SECONDS",
-    "REPLICATE_STATES",
-    "ConfigurationRecord",
-    "Entry",
-    "Heartbeat",
-    "Lease",
-    "Ledger",
-    "NewConfiguration",
-    "PackRecord",
-    "ReplicateRecord",
-    "Result",
-    "StudyRecord",
-]
-
-
-class Ledger(Studies, Proposals, Results):
-    """A database of studies: all of the above. Safe to share between threads of one process."""

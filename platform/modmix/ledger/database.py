@@ -1,4 +1,4 @@
-"""The tables, and the one way to a transaction."""
+"""Tables, connections and transactions."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from modmix.base.errors import InputError, LedgerError
 from modmix.base.home import sqlite_path
 
-# Of the tables below; a database that says otherwise is refused rather than misread. One of an
-# earlier version is brought up to it: the columns that it lacks may be null.
+# Of the tables below. Older databases are migrated (new columns are nullable), newer ones refused.
 SCHEMA_VERSION = 2
 
 METADATA = sa.MetaData()
@@ -34,14 +33,14 @@ STUDIES = Table(
     Column("name", String(100), primary_key=True),
     Column("spec", Text, nullable=False),  # the checked study file as JSON
     Column("text", Text, nullable=False),  # the file as the user wrote it
-    Column("source", Text, nullable=False),  # where it lay
+    Column("source", Text, nullable=False),  # path of the file
     Column("state", String(20), nullable=False),
     Column("created", Float, nullable=False),
     Column("updated", Float, nullable=False),
     Column("wall_seconds", Float, nullable=False, default=0.0),
     Column("device_seconds", Float, nullable=False, default=0.0),
     Column("details", Text, nullable=False, default="{}"),  # task, fingerprint, versions, classes
-    Column("signatures", Text, nullable=False, default="{}"),  # of the parts, by part/method
+    Column("signatures", Text, nullable=False, default="{}"),  # of the parts, by "part/method"
     Column("lease_token", String(32)),
     Column("lease_host", Text),
     Column("lease_pid", Integer),
@@ -63,7 +62,7 @@ REPLICATES = Table(
     Column("configuration", String(32), nullable=False, index=True),
     Column("seed", Integer, nullable=False),
     Column("state", String(12), nullable=False),
-    Column("owner", String(32)),  # lease token of the driver that trains it
+    Column("owner", String(32)),  # lease token of the driver training it
     Column("pack", String(32)),
     Column("attempts", Integer, nullable=False, default=0),
     Column("epochs", Integer, nullable=False, default=0),
@@ -103,14 +102,14 @@ ENTRIES = Table(
     Column("study", String(100), primary_key=True),
     Column("part", String(100), primary_key=True),
     Column("method", String(64), primary_key=True),
-    Column("number", Integer, primary_key=True),  # within part and method, in order of asking
+    Column("number", Integer, primary_key=True),  # within part and method, in order of proposal
     Column("configuration", String(32), nullable=False),
     Column("batch", Integer, nullable=False, default=0),
     Column("proposal", Text, nullable=False, default="{}"),  # what the sampler proposed
     Column("state", String(12), nullable=False, default="pending"),  # then done, pruned, failed
-    Column("values", Text),  # the objectives' means that the sampler was told
-    Column("step", Integer),  # of a pruned configuration: the epoch of its values
-    Column("told", Integer),  # when it was told, in the same sequence as "batch"
+    Column("values", Text),  # means of the objectives, as told to the sampler
+    Column("step", Integer),  # epoch of the values, if pruned
+    Column("told", Integer),  # when it was told; same counter as "batch"
 )
 PACKS = Table(
     "packs",
@@ -119,7 +118,7 @@ PACKS = Table(
     Column("study", String(100), primary_key=True),
     Column("replicates", Text, nullable=False),  # keys, in order
     Column("state", String(12), nullable=False),  # running, done, interrupted
-    Column("note", Text, nullable=False, default="{}"),  # how it was trained and why
+    Column("note", Text, nullable=False, default="{}"),  # how it was trained, and why so
     Column("failures", Integer, nullable=False, default=0),
     Column("started", Float),
     Column("finished", Float),
@@ -127,20 +126,20 @@ PACKS = Table(
 
 
 class Database:
-    """A database with the ledger's tables. Safe to share between the threads of one process.
+    """A database with the ledger's tables. Safe to share between threads of one process.
 
     Args:
         url: an SQLAlchemy URL: ``sqlite:////path/ledger.db`` or ``postgresql+psycopg://…``.
 
     Raises:
-        InputError: the database cannot be opened, or is of another kind or version.
+        InputError: the database cannot be opened, or has an unsupported kind or version.
     """
 
     def __init__(self, url: str) -> None:
         try:
             self.url = sa.make_url(url)
         except (sa.exc.SQLAlchemyError, ValueError):
-            # Nothing of the text is repeated: what cannot be parsed may hold a password anywhere.
+            # The text is not shown: what cannot be parsed may contain a password anywhere.
             raise InputError(
                 "MODMIX_LEDGER is not a database URL: write postgresql+psycopg://user@host/name "
                 "(a password's special characters as %XX), or unset it"
@@ -157,21 +156,20 @@ class Database:
             self._create_tables()
         except (sa.exc.SQLAlchemyError, ModuleNotFoundError) as error:
             raise InputError(
-                f"the ledger {self.shown} cannot be opened "
+                f"the ledger {self.redacted_url} cannot be opened "
                 f"({_first_line(error)}): check the path or the database, or set MODMIX_LEDGER "
                 "or MODMIX_HOME to another one"
             ) from error
 
     @property
-    def shown(self) -> str:
-        """The URL for messages: without a password, wherever the URL holds it; or the file."""
+    def redacted_url(self) -> str:
+        """The URL without its password, or the path of an SQLite file; for messages."""
         if self.url.get_backend_name() == "sqlite":
             return str(self.url.database)
         return self.url.set(query={}).render_as_string(hide_password=True)
 
     def _create_tables(self) -> None:
-        # Two processes that meet a new database both find a table missing, and the slower one is
-        # told that it exists by now: then it looks again.
+        # Of two processes that create the tables at once, the slower one fails and tries again.
         for attempt in range(20):
             try:
                 METADATA.create_all(self._engine)
@@ -196,9 +194,9 @@ class Database:
                 db.execute(sa.update(VERSION).values(version=SCHEMA_VERSION))
             elif set(found) != {SCHEMA_VERSION}:
                 raise InputError(
-                    f"the ledger {self.shown} has version "
-                    f"{found[0]}, this modmix reads version {SCHEMA_VERSION}: use the modmix that "
-                    "wrote it, or set MODMIX_HOME to a new folder"
+                    f"the ledger {self.redacted_url} has version "
+                    f"{found[0]}, this modmix supports version {SCHEMA_VERSION}: upgrade modmix, "
+                    "or set MODMIX_HOME to a new folder"
                 )
 
     def _options(self) -> dict[str, Any]:
@@ -216,9 +214,8 @@ class Database:
                 yield connection
         except sa.exc.SQLAlchemyError as error:
             raise LedgerError(
-                f"the ledger {self.shown} could not be used "
-                f"({_first_line(error)}): mend that, then type the same command again; "
-                "what was recorded is kept"
+                f"the ledger {self.redacted_url} could not be used ({_first_line(error)}): "
+                "fix this and run the same command again; recorded results are kept"
             ) from error
 
 
@@ -229,14 +226,15 @@ def insert_new(
     *,
     renew: Sequence[str] = (),
 ) -> None:
-    """Insert the rows whose keys are not there yet, whoever else inserts them at this moment.
+    """Insert rows whose keys are new; safe against concurrent inserts.
 
-    Of rows that are there, the columns ``renew`` are written anew.
+    Args:
+        renew: columns to update in rows that exist already.
     """
     if not rows:
         return
     insert = postgresql.insert if db.dialect.name == "postgresql" else sqlite.insert
-    # In one order everywhere: two transactions that wait for each other's rows would never end.
+    # Always in the same order, so that concurrent transactions cannot deadlock.
     columns = [column.name for column in table.primary_key]
     ordered = sorted(rows, key=lambda row: [row[name] for name in columns])
     statement = insert(table)
@@ -249,7 +247,7 @@ def insert_new(
 
 
 def _add_columns(db: sa.Connection) -> None:
-    """Give the tables of an earlier version their new columns; a kill in between leaves some."""
+    """Add columns that older tables lack; can be repeated after a kill."""
     for table in METADATA.sorted_tables:
         present = {column["name"] for column in sa.inspect(db).get_columns(table.name)}
         for column in table.columns:
@@ -258,7 +256,7 @@ def _add_columns(db: sa.Connection) -> None:
                 db.execute(sa.text(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}"))
 
 
-# What a database says to the slower of two processes that create the same thing.
+# Errors of the slower of two processes that create the same table.
 _RACE = re.compile("already exists|locked|duplicate (key|column)|UNIQUE", re.I)
 
 

@@ -1,4 +1,4 @@
-"""A thread that keeps a lease alive."""
+"""The thread that renews a lease."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from modmix.ledger.studies import HEARTBEAT_SECONDS
 
 
 class Heartbeat:
-    """Keeps a lease alive while a study runs."""
+    """Calls ``beat`` regularly while a study runs; a context manager."""
 
     def __init__(self, beat: Callable[[], None]) -> None:
         self._beat = beat

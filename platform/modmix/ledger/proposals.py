@@ -1,6 +1,4 @@
-"""What studies ask for: configurations, the replicates they need, the entries of grids and
-searches.
-"""
+"""The configurations of studies, and the entries of grids and searches that proposed them."""
 
 from __future__ import annotations
 
@@ -28,10 +26,9 @@ class Proposals(Database):
     def add(
         self, study: str, configurations: Sequence[NewConfiguration], entries: Sequence[Entry]
     ) -> None:
-        """Add configurations with their replicates, and the entries that asked for them.
+        """Add configurations with their replicates, and the entries that proposed them.
 
-        What is there already stays as it is; so a replicate that another study has finished is
-        found with its result.
+        Existing rows are kept, including results of other studies.
         """
         with self._transaction() as db:
             insert_new(
@@ -55,7 +52,7 @@ class Proposals(Database):
             last = db.execute(
                 sa.select(sa.func.max(STUDY_CONFIGURATIONS.c.number)).where(mine)
             ).scalar()
-            first = 0 if last is None else last + 1  # not how many there are: some may be gone
+            first = 0 if last is None else last + 1  # not the count: some may have been removed
             known = set(
                 db.execute(sa.select(STUDY_CONFIGURATIONS.c.configuration).where(mine)).scalars()
             )
@@ -82,8 +79,8 @@ class Proposals(Database):
                     for p in configurations
                     for key, seed in p.replicates
                 ],
-                # A changed study file may show more or less of the same model: another
-                # configuration.
+                # After a change of the study file the same model may belong to a configuration
+                # with more or fewer parameters shown.
                 renew=["configuration"],
             )
             if entries:
@@ -105,10 +102,12 @@ class Proposals(Database):
                 )
 
     def keep_only_entries(self, study: str, signatures: Mapping[tuple[str, str], str]) -> None:
-        """Forget the entries of parts that the study file no longer has, or has changed.
+        """Delete the entries of parts that were removed from the study file, or changed.
 
-        ``signatures`` names, by part and method, what its entries depend on. Results are not
-        touched: what is asked again is found again.
+        Results are kept.
+
+        Args:
+            signatures: by (part, method), a digest of everything its entries depend on.
         """
         now = {"/".join(key): value for key, value in signatures.items()}
         with self._transaction() as db:
@@ -134,12 +133,10 @@ class Proposals(Database):
     def keep_only_configurations(
         self, study: str, configurations: Iterable[str], replicates: Iterable[str]
     ) -> int:
-        """Drop from a study the configurations and replicates that its file no longer asks for.
-
-        Their results stay in the ledger for whichever study asks for them.
+        """Remove all other configurations and replicates from a study; keep their results.
 
         Returns:
-            How many replicates were dropped.
+            The number of removed replicates.
         """
         dropped: set[str] = set()
         with self._transaction() as db:
@@ -188,7 +185,7 @@ class Proposals(Database):
         told: int,
         step: int | None = None,
     ) -> None:
-        """Record what a sampler is told of an entry (before it is told)."""
+        """Record what is about to be told to the sampler about an entry."""
         with self._transaction() as db:
             db.execute(
                 sa.update(ENTRIES)
@@ -207,9 +204,7 @@ class Proposals(Database):
             )
 
     def configurations(self, study: str, *, after: int = -1) -> list[ConfigurationRecord]:
-        """The configurations of a study, in order of first appearance; those numbered above
-        ``after``.
-        """
+        """The configurations of a study numbered above ``after``, in order."""
         query = (
             sa.select(STUDY_CONFIGURATIONS, CONFIGURATIONS.c.method, CONFIGURATIONS.c.params)
             .join(CONFIGURATIONS, CONFIGURATIONS.c.key == STUDY_CONFIGURATIONS.c.configuration)
@@ -233,15 +228,13 @@ class Proposals(Database):
     def set_configuration_run(
         self, study: str, configuration: str, *, run: str | None, mirrored: str | None
     ) -> None:
-        """Keep the id of a configuration's MLflow run, and a digest of what was last written to
-        it.
-        """
+        """Record a configuration's MLflow run, and the digest of what was last written to it."""
         self.set_configuration_runs(study, [(configuration, run, mirrored)])
 
     def set_configuration_runs(
         self, study: str, runs: Sequence[tuple[str, str | None, str | None]]
     ) -> None:
-        """As `set_configuration_run`, for many at once: (configuration, run, digest)."""
+        """`set_configuration_run` for many: (configuration, run, digest)."""
         if not runs:
             return
         rows = [

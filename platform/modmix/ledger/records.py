@@ -1,4 +1,4 @@
-"""What the ledger keeps, as values: studies, configurations, entries, replicates, packs."""
+"""What the ledger stores, as frozen dataclasses. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ENDED = ("done", "pruned", "failed")
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRecord:
-    """One study as the ledger knows it. ``state``: running, finished, stopped or failed."""
+    """One study. ``state``: running, finished, stopped or failed."""
 
     name: str
     spec: Mapping[str, Any]
@@ -29,9 +29,9 @@ class StudyRecord:
     mlflow_run: str | None
 
     def is_as_given(self, params: Mapping[str, Any]) -> bool:
-        """Whether a configuration was trained on the task as the study file's task block gives it.
+        """Whether a configuration uses the options of the study file's task block.
 
-        Configurations that set other options of the task saw other data: no winner is among both.
+        Others were trained on different data and cannot be compared with it.
         """
         given = self.details.get("task_options") or {}
         return all(
@@ -43,7 +43,7 @@ class StudyRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class ConfigurationRecord:
-    """One configuration of a study: what the study asked for, and where it is mirrored."""
+    """One configuration of a study, and its MLflow run."""
 
     key: str
     number: int
@@ -55,7 +55,7 @@ class ConfigurationRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicateRecord:
-    """One replicate of a study: a configuration, a seed, and the result as far as there is one."""
+    """One replicate of a study: configuration, seed, and its result if there is one."""
 
     key: str
     configuration: str
@@ -70,22 +70,22 @@ class ReplicateRecord:
     reason: str
     seconds: float
     finished: float | None
-    origin: str  # "trained" or "reused" by this study, "" while it has no result
+    origin: str  # "trained" or "reused" by this study, "" without a result
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One numbered configuration of one part and method: of a grid, or proposed by a sampler."""
+    """One configuration of a part and method, from its grid or its sampler."""
 
     part: str
     method: str
     number: int
     configuration: str
-    batch: int = 0  # when it was asked: asks and tells of a sampler count as one sequence
+    batch: int = 0  # when it was proposed; asks and tells of a sampler share one counter
     proposal: Mapping[str, Any] = field(default_factory=dict)
     state: str = "pending"
-    values: tuple[float, ...] | None = None  # what the sampler was told
-    step: int | None = None  # of a pruned configuration: the epoch of its values
+    values: tuple[float, ...] | None = None  # as told to the sampler
+    step: int | None = None  # epoch of the values, if pruned
     told: int | None = None
 
 
@@ -100,7 +100,7 @@ class PackRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """A replicate's end, ready to be recorded. ``history``: column -> value per evaluation."""
+    """The result of a replicate. ``history``: column -> one value per evaluation."""
 
     replicate: str
     state: str
@@ -114,7 +114,7 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Lease:
-    """The right to write one study's results, kept alive by a heartbeat."""
+    """The right to write one study, renewed by a heartbeat."""
 
     study: str
     token: str
@@ -122,7 +122,7 @@ class Lease:
 
 @dataclass(frozen=True, kw_only=True)
 class NewConfiguration:
-    """A configuration to be added, with the replicates it needs: (replicate key, seed)."""
+    """A configuration to add. ``replicates``: (replicate key, seed)."""
 
     key: str
     method: str
@@ -130,14 +130,14 @@ class NewConfiguration:
     replicates: Sequence[tuple[str, int]]
 
 
-# ---------------------------------------------------------------- as text in a column
+# ---------------------------------------------------------------- JSON columns
 
 
 def dump(value: Any) -> str:
-    """JSON with null for NaN, and words for infinities, which JSON has not; in the given order."""
+    """JSON with NaN as null and infinities as strings; keeps the order of keys."""
     try:
         return json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError):  # seldom: a NaN or an infinity, or a mapping of another kind
+    except (TypeError, ValueError):  # rare: NaN, infinity, or a mapping that is no dict
         return json.dumps(without_nan(value), allow_nan=False)
 
 
@@ -152,5 +152,5 @@ def without_nan(value: Any) -> Any:
 
 
 def number(value: Any) -> float:
-    """The number that `dump` wrote."""
+    """The inverse of `dump` for one number."""
     return math.nan if value is None else float(value)

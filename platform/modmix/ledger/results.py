@@ -1,4 +1,4 @@
-"""Results: replicates are claimed, finished once, found again; packs and histories."""
+"""Replicates (claimed, then finished once), their histories, and packs."""
 
 from __future__ import annotations
 
@@ -33,20 +33,19 @@ class Results(Database):
 
         Args:
             study: its name.
-            configurations: of these configurations alone, in the order of the configurations'
-            numbers within each 500. since: those alone that have ended after this moment (seconds
-            since 1970).
+            configurations: only those of these configurations, ordered within each 500.
+            since: only those that ended after this time (seconds since 1970).
         """
-        asked: list[sa.ColumnElement[bool]]
+        conditions: list[sa.ColumnElement[bool]]
         if configurations is not None:
-            asked = [
-                STUDY_REPLICATES.c.configuration.in_(part) for part in in_parts(configurations)
+            conditions = [
+                STUDY_REPLICATES.c.configuration.in_(part) for part in chunks(configurations)
             ]
         elif since is not None:
-            asked = [REPLICATES.c.finished > since]
+            conditions = [REPLICATES.c.finished > since]
         else:
-            asked = [sa.true()]
-        return [record for condition in asked for record in self._replicates(study, condition)]
+            conditions = [sa.true()]
+        return [record for condition in conditions for record in self._replicates(study, condition)]
 
     def _replicates(self, study: str, condition: sa.ColumnElement[bool]) -> list[ReplicateRecord]:
         query = (
@@ -79,9 +78,10 @@ class Results(Database):
             return {row.key: row.state for row in db.execute(query)}
 
     def recover(self, study: str, *, packs: bool = True) -> int:
-        """Mark as interrupted what is running without a living owner; return how many.
+        """Mark running replicates whose driver is dead as interrupted; return how many.
 
-        ``packs``: the study's running packs as well, which is right before any is handed out.
+        Args:
+            packs: also mark the study's running packs (only before any pack was started).
         """
         with self._transaction() as db:
             living = [row.lease_token for row in db.execute(sa.select(STUDIES)) if is_alive(row)]
@@ -103,7 +103,7 @@ class Results(Database):
         return int(found.rowcount)
 
     def adopt(self, study: str) -> int:
-        """Count as reused what other studies have finished for this one; return how many."""
+        """Mark replicates that other studies have finished as reused; return how many."""
         ended = sa.select(REPLICATES.c.key).where(REPLICATES.c.state.in_(ENDED))
         with self._transaction() as db:
             found = db.execute(
@@ -117,7 +117,7 @@ class Results(Database):
             )
         return int(found.rowcount)
 
-    def forget_failures(self, study: str) -> int:
+    def reset_failures(self, study: str) -> int:
         """Let a study's failed replicates be trained again; return how many."""
         mine = sa.select(STUDY_REPLICATES.c.replicate).where(STUDY_REPLICATES.c.study == study)
         failed = (REPLICATES.c.state == "failed") & REPLICATES.c.key.in_(mine)
@@ -177,17 +177,17 @@ class Results(Database):
         return claimed
 
     def finish(self, lease: Lease, results: Sequence[Result]) -> list[str]:
-        """Record results; return the keys that were new. A result is recorded once, for ever."""
+        """Record results; return the keys that had none before. Results are never overwritten."""
         now = time.time()
         with self._transaction() as db:
-            # A write first: SQLite then waits for its turn, and what is read next stays true.
+            # Write first: SQLite then takes its lock, and later reads stay valid.
             mine = sa.update(STUDIES).where(STUDIES.c.name == lease.study)
             db.execute(mine.values(updated=STUDIES.c.updated))
             open_ = self._open(db, [result.replicate for result in results])
             new = []
             for result in results:
                 if result.replicate in open_:
-                    open_.remove(result.replicate)  # the first counts, should one come twice
+                    open_.remove(result.replicate)  # the first one counts
                     new.append(result)
             if not new:
                 return []
@@ -216,7 +216,7 @@ class Results(Database):
                 for result in new
             ]
             keys = [result.replicate for result in new]
-            for part in in_parts(keys):
+            for part in chunks(keys):
                 db.execute(sa.delete(HISTORIES).where(HISTORIES.c.replicate.in_(part)))
                 db.execute(
                     sa.update(STUDY_REPLICATES)
@@ -233,9 +233,9 @@ class Results(Database):
 
     @staticmethod
     def _open(db: sa.Connection, keys: Sequence[str]) -> set[str]:
-        """Those without a result; until the transaction's end no other may give them one."""
+        """Those without a result, locked until the end of the transaction."""
         found: set[str] = set()
-        for part in in_parts(sorted(keys)):  # in one order everywhere, see `insert_new`
+        for part in chunks(sorted(keys)):  # same order everywhere, see `insert_new`
             query = (
                 sa.select(REPLICATES.c.key)
                 .where(REPLICATES.c.key.in_(part), REPLICATES.c.state.not_in(ENDED))
@@ -245,8 +245,8 @@ class Results(Database):
             found |= set(db.execute(query).scalars())
         return found
 
-    def let_go(self, lease: Lease, keys: Sequence[str], *, state: str = "interrupted") -> None:
-        """Give back replicates that this driver claimed and will not finish now."""
+    def unclaim(self, lease: Lease, keys: Sequence[str], *, state: str = "interrupted") -> None:
+        """Release replicates that this driver claimed and will not finish now."""
         with self._transaction() as db:
             for begin in range(0, len(keys), 500):
                 db.execute(
@@ -260,11 +260,11 @@ class Results(Database):
                 )
 
     def history(self, replicate: str) -> dict[str, list[float]]:
-        """One replicate's columns ("epoch", "val/error", …), a value an evaluation."""
+        """One replicate's columns ("epoch", "val/error", …), one value per evaluation."""
         return self.histories([replicate]).get(replicate, {})
 
     def histories(self, keys: Sequence[str]) -> dict[str, dict[str, list[float]]]:
-        """Histories by replicate key; a key without one is left out."""
+        """Histories by replicate key, of those that have one."""
         found: dict[str, dict[str, list[float]]] = {}
         with self._transaction() as db:
             for begin in range(0, len(keys), 500):
@@ -279,7 +279,7 @@ class Results(Database):
     # ------------------------------------------------------------ packs
 
     def packs(self, study: str) -> list[PackRecord]:
-        """The packs of a study, in order of their start."""
+        """The packs of a study, by start time."""
         query = sa.select(PACKS).where(PACKS.c.study == study).order_by(PACKS.c.started)
         with self._transaction() as db:
             rows = db.execute(query).all()
@@ -316,8 +316,8 @@ class Results(Database):
             )
 
 
-def in_parts(keys: Sequence[str]) -> list[Sequence[str]]:
-    """Keys as lists that a statement may hold."""
+def chunks(keys: Sequence[str]) -> list[Sequence[str]]:
+    """The keys in chunks that fit into one SQL statement."""
     return [keys[begin : begin + 500] for begin in range(0, len(keys), 500)]
 
 

@@ -1,4 +1,4 @@
-"""Studies and their leases: which driver may write a study, and is it still alive."""
+"""Studies, and the leases by which each has one driver."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from modmix.ledger.database import STUDIES, Database, insert_new
 from modmix.ledger.records import Lease, StudyRecord, dump
 
 HEARTBEAT_SECONDS = 5.0
-LEASE_SECONDS = 60.0  # a lease without a heartbeat for so long is free
+LEASE_SECONDS = 60.0  # without a heartbeat for this long, a lease expires
 
 
 class Studies(Database):
-    """The studies' own rows."""
+    """Studies and leases."""
 
     def start_study(
         self,
@@ -32,7 +32,7 @@ class Studies(Database):
         source: str,
         details: Mapping[str, Any],
     ) -> None:
-        """Add a study, or renew the file of one that is continued or extended."""
+        """Add a study, or update the file of an existing one."""
         now = time.time()
         values = {
             "spec": dump(spec),
@@ -50,16 +50,16 @@ class Studies(Database):
         """One study.
 
         Raises:
-            InputError: there is none of that name; the message lists those there are.
+            InputError: there is no such study; the message lists known ones.
         """
         with self._transaction() as db:
             row = db.execute(sa.select(STUDIES).where(STUDIES.c.name == name)).one_or_none()
         if row is None:
             known = [record.name for record in self.studies()]
-            listing = f"it knows {', '.join(known[:10])}" if known else "it is empty"
+            listing = f"it has {', '.join(known[:10])}" if known else "it is empty"
             raise InputError(
-                f"no study {name!r} in the ledger {self.shown} "
-                f"({listing}): run its file first, or set MODMIX_HOME to the folder it ran in"
+                f"no study {name!r} in the ledger {self.redacted_url} ({listing}): "
+                "run its file first, or set MODMIX_HOME to the folder it ran in"
             )
         return _study_record(row)
 
@@ -100,7 +100,7 @@ class Studies(Database):
         """Take the study's lease.
 
         Raises:
-            LeaseError: a living driver holds it; the message names host and process.
+            LeaseError: a live driver holds it; the message names host and process.
         """
         token = uuid.uuid4().hex
         with self._transaction() as db:
@@ -110,8 +110,7 @@ class Studies(Database):
                     f"study {study!r} is being run by process {row.lease_pid} on "
                     f"{row.lease_host}: wait until it ends, or stop it with Ctrl-C there"
                 )
-            # The condition on the old token makes this a compare-and-swap: of two drivers that
-            # both saw a free lease, one writes and the other finds no row to write.
+            # Compare-and-swap on the old token: of two drivers that saw a free lease, one wins.
             taken = db.execute(
                 sa.update(STUDIES)
                 .where(STUDIES.c.name == study)
@@ -126,12 +125,12 @@ class Studies(Database):
             )
         if taken.rowcount != 1:
             raise LeaseError(
-                f"study {study!r} was started by another driver this very moment: wait for it"
+                f"study {study!r} was just started by another driver: wait until it ends"
             )
         return Lease(study=study, token=token)
 
     def heartbeat(self, lease: Lease) -> bool:
-        """Keep a lease alive; False when another driver has taken it over."""
+        """Renew a lease; False if another driver has taken it over."""
         with self._transaction() as db:
             kept = db.execute(
                 sa.update(STUDIES)
@@ -149,13 +148,13 @@ class Studies(Database):
             )
 
     def holder(self, study: str) -> tuple[str, int] | None:
-        """Host and process of the living driver of a study, or None."""
+        """Host and process id of the live driver of a study, or None."""
         with self._transaction() as db:
             row = db.execute(sa.select(STUDIES).where(STUDIES.c.name == study)).one_or_none()
         return (row.lease_host, row.lease_pid) if row is not None and is_alive(row) else None
 
     def set_study_run(self, study: str, run: str | None) -> None:
-        """Keep the id of the study's own MLflow run."""
+        """Record the id of the study's MLflow run."""
         with self._transaction() as db:
             db.execute(sa.update(STUDIES).where(STUDIES.c.name == study).values(mlflow_run=run))
 
@@ -170,10 +169,10 @@ def _process_start(pid: int) -> float | None:
 
 
 def is_alive(row: Any) -> bool:
-    """Whether the driver named in a study's row still lives.
+    """Whether the driver in a study's row is alive.
 
-    On this host the process itself is asked (a killed driver frees its study at once; a recycled
-    process number is told apart by its start time); elsewhere the heartbeat decides.
+    On this host the process itself is checked, so a killed driver frees its study at once (start
+    times tell recycled process ids apart); on other hosts the heartbeat decides.
     """
     if row.lease_token is None or row.lease_heartbeat is None:
         return False

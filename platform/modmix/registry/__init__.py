@@ -1,1 +1,9 @@
-"""TODO."""
+"""Registry: from a finished study to a registered model.
+
+In: the best configurations of a study. Out: study files for final runs; after those, a model
+version in MLflow.
+
+    best    writes the study files of best configurations
+    pyfunc  what a registered model runs (copied beside its weights)
+    final   registers final runs as models
+"""

@@ -1,19 +1,18 @@
-"""The script that a registered model runs: MLflow copies this file beside the weights.
+"""The script of registered models: MLflow copies this file beside the weights.
 
-A model takes raw values of its inputs and answers with a frame: ``class`` (0..C-1), ``label`` and
-``probability.LABEL`` for every class. One row an example. Inputs come as
+A model takes raw values of its inputs and returns a frame with one row per example: ``class``
+(0..C-1), ``label`` and ``probability.LABEL`` for every class. Inputs are given as
 
-    {"left": array (B, *shape), "right": …}       also (B, numbers of one example)
+    {"left": array (B, *shape), "right": …}       or flattened, (B, size)
     a frame with a column per input               its cells are lists or arrays
-    a frame with columns left.0, left.1, …        only through `unwrap_python_model().predict`,
-                                                  for MLflow itself asks for the named columns
+    a frame with columns left.0, left.1, …        only with `unwrap_python_model().predict`, since
+                                                  MLflow requires the named columns
 
-Inputs of tokens are ids as the task prepared them, 0 being padding at the end.
+Inputs of tokens are ids as prepared by the task, padded with 0 at the end.
 
-It runs where torch, numpy, pandas, safetensors and mlflow are; the package travels with the model.
-So does the source text of users' own methods and encoders: loading a model that has some runs that
-code, and a model should be trusted as a program is.
-Imported by path, not as `modmix.registry.pyfunc`, so it holds as little as it can.
+Needs torch, numpy, pandas, safetensors and mlflow; modmix is copied into the model, and so is the
+source code of users' own methods and encoders. Loading such a model runs that code, so trust it
+like a program. Imported by path, not as `modmix.registry.pyfunc`.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ import torch
 from modmix.base.errors import InputError
 from modmix.methods.model import InputSpec, unpack_weights
 
-ROWS = 4096  # examples at a time
+ROWS = 4096  # examples per batch
 
 Array = npt.NDArray[Any]
 
@@ -42,9 +41,9 @@ class MultimodalModel(mlflow.pyfunc.PythonModel):
     """A model that combines modalities, read from safetensors."""
 
     def load_context(self, context: Any) -> None:
-        """Build the model from ``weights`` and read ``scaling``: input -> mean and scale.
+        """Load ``weights`` and ``scaling`` (input -> mean and scale).
 
-        Users' own code that is part of the model is executed.
+        Runs users' own code that is part of the model.
         """
         blob = Path(context.artifacts["weights"]).read_bytes()
         self._model, description = unpack_weights(blob)
@@ -59,18 +58,18 @@ class MultimodalModel(mlflow.pyfunc.PythonModel):
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,  # noqa: ARG002
     ) -> pd.DataFrame:
-        """Classify B examples. (MLflow makes a frame of a mapping; unwrapped, both are taken.)
+        """Classify B examples. (MLflow converts mappings to frames.)
 
         Raises:
-            MlflowException: an input is missing, has the wrong size, or values that are no
-                numbers (MLflow's own error, so that a server answers with the sentence).
+            MlflowException: an input is missing or has invalid shape or values. (MLflow's
+                exception, so that servers return the message.)
         """
         try:
-            return self._answer(model_input)
+            return self._classify(model_input)
         except InputError as error:
             raise mlflow.MlflowException.invalid_parameter_value(str(error)) from error
 
-    def _answer(self, model_input: Any) -> pd.DataFrame:
+    def _classify(self, model_input: Any) -> pd.DataFrame:
         inputs = {
             name: self._prepared(name, _values(model_input, name, given.shape), given)
             for name, given in self._inputs.items()
@@ -78,19 +77,19 @@ class MultimodalModel(mlflow.pyfunc.PythonModel):
         rows = {len(values) for values in inputs.values()}
         if len(rows) != 1:
             sizes = ", ".join(f"{name} has {len(values)}" for name, values in inputs.items())
-            raise InputError(f"every input must have as many rows as the others: {sizes}")
+            raise InputError(f"all inputs must have the same number of rows: {sizes}")
         probabilities_BC = self._probabilities(inputs, rows.pop())
         classes_B = probabilities_BC.argmax(1)
-        answer: dict[str, Any] = {
+        columns: dict[str, Any] = {
             "class": classes_B.astype(np.int64),
             "label": [self._labels[k] for k in classes_B],
         }
         for k, label in enumerate(self._labels):
-            answer[f"probability.{label}"] = probabilities_BC[:, k].astype(np.float64)
-        return pd.DataFrame(answer)
+            columns[f"probability.{label}"] = probabilities_BC[:, k].astype(np.float64)
+        return pd.DataFrame(columns)
 
     def _prepared(self, name: str, values: npt.NDArray[np.float64], given: InputSpec) -> Array:
-        """Scaled as the task scaled them, float32; tokens as they are, int64."""
+        """Values scaled as by the task, float32; tokens unchanged, int64."""
         if given.kind == "tokens":
             return _tokens(name, values, given.vocabulary)
         if name in self._scaling:
@@ -115,12 +114,12 @@ def _tokens(name: str, values: npt.NDArray[np.float64], vocabulary: int | None) 
     ids = values.astype(np.int64)
     end = np.inf if vocabulary is None else vocabulary
     if (ids != values).any() or (ids < 0).any() or (ids >= end).any():
-        raise InputError(f"input {name!r} must be ids of tokens, whole numbers from 0 to {end - 1}")
+        raise InputError(f"input {name!r} must be token ids, integers from 0 to {end - 1}")
     return ids
 
 
 def _values(source: Any, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
-    """One input of whatever was given, (B, *shape), in double precision for the scaling."""
+    """One input, (B, *shape), in double precision for scaling."""
     given = _find(source, name, prod(shape))
     try:
         if isinstance(given, pd.Series):
@@ -128,7 +127,7 @@ def _values(source: Any, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.fl
         values = np.asarray(given, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"input {name!r} must be {prod(shape)} numbers an example: {error}"
+            f"input {name!r} must have {prod(shape)} numbers per example: {error}"
         ) from error
     if values.size == 0:
         return values.reshape(0, *shape)
@@ -140,19 +139,19 @@ def _values(source: Any, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.fl
             f"got {values.shape}"
         )
     if not np.isfinite(values).all():
-        raise InputError(f"input {name!r} holds values that are NaN or infinite: remove them")
+        raise InputError(f"input {name!r} has NaN or infinite values: remove them")
     return values.reshape(len(values), *shape)
 
 
 def _find(source: Any, name: str, size: int) -> Any:
-    """The values of an input: by its name, or of a frame's flat columns."""
+    """The values of an input, by its name or from flat columns."""
     if isinstance(source, (Mapping, pd.DataFrame)):
         if name in source:
             return source[name]
         flat = [f"{name}.{i}" for i in range(size)]
         if isinstance(source, pd.DataFrame) and all(column in source for column in flat):
             return source[flat].to_numpy()
-        raise InputError(f"input {name!r} is missing: give it by that name")
+        raise InputError(f"input {name!r} is missing: add it by that name")
     raise InputError(
         f"inputs must be a mapping or a frame of inputs by name, got {type(source).__name__}"
     )

@@ -1,1 +1,10 @@
-"""TODO."""
+"""Search: which configurations are trained, and for how long.
+
+In: search spaces of the plan, results. Out: configurations to train; verdicts at rungs. Decisions
+are pure; whatever must survive a restart is rebuilt from the ledger.
+
+    proposer   ask and tell with Optuna's samplers; the only file that imports optuna
+    run_state  configurations and replicates of a running study, in memory
+    rungs      successive halving across packs
+    searches   all searches of a study: budgets, batches, staged seeds
+"""

@@ -1,24 +1,19 @@
-"""Ask and tell: Optuna's samplers behind one small class. The only file with optuna.
+"""Ask and tell with Optuna's samplers. The only file that imports optuna.
 
-The ledger holds what was asked and told, in order; a `Proposer` is rebuilt from that at every
-start and lives in the driver only. Nothing of Optuna's own state is stored (its samplers pickle
-theirs), and the result is the same as if the driver had never been away:
+A `Proposer` lives in the driver and is rebuilt at every start from the asks and tells in the
+ledger, with the same results as if it had never stopped. Optuna's own state is not stored (its
+samplers would be pickled). Instead,
 
-* samplers whose proposals depend only on the configurations so far and a seed (tpe, gp, random)
-begin
-  anew at every batch, from the configurations so far and a seed made of the study's and the batch's
-  place: a rebuilt one has nothing else to know;
-* samplers with a memory of their own (cmaes, qmc, nsga2) are replayed: asked and told again in the
-  recorded order, which brings them into the same state;
-* the exhaustive one (grid) is a list in seeded random order, and needs no Optuna.
+* samplers without state (tpe, gp, random) are created anew for every batch, from the configurations
+  so far and a seed that depends on the study and the batch;
+* samplers with state (cmaes, qmc, nsga2) are replayed: asked and told again in the recorded order;
+* grid is a list in seeded random order, without Optuna.
 
-A configuration that halving has pruned is told with its last value and the epoch it came to. What
-samplers make of it: tpe ranks it below every finished configuration, a later epoch before an
-earlier one and then by value (Optuna's own rule); cmaes and nsga2, which rank configurations, take
-it at its last value; gp, a regression of the values themselves, takes it at its last value but at
-no worse one than the worst finished configuration's, so that numbers of the first epochs do not
-drown the differences between good configurations; the others learn nothing from any configuration.
-With two objectives there is no pruning.
+A configuration pruned by halving is told with its last value and epoch. tpe ranks it below every
+finished configuration, by epoch and then by value (Optuna's rule). cmaes and nsga2 use its last
+value. gp uses its last value too, but not worse than that of the worst finished configuration:
+values of early epochs would dominate the regression. random, qmc and grid do not learn. With two
+objectives there is no pruning.
 """
 
 from __future__ import annotations
@@ -53,16 +48,16 @@ from modmix.base.space import (
 )
 
 if TYPE_CHECKING:
-    from modmix.ledger import Entry
+    from modmix.ledger.records import Entry
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
-_WITH_MEMORY = frozenset({"cmaes", "qmc", "nsga2"})
+_WITH_STATE = frozenset({"cmaes", "qmc", "nsga2"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """One proposal: its number within part and method, and the values of all names that apply."""
+class Proposal:
+    """One proposal. ``number`` counts within part and method; ``values`` has all active names."""
 
     number: int
     batch: int
@@ -71,25 +66,23 @@ class Asked:
 
 @dataclass
 class _Configuration:
-    """A configuration that was asked: pending, done with values, pruned with a value, or lost
-    without.
-    """
+    """A proposed configuration: pending, done with values, pruned with a value, or failed."""
 
     proposal: Mapping[str, Any]
     state: TrialState = TrialState.RUNNING
     values: Sequence[float] | None = None
-    step: int | None = None  # of a pruned one: the epoch of its value
+    step: int | None = None  # epoch of the value, if pruned
 
 
 class Proposer:
-    """Proposes the configurations of one method in one searched part.
+    """Proposes configurations for one method in one part with a search.
 
     Args:
-        domains: every name the part sets or varies for this method.
-        sampler: one of `spec.SAMPLERS`.
+        domains: of every name the part sets or varies for this method.
+        sampler: one of `study.spec.SAMPLERS`.
         seed: of the study file's search block.
-        label: distinguishes this search from the others of the study (part and method).
-        directions: per objective, whether higher is better.
+        label: distinguishes this search within the study (part and method).
+        directions: for each objective, whether higher is better.
     """
 
     def __init__(
@@ -105,12 +98,13 @@ class Proposer:
         self._order = in_order_of_conditions(domains)
         self._sampler = sampler
         self._seed = zlib.crc32(f"{seed}/{label}".encode())
-        way = StudyDirection
-        self._directions = [way.MAXIMIZE if higher else way.MINIMIZE for higher in directions]
+        self._directions = [
+            StudyDirection.MAXIMIZE if higher else StudyDirection.MINIMIZE for higher in directions
+        ]
         self._events = 0  # asks and tells so far
         self._configurations: list[_Configuration] = []  # by number
         self._list = _shuffled(domains, self._seed) if sampler == "grid" else None
-        # Of a sampler with memory: its study, and the trials that are not told yet.
+        # Of a sampler with state: its study, and the trials not told yet.
         self._study = self._make_study(0)
         self._trials: dict[int, optuna.Trial] = {}
 
@@ -120,7 +114,7 @@ class Proposer:
     def _make_sampler(self, event: int) -> BaseSampler:
         seed = (self._seed + 7919 * event) % 2**32
         with warnings.catch_warnings():
-            # Several of these arguments are marked experimental; they are pinned on purpose.
+            # Some of these arguments are experimental; the Optuna version is pinned.
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             match self._sampler:
                 case "tpe":
@@ -160,8 +154,8 @@ class Proposer:
 
     # ------------------------------------------------------------ ask
 
-    def ask(self, count: int) -> list[Asked]:
-        """Propose up to ``count`` configurations at once; fewer when the space is exhausted."""
+    def ask(self, count: int) -> list[Proposal]:
+        """Propose a batch of ``count`` configurations; fewer if the space is exhausted."""
         batch = self._events
         self._events += 1
         first = len(self._configurations)
@@ -170,12 +164,12 @@ class Proposer:
             self._configurations += [_Configuration(proposal=values) for values in fresh]
         else:
             study = (
-                self._study if self._sampler in _WITH_MEMORY else self._from_configurations(batch)
+                self._study if self._sampler in _WITH_STATE else self._from_configurations(batch)
             )
             for _ in range(count):
                 self._ask_one(study)
         return [
-            Asked(number=number, batch=batch, values=self._configurations[number].proposal)
+            Proposal(number=number, batch=batch, values=self._configurations[number].proposal)
             for number in range(first, len(self._configurations))
         ]
 
@@ -192,7 +186,7 @@ class Proposer:
         self._configurations.append(_Configuration(proposal=in_order))
 
     def _from_configurations(self, event: int) -> optuna.Study:
-        """A study that knows the configurations so far, and a sampler that begins with it."""
+        """An Optuna study with the configurations so far and a new sampler."""
         study = self._make_study(event)
         configurations = self._configurations if self._sampler != "gp" else self._as_finished()
         for configuration in configurations:
@@ -200,9 +194,7 @@ class Proposer:
         return study
 
     def _as_finished(self) -> list[_Configuration]:
-        """The configurations as gp sees them: it leaves out what is not finished, and would come
-        back.
-        """
+        """The configurations with pruned ones as finished: gp ignores unfinished trials."""
         done = [
             p.values[0] for p in self._configurations if p.state is TrialState.COMPLETE and p.values
         ]
@@ -242,11 +234,10 @@ class Proposer:
         """Tell the means of the objectives; None for a configuration that diverged.
 
         Args:
-            step: of a configuration that was pruned, the epoch of these values; None: it is
-            finished.
+            step: the epoch of these values if the configuration was pruned, else None.
 
         Returns:
-            When it was told, in the sequence of asks and tells: what the ledger keeps.
+            The number of this tell in the sequence of asks and tells, for the ledger.
         """
         event = self._events
         self._events += 1
@@ -263,16 +254,16 @@ class Proposer:
         elif len(self._directions) > 1:
             configuration.state = TrialState.FAIL
         else:
-            # Pruned without a value ranks below every other configuration, which is what a diverged
-            # configuration deserves; failed would be ignored and come back.
+            # A pruned trial without a value ranks last; a failed one would be ignored, and its
+            # region proposed again.
             configuration.state = TrialState.PRUNED
             configuration.values = None if values is None else list(values)
             configuration.step = step
 
     def _tell_study(self, trial: optuna.Trial, configuration: _Configuration) -> None:
-        """Tell the study of a sampler with memory."""
+        """Tell the Optuna study of a sampler with state."""
         if configuration.state is TrialState.PRUNED and configuration.values is not None:
-            if self._sampler == "nsga2":  # takes no pruned configuration into a generation
+            if self._sampler == "nsga2":  # ignores pruned trials in its generations
                 self._study.tell(trial, configuration.values)
                 return
             assert configuration.step is not None
@@ -283,11 +274,11 @@ class Proposer:
     # ------------------------------------------------------------ rebuilding
 
     def rebuild(self, entries: Sequence[Entry]) -> None:
-        """Bring a new proposer to where the ledger's entries of its part and method end."""
+        """Restore the state after the ledger's entries of this part and method."""
         assert self._events == 0
         ordered = sorted(entries, key=lambda e: e.number)
         assert [e.number for e in ordered] == list(range(len(ordered)))
-        if self._sampler in _WITH_MEMORY:
+        if self._sampler in _WITH_STATE:
             self._replay(ordered)
         else:
             for entry in ordered:
@@ -310,8 +301,7 @@ class Proposer:
                     continue
                 self._ask_one(self._study)
                 if self._configurations[entry.number].proposal != entry.proposal:
-                    # Another version of the library proposes otherwise: put what was really
-                    # asked in its place; the sampler learns from it all the same.
+                    # Another version of Optuna may propose differently: insert what was recorded.
                     self._replace(entry)
 
     def _replace(self, entry: Entry) -> None:
@@ -326,7 +316,7 @@ def _shuffled(domains: Mapping[str, Domain], seed: int) -> list[dict[str, Any]]:
     listed: dict[str, Domain] = {}
     for name, domain in domains.items():
         values = every_value(domain)
-        assert values is not None, "plan.py refuses a grid sampler over a continuous range"
+        assert values is not None, "study.plan rejects a grid sampler over a continuous range"
         listed[name] = Grid(values=values, when=domain.when)
     configurations = grid_configurations(listed)
     random.Random(seed).shuffle(configurations)
@@ -334,7 +324,7 @@ def _shuffled(domains: Mapping[str, Domain], seed: int) -> list[dict[str, Any]]:
 
 
 def _intermediate(configuration: _Configuration) -> dict[int, float]:
-    """What a pruned configuration reported."""
+    """The value that a pruned configuration reported, by epoch."""
     if (
         configuration.state is not TrialState.PRUNED
         or configuration.values is None
@@ -361,7 +351,7 @@ def _suggest(trial: optuna.Trial, name: str, domain: Domain) -> Any:
         case Constant(value=value):
             return value
         case Choices(values=values) | Grid(values=values):
-            # By position: a choice may be a list, which Optuna's categories cannot be.
+            # By index: a choice may be a list, which Optuna does not accept as a category.
             return values[trial.suggest_categorical(name, range(len(values)))]
         case Range(low=low, last=last, integer=True, log=log, step=step):
             return trial.suggest_int(name, int(low), int(last), log=log, step=int(step or 1))

@@ -1,4 +1,4 @@
-"""What a running study knows of its configurations and replicates; the ledger holds the truth."""
+"""Configurations and replicates of a running study, in memory; the ledger is authoritative."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from statistics import fmean
 
 from modmix.base import ties
 from modmix.base.messages import Ended, Finished, Progress, Replicate, TaskRef
-from modmix.ledger import ENDED, REPLICATE_STATES, Entry, ReplicateRecord
+from modmix.ledger.records import ENDED, REPLICATE_STATES, Entry, ReplicateRecord
 from modmix.study.plan import Configuration
 
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """Where a study stands: what displays and `modmix status` show."""
+    """Counts and best configurations of a running study, for displays."""
 
     configurations: Mapping[str, int]
     replicates: Mapping[str, int]
@@ -29,19 +29,17 @@ class Status:
 
 @dataclass
 class ConfigurationProgress:
-    """One configuration: the replicates it is to have, what it waits for, what has been
-    measured.
-    """
+    """One configuration: its replicates, and their results so far."""
 
     configuration: Configuration
-    waiting: set[str] = field(default_factory=set)  # replicate keys without a result
-    # The objectives by replicate: of a finished one its result, of a pruned one the last values.
+    missing: set[str] = field(default_factory=set)  # keys of replicates without a result
+    # Objectives by replicate: final values, or the last ones if it was pruned.
     values: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    failed: bool = False  # a replicate did, or diverged
+    failed: bool = False  # a replicate failed or diverged
     pruned: int | None = None  # the epoch at which halving dropped it
 
     def means(self, objectives: int) -> tuple[float, ...] | None:
-        """The objectives' means over replicates, or None when they cannot be told."""
+        """Means of the objectives over replicates; None if failed or not finite."""
         if self.failed or not self.values:
             return None
         means = tuple(fmean(v[i] for v in self.values.values()) for i in range(objectives))
@@ -49,12 +47,12 @@ class ConfigurationProgress:
 
 
 class RunState:
-    """Configurations and replicates of one study by key.
+    """Configurations and replicates of one study, by key.
 
     Args:
-        objectives: names of the metrics that select, as "val/error".
-        higher_is_better: of the first objective.
-        fingerprint: of the task's data as the study file gives it.
+        objectives: metrics that select, such as "val/error".
+        higher_is_better: for the first objective.
+        fingerprint: of the data with the study file's task options.
     """
 
     def __init__(
@@ -67,13 +65,13 @@ class RunState:
         self.replicates: dict[str, Replicate] = {}
         self.tasks: dict[str, TaskRef] = {}  # by structure
         self.states: dict[str, str] = {}  # by replicate
-        self.monitored: dict[str, float] = {}  # best value of what early stopping watches
+        self.monitored: dict[str, float] = {}  # best value of the monitored metric
         self.best: dict[str, tuple[float, Mapping[str, object]]] = {}  # by method
-        self._seeds: dict[str, int] = {}  # of the best ones: how many their means are over
+        self._seeds: dict[str, int] = {}  # of the best configurations: seeds in their means
         self.reasons: list[str] = []  # why replicates failed
 
     def add(self, configurations: Sequence[Configuration]) -> None:
-        """Take in configurations that are not there yet, and replicates that known ones lack."""
+        """Add new configurations, and new replicates of known ones."""
         for configuration in configurations:
             known = self.configurations.setdefault(
                 configuration.key,
@@ -86,38 +84,35 @@ class RunState:
             known.configuration = replace(
                 known.configuration, replicates=(*known.configuration.replicates, *fresh)
             )
-            known.waiting |= {replicate.key for replicate in fresh}
+            known.missing |= {replicate.key for replicate in fresh}
             for replicate in fresh:
                 self.replicates[replicate.key] = replicate
                 self.states.setdefault(replicate.key, "pending")
                 self.tasks[replicate.structure] = configuration.task
 
-    def leave_out_spare(self) -> set[str]:
-        """Forget replicates of pruned configurations that nobody has begun; return which.
-
-        (Seeds that were added to the study since, or that another study had no use for.)
-        """
+    def drop_unneeded(self) -> set[str]:
+        """Remove replicates of pruned configurations that were never started; return their keys."""
         found: set[str] = set()
         for known in self.configurations.values():
             if known.pruned is None:
                 continue
-            spare = {key for key in known.waiting if self.states[key] == "pending"}
+            spare = {key for key in known.missing if self.states[key] == "pending"}
             found |= spare
-            known.waiting -= spare
+            known.missing -= spare
             rest = tuple(r for r in known.configuration.replicates if r.key not in spare)
             known.configuration = replace(known.configuration, replicates=rest)
             for key in spare:
                 del self.replicates[key], self.states[key]
         return found
 
-    def take_result(self, key: str, end: Finished | ReplicateRecord) -> None:
-        """A replicate has ended."""
+    def record_result(self, key: str, end: Finished | ReplicateRecord) -> None:
+        """Take in the result of a replicate."""
         state, metrics = end.state, end.metrics
         self.states[key] = state
         monitor = self.replicates[key].training["monitor"]
         self.monitored[key] = metrics.get(monitor, math.nan)
         owner = self.configurations[self.replicates[key].configuration]
-        owner.waiting.discard(key)
+        owner.missing.discard(key)
         if state == "failed":
             owner.failed = True
             self.reasons.append(end.reason)
@@ -125,7 +120,7 @@ class RunState:
             owner.values[key] = tuple(metrics.get(name, math.nan) for name in self._objectives)
         if state == "pruned":
             owner.pruned = max(end.epochs, owner.pruned or 0)
-        if not owner.waiting:
+        if not owner.missing:
             self._compare(owner)
 
     def _compare(self, owner: ConfigurationProgress) -> None:
@@ -133,8 +128,8 @@ class RunState:
         if means is None or owner.pruned is not None:
             return
         if owner.configuration.task.fingerprint != self._fingerprint:
-            return  # what was trained on other data is no better or worse
-        # A mean over few seeds is lucky more often than one over all of them.
+            return  # trained on other data: not comparable
+        # More seeds first: means over few seeds have a larger variance.
         method, seeds = owner.configuration.method, len(owner.values)
         most = self._seeds.get(method, 0)
         best = self.best[method][0] if most else math.nan
@@ -144,10 +139,7 @@ class RunState:
             self.best[method] = (means[0], owner.configuration.params)
 
     def means(self, configuration: str) -> tuple[float, ...] | None:
-        """The objectives' means of a configuration, or None when they cannot be told.
-
-        Of a pruned configuration those of its last evaluation.
-        """
+        """Means of a configuration's objectives, or None; of its last evaluation if pruned."""
         return self.configurations[configuration].means(len(self._objectives))
 
     def pruned_at(self, configuration: str) -> int | None:
@@ -155,14 +147,11 @@ class RunState:
         return self.configurations[configuration].pruned
 
     def replicates_of(self, configuration: str) -> Sequence[Replicate]:
-        """The replicates that a configuration is to have, by what is known so far."""
+        """The replicates a configuration has been given so far."""
         return self.configurations[configuration].configuration.replicates
 
     def mean_of_first(self, configuration: str, seeds: int) -> float | None:
-        """The first objective's mean over a configuration's first seeds; None where it has none.
-
-        A configuration that failed or was pruned has none.
-        """
+        """Mean of the first objective over the first ``seeds`` seeds; None if failed or pruned."""
         known = self.configurations[configuration]
         first = [r.key for r in known.configuration.replicates[:seeds]]
         if known.failed or known.pruned is not None:
@@ -171,20 +160,20 @@ class RunState:
         found = fmean(values) if values else math.nan
         return found if math.isfinite(found) else None
 
-    def lacks_first(self, configuration: str, seeds: int) -> bool:
-        """Whether one of a configuration's first seeds is without a result."""
+    def awaits_first_seeds(self, configuration: str, seeds: int) -> bool:
+        """Whether one of a configuration's first seeds has no result yet."""
         known = self.configurations[configuration]
-        return any(r.key in known.waiting for r in known.configuration.replicates[:seeds])
+        return any(r.key in known.missing for r in known.configuration.replicates[:seeds])
 
     def has_results(self, configuration: str, beside: Sequence[Replicate]) -> bool:
-        """Whether replicates of a configuration are done that are none of these."""
+        """Whether a configuration has finished replicates other than those in ``beside``."""
         these = {replicate.key for replicate in beside}
         mine = [r.key for r in self.replicates_of(configuration) if r.key not in these]
         return any(self.states[key] == "done" for key in mine)
 
-    def is_waiting(self, configuration: str) -> bool:
-        """Whether a configuration still lacks a result."""
-        return bool(self.configurations[configuration].waiting)
+    def is_incomplete(self, configuration: str) -> bool:
+        """Whether a replicate of a configuration has no result yet."""
+        return bool(self.configurations[configuration].missing)
 
     def state_of(self, configuration: str) -> str:
         return configuration_state(
@@ -195,7 +184,7 @@ class RunState:
         )
 
     def keys_of(self, entries: Sequence[Entry]) -> list[str]:
-        """The replicates of these entries' configurations, each once."""
+        """Keys of all replicates of these entries' configurations, each once."""
         configurations = dict.fromkeys(entry.configuration for entry in entries)
         return [
             r.key for p in configurations for r in self.configurations[p].configuration.replicates
@@ -214,7 +203,7 @@ class RunState:
         return counts
 
     def ended_of(self, members: Sequence[Replicate]) -> dict[str, Ended]:
-        """How those members of a pack ended that have a result."""
+        """The outcomes of those members of a pack that have a result."""
         found = {}
         for r in members:
             if self.states[r.key] in ENDED:
@@ -223,15 +212,13 @@ class RunState:
                 found[r.key] = Ended(state=self.states[r.key], best=value)
         return found
 
-    def left(self) -> int:
-        """Replicates without a result."""
+    def remaining(self) -> int:
+        """The number of replicates without a result."""
         return sum(state not in ENDED for state in self.states.values())
 
 
 def configuration_state(replicates: Sequence[str]) -> str:
-    """A configuration's state from those of its replicates: done, pruned, failed, running or
-    pending.
-    """
+    """A configuration's state (done, pruned, failed, running, pending) from its replicates'."""
     states = set(replicates)
     for state in ("failed", "pruned"):
         if state in states and states <= set(ENDED):

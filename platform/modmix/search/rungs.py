@@ -1,17 +1,15 @@
-"""Rungs across packs: a pack of one configuration is held against all configurations that were at a
-rung before.
+"""Successive halving across packs: a configuration in a pack of its own is compared with all
+configurations that reached the same rung before it.
 
-Only the driver sees all packs, so it decides (see `halving.goes_on`), and the worker learns of it
-with its next word to the driver. Configurations race within what asks for them: one method of one
-part, on one data set. A configuration that several parts ask for goes on while one of them would
-let it.
+The driver decides (`training.halving.goes_on`), since it sees all packs. Configurations compete
+within a race: one method of one part, on one data set. A configuration that belongs to several
+races continues while it survives in one of them.
 
-A rung is an epoch counted over all stages. A stage whose scores mean nothing yet (`Stage.judged`)
-has no rungs: nobody is asked about it.
+A rung is an epoch, counted over all stages. Stages whose scores mean nothing yet (`Stage.judged`)
+have no rungs.
 
-Nothing of this is kept for itself: what was at a rung in this start came with its evaluations, and
-of configurations that ended before, the ledger has whole histories. Only the values of a pack that
-passed a rung in an earlier start and is not yet at its end are missing until then.
+Values come from the evaluations of this run, and from the histories in the ledger for replicates
+that have ended. Those of packs that passed a rung before a restart are missing until they end.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from modmix.base.messages import Pack, Progress
 from modmix.base.metrics import higher_is_better
 from modmix.base.settings import selection
-from modmix.ledger import ENDED, Entry
+from modmix.ledger.records import ENDED, Entry
 from modmix.search.run_state import RunState
 from modmix.training.halving import goes_on, mean
 
@@ -31,10 +29,10 @@ Race = tuple[str, str, str]  # part, method, fingerprint of the data
 
 
 class Rungs:
-    """What came to which rung with which value.
+    """The values of configurations at rungs.
 
     Args:
-        histories: of replicates by key, from the ledger.
+        histories: reads histories by replicate key from the ledger.
     """
 
     def __init__(
@@ -45,10 +43,10 @@ class Rungs:
         self._configurations: dict[Race, dict[str, None]] = {}
         self._races: dict[str, dict[Race, None]] = {}
         self._values: dict[tuple[str, int], float] = {}  # by configuration and rung
-        self._read: set[tuple[str, int]] = set()  # of which the ledger was asked
+        self._read: set[tuple[str, int]] = set()  # looked up in the ledger
 
     def enter(self, entries: Iterable[Entry]) -> None:
-        """Take note of what asks for which configurations, which the state knows."""
+        """Add the configurations of entries to their races."""
         for entry in entries:
             data = self._state.configurations[entry.configuration].configuration.task.fingerprint
             race = (entry.part, entry.method, data)
@@ -56,9 +54,7 @@ class Rungs:
             self._races.setdefault(entry.configuration, {})[race] = None
 
     def judge(self, pack: Pack, at: Progress) -> str | None:
-        """Why the pack's only configuration is to train no further, or None: it goes on, or is no
-        race.
-        """
+        """Why the pack's only configuration must stop, or None if it continues."""
         self._values.update(
             {(configuration, at.rung): value for configuration, value in at.at_rung.items()}
         )
@@ -88,7 +84,7 @@ class Rungs:
             for other in rest
             if (other, rung) not in self._values
             and (other, rung) not in self._read
-            and not self._state.is_waiting(other)
+            and not self._state.is_incomplete(other)
         ]
         self._read.update((other, rung) for other in unread)
         keys = {other: [r.key for r in self._state.replicates_of(other)] for other in unread}
@@ -100,17 +96,17 @@ class Rungs:
         return [self._values[o, rung] for o in rest if (o, rung) in self._values]
 
     def _value(self, key: str, history: History, rung: int) -> float | None:
-        """What a replicate counted with at a rung; None when it never came there.
+        """A replicate's value at a rung; None if it did not reach it.
 
-        Its best value in the epochs of all stages up to the rung, or its last one, as `select` says
-        which epoch's weights count.
+        Its best value in the epochs of all stages up to the rung, or its last one, depending on
+        ``select``.
         """
         assert self._state.states[key] in ENDED
         training = self._state.replicates[key].training
         epochs = history.get("epoch", ())
         there = [i for i, epoch in enumerate(epochs) if epoch <= rung]
-        came = bool(epochs) and epochs[-1] >= rung
-        if not there or not (came or self._state.states[key] == "done"):
+        reached = bool(epochs) and epochs[-1] >= rung
+        if not there or not (reached or self._state.states[key] == "done"):
             return None
         column = history[training["monitor"]]
         if selection(training) == "last":

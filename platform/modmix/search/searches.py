@@ -1,4 +1,4 @@
-"""The searches of a running study: what they ask for, when, and what they are told."""
+"""The searches of a running study: budgets, batches, staged seeds, asking and telling."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from modmix.base import ties
-from modmix.ledger import Entry, Ledger
+from modmix.ledger.ledger import Ledger
+from modmix.ledger.records import Entry
 from modmix.search.proposer import Proposer
 from modmix.search.run_state import RunState
 from modmix.study.plan import Configuration, Plan
@@ -26,15 +27,13 @@ class Search:
     entries: dict[int, Entry]
     best: float | None = None
     exhausted: bool = False
-    staged: set[int] = field(
-        default_factory=set
-    )  # batches of which the better configurations are chosen
+    staged: set[int] = field(default_factory=set)  # batches whose best have been promoted
 
     @property
     def is_repeatable(self) -> bool:
-        """Whether nothing it is told may depend on what else the study happens to train.
+        """Whether its results must not depend on what else the study trains.
 
-        (In another pack the same model may differ in the last digits.)
+        (The same model may differ in the last digits in another pack.)
         """
         return self.part.search is not None and self.part.search.parallel == 1
 
@@ -45,21 +44,21 @@ class Search:
             found.setdefault(entry.batch, []).append(entry)
         return found
 
-    def batches_out(self) -> dict[int, list[Entry]]:
-        """Entries that were asked and not told yet, by batch."""
+    def pending_batches(self) -> dict[int, list[Entry]]:
+        """Batches with entries that have not been told yet."""
         found = self.batches().items()
         return {n: batch for n, batch in found if any(e.state == "pending" for e in batch)}
 
 
 class Searches:
-    """All searches of a study, rebuilt from the entries that the ledger knows."""
+    """All searches of a study, rebuilt from the entries in the ledger."""
 
     def __init__(self, plan: Plan, ledger: Ledger, state: RunState, *, slots: int) -> None:
         self._plan = plan
         self._ledger = ledger
         self._state = state
         self._slots = slots
-        # Over all starts of the study, so that a finished one asks for nothing when run again.
+        # Of all earlier runs: a study that used up its budget proposes nothing when run again.
         self._spent_before = ledger.study(plan.name).wall_seconds
         self._began = time.monotonic()
         self._all: list[Search] = []
@@ -83,30 +82,31 @@ class Searches:
                     self._improve(search, entry)
                 self._all.append(search)
 
-    def batches_out(self) -> list[tuple[Search, list[Entry]]]:
-        """All batches that were asked and not told yet."""
-        return [(search, batch) for search in self._all for batch in search.batches_out().values()]
+    def pending_batches(self) -> list[tuple[Search, list[Entry]]]:
+        """All batches that have not been told yet."""
+        return [
+            (search, batch) for search in self._all for batch in search.pending_batches().values()
+        ]
 
-    def behind(self, search: Search) -> float:
-        """How many configurations a search will ask for after each of its batches that are out."""
-        return self._missing(search) / max(1, len(search.batches_out()))
+    def queued_after(self, search: Search) -> float:
+        """How many configurations a search will propose after each of its pending batches."""
+        return self._missing(search) / max(1, len(search.pending_batches()))
 
     # ------------------------------------------------------------ asking
 
     def wants_more(self) -> bool:
-        """Whether a search would ask for configurations now.
+        """Whether a search would propose configurations now.
 
-        One whose batches are all out would not; when a machine failed too often for one of them,
-        it never will.
+        One with all its batches pending would not, and never will if one of them was given up.
         """
         return any(self._missing(search) > 0 and self._has_room(search) for search in self._all)
 
     def missing(self) -> int:
-        """How many configurations may still be asked for."""
+        """How many configurations may still be proposed."""
         return sum(self._missing(search) for search in self._all)
 
     def replicates_to_come(self) -> int:
-        """How many replicates will be wanted beyond those of the configurations so far."""
+        """How many replicates further proposals and promotions will add."""
         staged, seeds = self._plan.spec.replicates, len(self._plan.spec.seeds)
         if staged is None:
             return seeds * self.missing()
@@ -116,7 +116,9 @@ class Searches:
             missing, size = self._missing(search), search.part.search.batch
             count += staged.start * missing
             batches = [size] * (missing // size) + [missing % size]
-            batches += [len(b) for n, b in search.batches_out().items() if n not in search.staged]
+            batches += [
+                len(b) for n, b in search.pending_batches().items() if n not in search.staged
+            ]
             count += sum((seeds - staged.start) * share(staged.keep, b) for b in batches if b)
         return count
 
@@ -128,7 +130,7 @@ class Searches:
         return max(0, settings.configurations - len(search.entries))
 
     def _spent(self, search: Search) -> bool:
-        """Whether the budget is used up, or this search has reached its target."""
+        """Whether the budget is used up or this search has reached its target."""
         budget = self._plan.spec.budget
         minutes = (self._spent_before + time.monotonic() - self._began) / 60
         if budget.wall_minutes is not None and minutes >= budget.wall_minutes:
@@ -143,42 +145,42 @@ class Searches:
         return not ties.is_better(budget.target, search.best, higher_is_better=higher)
 
     def ask(self) -> list[tuple[Search, list[Configuration], list[Entry]]]:
-        """Propose batches until every search has as many out as it may."""
-        asked = []
+        """Propose batches until every search has as many pending as allowed."""
+        proposed = []
         for search in self._all:
             assert search.part.search is not None
             while self._has_room(search):
                 count = min(self._missing(search), search.part.search.batch)
                 if count == 0:
                     break
-                asked.append((search, *self._ask(search, count)))
-        return asked
+                proposed.append((search, *self._ask(search, count)))
+        return proposed
 
     def _has_room(self, search: Search) -> bool:
-        """Whether a search may have another batch out."""
+        """Whether a search may have another pending batch."""
         assert search.part.search is not None
         setting = search.part.search.parallel
-        # Not by how many searches still run: what is asked must not depend on which ends first.
+        # By all searches, ended ones included: proposals must not depend on which ends first.
         most = max(1, math.ceil(self._slots / len(self._all))) if setting == "auto" else setting
-        return len(search.batches_out()) < most
+        return len(search.pending_batches()) < most
 
     def _ask(self, search: Search, count: int) -> tuple[list[Configuration], list[Entry]]:
-        asked = search.proposer.ask(count)
-        if len(asked) < count:
+        proposals = search.proposer.ask(count)
+        if len(proposals) < count:
             search.exhausted = True
         configurations = [
-            self._plan.first(self._plan.configuration(search.method, a.values)) for a in asked
+            self._plan.first(self._plan.configuration(search.method, p.values)) for p in proposals
         ]
         entries = [
             Entry(
                 part=search.part.name,
                 method=search.method,
-                number=a.number,
+                number=proposal.number,
                 configuration=configuration.key,
-                batch=a.batch,
-                proposal=a.values,
+                batch=proposal.batch,
+                proposal=proposal.values,
             )
-            for a, configuration in zip(asked, configurations, strict=True)
+            for proposal, configuration in zip(proposals, configurations, strict=True)
         ]
         search.entries.update({e.number: e for e in entries})
         return list({p.key: p for p in configurations}.values()), entries
@@ -186,12 +188,11 @@ class Searches:
     # ------------------------------------------------------------ staged seeds
 
     def promoted(self) -> list[Configuration]:
-        """Configurations that are to get all their seeds: the better ones of the batches that are
-        through.
+        """The best configurations of batches whose first seeds are done, with all their seeds.
 
-        A batch is told to its sampler when these are done, too: the promoted configurations with
-        the mean over all their seeds, the others with that over the first ones. Everything follows
-        from the first seeds' results, so that a new start promotes the same configurations.
+        A batch is told to its sampler after that: promoted configurations with the mean over all
+        seeds, the others with the mean over the first ones. Promotion depends on the first seeds
+        only, so a restart promotes the same configurations.
         """
         staged = self._plan.spec.replicates
         if staged is None:
@@ -200,7 +201,8 @@ class Searches:
         for search in self._all:
             for number, batch in search.batches().items():
                 if number in search.staged or any(
-                    self._state.lacks_first(entry.configuration, staged.start) for entry in batch
+                    self._state.awaits_first_seeds(entry.configuration, staged.start)
+                    for entry in batch
                 ):
                     continue
                 search.staged.add(number)
@@ -220,21 +222,20 @@ class Searches:
     # ------------------------------------------------------------ telling
 
     def tell_finished(self) -> bool:
-        """Tell the samplers what is complete: whole batches, in the order they were asked.
+        """Tell the samplers about complete batches, in the order of proposal.
 
-        A batch as a whole, so that what a sampler knows at its next proposal does not depend on
-        which of its packs happened to end first.
+        Whole batches, so that proposals do not depend on which pack ends first.
 
         Returns:
-            Whether there was anything to tell.
+            Whether anything was told.
         """
         told = False
         for search in self._all:
-            for batch in search.batches_out().values():
-                if not any(self._state.is_waiting(entry.configuration) for entry in batch):
+            for batch in search.pending_batches().values():
+                if not any(self._state.is_incomplete(entry.configuration) for entry in batch):
                     told = True
                     for entry in batch:
-                        if entry.state == "pending":  # a kill may have come in between
+                        if entry.state == "pending":  # not told before a kill
                             self._tell(search, entry)
         return told
 
@@ -249,10 +250,7 @@ class Searches:
         self._improve(search, known)
 
     def _improve(self, search: Search, entry: Entry) -> None:
-        """Take over a finished configuration's value where it is the best so far.
-
-        Not that of a configuration with its first seeds alone: it is lucky more often.
-        """
+        """Update the best value; configurations with only their first seeds do not count."""
         if entry.values is None or entry.step is not None or not self._is_full(entry.configuration):
             return
         sign, value = -1 if self._plan.directions[0] else 1, entry.values[0]

@@ -1,14 +1,25 @@
-"""Data sets, in reading order; importing this package loads nothing.
+"""Tasks: data sets with their inputs, splits and default recipes.
 
-data            what a task gives: inputs, splits, labels, augmentation
-table, options  which tasks there are, and their options
-base            prepares a task's arrays once, and maps, describes and checks them
-writer, files   the prepared folder; locks, checksums and errors of the disk
-splits          seeded splits, means and deviations
-digits, weak    tasks of data that need no file
-higgs           UCI HIGGS; ``download`` fetches it
-arrays          a user's .npz or CSV: ``arrays_npz`` and ``arrays_csv`` read it, ``arrays_labels``
-                numbers the classes, ``arrays_inputs`` writes the inputs, ``arrays_tokens`` and
-                ``signals`` turn text and sound into them
-csv_file        streams CSV files
+In: options of the study file and a user's files. Out: `data.Data`, memory-mapped and fingerprinted.
+
+    data             what a task hands over: inputs, splits, labels
+    options          options a task declares, and their checks
+    table            all tasks: options, default encoders and recipe, cost, source
+    files            cache folders, checksums, disk errors
+    splits           seeded splits and standardisation
+    writer           writes a prepared folder
+    csv_file         streams CSV files by pyarrow
+    signals          sound to spectrograms
+    download         downloads by pooch, with checksum
+    base             the `Task` contract: prepare once, load, check
+    digits           8x8 scans from scikit-learn
+    weak             synthetic data with inputs that are uninformative for some examples
+    higgs            HIGGS: signal or background
+    arrays_read      a user's file after reading
+    arrays_labels    labels and splits of a user's file
+    arrays_tokens    text and token ids of a user's file
+    arrays_inputs    writes the inputs of a user's file
+    arrays_csv       reads CSV
+    arrays_npz       reads npz
+    arrays           a user's own data
 """

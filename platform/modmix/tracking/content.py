@@ -1,17 +1,17 @@
-"""What MLflow shows of a study: the content of its runs, computed from the ledger's records.
+"""The content of a study's runs in MLflow, computed from the ledger's records (pure).
 
-One run for the study, and below it one run per configuration. Nothing is written here.
+One run for the study, with one nested run per configuration:
 
-    run of a configuration   params    the method and every hyperparameter of the configuration
-                     metrics   val/*, test/*: means over the replicates, *_std, *_ci (objective),
-                               epoch/*: the learning curves' mean and standard deviation,
-                               live/*: the same while it trains, every half minute
-                     artifact  replicates.json: every replicate's values and whole history
-    run of a study   metrics   study/*: what has ended, and each method's best configuration so far
-                     artifacts study.yaml, and what the analysis wrote
+    configuration  params     method and hyperparameters
+                   metrics    val/*, test/*: means over replicates; *_std; *_ci (objective);
+                              epoch/*: mean and standard deviation of learning curves;
+                              live/*: means during training, every half minute
+                   artifact   replicates.json: results and histories of all replicates
+    study          metrics    study/*: progress, and each method's best configuration so far
+                   artifacts  study.yaml, and the outputs of the analysis
 
-Times are milliseconds since 1970, as MLflow has them. They come from the ledger, so that writing
-the same content again gives the same rows, which MLflow drops.
+Times are in milliseconds since 1970, from the ledger, so that writing the same content again gives
+identical rows, which MLflow ignores.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ from typing import Any
 from modmix.base import ties
 from modmix.base.messages import digest
 from modmix.base.metrics import higher_is_better
-from modmix.ledger import ENDED, ConfigurationRecord, Entry, ReplicateRecord, StudyRecord
+from modmix.ledger.records import ENDED, ConfigurationRecord, Entry, ReplicateRecord, StudyRecord
 from modmix.tracking.store import Dataset, Value
 
-LAYOUT = 2  # raised when a run's content changes in form, so that all runs are written again
-LIVE_SECONDS = 30.0  # training for longer than this is shown while it goes on, so often
-MAX_STEPS = 200  # of a curve; a longer one is thinned out (the artifact holds all of it)
+LAYOUT = 2  # version of this layout; a change rewrites all runs
+LIVE_SECONDS = 30.0  # interval of live metrics, for training longer than this
+MAX_STEPS = 200  # of a curve; longer ones are thinned (the artifact is complete)
 STATUS = {"running": "RUNNING", "finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 _FINAL = tuple(
     f"{split}/{name}" for split in ("val", "test") for name in ("error", "auc", "nll", "ece", "f1")
 )
 _ON_EVERY_RUN = ("modmix.task", "modmix.fingerprint", "mlflow.source.git.commit", "mlflow.user")
-# Tags of a configuration's run that come and go with its state.
-PASSING_TAGS = ("modmix.reason", "modmix.failed", "modmix.pruned")
-_PARAM_LENGTH, _TAG_LENGTH, _NOTE_LENGTH = 6000, 5000, 5000  # what MLflow's stores hold
+# Tags that depend on a configuration's state.
+STATE_TAGS = ("modmix.reason", "modmix.failed", "modmix.pruned")
+_PARAM_LENGTH, _TAG_LENGTH, _NOTE_LENGTH = 6000, 5000, 5000  # MLflow's limits
 
 History = Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Content:
-    """Everything one run is to hold. ``curves`` names the replicates its curves are means of."""
+    """The content of one run. ``curves``: digest of the replicates in its curves."""
 
     name: str
     status: str  # RUNNING, FINISHED, KILLED or FAILED
@@ -66,7 +66,7 @@ class Content:
 
 
 def configuration_status(replicates: Sequence[ReplicateRecord], state: str) -> str:
-    """The status of a configuration's run, in a study that is in ``state``."""
+    """The status of a configuration's run; ``state`` is that of the study."""
     if any(r.state not in ENDED for r in replicates):
         return "RUNNING" if state == "running" else "KILLED"
     return "FAILED" if all(r.state == "failed" for r in replicates) else "FINISHED"
@@ -78,9 +78,9 @@ def configuration_digest(
     parts: Sequence[str],
     state: str,
 ) -> str:
-    """Names what a configuration's run is to hold; it is written again when this changes.
+    """A digest of the content of a configuration's run, which is written again when it changes.
 
-    A replicate's key and end stand for its values: a result is recorded once.
+    Keys and end times stand for results, which are never overwritten.
     """
     ended = [[r.key, r.state, r.finished] for r in replicates if r.state in ENDED]
     status = configuration_status(replicates, state)
@@ -95,8 +95,10 @@ def configuration_content(
     histories: Mapping[str, History],
     state: str,
 ) -> Content:
-    """The content of a configuration's run. ``replicates``: all the study wants; at least one has
-    ended.
+    """The content of a configuration's run.
+
+    Args:
+        replicates: all of the configuration in this study; at least one has ended.
     """
     ended = [r for r in replicates if r.state in ENDED]
     good = [r for r in ended if r.state == "done"] or [r for r in ended if r.state == "pruned"]
@@ -123,20 +125,20 @@ def configuration_content(
 def configuration_name(
     spec: Mapping[str, Any], configuration: ConfigurationRecord, parts: Sequence[str] = ()
 ) -> str:
-    """A readable name: the method and what its parts vary of it, as "mul beta=0.5"."""
-    words = [configuration.method]
+    """A readable name of the method and its varied hyperparameters: "mul beta=0.5"."""
+    parts_of_name = [configuration.method]
     if configuration.params.get("modality") is not None:
-        words.append(str(configuration.params["modality"]))
-    words += [
+        parts_of_name.append(str(configuration.params["modality"]))
+    parts_of_name += [
         f"{name}={_short(configuration.params[name])}"
         for name in _varied(spec, configuration.method, parts)
         if name in configuration.params and name != "modality"
     ]
-    return " ".join(words)[:250]
+    return " ".join(parts_of_name)[:250]
 
 
 def _varied(spec: Mapping[str, Any], method: str, parts: Sequence[str]) -> list[str]:
-    """Names that these parts vary for a method, and constants in which it differs between parts."""
+    """Names these parts vary for a method, and constants that differ between parts."""
     blocks = {
         name: {**(part.get("shared") or {}), **(part["methods"][method] or {})}
         for name, part in spec.get("parts", {}).items()
@@ -162,7 +164,7 @@ def _summary(
     ended: Sequence[ReplicateRecord],
     time: int,
 ) -> list[Value]:
-    """Means over replicates. Their step is the number of replicates, so that the latest wins."""
+    """Means over replicates; their step is the number of replicates, so the latest wins."""
     step = len(ended)
     rows = [("replicates", float(len(good))), ("seconds", sum(r.seconds for r in ended))]
     objectives = set(study.spec.get("objective", ()))
@@ -181,15 +183,15 @@ def _summary(
 
 
 def half_interval(values: Sequence[float]) -> float:
-    """Half the width of the 95 % confidence interval (Student's t) of a mean of n > 1 values."""
+    """Half the width of the 95 % t interval of a mean of n > 1 values."""
     n = len(values)
     return _student(n - 1) * _mean_and_std(values)[1] / math.sqrt(n)
 
 
 @cache
 def _student(freedom: int) -> float:
-    """The 97.5 % configuration of Student's t."""
-    from scipy.special import stdtrit  # light, beside scipy.stats
+    """The 97.5 % quantile of Student's t."""
+    from scipy.special import stdtrit  # imports faster than scipy.stats
 
     return float(stdtrit(freedom, 0.975))
 
@@ -197,10 +199,7 @@ def _student(freedom: int) -> float:
 def _curves(
     study: StudyRecord, histories: Sequence[History], started: int, ended: int
 ) -> list[Value]:
-    """Means of the learning curves over the replicates that were still training.
-
-    The step is the evaluation's number (the epoch, with one evaluation an epoch).
-    """
+    """Means of learning curves over the replicates still training; the step is the evaluation."""
     names = _columns(study)
     length = max((len(c) for h in histories for c in h.values()), default=0)
     found: list[Value] = []
@@ -220,13 +219,13 @@ def _curves(
 
 
 def _columns(study: StudyRecord) -> list[str]:
-    """The columns of a history that are shown as curves; the artifact has the others."""
+    """The columns of a history shown as curves; the artifact has all."""
     objectives = [name for name in study.spec.get("objective", ()) if name.startswith("val/")]
     return list(dict.fromkeys([*objectives, "train/loss", "train/error"]))
 
 
 def thinned(length: int) -> list[int]:
-    """At most `MAX_STEPS` indices of 0..length-1, evenly spread, with the last."""
+    """At most `MAX_STEPS` evenly spaced indices of range(length), with the last."""
     if length <= MAX_STEPS:
         return list(range(length))
     return sorted({round(i * (length - 1) / (MAX_STEPS - 1)) for i in range(MAX_STEPS)})
@@ -238,7 +237,7 @@ def _configuration_tags(
     replicates: Sequence[ReplicateRecord],
     parts: Sequence[str],
 ) -> dict[str, str]:
-    """What a list of runs can be filtered by; what all runs of a study share is on its own run."""
+    """Tags for filtering runs; most common tags are only on the study's run."""
     failed = [r for r in replicates if r.state == "failed"]
     shared = _shared_tags(study)
     tags = {
@@ -254,7 +253,7 @@ def _configuration_tags(
     if pruned := [r for r in replicates if r.state == "pruned"]:
         tags["modmix.pruned"] = str(len(pruned))
         tags.setdefault("modmix.reason", pruned[0].reason)
-    return {key: _cut(value, _TAG_LENGTH) for key, value in tags.items()}
+    return {key: _truncated(value, _TAG_LENGTH) for key, value in tags.items()}
 
 
 def _shared_tags(study: StudyRecord) -> dict[str, str]:
@@ -267,7 +266,7 @@ def _shared_tags(study: StudyRecord) -> dict[str, str]:
         "modmix.torch": str(details.get("torch") or ""),
         "mlflow.source.git.commit": str(details.get("git") or ""),
         "mlflow.source.type": "LOCAL",
-        "mlflow.source.name": _cut(study.source, _TAG_LENGTH),
+        "mlflow.source.name": _truncated(study.source, _TAG_LENGTH),
         "mlflow.user": _user(),
     }
     return {key: value for key, value in tags.items() if value}
@@ -276,12 +275,12 @@ def _shared_tags(study: StudyRecord) -> dict[str, str]:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (OSError, KeyError):  # a container's user may have no name
+    except (OSError, KeyError):  # a user without a name, in containers
         return ""
 
 
 def dataset(study: StudyRecord) -> Dataset:
-    """The data that every run of the study used."""
+    """The data set of a study."""
     details = study.details
     return Dataset(
         name=str(details.get("task", "data")),
@@ -293,7 +292,7 @@ def dataset(study: StudyRecord) -> Dataset:
 
 def _params(configuration: ConfigurationRecord) -> dict[str, str]:
     params = {"method": configuration.method, **configuration.params}
-    return {key: _cut(_text(value), _PARAM_LENGTH) for key, value in params.items()}
+    return {key: _truncated(_text(value), _PARAM_LENGTH) for key, value in params.items()}
 
 
 def _artifact(
@@ -335,9 +334,7 @@ def live_content(
     progress: Sequence[tuple[int, Mapping[str, float]]],
     now: float,
 ) -> Content:
-    """What is to be added while a configuration trains. ``progress``: epoch and metrics by
-    replicate.
-    """
+    """Live metrics of a configuration. ``progress``: (epoch, metrics) of its replicates."""
     columns = {
         name: _finite(metrics.get(name, math.nan) for _, metrics in progress)
         for name in _columns(study)[:-1]
@@ -366,7 +363,7 @@ def study_content(
     parts: Mapping[str, Sequence[str]],
     state: str,
 ) -> Content:
-    """The content of the study's own run. ``replicates`` and ``parts``: by configuration key."""
+    """The content of the study's run. ``replicates`` and ``parts``: by configuration key."""
     everything = [r for rs in replicates.values() for r in rs]
     ended = [r for r in everything if r.state in ENDED]
     now = max((_milliseconds(r.finished) for r in ended if r.finished), default=None)
@@ -397,8 +394,8 @@ def study_content(
         tags={
             **_shared_tags(study),
             "modmix.kind": "study",
-            "modmix.text": asked_digest(study),
-            "mlflow.note.content": _cut(_note(study, lines), _NOTE_LENGTH),
+            "modmix.text": request_digest(study),
+            "mlflow.note.content": _truncated(_note(study, lines), _NOTE_LENGTH),
         },
         metrics=[
             Value(key=key, value=value, time=now, step=len(ended)) for key, value in rows.items()
@@ -406,8 +403,8 @@ def study_content(
     )
 
 
-def asked_digest(study: StudyRecord) -> str:
-    """Names what a study asks for: its file, and the data and numerics that it now means."""
+def request_digest(study: StudyRecord) -> str:
+    """A digest of a study's file, data and numerics version."""
     details = study.details
     return digest([study.text, study.spec, details.get("fingerprint"), details.get("numerics")])
 
@@ -417,10 +414,9 @@ def best_configurations(
     configurations: Sequence[ConfigurationRecord],
     replicates: Mapping[str, Sequence[ReplicateRecord]],
 ) -> dict[str, tuple[ConfigurationRecord, dict[str, float]]]:
-    """Per method the configuration with the best mean of the first objective, and its means.
+    """By method, the configuration with the best mean of the first objective, and its means.
 
-    Configurations that have ended and have the most replicates are compared (a mean of two seeds is
-    lucky more often than one of five); the first wins a tie.
+    Compares ended configurations with the most replicates; the first one wins ties.
     """
     objective, *_ = names = objectives_of(spec)
     best: dict[str, tuple[int, ConfigurationRecord, dict[str, float]]] = {}
@@ -444,7 +440,7 @@ def best_configurations(
 
 
 def objectives_of(spec: Mapping[str, Any]) -> list[str]:
-    """What selects, and the same metric on test; each once."""
+    """The first objective, and the same metric on test."""
     objective = (spec.get("objective") or ["val/error"])[0]
     return list(dict.fromkeys([objective, f"test/{objective.partition('/')[2]}"]))
 
@@ -453,7 +449,7 @@ def higher(objective: str) -> bool:
     """Whether larger values of an objective are better."""
     try:
         return higher_is_better(objective)
-    except KeyError:  # a ledger of another version: show it, smallest first
+    except KeyError:  # unknown metric of another version
         return False
 
 
@@ -462,14 +458,14 @@ def _note(study: StudyRecord, best: Sequence[str]) -> str:
     lines = [str(study.spec.get("description") or study.name), "", f"Task: {task}", ""]
     if best:
         lines += ["Best configuration of each method on validation:", *best, ""]
-    return "\n".join([*lines, f"`modmix run {study.source}` starts or continues this study."])
+    return "\n".join([*lines, f"`modmix run {study.source}` starts or resumes this study."])
 
 
 # ---------------------------------------------------------------- helpers
 
 
 def parts_of(entries: Iterable[Entry]) -> dict[str, list[str]]:
-    """Configuration key -> names of the parts that asked for it, in order."""
+    """Configuration key -> names of its parts, in order."""
     found: dict[str, dict[str, None]] = {}
     for entry in entries:
         found.setdefault(entry.configuration, {})[entry.part] = None
@@ -485,10 +481,7 @@ def _finite(values: Iterable[float]) -> list[float]:
 
 
 def _mean_and_std(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (NaN of one value), without fractions of integers.
-
-    `statistics.stdev` is exact and takes a hundred times as long; a run needs it 150 times.
-    """
+    """Mean and sample standard deviation (NaN for one value); far faster than `statistics`."""
     n = len(values)
     mean = math.fsum(values) / n
     if n < 2:
@@ -512,5 +505,5 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else _text(value)
 
 
-def _cut(text: str, length: int) -> str:
+def _truncated(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -1,13 +1,10 @@
-"""MLflow's own SQLite file, written directly: many runs in one transaction, and no import of it.
+"""Writes to MLflow's SQLite file directly: many runs in one transaction, without importing mlflow.
 
-Through MLflow's Python API a configuration costs 30 to 40 ms of processor time: some 60 statements,
-each with a session and checks of its own. Here it costs one or two. That is right only for a schema
-that is known to the row: `KNOWN_SCHEMA` names it, a test compares every table with what MLflow's
-API writes, and any other schema, database or server goes through `store`.
+MLflow's Python API takes 30 to 40 ms of CPU time per configuration (about 60 statements), this one
+or two. Only for the schema `KNOWN_SCHEMA`, where a test compares every table with what the API
+writes; all other databases and servers go through `store`.
 
-A run is written whole: whatever it held of ours before is replaced in the same transaction, so
-readers (and a kill) see the old one or the new one. What a person added to it, a note or a tag,
-stays.
+A run is replaced as a whole in one transaction; notes and tags added by users are kept.
 """
 
 from __future__ import annotations
@@ -29,7 +26,7 @@ from modmix.tracking.store import Dataset, Experiment, RefusedError, Run, Value
 KNOWN_SCHEMA = "dc11669786a5"  # MLflow 3.17
 _VARIABLES = 500  # of one statement
 
-# Of metrics with one key the latest is what lists of runs show: MLflow keeps it twice.
+# MLflow keeps the latest value of each metric in a second table, for lists of runs.
 _LATEST = """
 INSERT INTO latest_metrics (key, value, timestamp, step, is_nan, run_uuid)
 VALUES (:key, :value, :time, :step, 0, :run)
@@ -59,10 +56,7 @@ SET name = excluded.name, status = excluded.status, start_time = excluded.start_
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """A whole run as it is to be.
-
-    ``stale``: tags of ours that it must not keep. ``files``: artifacts, as text by name.
-    """
+    """The content of a run. ``stale``: tags to remove. ``files``: text artifacts by name."""
 
     id: str
     name: str
@@ -77,7 +71,7 @@ class Rows:
 
 
 def is_known(uri: str) -> bool:
-    """Whether a tracking URI is of a database that can be written directly."""
+    """Whether a tracking URI is an SQLite file of the known schema."""
     path = sqlite_path(uri)
     if path is None or not path.exists():
         return False
@@ -94,11 +88,11 @@ def is_known(uri: str) -> bool:
 
 
 class Database:
-    """Does what `store.Store` does, and `replace`, to a database that `is_known`.
+    """`store.Store` with `replace`, for a database that `is_known`.
 
     Raises:
-        TrackingError: by every method, when it cannot be read or written (a full disk, a lock that
-            somebody holds for 20 seconds).
+        TrackingError: by every method, if it cannot be read or written (full disk, or locked for 20
+            seconds).
         RefusedError: there is no such run.
     """
 
@@ -108,16 +102,16 @@ class Database:
         path = sqlite_path(uri)
         assert path is not None, uri
         self.uri, self._path = uri, path
-        with self._told():
-            # Statements begin and end transactions only where this says so.
+        with self._translated_errors():
+            # Transactions are explicit.
             self._db = sqlite3.connect(path, timeout=20, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")  # the pages can be read meanwhile
+            self._db.execute("PRAGMA journal_mode=WAL")  # the UI can read during writes
 
     def close(self) -> None:
         self._db.close()
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _translated_errors(self) -> Iterator[None]:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
@@ -128,7 +122,7 @@ class Database:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._told():
+        with self._translated_errors():
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
@@ -140,7 +134,7 @@ class Database:
     # ------------------------------------------------------------ experiments
 
     def experiment(self, name: str) -> Experiment | None:
-        with self._told():
+        with self._translated_errors():
             row = self._db.execute(
                 "SELECT experiment_id, lifecycle_stage, artifact_location FROM experiments "
                 "WHERE name = ? AND workspace = 'default'",
@@ -179,7 +173,7 @@ class Database:
             )
 
     def restore_experiment(self, experiment: str) -> None:
-        """Bring a deleted experiment back, with the runs that were deleted with it."""
+        """Restore a deleted experiment with all its runs."""
         number, now = int(experiment), _now()
         with self._transaction() as db:
             db.execute(
@@ -196,8 +190,8 @@ class Database:
     # ------------------------------------------------------------ runs
 
     def run(self, run: str) -> Run | None:
-        """A run, or None when there is none or it is deleted."""
-        with self._told():
+        """A run, or None if it does not exist or is deleted."""
+        with self._translated_errors():
             row = self._db.execute(
                 "SELECT run_uuid, experiment_id, status FROM runs "
                 "WHERE run_uuid = ? AND lifecycle_stage = 'active'",
@@ -206,9 +200,9 @@ class Database:
             return None if row is None else next(self._runs([row]))
 
     def runs(self, experiment: str, *, running: bool = False) -> Iterator[Run]:
-        """The runs of an experiment that are not deleted, or only those that are running."""
+        """The runs of an experiment that are not deleted, optionally only running ones."""
         condition = "AND status = 'RUNNING'" if running else ""
-        with self._told():
+        with self._translated_errors():
             rows = self._db.execute(
                 "SELECT run_uuid, experiment_id, status FROM runs "
                 f"WHERE experiment_id = ? AND lifecycle_stage = 'active' {condition}",
@@ -267,15 +261,12 @@ class Database:
             if done.rowcount != 1:
                 raise RefusedError(f"MLflow's database {self._path} has no run {run}")
 
-    # ------------------------------------------------------------ what a run holds
+    # ------------------------------------------------------------ content of runs
 
     def replace(self, experiment: str, runs: Sequence[Rows], dataset: Dataset | None) -> None:
-        """Make or renew whole runs, all or none of them, each with the same data set.
-
-        Files come first: a run that is there has them.
-        """
+        """Create or replace runs in one transaction, after writing their files."""
         number = int(experiment)
-        with self._told():
+        with self._translated_errors():
             place = self._db.execute(
                 "SELECT artifact_location FROM experiments WHERE experiment_id = ?", (number,)
             ).fetchone()
@@ -325,7 +316,7 @@ class Database:
         metrics: Sequence[Value],
         tags: Mapping[str, str],
     ) -> None:
-        """Add to a run."""
+        """Log to a run."""
         with self._transaction() as db:
             there = db.execute(
                 "SELECT 1 FROM runs WHERE run_uuid = ? AND lifecycle_stage = 'active'", (run,)
@@ -366,7 +357,7 @@ class Database:
         db.executemany(_TAG, [(key, value, run) for key, value in tags.items()])
 
     def log_dataset(self, run: str, dataset: Dataset) -> None:
-        """Say what a run was trained on; saying it again changes nothing."""
+        """Log the data set of a run; idempotent."""
         with self._transaction() as db:
             row = db.execute("SELECT experiment_id FROM runs WHERE run_uuid = ?", (run,)).fetchone()
             if row is None:
@@ -395,14 +386,14 @@ class Database:
     # ------------------------------------------------------------ files
 
     def log_text(self, run: str, name: str, text: str) -> None:
-        with self._told():
+        with self._translated_errors():
             folder = self._folder(run)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text, encoding="utf-8")
 
     def log_file(self, run: str, file: Path, folder: str | None = None) -> None:
-        """Attach a file to a run, below ``folder`` in its artifacts."""
-        with self._told():
+        """Log a file as an artifact below ``folder``."""
+        with self._translated_errors():
             target = self._folder(run) / (folder or "")
             target.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target / file.name)
@@ -417,10 +408,10 @@ class Database:
 
 
 def local_path(uri: str) -> Path:
-    """The folder that a file: URI names.
+    """The path of a file: URI.
 
     Raises:
-        RefusedError: it is somewhere else.
+        RefusedError: it is another kind of URI.
     """
     parts = urlsplit(uri)
     if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
@@ -429,7 +420,7 @@ def local_path(uri: str) -> Path:
 
 
 def new_id() -> str:
-    """A name for a run, as MLflow gives them."""
+    """A new run id in MLflow's format."""
     return uuid.uuid4().hex
 
 

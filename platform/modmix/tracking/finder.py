@@ -1,6 +1,4 @@
-"""Finds in MLflow what a study has there: its experiment, its own run, the runs of its
-configurations.
-"""
+"""Finds a study's experiment and runs in MLflow."""
 
 from __future__ import annotations
 
@@ -9,18 +7,17 @@ from dataclasses import dataclass
 
 from modmix.base.home import Home
 from modmix.base.messages import digest
-from modmix.ledger import ConfigurationRecord, Ledger, StudyRecord
-from modmix.tracking.content import asked_digest, higher
+from modmix.ledger.ledger import Ledger
+from modmix.ledger.records import ConfigurationRecord, StudyRecord
+from modmix.tracking.content import higher, request_digest
 from modmix.tracking.database import Database
 from modmix.tracking.place import is_elsewhere
-from modmix.tracking.store import Experiment, RefusedError, Run, Store, shown
+from modmix.tracking.store import Experiment, RefusedError, Run, Store, redacted
 
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """The run of a configuration as far as we know. ``digest``: of what it surely holds, else
-    None.
-    """
+    """The run of a configuration. ``digest``: of its content, or None if incomplete."""
 
     run: str
     digest: str | None = None
@@ -28,7 +25,7 @@ class Known:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """Where a study is in MLflow: ids of its experiment and its run; runs by configuration."""
+    """A study in MLflow: its experiment, its run, and runs by configuration."""
 
     experiment: str
     experiment_name: str
@@ -37,7 +34,7 @@ class Found:
 
 
 class Finder:
-    """Looks once, makes what is missing, and deletes what must not be there."""
+    """Finds a study's runs, creates what is missing and deletes duplicates."""
 
     def __init__(
         self, store: Store | Database, ledger: Ledger, record: StudyRecord, home: Home
@@ -45,20 +42,20 @@ class Finder:
         self._store, self._ledger, self._record, self._home = store, ledger, record, home
 
     def find(self, configurations: Sequence[ConfigurationRecord], *, rebuild: bool) -> Found:
-        """Find everything. ``rebuild``: trust nothing that the ledger says about MLflow.
+        """Find everything; with ``rebuild``, ignore the run ids in the ledger.
 
         Raises:
-            RefusedError: the experiments that we could use belong to somebody else.
+            RefusedError: the experiments of these names belong to another ledger.
         """
         record = self._record
         experiment, name, restored = self._find_experiment()
         noted = None if record.mlflow_run is None else self._store.run(record.mlflow_run)
         if noted is not None and noted.experiment != experiment.id:
             noted = None
-        # A ledger whose study run is in place speaks of this MLflow. Then only a run that is
-        # running can be unknown to it, for it is noted before it ends. An edited study file,
-        # however, may have dropped configurations, whose runs must be found to be deleted.
-        same_file = noted is not None and noted.tags.get("modmix.text") == asked_digest(record)
+        # If the study's run exists, the ledger's run ids are valid, and only running runs may be
+        # missing from it, since ids are recorded before runs end. After a change of the study file,
+        # runs of removed configurations must be found and deleted.
+        same_file = noted is not None and noted.tags.get("modmix.text") == request_digest(record)
         trusted = same_file and not rebuild and not restored
         runs = list(self._store.runs(experiment.id, running=trusted))
         parent = self._find_parent(experiment.id, runs, noted)
@@ -75,10 +72,9 @@ class Finder:
         return Found(experiment=experiment.id, experiment_name=name, parent=parent, known=known)
 
     def _find_experiment(self) -> tuple[Experiment, str, bool]:
-        """The study's experiment, its name, and whether it was deleted and had to be restored.
+        """The study's experiment, its name, and whether it had to be restored.
 
-        One of that name may belong to another person's ledger: then ours gets a longer name, so
-        that two mirrors never write into one experiment.
+        If an experiment of that name belongs to another ledger, a longer name is used.
         """
         record = self._record
         owner = digest([record.name, record.created])[:12]
@@ -93,8 +89,8 @@ class Finder:
                     return self._change_place(found, name, owner), name, True
                 return found, name, found.deleted
         raise RefusedError(
-            f"MLflow at {shown(self._store.uri)} has experiments {record.name!r} and "
-            f"{name!r} that are not of this ledger: rename one of them there"
+            f"MLflow at {redacted(self._store.uri)} has experiments {record.name!r} and "
+            f"{name!r} of another ledger: rename one of them there"
         )
 
     def _is_elsewhere(self, found: Experiment) -> bool:
@@ -128,7 +124,7 @@ class Finder:
             "mlflow.note.content": str(record.spec.get("description") or ""),
             "mlflow.experiment.primaryMetric.name": objective,
             "mlflow.experiment.primaryMetric.greaterIsBetter": str(higher(objective)),
-            "mlflow.experimentKind": "custom_model_development",  # else the UI asks which it is
+            "mlflow.experimentKind": "custom_model_development",  # otherwise the UI asks for it
         }
         artifacts = None if self._store.places_artifacts else self._place(name)
         return self._store.create_experiment(name, artifacts, tags)
@@ -141,7 +137,7 @@ class Finder:
             tags = {
                 "modmix.kind": "study",
                 "modmix.study": record.name,
-                "modmix.text": asked_digest(record),
+                "modmix.text": request_digest(record),
             }
             started = int(record.created * 1000)
             return self._store.create_run(experiment, record.name, started=started, tags=tags)
@@ -159,9 +155,7 @@ class Finder:
         known_runs: dict[str, Known],
         parent: str,
     ) -> None:
-        """Take over the runs of our configurations; delete all but one of each, and of dropped
-        configurations.
-        """
+        """Adopt one run per configuration; delete duplicates and runs of removed configurations."""
         noted = {p.key: Known(run=p.mlflow_run or "", digest=p.mirrored) for p in configurations}
         found: dict[str, list[Run]] = {}
         for run in runs:
@@ -172,7 +166,7 @@ class Finder:
         renewed: list[tuple[str, str | None, str | None]] = []
         for key, same in found.items():
             if key not in known_runs:
-                # The one that the ledger names, else one that holds something.
+                # The one in the ledger, else a complete one.
                 best = max(
                     same, key=lambda r: (r.id == noted[key].run, _held(r, parent) is not None)
                 )
@@ -191,6 +185,6 @@ def _name_elsewhere(name: str, artifacts: str) -> str:
 
 
 def _held(run: Run, parent: str) -> str | None:
-    """The digest of what a run surely holds."""
+    """The digest of a run's content, or None if incomplete."""
     whole = run.status != "RUNNING" and run.tags.get("mlflow.parentRunId") == parent
     return run.tags.get("modmix.digest") if whole else None

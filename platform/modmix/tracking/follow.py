@@ -1,14 +1,11 @@
-"""The mirror's own process: follows a running study in the ledger and shows it in MLflow.
+"""The background process of `mirror.Mirror`: copies a running study from the ledger to MLflow.
 
-    python -m modmix.tracking.follow          (started by `mirror.Mirror`, never by hand)
+    python -m modmix.tracking.follow
 
-It reads what it is told from its standard input, a line of JSON each, and answers on its standard
-output in the same way. The end of the input is the end of the driver: then it ends at once,
-wherever it is, because the driver that comes next has a mirror of its own.
+Messages are lines of JSON. When stdin closes, the driver has ended, and the process exits at once.
 
-    told     what to follow (the first line), live evaluations, outputs, "wake", "hurry" (training
-             is over), how the study ended
-    answers  what keeps it from being up to date, how many runs are still to be written, "done"
+    stdin   the task (first line); then live metrics, outputs, "flush", and the study's final state
+    stdout  why MLflow is not up to date, the number of runs left, "done"
 """
 
 from __future__ import annotations
@@ -27,26 +24,26 @@ from typing import Any
 
 from modmix.base.errors import InputError, LedgerError, TrackingError
 from modmix.base.home import Home
-from modmix.ledger import Ledger
+from modmix.ledger.ledger import Ledger
 from modmix.tracking.content import LIVE_SECONDS
 from modmix.tracking.writer import PARTIAL_SECONDS, Live, Writer
 
 _log = logging.getLogger(__name__)
 
-FIRST_PAUSE = 1.0  # seconds, when MLflow cannot be reached; then ever longer ones
-LONGEST_REST = 30.0  # seconds between two looks at the ledger
-NICENESS = 19  # training goes before it; Ray gives its workers 15
+FIRST_PAUSE = 1.0  # seconds after a failure; doubled each time
+LONGEST_REST = 30.0  # seconds between two reads of the ledger
+NICENESS = 19  # below training: Ray's workers have 15
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is to be followed. Not repeated anywhere: URLs may hold passwords."""
+    """What to follow. Never logged: URLs may contain passwords."""
 
     ledger_url: str
     study: str
     uri: str
     home: str
-    longest_pause: float = 30.0  # seconds, while MLflow cannot be reached
+    longest_pause: float = 30.0  # seconds between retries
     live_seconds: float = LIVE_SECONDS
 
     def to_json(self) -> str:
@@ -54,8 +51,8 @@ class Task:
 
 
 @dataclass(kw_only=True)
-class Told:
-    """What has been told since the last look, and how the study is."""
+class Pending:
+    """Messages not processed yet, and the state of the study."""
 
     outputs: list[Path] = field(default_factory=list)
     live: dict[str, Live] = field(default_factory=dict)
@@ -64,11 +61,11 @@ class Told:
 
 
 class Follower:
-    """Brings MLflow up to the ledger again and again, until the study has ended.
+    """Updates MLflow from the ledger until the study has ended.
 
     Args:
         task: what to follow.
-        answer: told what there is to say: ``trouble``, ``left`` or ``done`` with its value.
+        answer: called with ``problem``, ``left`` or ``done`` and its value.
     """
 
     def __init__(self, task: Task, answer: Callable[[str, Any], None] = lambda *_: None) -> None:
@@ -76,40 +73,37 @@ class Follower:
         self._answer = answer
         self._changed = threading.Event()
         self._closing = threading.Event()
-        self._soon = threading.Event()  # ends the rest between two looks
-        self._lock = threading.Lock()  # over the next one
-        self._told = Told()
-        self._trouble = ""
-        self._said_left = 0
+        self._soon = threading.Event()  # ends the pause between two updates
+        self._lock = threading.Lock()  # guards the next one
+        self._pending = Pending()
+        self._problem = ""
+        self._reported_left = 0
 
-    # ------------------------------------------------------------ being told, from any thread
+    # ------------------------------------------------------------ messages, from any thread
 
-    def tell(self, message: Mapping[str, Any]) -> None:
-        """Take one message: ``live``, ``outputs``, ``hurry``, ``end`` with ``seconds``.
-
-        Any is a wake-up.
-        """
+    def receive(self, message: Mapping[str, Any]) -> None:
+        """Process a message: ``live``, ``outputs``, ``flush``, ``end`` with ``seconds``, or {}."""
         now = time.monotonic()
         with self._lock:
             if (live := message.get("live")) is not None:
-                self._told.live = {
+                self._pending.live = {
                     key: Live(since=now - age, epoch=epoch, metrics=metrics)
                     for key, (age, epoch, metrics) in live.items()
                 }
-            self._told.outputs += map(Path, message.get("outputs", ()))
+            self._pending.outputs += map(Path, message.get("outputs", ()))
             if "end" in message:
-                self._told.state = message["end"]
-                self._told.deadline = now + message["seconds"]
+                self._pending.state = message["end"]
+                self._pending.deadline = now + message["seconds"]
                 self._closing.set()
                 self._soon.set()
-        if message.get("hurry"):
+        if message.get("flush"):
             self._soon.set()
         self._changed.set()
 
     # ------------------------------------------------------------ following
 
     def follow(self) -> bool:
-        """Follow until told of the end; return whether MLflow holds everything."""
+        """Follow until the study ends; return whether MLflow is up to date."""
         task = self._task
         ledger: Ledger | None = None
         writer: Writer | None = None
@@ -125,17 +119,17 @@ class Follower:
                     task.uri,
                     Home(Path(task.home)),
                     live_seconds=task.live_seconds,
-                    progress=self._say_left,
+                    progress=self._report_left,
                 )
                 settled = self._update(writer)
-                self._say("")
+                self._report("")
                 pause, done = 0.0, closing
-            except Exception as error:  # the study goes on whatever happens to its mirror
-                self._note(error)
+            except Exception as error:  # must not affect the study
+                self._report_error(error)
                 pause = min(task.longest_pause, max(FIRST_PAUSE, 2 * pause))
                 if writer is not None:
-                    writer.lost()
-                if closing and time.monotonic() + FIRST_PAUSE > self._told.deadline:
+                    writer.reset()
+                if closing and time.monotonic() + FIRST_PAUSE > self._pending.deadline:
                     break
             if not done:
                 self._rest(pause, writer.read_seconds if writer else 0.0, settled)
@@ -148,40 +142,40 @@ class Follower:
         if not self._closing.is_set():
             self._soon.clear()
         with self._lock:
-            told = self._told
-            outputs, told.outputs = told.outputs, []
-            live = {k: v for k, v in told.live.items() if not writer.has_ended(k)}
+            pending = self._pending
+            outputs, pending.outputs = pending.outputs, []
+            live = {k: v for k, v in pending.live.items() if not writer.has_ended(k)}
         try:
-            return writer.update(told.state, outputs, live)
+            return writer.update(pending.state, outputs, live)
         except BaseException:
             with self._lock:
-                told.outputs = [*outputs, *told.outputs]
+                pending.outputs = [*outputs, *pending.outputs]
             raise
 
-    def _note(self, error: Exception) -> None:
+    def _report_error(self, error: Exception) -> None:
         if isinstance(error, (TrackingError, LedgerError, InputError)):
-            self._say(str(error))
+            self._report(str(error))
         else:
             _log.warning("the mirror failed", exc_info=error)
-            self._say(f"the mirror in MLflow failed ({type(error).__name__}: {error})")
+            self._report(f"logging to MLflow failed ({type(error).__name__}: {error})")
 
-    def _say(self, trouble: str) -> None:
-        if trouble != self._trouble:
-            self._trouble = trouble
-            self._answer("trouble", trouble)
+    def _report(self, problem: str) -> None:
+        if problem != self._problem:
+            self._problem = problem
+            self._answer("problem", problem)
 
-    def _say_left(self, left: int) -> None:
-        if left or self._said_left:
-            self._said_left = left
+    def _report_left(self, left: int) -> None:
+        if left or self._reported_left:
+            self._reported_left = left
             self._answer("left", left)
 
     def _rest(self, pause: float, reading: float, settled: bool) -> None:
-        """Wait for something to do; only the end of training shortens the wait."""
+        """Wait for changes; only the end of training shortens the minimum wait."""
         if pause:
             if self._closing.wait(pause):
                 time.sleep(FIRST_PAUSE)
             return
-        # Looking for what is new takes a while in a large study: a tenth of the time at most.
+        # Reading a large study takes a while: spend at most a tenth of the time on it.
         self._soon.wait(min(LONGEST_REST, max(1.0, 10 * reading)))
         if not self._closing.is_set():
             self._changed.wait(None if settled else PARTIAL_SECONDS)
@@ -193,8 +187,8 @@ class Follower:
 def main() -> None:
     with suppress(OSError):
         os.nice(NICENESS)
-    # Linux shares processors out by session before it looks at processes. `Mirror` gives this one
-    # its own; in somebody else's, everything in it would get slow, and stay so.
+    # Linux schedules by session before niceness. `Mirror` gives this process a session of its own;
+    # in a shared one, every process would become slow, and stay so.
     if os.getsid(0) == os.getpid():
         with suppress(OSError):
             Path("/proc/self/autogroup").write_text(str(NICENESS))
@@ -202,21 +196,20 @@ def main() -> None:
     threading.Thread(target=_listen, args=(follower,), daemon=True).start()
     done = follower.follow()
     _answer("done", done)
-    os._exit(0)  # the driver waits; nothing is left to write
+    os._exit(0)  # everything is written, and the driver waits
 
 
 def _answer(what: str, value: Any) -> None:
-    with suppress(OSError):  # nobody listens any more
+    with suppress(OSError):  # the driver has gone
         print(json.dumps({what: value}), flush=True)
 
 
 def _listen(follower: Follower) -> None:
     try:
         for line in sys.stdin:
-            follower.tell(json.loads(line))
+            follower.receive(json.loads(line))
     finally:
-        # The driver is gone, perhaps in the middle of a line. What is half written is finished by
-        # the next one's mirror.
+        # The driver has gone, perhaps in the middle of a line. The next mirror completes the runs.
         os._exit(0)
 
 

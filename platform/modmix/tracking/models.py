@@ -1,4 +1,4 @@
-"""MLflow's model registry in our words: an alias that names one version of a model."""
+"""Versions and aliases in MLflow's model registry."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 from modmix.base.home import Home
 from modmix.tracking.place import is_elsewhere
-from modmix.tracking.store import Store, told
+from modmix.tracking.store import Store, translated_errors
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
-_PAGE = 100  # versions of one search
+_PAGE = 100  # versions per search request
 
 
 @dataclass(frozen=True, kw_only=True)
 class NewModel:
-    """A model to be registered.
+    """A model to register.
 
-    ``files`` are copied beside ``script``, the code that reads them (`modmix.registry.pyfunc`) and
-    that runs when the model is loaded, with the users' own classes in the file of weights, if
-    there are any; ``inputs`` are the names of its columns, ``outputs`` the kind of each.
-    ``example`` is an input, ``settings`` whatever should be known of it.
+    ``files`` are copied beside ``script`` (`modmix.registry.pyfunc`), which loads them; users' own
+    classes are in the file of weights, and run when the model is loaded. ``inputs`` are the input
+    columns, ``outputs`` the output columns with their types, ``example`` is an input and
+    ``settings`` is metadata.
     """
 
     script: Path
@@ -40,11 +40,11 @@ class NewModel:
 
 
 def find_version(store: Store, name: str, tag: str, value: str, home: Home) -> str | None:
-    """The newest version of a model that carries a tag and has its files, or None."""
+    """The latest version of a model with this tag whose files are present, or None."""
     from mlflow.exceptions import MlflowException
 
     token, found = None, []
-    with told(store.uri):
+    with translated_errors(store.uri):
         while True:
             try:
                 page = store.api.search_model_versions(
@@ -68,7 +68,7 @@ def find_version(store: Store, name: str, tag: str, value: str, home: Home) -> s
 
 
 def set_alias(store: Store, name: str, version: str, alias: str) -> None:
-    with told(store.uri):
+    with translated_errors(store.uri):
         store.api.set_registered_model_alias(name, alias, version)
 
 
@@ -83,11 +83,11 @@ def add_version(
     tags: Mapping[str, str],
     folder: Path,
 ) -> str:
-    """Write a model into ``folder``, hand it to MLflow as a new version of ``name``; return it.
+    """Save a model in ``folder`` and register it as a new version of ``name``; return the version.
 
-    No pickle: the script is copied as text, the weights are the file that is given.
+    Without pickle: the script is copied as text, the weights as a safetensors file.
     """
-    with told(store.uri):
+    with translated_errors(store.uri):
         made = store.api.create_logged_model(
             experiment, name=name, source_run_id=run, tags=dict(tags), model_type="classifier"
         )
@@ -96,7 +96,7 @@ def add_version(
         store.api.finalize_logged_model(made.model_id, "READY")
         _attach(store, run, made.model_id)
         _make_name(store, name, tags)
-        # A database used directly looks "models:/…" up in the process's global store, not in ours.
+        # A database used directly would look up "models:/…" in the global store.
         source = f"models:/{made.model_id}" if store.places_artifacts else made.artifact_location
         version = store.api.create_model_version(
             name,
@@ -112,7 +112,7 @@ def add_version(
 
 
 def _attach(store: Store, run: str, model_id: str) -> None:
-    """Show the model on its run."""
+    """Link the model to its run."""
     from mlflow.entities import LoggedModelOutput
 
     store.api.log_outputs(run, [LoggedModelOutput(model_id, step=0)])
@@ -130,7 +130,7 @@ def _make_name(store: Store, name: str, tags: Mapping[str, str]) -> None:
 
 def _save(model: NewModel, folder: Path, *, run: str, model_id: str) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the type hints of MLflow's own classes
+        warnings.simplefilter("ignore")  # on type hints of MLflow's classes
         import mlflow.pyfunc
         from mlflow.models import Model
 
@@ -148,10 +148,9 @@ def _save(model: NewModel, folder: Path, *, run: str, model_id: str) -> None:
 
 
 def _signature(model: NewModel) -> ModelSignature:
-    """A column per modality. Its type is "any": the numbers of one example, of any precision.
+    """One column of type "any" per modality.
 
-    MLflow's tensor types would refuse float64 where the model has float32, though numpy makes
-    float64 of everything; the model itself checks shapes, and says which modality is wrong.
+    MLflow's tensor types would reject float64, numpy's default; the model checks shapes itself.
     """
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, ColSpec, Schema

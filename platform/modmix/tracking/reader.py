@@ -1,21 +1,20 @@
-"""What the ledger says of a study by now, without reading all of it again and again."""
+"""Reads a study from the ledger incrementally."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from modmix.ledger import ENDED, ConfigurationRecord, Ledger, ReplicateRecord, StudyRecord
+from modmix.ledger.ledger import Ledger
+from modmix.ledger.records import ENDED, ConfigurationRecord, ReplicateRecord, StudyRecord
 from modmix.tracking.content import objectives_of, parts_of
 
-# A result may come to be seen this much later than its time says (a slow disk, another's clock).
+# Results may become visible this much later than their time stamps (slow disks, other clocks).
 _SLACK_SECONDS = 10.0
 
 
 class Reader:
-    """Configurations and replicates of one study. Of results it keeps what the study's own run
-    shows.
-    """
+    """Configurations and replicates of one study. Keeps only metrics shown on the study's run."""
 
     def __init__(self, ledger: Ledger, study: str) -> None:
         self._ledger, self._study = ledger, study
@@ -23,7 +22,7 @@ class Reader:
         self.parts: Mapping[str, Sequence[str]] = {}  # by configuration
         self._replicates: dict[str, dict[str, ReplicateRecord]] = {}  # by configuration and key
         self._ended: set[str] = set()
-        self._latest = 0.0  # when the latest result that was read had ended
+        self._latest = 0.0  # time of the latest result read
 
     def of(self, configuration: str) -> list[ReplicateRecord]:
         """The replicates of a configuration."""
@@ -41,9 +40,7 @@ class Reader:
         return dict.fromkeys(self.configurations)
 
     def read_new(self, record: StudyRecord) -> dict[str, None]:
-        """Read configurations and results that have come since the last look; return their
-        configurations.
-        """
+        """Read new configurations and results; return the changed configurations."""
         ledger, changed = self._ledger, dict[str, None]()
         last = max((p.number for p in self.configurations.values()), default=-1)
         if new := ledger.configurations(self._study, after=last):
@@ -55,7 +52,7 @@ class Reader:
         return changed | self.take_in(record, [r for r in found if r.key not in self._ended])
 
     def take_in(self, record: StudyRecord, found: Iterable[ReplicateRecord]) -> dict[str, None]:
-        """Keep records; return their configurations."""
+        """Take in records; return their configurations."""
         names = objectives_of(record.spec)
         configurations: dict[str, None] = {}
         for r in found:

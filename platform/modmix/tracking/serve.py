@@ -1,4 +1,4 @@
-"""MLflow's own pages on the results of one person, on the loopback address."""
+"""Serves the MLflow UI on the loopback address."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ import sys
 
 from modmix.base.errors import InputError, TrackingError
 from modmix.base.home import Home
-from modmix.tracking.store import check, shown
+from modmix.tracking.store import check, redacted
 
 HOST = "127.0.0.1"
 
 
 def serve(home: Home, port: int = 5000) -> None:
-    """Serve MLflow's pages until Ctrl-C.
+    """Serve the MLflow UI until Ctrl-C.
 
     Raises:
-        InputError: the port is in use, or the studies are mirrored to a server that has its own.
-        TrackingError: the server ended by itself.
+        InputError: the port is in use, or studies are logged to a server with its own UI.
+        TrackingError: the server failed.
     """
     uri = home.tracking_uri
     if uri.startswith(("http://", "https://")):
-        raise InputError(f"the studies are shown by the server {shown(uri)}: open that address")
+        raise InputError(f"studies are logged to the server {redacted(uri)}: open that address")
     home.make()
     check(uri)
     _check_port(port)
-    print(f"MLflow is starting on http://{HOST}:{port} (Ctrl-C ends it)", flush=True)
+    print(f"MLflow is starting on http://{HOST}:{port} (stop with Ctrl-C)", flush=True)
     command = [sys.executable, "-m", "mlflow", "server"]
     command += ["--host", HOST, "--port", str(port), "--workers", "1"]
     environment = {
-        # Not on the command line, where every user of the machine would see a password.
+        # Not on the command line, where other users would see passwords.
         "MLFLOW_BACKEND_STORE_URI": uri,
         "MLFLOW_ARTIFACTS_DESTINATION": str(home.artifacts),
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven processes for evaluating agents
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven processes that are not needed
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
     server = subprocess.Popen(command, env={**os.environ, **environment})
@@ -45,9 +45,7 @@ def serve(home: Home, port: int = 5000) -> None:
         server.wait(10)
         return
     if code:
-        raise TrackingError(
-            f"MLflow's server ended with exit code {code}: read what it wrote above"
-        )
+        raise TrackingError(f"MLflow's server failed with exit code {code}: see its output above")
 
 
 def _check_port(port: int) -> None:
@@ -57,6 +55,6 @@ def _check_port(port: int) -> None:
             probe.bind((HOST, port))
         except OSError as error:
             raise InputError(
-                f"port {port} on {HOST} is in use: give another one with --port, or open "
-                f"http://{HOST}:{port} if MLflow runs there already"
+                f"port {port} on {HOST} is in use: choose another one with --port, or open "
+                f"http://{HOST}:{port} if MLflow is already running there"
             ) from error

@@ -1,7 +1,7 @@
-"""MLflow's calls in our words: experiments, runs, metrics, files. The only file with mlflow.
+"""MLflow's client behind a small interface: experiments, runs, metrics, files.
 
-Whatever goes wrong becomes one sentence: `TrackingError` when MLflow cannot be reached (trying
-again later may work), `RefusedError` when it answers no. mlflow is imported inside functions.
+Errors become a `TrackingError` if MLflow is unreachable (a retry may help) or a `RefusedError` if
+it rejects a request. mlflow is imported inside functions.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
 
-_ROWS = 1000  # the most values MLflow takes at once
-_PAIRS = 100  # the most params, or tags
-_PAGE = 500  # runs of one search
-_AWAY = {
+_ROWS = 1000  # MLflow's limit of values per request
+_PAIRS = 100  # MLflow's limit of params, or tags
+_PAGE = 500  # runs per search request
+_TEMPORARY = {
     "INTERNAL_ERROR",
     "TEMPORARILY_UNAVAILABLE",
     "REQUEST_LIMIT_EXCEEDED",
@@ -37,8 +37,8 @@ _AWAY = {
     "DEADLINE_EXCEEDED",
 }
 
-# MLflow's own patience is four minutes a request, and a request it repeats may be done twice. We
-# repeat whole updates instead. What the user has set stays as it is.
+# MLflow would retry requests for four minutes, and may repeat ones that succeeded. Whole updates
+# are retried instead. Variables set by the user are kept.
 _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
@@ -46,13 +46,13 @@ _ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_AGENT_HINT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_UV_AUTO_DETECT": "false",  # a model's files are ours, not those of this folder
-    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # what goes wrong comes to us as an exception
+    "MLFLOW_UV_AUTO_DETECT": "false",  # do not add files of the current folder to models
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # errors are raised as exceptions
 }
 
 
 class RefusedError(TrackingError):
-    """MLflow can be reached, but does not take this; asking again would not help."""
+    """MLflow rejects a request; a retry does not help."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class Value:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """What a run was trained on. ``source`` and ``profile`` are JSON."""
+    """The data set of a run. ``source`` and ``profile`` are JSON."""
 
     name: str
     digest: str
@@ -77,7 +77,7 @@ class Dataset:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """An experiment, deleted ones (which keep their name) included. ``artifacts``: its URI."""
+    """An experiment; deleted ones keep their name. ``artifacts`` is a URI."""
 
     id: str
     artifacts: str
@@ -96,27 +96,27 @@ class Run:
     params: Mapping[str, str]
 
 
-# ---------------------------------------------------------------- whether it can be used
+# ---------------------------------------------------------------- checks
 
 
-def shown(text: str) -> str:
-    """A URI, or a message with URIs, without the passwords in it."""
+def redacted(text: str) -> str:
+    """A URI or message without passwords."""
     return re.sub(r"//[^/@\s]*@", "//***@", text)
 
 
 def check(uri: str) -> None:
-    """See within seconds whether MLflow can be used.
+    """Check within seconds that MLflow can be used.
 
-    An SQLite file is looked at without importing MLflow; anything else is asked.
+    SQLite files are inspected without importing MLflow; others are connected to.
 
     Raises:
-        InputError: no such kind of store, or a database of another version.
-        TrackingError: it cannot be reached, or refuses.
+        InputError: unsupported kind of store, or a database of another MLflow version.
+        TrackingError: unreachable, or it refuses.
     """
     if ("://" not in uri and not uri.startswith("databricks")) or uri.startswith("file:"):
         raise InputError(
-            f"MLFLOW_TRACKING_URI {shown(uri)} is a folder, which MLflow 3 does not take: unset "
-            "it (then a database in the results folder is used), or give http://… or sqlite:///…"
+            f"MLFLOW_TRACKING_URI {redacted(uri)} is a folder, which MLflow 3 does not support: "
+            "unset it to use a database in the results folder, or set it to http://… or sqlite:///…"
         )
     path = sqlite_path(uri)
     if path is None:
@@ -126,11 +126,11 @@ def check(uri: str) -> None:
 
 
 def _check_sqlite(path: Path, uri: str) -> None:
-    there = next(place for place in (path, *path.absolute().parents) if place.exists())
-    if not os.access(there, os.W_OK):
+    existing = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not os.access(existing, os.W_OK):
         raise InputError(
-            f"{path} cannot be written: change the permissions of its folder, or unset "
-            "MLFLOW_TRACKING_URI (then a database in the results folder is used)"
+            f"{path} is not writable: change the permissions of its folder, or unset "
+            "MLFLOW_TRACKING_URI to use a database in the results folder"
         )
     if not path.exists():
         return
@@ -144,23 +144,23 @@ def _check_sqlite(path: Path, uri: str) -> None:
                 found = row and str(row[0])
     except sqlite3.Error as error:
         raise InputError(
-            f"{path} cannot be read as an SQLite database ({error}): move it away and type the "
-            "command again; what MLflow showed is rebuilt from the ledger"
+            f"{path} cannot be read as an SQLite database ({error}): move it away and run the "
+            "command again; its content is rebuilt from the ledger"
         ) from error
     latest = _latest_schema()
     if found and latest and found != latest:
         raise InputError(
-            f"{path} was made by another version of MLflow (its schema is {found}, the installed "
-            f"one needs {latest}): copy it, then type 'mlflow db upgrade {uri}'; or move it away, "
-            "then it is rebuilt from the ledger"
+            f"{path} was created by another version of MLflow (its schema is {found}, the "
+            f"installed version needs {latest}): back it up and run 'mlflow db upgrade {uri}'; or "
+            "move it away to rebuild it from the ledger"
         )
 
 
 def _latest_schema() -> str | None:
-    """The schema of the installed MLflow, read from its migrations without importing it."""
+    """The schema version of the installed MLflow, from its migrations, without importing it."""
     package = importlib.util.find_spec("mlflow")
     if package is None or package.origin is None:
-        raise InputError("MLflow is not installed: install modmix with its dependencies again")
+        raise InputError("MLflow is not installed: reinstall modmix with its dependencies")
     folder = Path(package.origin).parent / "store" / "db_migrations" / "versions"
     revisions: set[str] = set()
     older: set[str] = set()
@@ -176,8 +176,8 @@ def _latest_schema() -> str | None:
 
 
 @contextmanager
-def told(uri: str) -> Iterator[None]:
-    """Turn what MLflow and the libraries below it raise into one sentence."""
+def translated_errors(uri: str) -> Iterator[None]:
+    """Convert errors of MLflow and its dependencies to `TrackingError`."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -185,42 +185,42 @@ def told(uri: str) -> Iterator[None]:
     except TrackingError:
         raise
     except MlflowException as error:
-        if error.error_code not in _AWAY or "out-of-date database schema" in str(error):
+        if error.error_code not in _TEMPORARY or "out-of-date database schema" in str(error):
             raise RefusedError(_refusal(uri, str(error.error_code), error)) from error
-        raise TrackingError(_absence(uri, error)) from error
-    except Exception as error:  # of requests, sqlalchemy, botocore: all mean that it did not work
-        raise TrackingError(_absence(uri, error)) from error
+        raise TrackingError(_unreachable(uri, error)) from error
+    except Exception as error:  # of requests, sqlalchemy, botocore
+        raise TrackingError(_unreachable(uri, error)) from error
 
 
 def _refusal(uri: str, code: str, error: BaseException) -> str:
     if code in ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"):
         return (
-            f"MLflow at {shown(uri)} does not know you: set MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD to a user of that server"
+            f"MLflow at {redacted(uri)} rejects the login: set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD to a valid account"
         )
     if code == "PERMISSION_DENIED":
         return (
-            f"MLflow at {shown(uri)} refuses ({_first_line(error)}): ask its administrator for the "
-            "right to write there, and whether MLFLOW_SERVER_ALLOWED_HOSTS names this address"
+            f"MLflow at {redacted(uri)} denies access ({_first_line(error)}): ask its "
+            "administrator for write permission; MLFLOW_SERVER_ALLOWED_HOSTS must have this address"
         )
     return (
-        f"MLflow at {shown(uri)} refuses ({_first_line(error)}): check MLFLOW_TRACKING_URI and the "
-        "server's log"
+        f"MLflow at {redacted(uri)} rejects the request ({_first_line(error)}): check "
+        "MLFLOW_TRACKING_URI and the server's log"
     )
 
 
-def _absence(uri: str, error: BaseException) -> str:
+def _unreachable(uri: str, error: BaseException) -> str:
     return (
-        f"MLflow at {shown(uri)} cannot be used ({_first_line(error)}): start it or mend "
+        f"MLflow at {redacted(uri)} is unreachable ({_first_line(error)}): start it or correct "
         "MLFLOW_TRACKING_URI"
     )
 
 
 def _first_line(error: BaseException) -> str:
-    """What an error says, short, without passwords."""
+    """The first line of an error, shortened, without passwords."""
     while error.__cause__ is not None and "API request to" in str(error):
         error = error.__cause__
-    lines = shown(str(error)).strip().splitlines() or [type(error).__name__]
+    lines = redacted(str(error)).strip().splitlines() or [type(error).__name__]
     known = re.search(r"Connection refused|Name or service not known|timed? ?out", str(error))
     if known:
         return known.group(0).lower()
@@ -232,12 +232,12 @@ def _first_line(error: BaseException) -> str:
 
 
 class Store:
-    """A tracking server, or a database used directly (it is created when missing).
+    """A tracking server, or a database used directly (created if missing).
 
-    ``api`` is MLflow's own client, for `models`.
+    ``api`` is MLflow's client, for `models`.
 
     Raises:
-        TrackingError: by every method, when MLflow cannot be reached or refuses.
+        TrackingError: by every method, if MLflow is unreachable or refuses.
     """
 
     def __init__(self, uri: str) -> None:
@@ -247,27 +247,27 @@ class Store:
 
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        # MLflow's own use of SQLAlchemy, which nobody here can mend.
+        # Caused by MLflow's own use of SQLAlchemy.
         warnings.filterwarnings("ignore", ".*noload.*", DeprecationWarning)
         self.uri = uri
-        with told(uri):
+        with translated_errors(uri):
             if not self.places_artifacts:
                 _prepare_database(uri)
             self.api: MlflowClient = MlflowClient(uri, registry_uri=uri)
 
     @property
     def places_artifacts(self) -> bool:
-        """Whether it knows where artifacts go. A database used directly would say ./mlruns."""
+        """Whether it has an artifact store. A database used directly would use ./mlruns."""
         return self.uri.startswith(("http://", "https://", "databricks"))
 
     def ping(self) -> None:
-        with told(self.uri):
+        with translated_errors(self.uri):
             self.api.search_experiments(max_results=1)
 
     # ------------------------------------------------------------ experiments
 
     def experiment(self, name: str) -> Experiment | None:
-        with told(self.uri):
+        with translated_errors(self.uri):
             found = self.api.get_experiment_by_name(name)
         if found is None:
             return None
@@ -282,26 +282,26 @@ class Store:
     def create_experiment(
         self, name: str, artifacts: str | None, tags: Mapping[str, str]
     ) -> Experiment:
-        with told(self.uri):
+        with translated_errors(self.uri):
             made = self.api.create_experiment(name, artifact_location=artifacts, tags=dict(tags))
         return Experiment(id=str(made), artifacts=artifacts or "", tags=tags, deleted=False)
 
     def rename_experiment(self, experiment: str, name: str) -> None:
-        with told(self.uri):
+        with translated_errors(self.uri):
             self.api.rename_experiment(experiment, name)
 
     def restore_experiment(self, experiment: str) -> None:
-        """Bring a deleted experiment back, with all its runs."""
-        with told(self.uri):
+        """Restore a deleted experiment with all its runs."""
+        with translated_errors(self.uri):
             self.api.restore_experiment(experiment)
 
     # ------------------------------------------------------------ runs
 
     def run(self, run: str) -> Run | None:
-        """A run, or None when there is none or it is deleted."""
+        """A run, or None if it does not exist or is deleted."""
         from mlflow.exceptions import MlflowException
 
-        with told(self.uri):
+        with translated_errors(self.uri):
             try:
                 found = self.api.get_run(run)
             except MlflowException as error:
@@ -311,11 +311,11 @@ class Store:
         return _run(found) if found.info.lifecycle_stage == "active" else None
 
     def runs(self, experiment: str, *, running: bool = False) -> Iterator[Run]:
-        """The runs of an experiment that are not deleted, or only those that are running."""
+        """The runs of an experiment that are not deleted, optionally only running ones."""
         condition = "attributes.status = 'RUNNING'" if running else ""
         token = None
         while True:
-            with told(self.uri):
+            with translated_errors(self.uri):
                 page = self.api.search_runs(
                     [experiment], condition, max_results=_PAGE, page_token=token
                 )
@@ -327,25 +327,25 @@ class Store:
     def create_run(
         self, experiment: str, name: str, *, started: int, tags: Mapping[str, str]
     ) -> str:
-        with told(self.uri):
+        with translated_errors(self.uri):
             run = self.api.create_run(
                 experiment, start_time=started, tags=dict(tags), run_name=name
             )
         return str(run.info.run_id)
 
     def delete_run(self, run: str) -> None:
-        with told(self.uri):
+        with translated_errors(self.uri):
             self.api.delete_run(run)
 
     def reopen_run(self, run: str) -> None:
-        with told(self.uri):
+        with translated_errors(self.uri):
             self.api.update_run(run, status="RUNNING")
 
     def end_run(self, run: str, status: str, ended: int | None) -> None:
-        with told(self.uri):
+        with translated_errors(self.uri):
             self.api.set_terminated(run, status, ended)
 
-    # ------------------------------------------------------------ what a run holds
+    # ------------------------------------------------------------ content of runs
 
     def log(
         self,
@@ -355,14 +355,14 @@ class Store:
         metrics: Sequence[Value],
         tags: Mapping[str, str],
     ) -> None:
-        """Add to a run, in as few requests as MLflow allows; the tags come with the last."""
+        """Log to a run in as few requests as possible; the tags with the last one."""
         from mlflow.entities import Metric, Param, RunTag
 
         assert len(tags) <= _PAIRS, f"{len(tags)} tags"
         pairs = [Param(key, value) for key, value in params.items()]
         rows = [Metric(v.key, v.value, v.time, v.step) for v in metrics]
         labels = [RunTag(key, value) for key, value in tags.items()]
-        with told(self.uri):
+        with translated_errors(self.uri):
             while len(pairs) > _PAIRS or len(pairs) + len(rows) + len(labels) > _ROWS:
                 room = _ROWS - min(len(pairs), _PAIRS)
                 self.api.log_batch(run, metrics=rows[:room], params=pairs[:_PAIRS])
@@ -370,7 +370,7 @@ class Store:
             self.api.log_batch(run, metrics=rows, params=pairs, tags=labels)
 
     def log_dataset(self, run: str, dataset: Dataset) -> None:
-        """Say what a run was trained on; saying it again changes nothing."""
+        """Log the data set of a run; idempotent."""
         from mlflow.entities import Dataset as MlflowDataset
         from mlflow.entities import DatasetInput
 
@@ -381,7 +381,7 @@ class Store:
             source=dataset.source,
             profile=dataset.profile,
         )
-        with told(self.uri):
+        with translated_errors(self.uri):
             self.api.log_inputs(run, datasets=[DatasetInput(data)])
 
     def log_text(self, run: str, name: str, text: str) -> None:
@@ -391,8 +391,8 @@ class Store:
             self.log_file(run, file)
 
     def log_file(self, run: str, file: Path, folder: str | None = None) -> None:
-        """Attach a file to a run, below ``folder`` in its artifacts."""
-        with told(self.uri):
+        """Log a file as an artifact below ``folder``."""
+        with translated_errors(self.uri):
             self.api.log_artifact(run, str(file), folder)
 
 
@@ -409,10 +409,10 @@ def _run(run: MlflowRun) -> Run:
 def _prepare_database(uri: str) -> None:
     from mlflow.store.db import utils
 
-    # MLflow knocks ten times at a database that is away, for 100 seconds. We do the waiting.
+    # MLflow would retry an unreachable database for 100 seconds; whole updates are retried instead.
     utils.MAX_RETRY_COUNT = 2
     if path := sqlite_path(uri):
-        # Write-ahead logging: the UI can read while we write, and a commit costs less.
+        # Write-ahead logging: the UI can read during writes, and commits are cheaper.
         path.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(path, timeout=20)) as database:
             database.execute("PRAGMA journal_mode=WAL")

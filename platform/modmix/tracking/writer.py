@@ -1,8 +1,8 @@
-"""Brings the runs of one study in MLflow up to the ledger, whatever happened before.
+"""Updates a study's runs in MLflow from the ledger.
 
-`Writer.update` may be repeated at will. Run ids are kept in the ledger; each run carries its
-configuration's key and a digest of what was written; a run that a kill left behind between being
-made and being noted is found by them and taken over. So every configuration has one run.
+`Writer.update` is idempotent. Run ids are stored in the ledger; each run has tags with its
+configuration's key and a digest of its content. A run whose id was not recorded because of a kill
+is found by its tag and adopted, so every configuration has one run.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from pathlib import Path
 from modmix.base.errors import TrackingError
 from modmix.base.home import Home, sqlite_path
 from modmix.base.messages import digest
-from modmix.ledger import ENDED, ConfigurationRecord, Ledger, ReplicateRecord, StudyRecord
+from modmix.ledger.ledger import Ledger
+from modmix.ledger.records import ENDED, ConfigurationRecord, ReplicateRecord, StudyRecord
 from modmix.tracking.content import (
     LIVE_SECONDS,
-    PASSING_TAGS,
+    STATE_TAGS,
     Content,
     configuration_content,
     configuration_digest,
@@ -34,16 +35,16 @@ from modmix.tracking.finder import Finder, Known
 from modmix.tracking.reader import Reader
 from modmix.tracking.store import Dataset, RefusedError, Store
 
-PARTIAL_SECONDS = 10.0  # how long the other replicates of a configuration are waited for
-STUDY_SECONDS = 10.0  # between two updates of the study's own run
-LIVE_CONFIGURATIONS = 100  # so many at most
-_CHUNK = 50  # configurations that are read, and written to a database, at once
-_THREADS = 4  # configurations written at a time to a server: it waits more than it works
+PARTIAL_SECONDS = 10.0  # waiting time for the other replicates of a configuration
+STUDY_SECONDS = 10.0  # between updates of the study's run
+LIVE_CONFIGURATIONS = 100  # most configurations with live metrics
+_CHUNK = 50  # configurations read and written at a time
+_THREADS = 4  # concurrent requests to a server
 
 
 @dataclass(frozen=True, kw_only=True)
 class Live:
-    """A replicate in training: since when it is seen (monotonic), and its last evaluation."""
+    """A replicate in training: first seen (monotonic), and its last evaluation."""
 
     since: float
     epoch: int
@@ -52,7 +53,7 @@ class Live:
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """A configuration whose run is to be written."""
+    """A configuration whose run must be written."""
 
     configuration: ConfigurationRecord
     replicates: Sequence[ReplicateRecord]
@@ -61,20 +62,20 @@ class _Job:
 
 
 def open_store(uri: str) -> Store | Database:
-    """A tracking server or a database; an SQLite file is made when it is missing."""
+    """Open a tracking server or a database; an SQLite file is created if missing."""
     if (path := sqlite_path(uri)) is not None and not path.exists():
         Store(uri).ping()
     return Database(uri) if is_known(uri) else Store(uri)
 
 
 class Writer:
-    """Writes one study into one MLflow. Not to be shared between threads.
+    """Writes one study to MLflow. Not thread-safe.
 
     Args:
-        home: where artifacts go when MLflow is a database used directly.
-        live_seconds: training for longer than this is shown while it goes on, so often.
-        progress: told how many configurations are still to be written.
-        open_store: how MLflow is reached.
+        home: holds artifacts if MLflow is a database used directly.
+        live_seconds: interval of live metrics, for replicates training longer than this.
+        progress: called with the number of configurations left.
+        open_store: opens MLflow.
     """
 
     def __init__(
@@ -91,18 +92,18 @@ class Writer:
         self._ledger, self._study, self._uri, self._home = ledger, study, uri, home
         self._live_seconds, self._progress, self._open = live_seconds, progress, open_store
         self._opened: Store | Database | None = None
-        self._experiment = ""  # until what is there was looked at
+        self._experiment = ""  # unknown until `_find_runs`
         self._parent = ""
         self._known: dict[str, Known] = {}  # by configuration
         self._reader = Reader(ledger, study)
-        self._waiting: set[str] = set()  # configurations whose other replicates are waited for
+        self._partial: set[str] = set()  # configurations waiting for their other replicates
         self._parent_digest = ""
         self._parent_time = 0.0
         self._live_time = 0.0
         self._dataset: Dataset | None = None
         self.experiment_name = ""
         self.written = 0  # runs of configurations
-        self.read_seconds = 0.0  # that the last look for what is new has taken
+        self.read_seconds = 0.0  # duration of the last read
 
     @property
     def _store(self) -> Store | Database:
@@ -110,15 +111,15 @@ class Writer:
             self._opened = self._open(self._uri)
         return self._opened
 
-    def lost(self) -> None:
-        """Something went wrong: look again at what is there before the next write."""
+    def reset(self) -> None:
+        """After an error: reconnect, and find all runs again before the next write."""
         self._experiment = ""
         if isinstance(self._opened, Database):
             self._opened.close()
         self._opened = None
 
     def has_ended(self, replicate: str) -> bool:
-        """Whether a replicate had a result when last looked at."""
+        """Whether a replicate had a result at the last update."""
         return self._reader.has_ended(replicate)
 
     def update(
@@ -129,27 +130,27 @@ class Writer:
         *,
         rebuild: bool = False,
     ) -> bool:
-        """Write what has changed; return whether no configuration waits for its other replicates.
+        """Write changes; return whether no configuration waits for its other replicates.
 
         Args:
             state: of the study: running, finished, stopped or failed.
-            outputs: files and folders for the study's run.
+            outputs: files and folders to attach to the study's run.
             live: replicates in training, by key.
-            rebuild: trust nothing the ledger says about MLflow.
+            rebuild: ignore the run ids in the ledger.
 
         Raises:
-            TrackingError: MLflow went away or refused; `lost` and another update go on from there.
+            TrackingError: MLflow is unreachable or refuses; call `reset` and `update` again.
         """
         begun = time.monotonic()
         record = self._ledger.study(self._study)
         fresh = rebuild or not self._experiment
-        if fresh or state != "running":  # the first look and the last take in everything
+        if fresh or state != "running":  # the first and the last update read everything
             changed = self._reader.read_all(record)
         else:
-            changed = self._reader.read_new(record) | dict.fromkeys(self._waiting)
+            changed = self._reader.read_new(record) | dict.fromkeys(self._partial)
         self.read_seconds = time.monotonic() - begun
         if fresh:
-            self._look(record, rebuild=rebuild)
+            self._find_runs(record, rebuild=rebuild)
         jobs = self._jobs(changed, state)
         refused: TrackingError | None = None
         for begin in range(0, len(jobs), _CHUNK):
@@ -163,10 +164,10 @@ class Writer:
         self._write_study(record, state, outputs)
         if refused is not None:
             raise refused
-        return not self._waiting
+        return not self._partial
 
-    def _look(self, record: StudyRecord, *, rebuild: bool) -> None:
-        """Find or make the experiment and the study's run; find the runs of configurations."""
+    def _find_runs(self, record: StudyRecord, *, rebuild: bool) -> None:
+        """Find or create the experiment and the study's run; find the runs of configurations."""
         configurations = list(self._reader.configurations.values())
         finder = Finder(self._store, self._ledger, record, self._home)
         found = finder.find(configurations, rebuild=rebuild)
@@ -188,28 +189,28 @@ class Writer:
             mine = self._reader.of(key)
             ended = [r.finished or 0.0 for r in mine if r.state in ENDED]
             known = self._known.get(key)
-            self._waiting.discard(key)
+            self._partial.discard(key)
             if not ended and (known is None or state == "running"):
                 continue
-            asked = self._reader.parts.get(key, ())
-            wanted = configuration_digest(configuration, mine, asked, state)
+            parts = self._reader.parts.get(key, ())
+            wanted = configuration_digest(configuration, mine, parts, state)
             if known is not None and known.digest == wanted:
                 continue
             if (
                 configuration_status(mine, state) == "RUNNING"
                 and now - max(ended) < PARTIAL_SECONDS
             ):
-                self._waiting.add(key)
+                self._partial.add(key)
                 continue
             jobs.append(
-                _Job(configuration=configuration, replicates=mine, parts=asked, digest=wanted)
+                _Job(configuration=configuration, replicates=mine, parts=parts, digest=wanted)
             )
         return jobs
 
     def _write_configurations(
         self, record: StudyRecord, jobs: Sequence[_Job], state: str
     ) -> TrackingError | None:
-        """Write some runs; return the first refusal, which concerns its own configuration only."""
+        """Write runs; return the first refusal, which affects its own configuration only."""
         idle = [job for job in jobs if not any(r.state in ENDED for r in job.replicates)]
         contents = self._contents(record, [job for job in jobs if job not in idle], state)
         store = self._store
@@ -218,22 +219,20 @@ class Writer:
             refusals.append(self._try(self._replace, store, contents))
             self.written += len(contents) if refusals[-1] is None else 0
         else:
-            for begin in range(0, len(contents), 2 * _THREADS):  # few wait when the server goes
+            for begin in range(0, len(contents), 2 * _THREADS):
                 with ThreadPoolExecutor(_THREADS, "modmix-mirror") as pool:
                     some = contents[begin : begin + 2 * _THREADS]
-                    told = list(
+                    errors = list(
                         pool.map(lambda one: self._try(self._write_configuration, *one), some)
                     )
-                    self.written += told.count(None)
-                    refusals += told
+                    self.written += errors.count(None)
+                    refusals += errors
         return next((error for error in refusals if error is not None), None)
 
     def _contents(
         self, record: StudyRecord, jobs: Sequence[_Job], state: str
     ) -> list[tuple[_Job, Content]]:
-        """What the runs of some configurations are to hold, from all that the ledger knows of
-        them.
-        """
+        """The content of the runs of some configurations, from the ledger."""
         whole: dict[str, list[ReplicateRecord]] = {job.configuration.key: [] for job in jobs}
         found = self._ledger.replicates(self._study, configurations=list(whole))
         self._reader.take_in(record, found)
@@ -242,7 +241,7 @@ class Writer:
         histories = self._ledger.histories([r.key for r in found if r.state in ENDED])
         made = []
         for job in jobs:
-            mine = whole[job.configuration.key]  # of which more may have ended meanwhile
+            mine = whole[job.configuration.key]  # more may have ended by now
             held = configuration_digest(job.configuration, mine, job.parts, state)
             content = configuration_content(
                 record, job.configuration, mine, job.parts, histories, state
@@ -259,10 +258,9 @@ class Writer:
         return None
 
     def _replace(self, store: Database, contents: Sequence[tuple[_Job, Content]]) -> None:
-        """Write whole runs in one transaction.
+        """Write runs in one transaction.
 
-        Their names are in the ledger before it: a kill leaves runs that the next update writes
-        again under the same names.
+        Their ids are recorded first, so that after a kill the same runs are written again.
         """
         runs, new, done = [], [], []
         for job, content in contents:
@@ -286,7 +284,7 @@ class Writer:
                     started=content.started,
                     ended=content.ended if content.status != "RUNNING" else None,
                     tags=tags,
-                    stale=PASSING_TAGS,
+                    stale=STATE_TAGS,
                     params=content.params,
                     metrics=content.metrics,
                     files={"replicates.json": to_json(content.artifact)},
@@ -299,7 +297,7 @@ class Writer:
         self._known |= {key: Known(run=run, digest=held) for key, run, held in done}
 
     def _write_configuration(self, job: _Job, content: Content) -> None:
-        """Write a run through MLflow's API, which can add to it, not change it."""
+        """Write a run through MLflow's API, which can only add to it."""
         key, store = job.configuration.key, self._store
         tags = {**content.tags, "mlflow.parentRunId": self._parent, "modmix.curves": content.curves}
         known = self._known.get(key)
@@ -314,7 +312,7 @@ class Writer:
         if self._dataset is not None:
             store.log_dataset(run, self._dataset)
         store.log_text(run, "replicates.json", to_json(content.artifact))
-        # The digest comes last, and counts once the run has ended.
+        # The digest is written last, and counts once the run has ended.
         tags["modmix.digest"] = job.digest
         store.log(run, params=content.params, metrics=content.metrics, tags=tags)
         if content.status != "RUNNING":
@@ -323,7 +321,7 @@ class Writer:
         self._known[key] = Known(run=run, digest=job.digest)
 
     def _end_idle(self, job: _Job) -> None:
-        """End the run of a configuration that was shown in training and has no result."""
+        """End the run of a configuration with live metrics but no result."""
         known = self._known[job.configuration.key]
         if self._store.run(known.run) is not None:
             self._store.end_run(known.run, "KILLED", None)
@@ -334,7 +332,7 @@ class Writer:
         self.written += 1
 
     def _write_live(self, record: StudyRecord, live: Mapping[str, Live]) -> None:
-        """Show the last evaluations of what has been in training for long."""
+        """Write live metrics of replicates that have been training for a while."""
         now = time.monotonic()
         if now - self._live_time < self._live_seconds:
             return
@@ -350,16 +348,16 @@ class Writer:
             if not seen or written == LIVE_CONFIGURATIONS:
                 continue
             progress = [(x.epoch, x.metrics) for x in seen]
-            asked = self._reader.parts.get(key, ())
-            content = live_content(record, configuration, mine, asked, progress, time.time())
+            parts = self._reader.parts.get(key, ())
+            content = live_content(record, configuration, mine, parts, progress, time.time())
             try:
                 self._add(configuration, content)
-            except RefusedError:  # somebody deleted the run: the next time makes another
+            except RefusedError:  # the run was deleted: create another next time
                 self._known.pop(key, None)
             written += 1
 
     def _add(self, configuration: ConfigurationRecord, content: Content) -> None:
-        """Add to a configuration's run, which is made when it is missing."""
+        """Add to a configuration's run; create it if missing."""
         tags = {**content.tags, "mlflow.parentRunId": self._parent}
         known = self._known.get(configuration.key)
         if known is None:
@@ -373,10 +371,9 @@ class Writer:
         self._store.log(known.run, params=content.params, metrics=content.metrics, tags=tags)
 
     def _take_over(self, run: str, content: Content) -> str | None:
-        """The run itself if it can be added to; else it is deleted.
+        """Return the run if it can be extended, otherwise delete it.
 
-        What MLflow holds can be added to, not changed: curves that were means of fewer replicates
-        would stay beside the new ones.
+        MLflow cannot change what was logged: old curves over fewer replicates would remain.
         """
         found = self._store.run(run)
         if found is None:
@@ -410,7 +407,7 @@ class Writer:
         self._parent_digest, self._parent_time = new, time.monotonic()
 
     def _log_output(self, path: Path) -> None:
-        """Attach a file or a folder under the place it has in the study's folder."""
+        """Log a file or folder under its path in the study's folder."""
         folder = self._home.study(self._study)
         top = folder if path.is_relative_to(folder) else path.parent
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
