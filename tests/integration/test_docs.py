@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
-import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -265,7 +264,9 @@ def test_reasons_of_the_probe() -> None:
 
 
 @pytest.mark.slow
-def test_how_packs_were_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_how_packs_were_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The block of training.md that reads the ledger, after a small study."""
     import modmix
 
@@ -274,10 +275,6 @@ def test_how_packs_were_trained(tmp_path: Path, capsys: pytest.CaptureFixture[st
     home = tmp_path / "modmix_runs"
     modmix.run(tmp_path / "s.yaml", runner="local", home=home, mlflow=False)
     (block,) = [text for page, text in blocks("python") if page == "training.md"]
-    before = Path.cwd()
-    os.chdir(tmp_path)
-    try:
-        exec(compile(block, "training.md", "exec"), {})
-    finally:
-        os.chdir(before)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "training.md", "exec"), {})
     assert re.fullmatch(r"s 2 cpu (True|False) .*\{.*\}\n", capsys.readouterr().out)
