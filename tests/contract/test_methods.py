@@ -396,3 +396,18 @@ def test_weights_survive_as_bytes() -> None:
 def test_bytes_that_are_no_model(blob: bytes) -> None:
     with pytest.raises(InputError, match="a model must be safetensors written by modmix"):
         unpack_weights(blob)
+
+
+@pytest.mark.parametrize("name", ["parts", "stages", "losses", "passes"])
+def test_a_layer_may_not_hide_a_function(name: str) -> None:
+    method = Late({"a": 2, "b": 2}, 3)
+    with pytest.raises(AttributeError, match=f"{name} is a function of every method"):
+        setattr(method, name, torch.nn.Linear(2, 2))
+
+
+def test_the_example_of_a_method_runs() -> None:
+    import doctest
+
+    from modmix.methods import base
+
+    assert doctest.testmod(base) == (0, 2)

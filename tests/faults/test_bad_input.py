@@ -361,7 +361,9 @@ def known(folder: Path) -> None:
     ledger.close()
 
 
-UNKNOWN = (r"no study 'other' in the ledger sqlite:\S+ \(it has known\): run its file first, .*",)
+UNKNOWN = (
+    r"no study 'other' in the ledger \S+/ledger\.db \(it knows known\): run its file first, .*",
+)
 NONE = (r"there are no studies in \S+/runs: run one first, or set MODMIX_HOME .*",)
 
 PLACES = {
@@ -376,13 +378,13 @@ PLACES = {
     ),
     "damaged ledger": Case(
         setup=damaged("ledger.db", b"SQLite format 3\0" + b"x" * 5000),
-        lines=(r"the ledger sqlite:\S+ cannot be opened \(file is not a database\): check .*",),
+        lines=(r"the ledger \S+/ledger\.db cannot be opened \(file is not a database\): check .*",),
         prepared=True,
     ),
     "damaged ledger, read": Case(
         command=("status", "small"),
         setup=damaged("ledger.db", b"hello" * 500),
-        lines=(r"the ledger sqlite:\S+ cannot be opened \(file is not a database\): check .*",),
+        lines=(r"the ledger \S+/ledger\.db cannot be opened \(file is not a database\): check .*",),
     ),
     "a ledger's address that is none": Case(
         command=("list",),
@@ -745,7 +747,7 @@ def test_a_disk_that_fills_in_the_middle(shell: Shell, disk: Callable[..., Path]
     ended = subprocess.run(
         [sys.executable, "-c", FILL, *LOCAL, "--quiet"], capture_output=True, text=True, check=False
     )
-    check(ended.stderr, (r"the ledger sqlite:\S+ could not be used \(.*full\): fix this .*",))
+    check(ended.stderr, (r"the ledger \S+/ledger\.db could not be used \(.*full\): fix this .*",))
     assert ended.returncode == 3
     (runs / "filler").unlink()
     shell.monkeypatch.setattr(sys, "argv", ["modmix", *LOCAL, "--quiet"])

@@ -384,11 +384,11 @@ def test_a_curve_over_the_task_has_no_best_place(fresh):
     ]  # fmt: skip
     assert found.references == ()  # mul has no best configuration for all of these data
     assert (found.conditions, found.x_doc) == (
-        4, "probability that a modality is weak in an example",
+        4, "probability that an input is weak in an example",
     )  # fmt: skip
     picture = figure(fresh, "demo", "a")
     (ax,) = picture.axes
-    assert ax.get_xlabel() == "share: probability that a modality is weak in an example"
+    assert ax.get_xlabel() == "share: probability that an input is weak in an example"
     assert "ring" not in " ".join(text.get_text() for text in ax.texts)
     html = report_html(fresh, "demo")
     assert "Selected on validation" not in html

@@ -207,11 +207,11 @@ def test_other_batches_are_fine(monkeypatch: pytest.MonkeyPatch, text: str) -> N
             "batch_size 41 is more than the 40 training examples: every step sees all of them",
         ),
         (
-            "cuda_graphs: true",
-            "cuda_graphs has no effect without a GPU: give resources: {gpus: 1}",
+            "cuda_graphs: always",
+            "cuda_graphs: always has no effect without a GPU: give resources: {gpus: 1}",
         ),
         (
-            "stack: never, compile: always",
+            "stack: never, compile: true",
             "compile has no effect with stack: never (only with auto or always)",
         ),
     ],
@@ -230,7 +230,7 @@ def test_defaults_and_what_works_are_not_warned_about(monkeypatch: pytest.Monkey
     )
     assert make(monkeypatch, f"training: {{{fine}}}").warnings == ()
     assert make(monkeypatch, "").warnings == ()
-    graphs = "training: {cuda_graphs: true}\nresources: {gpus: 0.5}"
+    graphs = "training: {cuda_graphs: always}\nresources: {gpus: 0.5}"
     assert make(monkeypatch, graphs).warnings == ()
 
 

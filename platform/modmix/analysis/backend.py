@@ -1,8 +1,8 @@
 """Imports matplotlib, whatever backend the environment asks for.
 
-A command that is started from a notebook inherits MPLBACKEND, which names a backend that may not be
-installed here: then already the import fails. Figures need none, they have canvases of their own
-(`style.new_figure`). Imported before anything of matplotlib.
+A command started from a notebook inherits MPLBACKEND. If it names a backend that is not installed
+here, importing matplotlib fails. Figures need no backend: they have their own canvases
+(`style.new_figure`). Import this module before anything of matplotlib.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 from contextlib import suppress
 
 _wanted = os.environ.pop("MPLBACKEND", None)
-# It says there that its cache has no permanent place, and what is wrong in a matplotlibrc.
+# Hides warnings about a temporary cache folder and about mistakes in a matplotlibrc.
 _log = logging.getLogger("matplotlib")
 _level = _log.level
 _log.setLevel(logging.ERROR)
@@ -24,5 +24,5 @@ finally:
     if _wanted is not None:
         os.environ["MPLBACKEND"] = _wanted
 if _wanted:
-    with suppress(ValueError):  # the program that uses modmix may draw windows of its own
+    with suppress(ValueError):  # the program that uses modmix may open its own windows
         mpl.rcParams["backend"] = _wanted

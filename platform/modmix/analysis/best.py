@@ -90,7 +90,7 @@ def explain_no_best(ledger: Ledger, study: str) -> str:
 
 
 def undefined(snapshot: Snapshot, by: str | None = None) -> str:
-    """What to say where configurations are complete and none has a value to choose by."""
+    """The message for complete configurations that all lack a value to select by."""
     metric = by or snapshot.objectives[0]
     return (
         f"{metric} is undefined (NaN) in every complete configuration, so that none is best: "
@@ -211,7 +211,7 @@ def check_selection(metric: str) -> None:
 
 
 def best_index(means: Sequence[float], metric: str) -> int | None:
-    """The index of the best mean, the first of equals; None where all are NaN."""
+    """The index of the best mean, the first of ties; None if all are NaN."""
     return ties.best(means, higher_is_better=higher_is_better(metric))
 
 

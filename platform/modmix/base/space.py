@@ -132,7 +132,9 @@ class Hyperparameter:
         if value is None:
             return None if self.optional else f"must be {_KIND_WORDS[self.kind]}, got null"
         if not _fits_kind(self.kind, value):
-            return f"must be {_KIND_WORDS[self.kind]}, got {shown(value)}"
+            single = self.kind == "str" and self.choices
+            what = f"one of {', '.join(self.choices)}" if single else _KIND_WORDS[self.kind]
+            return f"must be {what}, got {shown(value)}"
         elements = value if self.kind in ("ints", "floats", "strs") else [value]
         for word in elements if self.choices else ():
             if word not in self.choices:

@@ -149,9 +149,11 @@ def _ledger() -> Ledger:
 
     home = Home.from_environment()
     if not home.has_ledger:
+        path = sqlite_path(home.ledger_url)
+        where = home.path if path == home.path / "ledger.db" else path
         raise InputError(
-            f"there are no studies in {sqlite_path(home.ledger_url)}: run one first, or set "
-            "MODMIX_HOME to the folder with your studies"
+            f"there are no studies in {where}: run one first, or set MODMIX_HOME to the folder "
+            "where they ran"
         )
     return Ledger(home.ledger_url)
 

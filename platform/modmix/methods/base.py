@@ -69,11 +69,11 @@ class Method(nn.Module):
         >>> class Sum(Method):
         ...     def __init__(self, features, classes, *, width: int = 8):
         ...         super().__init__(features, classes)
-        ...         self.parts = nn.ModuleList(nn.Linear(d, width) for d in features.values())
+        ...         self.layers = nn.ModuleList(nn.Linear(d, width) for d in features.values())
         ...         self.head = nn.Linear(width, classes)
         ...     def forward(self, features):
-        ...         pairs = zip(self.modalities, self.parts)
-        ...         return self.head(sum(part(features[m]) for m, part in pairs))
+        ...         pairs = zip(self.modalities, self.layers)
+        ...         return self.head(sum(layer(features[m]) for m, layer in pairs))
         ...     def loss(self, outputs, target_B):
         ...         return cross_entropy(outputs, target_B)
         >>> Sum({"a": 3, "b": 2}, 4)({"a": torch.ones(5, 3), "b": torch.ones(5, 2)}).shape
@@ -87,6 +87,12 @@ class Method(nn.Module):
         self.modalities = tuple(features)
         self.classes = classes
         self.register_buffer("epoch", torch.zeros(()), persistent=False)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A layer of such a name would never be found: Python looks at the class first.
+        if isinstance(value, (nn.Module, Tensor)) and callable(Method.__dict__.get(name)):
+            raise AttributeError(f"{name} is a function of every method: call the layer otherwise")
+        super().__setattr__(name, value)
 
     def forward(self, features: Mapping[str, Tensor]) -> Outputs:
         """Outputs for features (B, D_m) by modality: logits (B, C), or whatever ``loss`` needs."""

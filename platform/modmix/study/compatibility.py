@@ -103,8 +103,8 @@ def warnings_of(
             )
     yield from _schedule(given, training)
     yield from _evaluations(given, training, data)
-    if training["cuda_graphs"] and "cuda_graphs" in given and not gpus:
-        yield "cuda_graphs has no effect without a GPU: give resources: {gpus: 1}"
+    if training["cuda_graphs"] == "always" and "cuda_graphs" in given and not gpus:
+        yield "cuda_graphs: always has no effect without a GPU: give resources: {gpus: 1}"
     yield from _encoder_fields(given, replicate)
 
 

@@ -591,6 +591,7 @@ class _Check:
     def _try(self, replicate: Replicate, data: Data) -> str | None:
         from modmix.methods.model import model_spec
         from modmix.study.dry_run import build_without_memory, check_model
+        from modmix.training.timeline import check_parts
 
         spec = model_spec(replicate, data)
         names = [[name, encoder["name"]] for name, encoder in replicate.encoders.items()]
@@ -598,7 +599,9 @@ class _Check:
         if spec.sources or kind not in self._run:
             self._run.add(kind)
             check_model(spec)
-        return compatibility.batch_problem(build_without_memory(spec), replicate, data)
+        model = build_without_memory(spec)
+        check_parts(model.parts(), replicate.training)
+        return compatibility.batch_problem(model, replicate, data)
 
 
 def _misfit(given: Input, encoder: str) -> str | None:

@@ -1,0 +1,280 @@
+"""README and docs: blocks are parsed or run, and tables say what the code's tables say."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click import Command
+from pydantic import BaseModel
+from typer.main import get_command
+
+from modmix.base.settings import TRAINING
+from modmix.cli.main import app
+from modmix.encoders.table import ENCODERS
+from modmix.methods.table import METHODS
+from modmix.study import spec
+from modmix.study.spec import (
+    BudgetSpec,
+    PartSpec,
+    ReplicatesSpec,
+    ResourcesSpec,
+    SearchSpec,
+    StudySpec,
+)
+from modmix.study.validate import Checker
+from modmix.tasks.table import ARRAYS
+
+ROOT = Path(__file__).parents[2]
+PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
+REQUIRED = "required"
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """Page and text of every block in this language."""
+    pattern = rf"^```{language}\n(.*?)^```"
+    return [
+        (page, text)
+        for page, whole in PAGES.items()
+        for text in re.findall(pattern, whole, flags=re.MULTILINE | re.DOTALL)
+    ]
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of every line of a shell block."""
+    return [words for line in text.splitlines() if (words := shlex.split(line, comments=True))]
+
+
+# ---------------------------------------------------------------- links and blocks
+
+
+def anchors(page: str) -> set[str]:
+    """Of the headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", PAGES[page], flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    folder = ROOT if page == "README.md" else ROOT / "docs"
+    for target in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
+        if target.startswith("http"):
+            continue
+        path, _, anchor = target.partition("#")
+        assert not path or (folder / path).exists(), target
+        if anchor:
+            assert anchor in anchors(Path(path).name or page), target
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with the files of users' own code that the pages show."""
+    for _, text in blocks("python"):
+        if found := re.match(r"# (\w+\.py)\n", text):
+            (tmp_path / found.group(1)).write_text(text)
+    return tmp_path
+
+
+FRAME: Mapping[str, Any] = {
+    "study": "s",
+    "task": "digits",
+    "parts": {
+        "a": {
+            "search": {"configurations": 9},
+            "methods": {"mul": {"depth": {"choices": [0, 1]}}},
+        }
+    },
+}
+
+
+@pytest.mark.parametrize(("page", "text"), blocks("yaml"))
+def test_study_files_are_right(page: str, text: str, folder: Path) -> None:
+    """Whole ones, and parts of one together with the rest of a small one."""
+    given = spec.parse(text, name=page, folder=folder)
+    assert not given.problems, given.problems
+    whole = yaml.safe_dump({**FRAME, **given.raw}, sort_keys=False, allow_unicode=True)
+    source = spec.parse(whole.replace("…", "x"), name=page, folder=folder)
+    _, problems = spec.check(source)
+    checker = Checker(source)
+    checker.run()
+    assert not [*problems, *checker.problems], [*problems, *checker.problems]
+
+
+@pytest.mark.parametrize(("page", "text"), blocks("python"))
+def test_python_can_be_read_and_names_what_is_there(page: str, text: str) -> None:
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("modmix"):
+            module = importlib.import_module(str(node.module))
+            assert all(hasattr(module, alias.name) for alias in node.names), page
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            owner = {"modmix": "modmix", "study": "modmix.api"}.get(node.value.id)
+            if owner == "modmix":
+                assert hasattr(importlib.import_module(owner), node.attr), (page, node.attr)
+            elif owner is not None:
+                assert hasattr(importlib.import_module(owner).Study, node.attr), (page, node.attr)
+
+
+@pytest.mark.parametrize(("page", "text"), blocks("sh"))
+def test_commands_exist(page: str, text: str) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    known: Mapping[str, Command] = get_command(app).commands  # type: ignore[attr-defined]
+    for words in commands(text):
+        match words:
+            case ["make", target]:
+                assert target in targets
+            case ["modmix", name, *arguments]:
+                options = {option for one in known[name].params for option in one.opts}
+                assert {a for a in arguments if a.startswith("--")} <= options, words
+                for argument in arguments:
+                    assert not argument.startswith("studies/") or (ROOT / argument).exists()
+            case ["export", *settings]:
+                assert all("=" in setting for setting in settings)
+            case ["ray", "start", *_]:
+                pass
+            case _:
+                pytest.fail(f"{page}: nobody checks {words}")
+
+
+def test_commands_in_sentences_exist() -> None:
+    known = set(get_command(app).commands)  # type: ignore[attr-defined]
+    for page, text in PAGES.items():
+        for name in re.findall(r"`modmix ([a-z]+)", text):
+            assert name in known, (page, name)
+        for name in re.findall(r"`make ([a-z-]+)", text):
+            assert f"\n{name}:" in (ROOT / "Makefile").read_text(), (page, name)
+
+
+def test_variables_exist() -> None:
+    source = "\n".join(path.read_text() for path in (ROOT / "platform").rglob("*.py"))
+    for page, text in PAGES.items():
+        for name in re.findall(r"MODMIX_[A-Z_]+", text):
+            assert name in source or name == "MODMIX_TEST_DATA", (page, name)
+
+
+# ---------------------------------------------------------------- tables
+
+
+def rows(page: str, heading: str, first: str) -> Iterator[tuple[str, str, str]]:
+    """The rows of the table below a heading whose first cell is ``first``."""
+    text = re.split(rf"^#+ {re.escape(heading)}$", PAGES[page], flags=re.MULTILINE)[1]
+    lines = iter(text.splitlines())
+    for line in lines:
+        if line.startswith(f"| {first} |"):
+            break
+    next(lines)
+    for line in lines:
+        if not line.startswith("|"):
+            return
+        name, default, doc = (cell.strip() for cell in line.strip("|").split(" | "))
+        yield name.strip("`"), default.strip("`"), doc
+
+
+def value(text: str) -> Any:
+    return text if text == REQUIRED else spec.parse_value(text)
+
+
+def table(page: str, heading: str, first: str) -> dict[str, Any]:
+    return {name: value(default) for name, default, _ in rows(page, heading, first)}
+
+
+def test_training_settings() -> None:
+    found = table("study-file.md", "training", "setting")
+    assert found == {name: setting.default for name, setting in TRAINING.items()}
+    for name, _, doc in rows("study-file.md", "training", "setting"):
+        choices = TRAINING[name].choices
+        assert all(f"`{choice}`" in doc for choice in choices), name
+
+
+def test_options_of_arrays() -> None:
+    declared = {o.name: REQUIRED if o.required else o.default for o in ARRAYS.options}
+    assert table("study-file.md", "arrays: your own file", "option") == declared
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_hyperparameters_of_methods(method: str) -> None:
+    declared = {h.name: h.default for h in METHODS[method].hyperparameters}
+    assert table("methods.md", method, "hyperparameter") == declared
+
+
+def test_encoders() -> None:
+    found = {}
+    for name, takes, fields in rows("study-file.md", "encoders", "encoder"):
+        pairs = re.findall(r"`(\w+): ([^`]+)`", fields)
+        found[name] = tuple(takes.split(", ")), {field: value(text) for field, text in pairs}
+    declared = {
+        name: (entry.inputs, {h.name: h.default for h in entry.hyperparameters})
+        for name, entry in ENCODERS.items()
+    }
+    assert found == declared
+
+
+@pytest.mark.parametrize(
+    ("heading", "first", "model"),
+    [
+        ("Keys", "key", StudySpec),
+        ("parts", "key", PartSpec),
+        ("searches", "key", SearchSpec),
+        ("Staged replicates", "key", ReplicatesSpec),
+        ("resources and budget", "key of `resources`", ResourcesSpec),
+        ("resources and budget", "key of `budget`", BudgetSpec),
+    ],
+)
+def test_keys(heading: str, first: str, model: type[Any]) -> None:
+    found = table("study-file.md", heading, first)
+    fields = model.model_fields
+    assert set(found) == set(fields)
+    for name, default in found.items():
+        if fields[name].is_required():
+            assert default == REQUIRED, name
+        elif name == "seeds":
+            assert list(range(default)) == fields[name].default
+        elif name == "objective":
+            assert [default] == fields[name].default
+        elif isinstance(fields[name].default, BaseModel):  # has a table of its own
+            assert default == {}
+        else:
+            assert default == fields[name].default, name
+
+
+def test_reasons_of_the_probe() -> None:
+    """The sentences that training.md explains are those that the probe gives."""
+    source = inspect.getsource(importlib.import_module("modmix.training.probe"))
+    reasons = [
+        "one stacked model",
+        "stacked models, memory for",
+        "models at a time",
+        "times faster one after another",
+        "cannot be stacked: ",
+        "memory for one model at a time",
+        '"one model"',
+        "stack: never",
+        "stack: always",
+    ]
+    for reason in reasons:
+        assert reason in source, reason
+        assert reason.strip('" ') in PAGES["training.md"], reason
+
+
+@pytest.mark.slow
+def test_how_packs_were_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The block of training.md that reads the ledger, after a small study."""
+    import modmix
+
+    text = "study: s\ntask: {name: digits, train_rows: 100}\nseeds: 2\ntraining: {epochs: 1}\n"
+    (tmp_path / "s.yaml").write_text(text + "parts: {a: {methods: {add: }}}\n")
+    home = tmp_path / "modmix_runs"
+    modmix.run(tmp_path / "s.yaml", runner="local", home=home, mlflow=False)
+    (block,) = [text for page, text in blocks("python") if page == "training.md"]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "training.md", "exec"), {})
+    assert re.fullmatch(r"s 2 cpu (True|False) .*\{.*\}\n", capsys.readouterr().out)
