@@ -362,7 +362,7 @@ def known(folder: Path) -> None:
 
 
 UNKNOWN = (
-    r"no study 'other' in the ledger \S+/ledger\.db \(it knows known\): run its file first, .*",
+    r"no study 'other' in the ledger \S+/ledger\.db \(it has known\): run its file first, .*",
 )
 NONE = (r"there are no studies in \S+/runs: run one first, or set MODMIX_HOME .*",)
 
