@@ -349,32 +349,6 @@ def test_entries_come_back_as_they_were(ledger: Ledger) -> None:
     assert ledger.entries("s")[0].values is None
 
 
-def test_a_ledger_of_an_earlier_version_is_brought_up_to_date(url: str) -> None:
-    """Its entries lack the step; a kill may have come after the column and before the version."""
-    for interrupted in (False, True):
-        opened = Ledger(url)
-        with opened._transaction() as db:
-            if not interrupted:
-                db.execute(sa.text("ALTER TABLE entries DROP COLUMN step"))
-            db.execute(sa.text("UPDATE ledger_version SET version = 1"))
-        if not interrupted:
-            opened.close()
-            opened = Ledger(url)
-            start(opened)
-            opened.add("s", [configuration("a")], [entry(0, "a")])
-        opened.close()
-        opened = Ledger(url)
-        (found,) = opened.entries("s")
-        assert found == entry(0, "a")
-        opened.tell("s", found, state="pruned", values=[1.0], step=3, told=1)
-        assert opened.entries("s")[0].step == 3
-        opened.tell("s", found, state="pending", values=None, told=1)
-        with opened._transaction() as db:
-            db.execute(sa.text("UPDATE entries SET told = NULL"))
-            assert list(db.execute(sa.text("SELECT version FROM ledger_version"))) == [(2,)]
-        opened.close()
-
-
 def test_changed_parts_are_asked_anew(ledger: Ledger) -> None:
     start(ledger)
     first = {("p", "mul"): "1", ("q", "mul"): "1", ("p", "add"): "1"}
@@ -671,11 +645,16 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     assert path.read_bytes() == b"not a database at all" * 300
 
 
-def test_another_version_is_refused(ledger: Ledger, url: str) -> None:
+@pytest.mark.parametrize("version", [2, 99])
+def test_another_version_is_refused(ledger: Ledger, url: str, version: int) -> None:
+    """And left as it is: no table is added to it."""
     with ledger._engine.begin() as db:
-        db.execute(sa.text("UPDATE ledger_version SET version = 99"))
-    with pytest.raises(InputError, match=r"has version 99, this modmix supports version \d+"):
+        db.execute(sa.text("DROP TABLE entries"))
+        db.execute(sa.text(f"UPDATE ledger_version SET version = {version}"))
+    expected = rf"has version {version}, this modmix supports version \d+: use the modmix that"
+    with pytest.raises(InputError, match=expected):
         Ledger(url)
+    assert not sa.inspect(ledger._engine).has_table("entries")
 
 
 def test_damage_in_the_middle_is_a_ledger_error(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from modmix.base.errors import InputError, LedgerError
 from modmix.base.home import sqlite_path
 
-# Of the tables below. Older databases are migrated (new columns are nullable), newer ones refused.
-SCHEMA_VERSION = 2
+# Of the tables below. Databases of another version are refused, and nothing in them is changed.
+SCHEMA_VERSION = 3
 
 METADATA = sa.MetaData()
 VERSION = Table(
@@ -172,6 +172,8 @@ class Database:
         # Of two processes that create the tables at once, the slower one fails and tries again.
         for attempt in range(20):
             try:
+                if sa.inspect(self._engine).has_table(VERSION.name):
+                    self._check_version()
                 METADATA.create_all(self._engine)
                 self._check_version()
                 return
@@ -189,14 +191,11 @@ class Database:
             found = db.execute(sa.select(VERSION.c.version)).scalars().all()
             if not found:
                 db.execute(sa.insert(VERSION).values(version=SCHEMA_VERSION))
-            elif max(found) < SCHEMA_VERSION:
-                _add_columns(db)
-                db.execute(sa.update(VERSION).values(version=SCHEMA_VERSION))
             elif set(found) != {SCHEMA_VERSION}:
                 raise InputError(
-                    f"the ledger {self.redacted_url} has version "
-                    f"{found[0]}, this modmix supports version {SCHEMA_VERSION}: upgrade modmix, "
-                    "or set MODMIX_HOME to a new folder"
+                    f"the ledger {self.redacted_url} has version {max(found)}, this modmix "
+                    f"supports version {SCHEMA_VERSION}: use the modmix that wrote it, or set "
+                    "MODMIX_HOME to a new folder"
                 )
 
     def _options(self) -> dict[str, Any]:
@@ -244,16 +243,6 @@ def insert_new(
     else:
         statement = statement.on_conflict_do_nothing()
     db.execute(statement, ordered)
-
-
-def _add_columns(db: sa.Connection) -> None:
-    """Add columns that older tables lack; can be repeated after a kill."""
-    for table in METADATA.sorted_tables:
-        present = {column["name"] for column in sa.inspect(db).get_columns(table.name)}
-        for column in table.columns:
-            if column.name not in present:
-                kind = column.type.compile(db.dialect)
-                db.execute(sa.text(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}"))
 
 
 # Errors of the slower of two processes that create the same table.
