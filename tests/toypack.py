@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +16,9 @@ from modmix.methods.base import Method, cross_entropy
 from modmix.methods.table import METHODS, MethodEntry
 from modmix.tasks.data import Data, Input, Split
 from modmix.training.trainer import train_pack
+
+if TYPE_CHECKING:
+    import pytest
 
 
 class Dropping(Method):

@@ -81,7 +81,7 @@ def _higgs() -> Work:
 
 
 def _resnet(depth: int) -> Work:
-    """With the outputs of its three units as modalities, or plain where models take one only."""
+    """With the outputs of its three units as modalities."""
     picture = Input(
         name="picture",
         shape=(32, 32, 3),
@@ -90,7 +90,7 @@ def _resnet(depth: int) -> Work:
         mean=np.full(3, 128, np.float32),
         scale=np.full(3, 64, np.float32),
     )
-    encoder: dict[str, Any] = {"name": "resnet", "depth": depth}
+    encoder: dict[str, Any] = {"name": "resnet", "depth": depth, "taps": True}
     method, title = "mulmix", f"ResNet-{depth} with taps"
     return Work(
         name=f"{title}, {method}",
@@ -121,7 +121,7 @@ def _texts(length: int = 64, units: int = 256) -> Work:
         rows=(2_560, 500),
         method="mul",
         encoders={
-            "text": {"name": "char_lstm", "vocabulary": 70, "units": units},
+            "text": {"name": "char_lstm", "units": units},
             "numbers": {"name": "mlp", "hidden": [units]},
         },
         training={"epochs": 1, "batch_size": 64},

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from modmix import tracking
 from modmix.base.home import Home
-from modmix.ledger import Ledger
+from modmix.ledger.ledger import Ledger
+from modmix.tracking.mirror import sync
 from modmix.tracking.place import is_elsewhere, local_folder
 
 STUDY = """\
@@ -33,8 +33,8 @@ assert len(answer) == 2, answer
 
 REGISTER = """
 from modmix.base.home import Home
-from modmix.ledger import Ledger
-from modmix.registry.registry import register
+from modmix.ledger.ledger import Ledger
+from modmix.registry.final import register
 home = Home.from_environment()
 register(Ledger(home.ledger_url), home, "m-mul-final", home.tracking_uri)
 """
@@ -134,7 +134,7 @@ def test_a_copy_writes_nothing_into_the_original(place: Path) -> None:
     shutil.copytree(place / "one", place / "two")
     before = sorted((place / "one").rglob("*"))
     ledger, home = Ledger(Home(place / "two").ledger_url), Home(place / "two")
-    tracking.sync(ledger, "m", home.tracking_uri, home)
+    sync(ledger, "m", home.tracking_uri, home)
     ledger.close()
     check_mlflow(place / "two", 3, has_model=False)
     assert sorted((place / "one").rglob("*")) == before

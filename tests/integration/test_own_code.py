@@ -15,8 +15,9 @@ import pytest
 
 import modmix
 from modmix.analysis.best import best_configurations
-from modmix.ledger import Ledger
-from modmix.registry import registry
+from modmix.ledger.ledger import Ledger
+from modmix.registry import best as best_files
+from modmix.registry import final as finals
 
 pytestmark = pytest.mark.slow
 
@@ -151,12 +152,12 @@ def test_a_model_with_own_code_is_registered(folder: Path) -> None:
     with_ledger = Ledger(study.home.ledger_url)
     try:
         best = best_configurations(with_ledger, "blobs")
-        paths = registry.write_best(with_ledger, study.home, "blobs", best)
+        paths = best_files.write_best(with_ledger, study.home, "blobs", best)
         (path,) = (p for p in paths if p.stem == "gate")
         assert f"class: {folder}/my_fusion.py:Gate" in path.read_text()
         final = modmix.run(path, runner="local", home=home, mlflow=False)
         uri = f"sqlite:///{home / 'mlflow.db'}"
-        made = registry.register(with_ledger, study.home, final.name, uri)
+        made = finals.register(with_ledger, study.home, final.name, uri)
     finally:
         with_ledger.close()
     assert made.name == "blobs-gate"

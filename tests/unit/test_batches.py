@@ -39,7 +39,12 @@ def make_mixed() -> Data:
         return Split(inputs=inputs, labels=labels.astype(np.int64))
 
     inputs = {
-        "dense": Input(name="dense", shape=(3,), mean=np.full(3, 9.0, np.float32)),
+        "dense": Input(
+            name="dense",
+            shape=(3,),
+            mean=np.full(3, 9.0, np.float32),
+            scale=np.full(3, 2.0, np.float32),
+        ),
         "image": Input(
             name="image", shape=(4, 3, 1), kind="image", dtype="uint8", mean=MEAN, scale=SCALE
         ),
@@ -102,7 +107,8 @@ def test_batches_are_normalised(streamed: bool, monkeypatch: pytest.MonkeyPatch)
     epoch = order.epoch([3, 8], 0)
     rows = [order.step(epoch, step) for step in range(order.steps)]
     seen = 0
-    for index, (raw, labels) in zip(rows, examples.batches(rows), strict=True):
+    for index, batch in zip(rows, examples.batches(rows), strict=True):
+        raw, labels = batch.inputs, batch.labels_SB
         assert raw["image"].dtype == torch.uint8  # as stored, until it is on the device
         found = examples.prepare(raw, index, torch.zeros(2, dtype=torch.int64))
         np.testing.assert_array_equal(labels.numpy(), DATA.train.labels[index.numpy()])

@@ -42,7 +42,7 @@ def test_every_default_is_acceptable_and_required_options_are_missed() -> None:
         ("weak", {"classes": True}, "must be a whole number, got True"),
         ("weak", {"weakness": "nois"}, "must be one of noise, conflict, missing, got 'nois'"),
         ("weak", {"seed": None}, "must be a whole number, got null"),
-        ("higgs", {"variant": 3}, "must be a word, got 3"),
+        ("higgs", {"variant": 3}, "must be one of small, full, got 3"),
         ("higgs", {"path": 3}, "must be a path, got 3"),
         ("arrays", {}, "option 'path' is required: an .npz, .csv or .csv.gz"),
         (
