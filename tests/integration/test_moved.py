@@ -114,7 +114,7 @@ def test_files_and_models_follow_a_folder_that_moves(place: Path) -> None:
     old, new = place / "old", place / "new"
     run_all(place, old)
     old.rename(new)
-    assert "holds the study; 2 runs written" in modmix(place, new, "sync", "m")
+    assert "is up to date; 2 runs written" in modmix(place, new, "sync", "m")
     register(place, new)
     check_mlflow(new, 3)
     assert not old.exists()
