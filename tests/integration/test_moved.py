@@ -119,7 +119,7 @@ def test_files_and_models_follow_a_folder_that_moves(place: Path) -> None:
     check_mlflow(new, 3)
     assert not old.exists()
     new.rename(old)  # and back: the experiment of this place is found again
-    assert "holds the study; 0 runs written" in modmix(place, old, "sync", "m")
+    assert "is up to date; 0 runs written" in modmix(place, old, "sync", "m")
     check_mlflow(old, 3, has_model=False)
     assert not new.exists()
     client = MlflowClient(Home(old).tracking_uri)

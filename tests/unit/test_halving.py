@@ -14,7 +14,7 @@ from modmix.base.messages import Finished, Pack, Progress, Replicate, TaskRef
 from modmix.ledger.records import Entry
 from modmix.search.run_state import RunState
 from modmix.search.rungs import Rungs
-from modmix.study.plan import Configuration
+from modmix.study.configurations import Configuration
 from modmix.training.halving import goes_on, mean, promoted, rungs, share, survivors
 
 NAN = math.nan

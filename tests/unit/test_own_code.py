@@ -16,7 +16,8 @@ from modmix.execution.costs import Costs
 from modmix.methods.model import build_model, model_spec, pack_weights, unpack_weights
 from modmix.study import plan as plan_module
 from modmix.study import spec
-from modmix.study.plan import Configuration, Plan, sources_of
+from modmix.study.configurations import Configuration, sources_of
+from modmix.study.plan import Plan
 from modmix.tasks.data import Augmentation, Data, Input, Split
 from toypack import make_pack
 

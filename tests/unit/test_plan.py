@@ -18,7 +18,8 @@ from modmix.base.space import Choices, Constant, Range, every_value
 from modmix.search.proposer import Proposer
 from modmix.study import plan as plan_module
 from modmix.study import spec
-from modmix.study.plan import Configuration, Plan
+from modmix.study.configurations import Configuration
+from modmix.study.plan import Plan
 from modmix.tasks.data import Data, Input, Split
 
 FOLDER = Path("/studies")

@@ -38,7 +38,8 @@ from modmix.ledger.records import ENDED, Entry, Lease, NewConfiguration, Result
 from modmix.search.run_state import RunState, Status
 from modmix.search.rungs import Rungs
 from modmix.search.searches import Search, Searches
-from modmix.study.plan import Configuration, Plan, sources_of
+from modmix.study.configurations import Configuration, sources_of
+from modmix.study.plan import Plan
 
 MAX_FAILURES = 5  # of machines, per pack and run of the driver, before it is given up
 

@@ -10,7 +10,7 @@ from statistics import fmean
 from modmix.base import ties
 from modmix.base.messages import Ended, Finished, Progress, Replicate, TaskRef
 from modmix.ledger.records import ENDED, REPLICATE_STATES, Entry, ReplicateRecord
-from modmix.study.plan import Configuration
+from modmix.study.configurations import Configuration
 
 
 @dataclass(frozen=True, kw_only=True)

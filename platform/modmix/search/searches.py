@@ -12,7 +12,8 @@ from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import Entry
 from modmix.search.proposer import Proposer
 from modmix.search.run_state import RunState
-from modmix.study.plan import Configuration, Plan
+from modmix.study.configurations import Configuration
+from modmix.study.plan import Plan
 from modmix.study.validate import PartPlan
 from modmix.training.halving import promoted, share
 

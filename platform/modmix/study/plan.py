@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -21,7 +20,7 @@ from modmix.base import sources
 from modmix.base.errors import DataError, InputError, Problem, SpecError
 from modmix.base.messages import NUMERICS_VERSION, Replicate, TaskRef, digest
 from modmix.base.metrics import higher_is_better
-from modmix.base.settings import TRAINING, WITHOUT_EFFECT, selection, training_defaults
+from modmix.base.settings import TRAINING, selection, training_defaults
 from modmix.base.space import (
     Choices,
     Domain,
@@ -31,29 +30,20 @@ from modmix.base.space import (
     grid_configurations,
 )
 from modmix.encoders.table import encoder_entry, modality_inputs
-from modmix.methods.table import METHODS, method_entry
+from modmix.methods.table import method_entry
 from modmix.methods.table import modalities as modalities_used
 from modmix.methods.table import problems as method_problems
 from modmix.study import compatibility
 from modmix.study import spec as spec_module
+from modmix.study.configurations import Configuration, Setting
 from modmix.study.domains import EVERY_MODALITY
+from modmix.study.provenance import commit, versions
 from modmix.study.spec import Source, StudySpec, unknown
 from modmix.study.validate import Checker, PartPlan, is_key_of, task_options
 from modmix.tasks.table import TASKS, default_encoders, resolve_options, task_entry
 
 if TYPE_CHECKING:
     from modmix.tasks.data import Data, Input
-
-
-@dataclass(frozen=True, kw_only=True)
-class Configuration:
-    """One configuration of one method: what is shown, and the replicates it needs."""
-
-    key: str
-    method: str
-    params: Mapping[str, Any]
-    task: TaskRef
-    replicates: tuple[Replicate, ...]
 
 
 @dataclass
@@ -160,7 +150,7 @@ class Plan:
             used = modalities_used(method, list(made), params)
             read = {made[modality][0] for modality in used if modality in made}
             encoders = {name: encoder for name, encoder in every.items() if name in read}
-        setting = _Setting(
+        setting = Setting(
             name=method,
             method=self.methods[method],
             params=params,
@@ -254,10 +244,10 @@ class Plan:
             "rows": {name: split.rows for name, split in data.splits.items()},
             "modmix": VERSION,
             "numerics": NUMERICS_VERSION,
-            "git": _commit(),
+            "git": commit(),
             "classes_at": {sources.place(name): sources.location(name) for name in own},
             "sources": sources.bundles(own),
-            **_versions(),
+            **versions(),
         }
 
 
@@ -354,117 +344,7 @@ def _load_checked(source: Source, task: str, options: Mapping[str, Any], progres
         raise SpecError(source.name, [source.problem(("task", "class"), str(error))]) from error
 
 
-def sources_of(task: TaskRef, replicate: Replicate) -> dict[str, Any]:
-    """The texts of users' own files that a worker needs for a pack."""
-    encoders = (encoder["name"] for encoder in replicate.encoders.values())
-    return sources.bundles([task.name, replicate.method, *encoders])
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Setting:
-    """Everything a model is trained with but its seed, resolved.
-
-    ``name`` is the method's in the study file, ``method`` that of the table or a reference.
-    """
-
-    name: str
-    method: str
-    params: Mapping[str, Any]
-    training: Mapping[str, Any]
-    encoders: Mapping[str, Mapping[str, Any]]  # by input
-    task: TaskRef
-    augmentation: Mapping[str, Mapping[str, Any]]  # by input
-
-    @cached_property
-    def identity(self) -> dict[str, Any]:
-        """All that its numbers depend on.
-
-        References hold digests of users' own files. One class under two names is two methods.
-        """
-        return {
-            "method": self.method if self.method in METHODS else [self.name, self.method],
-            "params": dict(self.params),
-            "training": {k: v for k, v in self.training.items() if k not in WITHOUT_EFFECT},
-            "encoders": {name: dict(value) for name, value in self.encoders.items()},
-            "task": [self.task.name, self.task.fingerprint],
-            "augmentation": {name: dict(value) for name, value in self.augmentation.items()},
-            "numerics": NUMERICS_VERSION,
-        }
-
-    @cached_property
-    def structure(self) -> str:
-        """Names all that must be equal inside a pack."""
-        declared = {h.name: h for h in method_entry(self.method).hyperparameters}
-        rest = {
-            "params": {k: v for k, v in self.params.items() if not declared[k].stackable},
-            "training": {k: v for k, v in self.training.items() if not TRAINING[k].stackable},
-        }
-        return digest({**self.identity, **rest})
-
-    def value(self, name: str) -> Any:
-        """What holds here for a training setting, an encoder's field or a task's option.
-
-        None for a field on which the encoders differ, or that none of them has.
-        """
-        if name in self.training:
-            return self.training[name]
-        kind, _, field_name = name.partition(".")
-        if kind == "task":
-            return self.task.options[field_name]
-        values = [e[field_name] for e in self.encoders.values() if field_name in e]
-        return values[0] if values and all(value == values[0] for value in values) else None
-
-    def replicates(
-        self, configuration: str, seeds: Sequence[int], *, owner: str | None
-    ) -> tuple[Replicate, ...]:
-        """One replicate per seed; with an ``owner`` its results are that study's alone."""
-        alone = {} if owner is None else {"study": owner}
-        return tuple(
-            Replicate(
-                key=digest({**self.identity, **alone, "seed": seed}),
-                configuration=configuration,
-                seed=seed,
-                method=self.method,
-                params=self.params,
-                training=self.training,
-                encoders=self.encoders,
-                structure=self.structure,
-            )
-            for seed in seeds
-        )
-
-
-def _versions() -> dict[str, Any]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found: dict[str, Any] = {}
-    for package in ("torch", "ray", "optuna", "mlflow", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
-
-
 # ---------------------------------------------------------------- checking against the data
-
-
-def _commit() -> str | None:
-    """The commit of the code, marked where it has changes; None outside a checkout."""
-    folder = Path(__file__).parent
-    if not any((parent / ".git").exists() for parent in folder.parents):
-        return None
-    try:
-        told = subprocess.run(
-            ["git", "-C", str(folder), "describe", "--always", "--abbrev=12", "--dirty=+changes"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return told.stdout.strip() or None
 
 
 def _merge(first: Sequence[Problem], second: Sequence[Problem]) -> list[Problem]:
