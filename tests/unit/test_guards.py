@@ -249,7 +249,7 @@ def test_tasks_do_not_import_torch() -> None:
 
 
 MODULE_OF = {"pyyaml": "yaml", "scikit-learn": "sklearn"}
-INDIRECT = {"cmaes", "torchvision"}  # through Optuna; for tasks and encoders of images
+INDIRECT = {"cmaes"}  # through Optuna
 
 
 def test_dependencies_say_which_file_needs_them() -> None:

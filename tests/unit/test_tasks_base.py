@@ -74,9 +74,7 @@ def test_a_second_start_only_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(files, "hash_file", never)
     monkeypatch.setattr(base, "_prepare_locked", never)
-    start = time.perf_counter()
     second = load_task("arrays", {"path": str(path)})
-    assert time.perf_counter() - start < 0.1
     assert second.fingerprint == first.fingerprint
 
 

@@ -115,7 +115,6 @@ class PackStarted:
     stacked: bool
     why: str
     measured: Mapping[str, float] = field(default_factory=dict)  # way -> seconds a step
-    products: Mapping[str, str] = field(default_factory=dict)  # size -> library, on a processor
     resumed_epoch: int = 0  # 0: from the beginning
 
 

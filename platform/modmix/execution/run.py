@@ -333,7 +333,6 @@ class StudyRun:
                         "stacked": event.stacked,
                         "why": event.why,
                         "measured": dict(event.measured),
-                        "products": dict(event.products),
                         "resumed_epoch": event.resumed_epoch,
                     }
                     self._ledger.update_pack(self.plan.name, pack, note=note)

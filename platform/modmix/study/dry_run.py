@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from modmix.base import sources
 from modmix.base.errors import InputError
+from modmix.methods.table import method_entry
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,18 +47,25 @@ def check_model(spec: ModelSpec) -> None:
     import torch
 
     from modmix.methods.model import build_model
+    from modmix.training.timeline import check_stages
 
     model = build_model(spec, 0)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    buffers = dict(model.named_buffers())
+    where = f"method {sources.place(spec.method)}"
+    with torch.random.fork_rng(devices=[]):
         features = _features(spec, model)
         target_B = torch.zeros(ROWS, dtype=torch.int64)
-        where = f"method {sources.place(spec.method)}"
         with sources.explained(f"{where}: stages fails"):
-            model.method.enter(model.method.stages()[0])
+            model.method.enter(check_stages(model.method.stages())[0])
         with sources.explained(f"{where}: forward fails"):
             outputs = model.method(features)
         with sources.explained(f"{where}: loss fails"):
             losses = model.method.losses(outputs, target_B)
+            total = torch.stack([loss.sum() for loss in losses.values()]).sum()
+        if not total.requires_grad:
+            raise InputError(f"{where}: loss must depend on a parameter, it depends on none")
+        with sources.explained(f"{where}: the gradient of loss cannot be computed"):
+            total.backward()  # type: ignore[no-untyped-call]
         with sources.explained(f"{where}: scores fails"):
             scores_BC = model.scores(outputs)
         with sources.explained(f"{where}: log_probabilities fails"):
@@ -66,6 +75,42 @@ def check_model(spec: ModelSpec) -> None:
     why = "a number per example and class"
     _check_shape(f"{where}: scores", scores_BC, (ROWS, spec.classes), why)
     _check_shape(f"{where}: log_probabilities", log_p_BC, (ROWS, spec.classes), why)
+    _check_buffers(buffers, model)
+    _check_stackable(spec)
+
+
+def _check_buffers(before: Mapping[str, Tensor], model: Model) -> None:
+    """Buffers must be written in place: a new tensor is lost where models are stacked."""
+    for name, value in model.named_buffers():
+        if before.get(name) is not value:
+            raise InputError(
+                f"the buffer {name} must be changed in place (`self.x.copy_(…)`), got a new tensor "
+                "assigned to it"
+            )
+
+
+def _check_stackable(spec: ModelSpec) -> None:
+    """A hyperparameter that may differ between stacked models must be kept in a buffer."""
+    from modmix.methods.model import build_model
+
+    if not sources.is_reference(spec.method):
+        return
+    for declared in method_entry(spec.method).hyperparameters:
+        value = spec.params.get(declared.name)
+        if not declared.stackable or not isinstance(value, (int, float)):
+            continue
+        other = replace(spec, params={**spec.params, declared.name: _another(value)})
+        one, two = (dict(build_model(each, 0).named_buffers()) for each in (spec, other))
+        if all(one[name].equal(two[name]) for name in one):
+            raise InputError(
+                f"method {sources.place(spec.method)}: the stackable hyperparameter "
+                f"{declared.name!r} must be kept as a buffer (`self.register_buffer("
+                f"{declared.name!r}, torch.tensor({declared.name}))`), got none that depends on it"
+            )
+
+
+def _another(value: float) -> float:
+    return not value if isinstance(value, bool) else value / 2 if value else value + 1
 
 
 def _features(spec: ModelSpec, model: Model) -> dict[str, Tensor]:

@@ -104,9 +104,8 @@ class Group:
         self.rest = self._rest()
         decays_all = self.settings["decay"] == "all"
         decays_P = self.stack.columns(lambda _, shape: decays_all or len(shape) >= 2)
-        trained_P = None
-        if stage.frozen:
-            trained_P = self.stack.columns(lambda name, _: not name.startswith(stage.frozen))
+        frozen = self.stack.frozen
+        trained_P = self.stack.columns(lambda name, _: name not in frozen) if frozen else None
         before = getattr(self, "optimizer", None) if stage.optimizer == "kept" else None
         self.optimizer = Optimizer(
             [member.training for member in self.members],

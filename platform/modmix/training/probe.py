@@ -64,6 +64,14 @@ class Probe:
 
     def choose(self, indices: Sequence[int], entry: StageEntry) -> tuple[Way, list[Group]]:
         """The way to train these, and their groups, ready for the stage that they enter."""
+        way, groups = self._stacked_or_not(indices, entry)
+        if self._settings["compile"] and groups:
+            self._compile(way, groups[0])
+        if way.stacked:
+            way.graphs = self._graphs(way, groups[0], len(indices))
+        return way, groups
+
+    def _stacked_or_not(self, indices: Sequence[int], entry: StageEntry) -> tuple[Way, list[Group]]:
         setting = self._settings["stack"]
         way = Way(eval_rows=self._settings["eval_batch_size"])
         single = self._builder.started(indices[:1], entry)
@@ -95,8 +103,6 @@ class Probe:
             release(self._device)
             way.stacked, way.why = False, reason
             return way, [*single, *self._one_by_one(indices[1:], entry)]
-        way.compiled = bool(self._settings["compile"])
-        way.graphs = self._graphs(way, groups[0], len(indices))
         return way, groups
 
     def _one_by_one(self, indices: Sequence[int], entry: StageEntry) -> list[Group]:
@@ -110,6 +116,20 @@ class Probe:
         if setting == "never":
             return "stack: never"
         return "memory for one model at a time" if most == 1 else ""
+
+    def _compile(self, way: Way, group: Group) -> None:
+        """Compile the stacked step, if that can be done; the record says why not."""
+        if not way.stacked:
+            way.why += "; compile: true has no effect on models that are not stacked"
+            return
+        group.stack.compile()
+        try:
+            self._seconds(group, 1)
+        except Exception as error:
+            way.why += f"; cannot be compiled: {_first_sentence(error)}"
+        else:
+            way.compiled = True
+        group.stack.compile(on=way.compiled)
 
     # ------------------------------------------------------------ memory
 

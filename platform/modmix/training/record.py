@@ -142,7 +142,9 @@ class Record:
         (A worker may hear of it when it has trained on for an evaluation or two.)
         """
         at = -1 if self.rung_at is None else self.rung_at
-        chosen = at if select == "last" or self.best.at is None else self.best.at
+        best = self.best.at
+        # It may have had a better evaluation after the rung whose values count.
+        chosen = at if select == "last" or best is None or best > at >= 0 else best
         self.close("pruned", reason, results(self.row(at)), at=at, chosen=chosen)
 
 

@@ -102,7 +102,14 @@ class Stack:
 
         Modules of such names run in evaluation mode, so that statistics stay too.
         """
-        self._frozen = [bool(prefixes) and name.startswith(prefixes) for name in self.names]
+        untrained = {n for n, p in self.template.named_parameters() if not p.requires_grad}
+        self._frozen = [
+            name in untrained or (bool(prefixes) and name.startswith(prefixes))
+            for name in self.names
+        ]
+        self.frozen = {
+            n for n, is_frozen in zip(self.names, self._frozen, strict=True) if is_frozen
+        }
         modules = self.template.named_modules()
         self._resting = [m for name, m in modules if prefixes and f"{name}.".startswith(prefixes)]
         self._bound = None

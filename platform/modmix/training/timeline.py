@@ -38,7 +38,7 @@ class Timeline:
     """
 
     def __init__(self, stages: Sequence[Stage], settings: Mapping[str, Any], steps: int) -> None:
-        self.stages = tuple(stages)
+        self.stages = check_stages(stages)
         self.position = Position()
         self._settings = settings
         self._select = selection(settings)
@@ -134,6 +134,23 @@ class Timeline:
         epoch = self.epochs_done + 1
         found = rungs(int(halving["min_epochs"]), int(halving["eta"]), self.epochs)
         return epoch if epoch in found else None
+
+
+def check_stages(stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    """A method's stages, of which there must be one or more, each of an epoch or more.
+
+    Raises:
+        InputError: no stage, or one without an epoch.
+    """
+    for stage in stages:
+        if stage.epochs is not None and stage.epochs < 1:
+            raise InputError(
+                f"a stage must have at least 1 epoch, stage {stage.name!r} has {stage.epochs}: "
+                "leave it out of stages()"
+            )
+    if not stages:
+        raise InputError("stages() must return at least one Stage, got none")
+    return tuple(stages)
 
 
 def check_parts(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +19,7 @@ import torch
 from modmix.base.messages import Event, Finished, Pack, PackStarted, Progress
 from modmix.base.metrics import METRICS, higher_is_better
 from modmix.base.settings import selection
+from modmix.base.sources import explained
 from modmix.methods.model import model_spec, pack_weights
 from modmix.tasks.data import Data
 from modmix.training import checkpoint
@@ -69,7 +71,10 @@ def train_pack(
         torch.set_num_threads(threads)
     try:
         with arithmetic(pack.replicates[0].training["precision"], device):
-            yield from _Run(pack, data, named(device), share, dropped).events()
+            # Errors in users' own files are told with the file and line.
+            own = explained("training fails") if pack.sources else nullcontext()
+            with own:
+                yield from _Run(pack, data, named(device), share, dropped).events()
     finally:
         torch.set_num_threads(before)
 
