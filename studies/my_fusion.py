@@ -1,4 +1,4 @@
-"""A method of ten lines that modmix does not have, for studies/own_method.yaml."""
+"""Example of a user-defined method, used by studies/own_method.yaml."""
 
 import torch
 from torch import nn
@@ -8,7 +8,7 @@ import modmix
 
 
 class Gate(modmix.Method):
-    """Features of a width, each times a gate that all features together decide on, added up."""
+    """Gated sum: projected features, weighted by a softmax gate computed from all features."""
 
     def __init__(self, features, classes, *, width: int = 32):
         super().__init__(features, classes)

@@ -374,7 +374,7 @@ NPZ: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         "the answer",
         {},
         {"inputs": ["labels"]},
-        "'labels' cannot be an input, it says the answer",
+        "'labels' cannot be an input, it holds the labels",
     ),
     (
         "no modality",
@@ -466,7 +466,7 @@ NPZ: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         "two splits",
         {"is_test": np.zeros(40, dtype=bool), "n_train": 3},
         {},
-        "says the split more than once (is_test, n_train); name one in the option `split`",
+        "defines the split more than once (is_test, n_train); set the option `split`",
     ),
     (
         "no test",
@@ -571,7 +571,7 @@ CSV: list[tuple[str, list[str], dict[str, Any], str]] = [
         "label as input",
         [HEADER, *ROWS],
         {"columns": {"a": ["label"]}},
-        "'label' cannot be an input, it says the answer or split",
+        "'label' cannot be an input, it holds the labels or the split",
     ),
     (
         "unknown modality",

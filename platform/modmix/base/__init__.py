@@ -1,6 +1,6 @@
-"""The ground floor: what every other package may use. No heavy imports.
+"""Shared foundations that every other package may import. No heavy imports.
 
-Pure Python (`metrics` imports torch when it is called); nothing here knows a study.
+Pure Python (`metrics` imports torch when it is called); nothing here depends on a study.
 
     errors     the exceptions modmix raises on purpose, as a tree, with their exit codes
     home       paths of one user's results: ledger, checkpoints, weights, studies, MLflow

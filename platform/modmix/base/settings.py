@@ -142,7 +142,7 @@ _SETTINGS = (
         kind="str",
         default="auto",
         choices=("auto", "always", "never"),
-        doc="train a pack stacked, one model after another, or as pays",
+        doc="train a pack stacked, one model after another, or whichever is faster",
     ),
     Hyperparameter(
         name="compile",

@@ -2,7 +2,7 @@
 
 A declaration (`Hyperparameter`) belongs to a method, an encoder or the training settings. What a
 study file says about it (`Constant`, `Grid`, `Range`, `Choices`, each with an optional condition)
-is a *domain*. Everything here is plain Python: the shelves declare with it, the plan checks with
+is a *domain*. Everything here is plain Python: the tables declare with it, the plan checks with
 it, the samplers read it, and none of them needs torch for that.
 """
 

@@ -1,7 +1,7 @@
 """The encoders a study file can name, and their hyperparameters. Imports no torch.
 
-What an encoder must be stands in `modmix.encoders.base`. Beside those of the table there are
-users' own classes, named by references (see `modmix.base.sources`); `encoder_entry` finds both.
+The contract is in `modmix.encoders.base`. Besides the built-in encoders there are users'
+own classes, named by references (see `modmix.base.sources`); `encoder_entry` finds both.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The methods a study file can name, their hyperparameters, and what they demand. No torch here.
+"""The methods a study file can name, their hyperparameters, and their requirements. No torch here.
 
 Beside those of the table there are users' own classes, named by references (see
 `modmix.base.sources`); `method_entry` finds both.
@@ -255,7 +255,7 @@ def sources(method: str, names: Sequence[str], params: Mapping[str, Any]) -> tup
 
 
 def problems(method: str, names: Sequence[str], params: Mapping[str, Any]) -> list[str]:
-    """What speaks against this configuration of this method on a task with these modalities.
+    """Problems with this configuration of this method on a task with these modalities.
 
     ``params`` has passed the checks of each single hyperparameter. Each problem is a clause that
     says what must be, what came and what to do.

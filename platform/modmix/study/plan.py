@@ -1,8 +1,8 @@
 """The plan: a checked study file with its data; every configuration of its grids, the space of its
 searches, and how a configuration becomes replicates.
 
-Problems are collected over the whole file, so that a user sees everything at once. What the shelves
-can tell is told before the data is touched; what only the data can tell, after it.
+Problems are collected over the whole file, so that a user sees everything at once. Whatever
+the tables can decide is checked before the data is touched; the rest once it is loaded.
 """
 
 from __future__ import annotations

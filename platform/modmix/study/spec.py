@@ -1,7 +1,7 @@
 """The study file: what it may say, and where it says it.
 
 `read` turns a file into plain values plus the line of every key; `check` holds its outline against
-the models below. What depends on the shelves (methods and their hyperparameters, tasks, encoders,
+the models below. What depends on the tables (methods and their hyperparameters, tasks, encoders,
 training settings) is checked in `plan`, which collects the problems of both, so that a user sees
 everything that is wrong at once. No torch here.
 """

@@ -1,10 +1,10 @@
-"""A study file held against the shelves: every problem at once, and what its parts vary.
+"""Check a study file against the tables: every problem at once, and what its parts vary.
 
 A method's block may name the method's own hyperparameters, any training setting
 (`learning_rate`), any encoder field for all inputs (`encoder.hidden`) and any option of the
 task (`task.share`), each with a value or a domain (see `domains`).
 
-Where the shelves have a name, a file may have a class of the user's own: `class: FILE.py:CLASS` in
+Wherever a built-in name is allowed, a file may give a user's own class: `class: FILE.py:CLASS` in
 the block of a task, an encoder, or a method of a new name. Only then anything heavy is imported.
 """
 
@@ -63,7 +63,7 @@ class PartPlan:
 
 
 class Checker:
-    """Holds the raw file against the shelves, tolerant of a file whose outline is wrong."""
+    """Checks the raw file against the tables, tolerant of a file whose outline is wrong."""
 
     def __init__(self, source: Source) -> None:
         self.source = source

@@ -103,7 +103,9 @@ def _expand(
         if pattern not in known:
             raise missing(path, pattern, known)
         if pattern in taken:
-            raise DataError(f"{path}: {pattern!r} cannot be an input, it says the answer or split")
+            raise DataError(
+                f"{path}: {pattern!r} cannot be an input, it holds the labels or the split"
+            )
         return [pattern]
     found = [name for name in known if name.startswith(pattern[:-1]) and name not in taken]
     if not found:

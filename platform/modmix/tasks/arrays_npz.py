@@ -119,7 +119,7 @@ def _loaded(file: _Archive, options: Mapping[str, Any]) -> Loaded:
         if name not in file.names:
             raise missing(path, name, file.names)
         if name in (label, split):
-            raise DataError(f"{path}: {name!r} cannot be an input, it says the answer")
+            raise DataError(f"{path}: {name!r} cannot be an input, it holds the labels")
     arrays = {name: file[name] for name in options["inputs"] or _possible(file.names)}
     if options["inputs"] is None:
         arrays = {
@@ -166,8 +166,7 @@ def _split_name(path: Path, asked: str | None, known: Sequence[str]) -> str | No
     found = [name for name in SPLIT_NAMES if name in known]
     if asked is None and len(found) > 1:
         raise DataError(
-            f"{path}: says the split more than once ({', '.join(found)}); name one in the option "
-            "`split`"
+            f"{path}: defines the split more than once ({', '.join(found)}); set the option `split`"
         )
     return pick(path, asked, SPLIT_NAMES, known)
 

@@ -1,4 +1,4 @@
-"""Files of the data shelf: where they are, what is in them, and errors of the disk in one sentence.
+"""Data files: locations, checksums, and disk errors as one sentence.
 
 Everything lives under `data_home`:
 
@@ -23,7 +23,7 @@ from modmix.base.errors import DataError
 from modmix.base.home import environment_folder, write_text
 from modmix.base.messages import digest
 
-# Told what is going on: a stage ("download", "read", "write", "check", "wait"), how much is done,
+# Progress callback: a stage ("download", "read", "write", "check", "wait"), how much is done,
 # and of how much (None: not known). Bytes for download, read and check; rows for write.
 Progress = Callable[[str, int, "int | None"], None]
 
@@ -33,7 +33,7 @@ _SETTLED_SECONDS = 2.0
 
 
 def silent(stage: str, done: int, total: int | None) -> None:
-    """Progress for those who do not watch."""
+    """Ignore progress."""
 
 
 def data_home() -> Path:

@@ -13,12 +13,12 @@ torch and numpy only.
     graphs      training steps as CUDA graphs
     halving     successive halving within a pack (pure)
     timeline    stages, epochs and parts of epochs, and the position in them (pure)
-    record      what the trainer knows of one replicate (pure)
+    record      training state and history of one replicate (pure)
     evaluation  predictions and metrics of a whole split
     group       models trained together: stack, optimizer, best weights, running sums
     builder     from replicates to groups
     fitting     work on groups that may be too large for the memory
-    probe       measures how many models fit, and whether stacking pays
+    probe       measures how many models fit, and whether stacking is faster
     checkpoint  safetensors with a JSON header
     saving      the state of a pack as tensors and JSON, and back
     trainer     epochs, evaluations, halving, checkpoints, events

@@ -19,7 +19,7 @@ from modmix.training.timeline import StageEntry
 class Builder:
     """Makes groups of the models of one pack, freshly initialised from their seeds.
 
-    ``too_large`` is told the position of a model that does not fit even alone.
+    ``too_large`` is called with the position of a model that does not fit even alone.
     """
 
     def __init__(

@@ -21,8 +21,8 @@ def on_groups(
 ) -> list[tuple[Group, T]]:
     """Do something with every group; the groups that there are now, with the results.
 
-    A group that is too large for the memory becomes two, which go on from where it was before. Of a
-    model that is too large alone, ``too_large`` is told the position in the pack.
+    A group too large for the memory becomes two, which go on from where it was before. For a
+    model that does not fit even alone, ``too_large`` is called with its position in the pack.
     """
     waiting = list(groups)
     done: list[tuple[Group, T]] = []

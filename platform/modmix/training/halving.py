@@ -1,7 +1,7 @@
 """Successive halving: which configurations go on after a rung. Pure.
 
 Inside a pack all configurations reach a rung together, and the best part of them goes on
-(`survivors`). A pack of one configuration has nobody to compare with: its value is held against
+(`survivors`). A pack of one configuration has nothing to compare with: its value is compared with
 those of the configurations that were at the rung before it, in whatever packs (`goes_on`):
 asynchronous successive halving, ASHA, in the variant that stops configurations instead of pausing
 them (Li et al. 2020).

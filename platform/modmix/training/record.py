@@ -1,4 +1,4 @@
-"""What the trainer knows of one replicate while it trains, and where it stands. Pure."""
+"""Training state and history of one replicate. Pure."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class Record:
         }
 
     def event(self, pack: str, replicate: str, weights: bytes | None) -> Finished:
-        """What the driver is told of a replicate that has ended."""
+        """The result sent to the driver for a finished replicate."""
         assert self.finished is not None
         return Finished(
             pack=pack,

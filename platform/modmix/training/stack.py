@@ -1,4 +1,4 @@
-"""K models of one structure as one: all that knows ``torch.func``.
+"""K models of one structure as one; the only module that uses ``torch.func``.
 
 Parameters of all models are one (K, P) tensor, a row per model, of which every parameter is a view
 (K, *shape). `torch.func.vmap` adds the model axis to a function of one model, and one ordinary

@@ -1,4 +1,4 @@
-"""Where a pack's training stands: stages, epochs, parts of an epoch between evaluations. Pure."""
+"""Position in a pack's training: stages, epochs, parts of an epoch between evaluations. Pure."""
 
 from __future__ import annotations
 

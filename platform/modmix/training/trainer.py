@@ -182,7 +182,7 @@ class _Run:
         )
 
     def _choose(self, these: Sequence[int]) -> None:
-        """Make freshly initialised groups of the replicates at these positions, as pays here."""
+        """Make fresh groups of the replicates at these positions, stacked where that is faster."""
         probe = Probe(self.builder, self.train, self.order, share=self.share)
         self.way, self.groups = probe.choose(these, self.time.entry())
         self._take_way()
@@ -345,7 +345,7 @@ class _Run:
         }
 
     def _drop(self) -> list[Event]:
-        """End the models of which someone who sees other packs, too, has seen enough."""
+        """Stop models that the driver has pruned by comparison with other packs."""
         told = self.dropped()
         ending = {
             i: ("pruned", told[replicate.key])
@@ -441,7 +441,7 @@ class _Run:
     # ------------------------------------------------------------ checkpoints
 
     def _leave_out_known(self) -> None:
-        """Set aside the members whose results the driver has: they are not trained again."""
+        """Skip members whose results the driver already has."""
         pairs = zip(self.records, self.pack.replicates, strict=True)
         for index, (record, replicate) in enumerate(pairs):
             ended = self.pack.ended.get(replicate.key)
