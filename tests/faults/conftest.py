@@ -24,7 +24,7 @@ STUDY = """
 study: fragile
 task: {name: digits, train_rows: 200}
 seeds: 3
-training: {epochs: 12, batch_size: 32, learning_rate: 0.003, patience: 8}
+training: {epochs: 12, batch_size: 32, learning_rate: 0.003, patience: 8, stack: always}
 resources: {max_models: 3}
 parts:
   curve:

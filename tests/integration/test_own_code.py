@@ -94,7 +94,7 @@ def test_a_method_runs_on_a_cluster_and_is_trained_again_when_it_changes(folder:
     edit(folder / "my_fusion.py", ".tanh()", ".relu()")
     said = run(folder, "own.yaml", "--workers", "2")
     assert trained(folder) == set()  # the results of this text are in the ledger
-    assert "4 replicates were found in the ledger and are reused" in said
+    assert "4 models reused from the ledger" in said
     assert results(folder, "own") == before
 
 

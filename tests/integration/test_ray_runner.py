@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,12 +88,20 @@ def test_a_study_that_is_refused_leaves_no_cluster_behind(tmp_path: Path) -> Non
     assert output.startswith("modmix: ")
     assert "unknown input 'nowhere'" in output
     assert len(output.splitlines()) == 1
-    ours = [
+    # Ray's agents end by themselves when they miss their raylet, which takes up to a minute.
+    end = time.monotonic() + 180
+    while (ours := processes_of(tmp_path)) and time.monotonic() < end:
+        time.sleep(1)
+    assert ours == []
+
+
+def processes_of(folder: Path) -> list[int]:
+    """Processes that a run in this folder has started, and that are still there."""
+    return [
         process.pid
         for process in psutil.process_iter(["environ"])
-        if (process.info["environ"] or {}).get("MODMIX_HOME") == str(tmp_path / "runs")
+        if (process.info["environ"] or {}).get("MODMIX_HOME") == str(folder / "runs")
     ]
-    assert ours == []
 
 
 @pytest.fixture

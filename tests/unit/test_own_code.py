@@ -310,6 +310,28 @@ def test_what_is_wrong_is_said_of_its_line(bench: Bench, parts: str, problem: st
                 "100 is out of bounds for dimension 2 with size 8"
             ),
         ),
+        (
+            'self.register_buffer("strength", torch.tensor(float(strength)))',
+            "self.strength = strength",
+            (
+                "method my_fusion.py:Gate: the stackable hyperparameter 'strength' must be kept as "
+                "a buffer (`self.register_buffer('strength', torch.tensor(strength))`), got none "
+                "that depends on it"
+            ),
+        ),
+        (
+            "parts = ",
+            "self.strength = self.strength * 1.0; parts = ",
+            (
+                "the buffer method.strength must be changed in place (`self.x.copy_(…)`), got a "
+                "new tensor assigned to it"
+            ),
+        ),
+        (
+            "F.cross_entropy(outputs, target_B,",
+            "F.cross_entropy(outputs.detach(), target_B,",
+            ("method my_fusion.py:Gate: loss must depend on a parameter, it depends on none"),
+        ),
     ],
 )
 def test_a_method_is_tried_before_anything_starts(

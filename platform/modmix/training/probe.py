@@ -124,7 +124,9 @@ class Probe:
             return
         group.stack.compile()
         try:
-            self._seconds(group, 1)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what cannot be traced; the error says it too
+                self._seconds(group, 1)
         except Exception as error:
             way.why += f"; cannot be compiled: {_first_sentence(error)}"
         else:
