@@ -1,0 +1,141 @@
+"""Every method on every encoder with every optimizer: stacked models equal single ones.
+
+In float64 and below the trainer: `Stack` and `Optimizer` against one module after another under
+`torch.optim`. (In float32 the rounding of convolutions grows to a percent within 20 steps, whoever
+computes them.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from modmix.methods.draws import Draws
+from modmix.methods.model import InputSpec, Model, ModelSpec, build_model
+from modmix.methods.table import METHODS
+from modmix.training.optimizers import Optimizer
+from modmix.training.stack import Stack
+from plainloop import make_optimizer
+from toypack import Dropping, add_method, defaults, make_data, make_replicates
+
+pytestmark = pytest.mark.slow
+
+# Batch norm over fewer examples than these is so unstable that float64's last digit decides.
+STEPS, BATCH, CLASSES, MODELS = 50, 16, 3, 2
+TOKENS = InputSpec(shape=(5,), kind="tokens", vocabulary=7)
+MLP = {"name": "mlp", "hidden": [4], "activation": "tanh", "batch_norm": True}
+BESIDE = ("dense", MLP, InputSpec(shape=(3,)))
+# Encoder -> inputs with their encoders; a ResNet's three taps are three modalities of one image.
+ENCODERS: dict[str, list[tuple[str, dict[str, Any], InputSpec]]] = {
+    "taps": [
+        (
+            "image",
+            {"name": "resnet", "depth": 8, "width": 2, "taps": True},
+            InputSpec(shape=(6, 6, 2), kind="image"),
+        )
+    ],
+    "resnet18": [
+        ("image", {"name": "resnet18", "width": 2}, InputSpec(shape=(12, 12, 2), kind="image")),
+        BESIDE,
+    ],
+    "char_lstm": [
+        ("text", {"name": "char_lstm", "embedding": 3, "units": 4, "layers": 1}, TOKENS),
+        BESIDE,
+    ],
+    "char_cnn": [
+        ("text", {"name": "char_cnn", "embedding": 3, "filters": 2, "widths": [2, 3]}, TOKENS),
+        BESIDE,
+    ],
+    "mlp": [("wide", MLP, InputSpec(shape=(5,))), BESIDE],
+}
+# The trainer keeps these numbers in float32: powers of two have no rounding to be amplified.
+RECIPES: dict[str, dict[str, Any]] = {
+    "sgd": {
+        "optimizer": "sgd",
+        "learning_rate": 2**-7,
+        "momentum": 0.875,
+        "weight_decay": 2**-10,
+        "nesterov": True,
+    },
+    "adam": {"optimizer": "adam", "learning_rate": 2**-10, "weight_decay": 2**-10},
+    "adamw": {"optimizer": "adamw", "learning_rate": 2**-10, "weight_decay": 0.125},
+}
+PAIRS = [
+    (method, encoder)
+    for method in (*METHODS, "dropping")
+    for encoder in ENCODERS
+    # `early` reads raw inputs: it has no encoder to vary.
+    if method != "early" or encoder == "mlp"
+]
+
+
+def models_of(method: str, encoder: str) -> list[Model]:
+    inputs = ENCODERS[encoder]
+    params = {} if method == "dropping" else defaults(method)
+    if method == "base":
+        params["modality"] = "unit2" if encoder == "taps" else inputs[0][0]
+    if method == "attend":  # its features must be of one width
+        params["project"] = 4
+    whole = ModelSpec(
+        method=method,
+        params=params,
+        encoders={name: spec for name, spec, _ in inputs},
+        inputs={name: given for name, _, given in inputs},
+        classes=CLASSES,
+    )
+    return [build_model(whole, seed).double() for seed in range(1, MODELS + 1)]
+
+
+def batches(encoder: str) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    """Other examples for each model, (MODELS, B, *shape)."""
+    drawn = np.random.default_rng(0)
+    for _ in range(STEPS):
+        made = {}
+        for name, _spec, given in ENCODERS[encoder]:
+            size = (MODELS, BATCH, *given.shape)
+            if given.kind == "tokens":
+                made[name] = torch.from_numpy(drawn.integers(0, given.vocabulary or 0, size))
+            else:
+                made[name] = torch.from_numpy(drawn.normal(size=size))
+        yield made, torch.from_numpy(drawn.integers(0, CLASSES, (MODELS, BATCH)))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(("method", "encoder"), PAIRS)
+def test_stacked_equals_single(
+    method: str, encoder: str, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_method(monkeypatch, "dropping", Dropping)
+    data = make_data(widths=(2, 2), rows=(9, 9, 9))
+    (replicate,) = make_replicates("mul", seeds=[0], data=data, **RECIPES[recipe])
+    training = replicate.training
+    stack, alone = (
+        Stack(models_of(method, encoder), torch.device("cpu")),
+        models_of(method, encoder),
+    )
+    decays_P = stack.columns(lambda _, shape: len(shape) >= 2).double()
+    optimizer = Optimizer([training] * MODELS, stack.parameters_KP, decays_P, epochs=1)
+    singles = [make_optimizer(model, training) for model in alone]
+    for step, (batch, target) in enumerate(batches(encoder)):
+        read = {name: batch[name] for name in stack.template.inputs}
+        stack.draw_K.copy_(torch.arange(MODELS) + 10 * step)
+        found = stack.loss_and_gradient(read, target)
+        optimizer.step(stack.parameters_KP, found.gradient_KP)
+        for row, (model, single) in enumerate(zip(alone, singles, strict=True)):
+            for source in (m for m in model.modules() if isinstance(m, Draws)):
+                source.draw.fill_(row + 10 * step)
+                source.calls = 0
+            single.zero_grad()
+            outputs = model({name: x[row] for name, x in read.items()})
+            loss = model.loss(outputs, target[row]).mean()
+            loss.backward()
+            single.step()
+            assert found.loss_K[row].item() == pytest.approx(loss.item(), rel=1e-5)
+    for row, model in enumerate(alone):
+        for name, value in stack.state_of(row).items():
+            torch.testing.assert_close(value, model.state_dict()[name], rtol=1e-5, atol=1e-8)
