@@ -74,6 +74,15 @@ PAIRS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other make these small operations a hundred times slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def models_of(method: str, encoder: str) -> list[Model]:
     inputs = ENCODERS[encoder]
     params = {} if method == "dropping" else defaults(method)
