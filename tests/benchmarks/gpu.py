@@ -32,7 +32,7 @@ if __name__ == "__main__":
 
 import torch
 
-from modmix.base.messages import Finished, PackStarted
+from modmix.base.messages import Finished, PackStarted, Progress
 from modmix.tasks.data import Data
 from modmix.training.trainer import train_pack
 from tests.benchmarks.gpu_works import Work, make_data, make_pack, works
@@ -44,25 +44,29 @@ if TYPE_CHECKING:
 STACKED = "stacked"
 IN_TURN = "one after another"
 PROCESSES = (2, 4, 8)
-# Ways of training a stacked pack; the first two in every size, the others in the largest.
+RECORDED = "float32, recorded"
+# Ways of training a stacked pack: all sizes by recorded steps, the largest by the others too.
 SETTINGS: dict[str, dict[str, Any]] = {
+    RECORDED: {"cuda_graphs": "always"},
     "float32": {"cuda_graphs": "never"},
-    "float32, recorded": {"cuda_graphs": "always"},
     "tf32, recorded": {"precision": "tf32", "cuda_graphs": "always"},
     "bf16, recorded": {"precision": "bf16", "cuda_graphs": "always"},
-    "float32, compiled": {"compile": True, "cuda_graphs": "never"},
     "float32, compiled, recorded": {"compile": True, "cuda_graphs": "always"},
 }
 
 
 @dataclass(frozen=True)
 class Rate:
-    """How fast models were trained; ``note`` is why there is no number, or what was chosen."""
+    """How fast models were trained; ``note`` is why there is no number, or what was chosen.
+
+    ``seconds`` are those of one step of one model, evaluations in between included, set-up and the
+    first epoch left out.
+    """
 
     work: str
     how: str
     models: int
-    per_minute: float | None = None
+    seconds: float | None = None
     memory: int = 0  # bytes at most on the device, of this process
     note: str = ""
 
@@ -94,20 +98,20 @@ class Measuring:
 
     def _measure(self, work: Work) -> None:
         data = make_data(work, rows=(128, 64) if self.quick else None)
-        settings: dict[str, Any] = {"epochs": 1} if self.quick else {}
+        settings: dict[str, Any] = {"epochs": 2} if self.quick else {}
         sizes = work.sizes[:1] if self.quick else work.sizes
-        alone = 1 if self.quick else work.alone
-        train(work, data, self.device, 1)  # warm
+        alone = 1 if self.quick else 2
         self._note(
             work, IN_TURN, alone, lambda: self._train(work, data, alone, stack="never", **settings)
         )
         for size in sizes:
-            for name in list(SETTINGS)[:2]:
-                self._stacked(work, data, size, name, settings)
+            self._stacked(work, data, size, RECORDED, settings)
         self._stacked(work, data, sizes[-1], "as modmix chooses", settings)
+        for name in () if self.quick else list(SETTINGS)[1:4]:
+            self._stacked(work, data, sizes[-1], name, settings)
         for processes in () if self.quick else PROCESSES:
-            self._side_by_side(work, processes, alone)
-        for name in () if self.quick else list(SETTINGS)[2:]:
+            self._side_by_side(work, processes)
+        for name in () if self.quick else list(SETTINGS)[4:]:
             self._stacked(work, data, sizes[-1], name, settings)
 
     def _stacked(
@@ -116,24 +120,22 @@ class Measuring:
         how = {"stack": "always", **SETTINGS[name]} if name in SETTINGS else {}
 
         def once() -> tuple[float, str]:
-            # First warm, or compile and record.
-            train(work, data, self.device, models, **{**settings, **how, "epochs": 1})
             seconds, why = self._train(work, data, models, **{**settings, **how})
             return seconds, "" if how else why
 
         self._note(work, f"{STACKED}, {name}" if how else name, models, once)
 
-    def _side_by_side(self, work: Work, processes: int, models: int) -> None:
+    def _side_by_side(self, work: Work, processes: int) -> None:
         def plain() -> tuple[float, str]:
-            return side_by_side(work, self.device, processes, models, {}), ""
+            return side_by_side(work, self.device, processes, {}), ""
 
         def served() -> tuple[float, str]:
             with own_mps() as environment:
-                return side_by_side(work, self.device, processes, models, environment), ""
+                return side_by_side(work, self.device, processes, environment), ""
 
-        self._note(work, f"{processes} processes", processes * models, plain)
+        self._note(work, f"{processes} processes", processes, plain)
         if self.device == "cuda" and shutil.which("nvidia-cuda-mps-control"):
-            self._note(work, f"{processes} processes with MPS", processes * models, served)
+            self._note(work, f"{processes} processes with MPS", processes, served)
 
     def _train(self, work: Work, data: Data, models: int, **settings: Any) -> tuple[float, str]:
         return train(work, data, self.device, models, **settings)
@@ -151,45 +153,48 @@ class Measuring:
         try:
             seconds, note = measure()
             memory = torch.cuda.max_memory_allocated() if self.device == "cuda" else 0
-            self.rates.append(Rate(work.name, how, models, 60 * models / seconds, memory, note))
+            self.rates.append(Rate(work.name, how, models, seconds, memory, note))
         except Exception as error:
             text = " ".join(str(error).split())[:160]
             self.rates.append(Rate(work.name, how, models, note=f"{type(error).__name__}: {text}"))
         one = self.rates[-1]
-        rate = "no number" if one.per_minute is None else f"{one.per_minute:,.0f} a minute"
+        rate = "no number" if one.seconds is None else f"{1e3 * one.seconds:.3f} ms a step"
         self.say(f"{work.name}: {how}, {models} models: {rate} {one.note}".rstrip())
 
 
 def train(work: Work, data: Data, device: str, models: int, **settings: Any) -> tuple[float, str]:
-    """Train so many models as one pack; seconds, evaluation and test included, and the way chosen.
+    """Train so many models as one pack; seconds a step of one model, and the way chosen.
+
+    The time is that from the first epoch's evaluation to the last one's.
 
     Raises:
         RuntimeError: a model failed.
     """
-    begun, why = time.perf_counter(), ""
-    for event in train_pack(make_pack(work, models, **settings), data, device=device):
+    pack, why = make_pack(work, models, **settings), ""
+    times: list[float] = []  # of evaluations, which read their numbers back from the device
+    for event in train_pack(pack, data, device=device):
         if isinstance(event, PackStarted):
             why = event.why
-        if (
-            isinstance(event, Finished)
-            and event.state == "failed"
-            and "diverged" not in event.reason
-        ):
+        elif isinstance(event, Progress):
+            times.append(time.perf_counter())
+        elif isinstance(event, Finished) and event.state == "failed" and not _diverged(event):
             raise RuntimeError(event.reason)
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - begun, why
+    batch = pack.replicates[0].training["batch_size"]
+    steps = (len(times) - 1) * max(1, len(data.train.labels) // batch)
+    return (times[-1] - times[0]) / (steps * models), why
 
 
-def side_by_side(
-    work: Work, device: str, processes: int, models: int, environment: Mapping[str, str]
-) -> float:
-    """Processes that each train their models one after another on the one device, at once."""
+def _diverged(end: Finished) -> bool:
+    return "diverged" in end.reason  # with random data that may be, and its steps take as long
+
+
+def side_by_side(work: Work, device: str, processes: int, environment: Mapping[str, str]) -> float:
+    """Seconds a step of one model where processes train one each on the one device, at once."""
     with tempfile.TemporaryDirectory() as folder:
         words = [sys.executable, __file__, "--device", device, "--worker", work.name]
         workers = [
             subprocess.Popen(
-                [*words, "--folder", folder, "--number", str(i), "--models", str(models)],
+                [*words, "--folder", folder, "--number", str(i)],
                 stdout=subprocess.PIPE,
                 text=True,
                 env={**os.environ, **environment},
@@ -202,13 +207,12 @@ def side_by_side(
                     raise RuntimeError("a worker ended before it was ready")
                 time.sleep(0.02)
             (Path(folder) / "go").touch()
-            begun = time.time()
-            ends = [float(worker.communicate()[0].split()[-1]) for worker in workers]
+            seconds = [float(worker.communicate()[0].split()[-1]) for worker in workers]
         finally:
             for worker in workers:
                 worker.kill()
                 worker.wait()
-    return max(ends) - begun
+    return 1 / sum(1 / one for one in seconds)
 
 
 @contextmanager
@@ -228,12 +232,11 @@ def work_as_told(given: argparse.Namespace) -> None:
     """One of the processes: warm up, wait for the others, train."""
     work = next(work for work in works() if work.name == given.worker)
     data, folder = make_data(work), Path(given.folder)
-    train(work, data, given.device, 1, epochs=1)
+    train(work, data, given.device, 1, epochs=2)
     (folder / f"ready-{given.number}").touch()
     while not (folder / "go").exists():
         time.sleep(0.005)
-    train(work, data, given.device, given.models, stack="never")
-    print(time.time())
+    print(train(work, data, given.device, 1, stack="never")[0])
 
 
 def main() -> None:
@@ -244,7 +247,6 @@ def main() -> None:
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     parser.add_argument("--number", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--models", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.device == "cuda" and not torch.cuda.is_available():
         sys.exit("gpu.py: torch sees no GPU here: give --device cpu to try the script")
@@ -265,7 +267,7 @@ def _say(text: str) -> None:
 
 # ---------------------------------------------------------------- tables
 
-COLUMNS = ("how", "models", "models a minute", "over the best unstacked", "device MB", "note")
+COLUMNS = ("how", "models", "ms a step and model", "over the best unstacked", "device MB", "note")
 
 
 def rows_of(rates: Sequence[Rate]) -> dict[str, list[list[str]]]:
@@ -274,21 +276,21 @@ def rows_of(rates: Sequence[Rate]) -> dict[str, list[list[str]]]:
     for work in dict.fromkeys(rate.work for rate in rates):
         mine = [rate for rate in rates if rate.work == work]
         others = [
-            rate.per_minute
+            rate.seconds
             for rate in mine
-            if rate.per_minute and (rate.how == IN_TURN or "processes" in rate.how)
+            if rate.seconds and (rate.how == IN_TURN or "processes" in rate.how)
         ]
-        best = max(others, default=None)
+        best = min(others, default=None)
         found[work] = [_row(rate, best) for rate in mine]
     return found
 
 
 def _row(rate: Rate, best: float | None) -> list[str]:
-    if rate.per_minute is None:
+    if rate.seconds is None:
         return [rate.how, str(rate.models), "", "", "", rate.note]
-    ratio = "" if best is None else f"{rate.per_minute / best:.2f}"
+    ratio = "" if best is None else f"{best / rate.seconds:.2f}"
     memory = f"{rate.memory / 1e6:,.0f}"
-    return [rate.how, str(rate.models), f"{rate.per_minute:,.1f}", ratio, memory, rate.note]
+    return [rate.how, str(rate.models), f"{1e3 * rate.seconds:.3g}", ratio, memory, rate.note]
 
 
 def markdown(rates: Sequence[Rate]) -> str:
@@ -334,8 +336,9 @@ def section_of(told: Mapping[str, Any], title: str) -> Section:
     ]
     text = (
         f"The training core alone on {told['device']}: data in memory, no Ray, ledger or MLflow. "
-        "A pack is trained to its end, evaluations and test included. Unstacked models are trained "
-        "one after another in one process, or in several processes that share the device."
+        "Times are those of a step, evaluations after each epoch included, set-up and the first "
+        "epoch left out. Unstacked models are trained by the same code, one after another in one process "
+        "or one in each of several processes that share the device: a bare loop takes less."
     )
     return Section(name="gpu", title=title, text=text, tables=tables)
 

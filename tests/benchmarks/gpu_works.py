@@ -18,8 +18,7 @@ from modmix.tasks.data import Augmentation, Data, Input, Split
 class Work:
     """One kind of model: data of these inputs, a method, and settings.
 
-    ``sizes`` are numbers of models that are stacked; ``alone`` is how many are trained one after
-    another, in each process.
+    ``sizes`` are numbers of models that are stacked.
     """
 
     name: str
@@ -30,7 +29,6 @@ class Work:
     encoders: Mapping[str, Mapping[str, Any]]
     training: Mapping[str, Any]
     sizes: tuple[int, ...]
-    alone: int = 2
     augmentation: Mapping[str, Augmentation] = field(default_factory=dict)
 
 
@@ -53,9 +51,8 @@ def _digits(method: str) -> Work:
         rows=(300, 359),
         method=method,
         encoders=_mlps({name: [64] for name in _DIGITS}),
-        training={"epochs": 20, "batch_size": 32, "learning_rate": 0.003},
+        training={"epochs": 8, "batch_size": 32, "learning_rate": 0.003},
         sizes=(16, 64, 256),
-        alone=4,
     )
 
 
@@ -68,7 +65,7 @@ def _higgs() -> Work:
         method="mul",
         encoders=_mlps({"low": [300] * 4, "high": [300] * 2}),
         training={
-            "epochs": 1,
+            "epochs": 3,
             "batch_size": 128,
             "optimizer": "sgd",
             "learning_rate": 0.01,
@@ -76,7 +73,6 @@ def _higgs() -> Work:
             "clip_norm": 10.0,
         },
         sizes=(16, 64, 128),
-        alone=4,
     )
 
 
@@ -96,23 +92,23 @@ def _resnet(depth: int) -> Work:
         name=f"{title}, {method}",
         inputs={"picture": picture},
         classes=10,
-        rows=(2_560, 1_000),
+        rows=(3_000, 500),
         method=method,
         encoders={"picture": encoder},
         training={
-            "epochs": 1,
-            "batch_size": 128,
+            "epochs": 3,
+            "batch_size": 100,
             "optimizer": "sgd",
             "learning_rate": 0.1,
             "weight_decay": 1e-4,
             "eval_batch_size": 500,
         },
-        sizes=(2, 4, 8, 16),
+        sizes=(4, 16),
         augmentation={"picture": Augmentation(pad=4, flip=True)},
     )
 
 
-def _texts(length: int = 64, units: int = 256) -> Work:
+def _texts(length: int = 15, units: int = 512) -> Work:
     text = Input(name="text", shape=(length,), kind="tokens", dtype="uint8", vocabulary=70)
     return Work(
         name=f"char_lstm of {units} units on {length} characters beside an mlp, mul",
@@ -124,7 +120,7 @@ def _texts(length: int = 64, units: int = 256) -> Work:
             "text": {"name": "char_lstm", "units": units},
             "numbers": {"name": "mlp", "hidden": [units]},
         },
-        training={"epochs": 1, "batch_size": 64},
+        training={"epochs": 3, "batch_size": 128},
         sizes=(4, 16, 32),
     )
 
@@ -133,7 +129,8 @@ def works(*, quick: bool = False) -> list[Work]:
     """All of them, or small ones."""
     if quick:
         return [_digits("mul"), _resnet(8), _texts(8, 16)]
-    return [_digits("mul"), _digits("mulmix"), _higgs(), _resnet(20), _resnet(32), _texts()]
+    many = [_resnet(20), _resnet(32), _resnet(110), _texts()]
+    return [_digits("mul"), _digits("mulmix"), _higgs(), *many]
 
 
 def make_data(work: Work, *, rows: tuple[int, int] | None = None) -> Data:

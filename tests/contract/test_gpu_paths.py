@@ -281,8 +281,8 @@ def test_order_of_a_recording(monkeypatch: pytest.MonkeyPatch) -> None:
     def note(what: str) -> Any:
         return lambda: happened.append(what)
 
-    replay = graphs._recorded(note("step"), device, note("restore"))
-    replay()
+    recording = graphs._Recording(note("step"), device, note("restore"))
+    recording.graph.replay()
     graphs._side_stream.cache_clear()
     assert happened == [
         *("wait", "into device", "into stream", "step", "step", "step"),

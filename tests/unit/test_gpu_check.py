@@ -53,14 +53,14 @@ def test_rates_end_in_time(tmp_path: Path) -> None:
 
 def test_table_of_rates() -> None:
     rates = [
-        Rate("digits", "one after another", 4, 100.0, 2_000_000),
-        Rate("digits", "2 processes", 8, 150.0, 2_000_000),
-        Rate("digits", "stacked, float32", 64, 3000.0, 40_000_000),
+        Rate("digits", "one after another", 4, 0.012, 2_000_000),
+        Rate("digits", "2 processes", 8, 0.006, 2_000_000),
+        Rate("digits", "stacked, float32", 64, 0.0003, 40_000_000),
         Rate("digits", "stacked, bf16", 64, note="not measured: no time left"),
     ]
     assert markdown(rates).splitlines()[4:] == [
-        "| one after another | 4 | 100.0 | 0.67 | 2 |  |",
-        "| 2 processes | 8 | 150.0 | 1.00 | 2 |  |",
-        "| stacked, float32 | 64 | 3,000.0 | 20.00 | 40 |  |",
+        "| one after another | 4 | 12 | 0.50 | 2 |  |",
+        "| 2 processes | 8 | 6 | 1.00 | 2 |  |",
+        "| stacked, float32 | 64 | 0.3 | 20.00 | 40 |  |",
         "| stacked, bf16 | 64 |  |  |  | not measured: no time left |",
     ]

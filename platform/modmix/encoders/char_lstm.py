@@ -5,6 +5,8 @@ Shapes: B batch, L positions, D embedding, H units.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -69,9 +71,13 @@ class CharLSTM(Encoder):
         weights = [tensor for layer in self._weights() for tensor in layer]
         layers = self.lstm.num_layers
         zeros = embedded_BLD.new_zeros(layers, embedded_BLD.shape[0], self.features)
-        states_BLH, _, _ = torch.lstm(
-            embedded_BLD, (zeros, zeros), weights, True, layers, 0.0, self.training, False, True
-        )
+        with warnings.catch_warnings():
+            # Weights are columns of one matrix, which cuDNN copies to a place of its own: little
+            # beside the states of all positions.
+            warnings.filterwarnings("ignore", message="RNN module weights are not part of single")
+            states_BLH, _, _ = torch.lstm(
+                embedded_BLD, (zeros, zeros), weights, True, layers, 0.0, self.training, False, True
+            )
         return states_BLH
 
     def _loop(self, embedded_BLD: Tensor) -> Tensor:

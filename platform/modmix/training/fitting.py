@@ -38,6 +38,8 @@ def on_groups(
             if not is_out_of_memory(error):
                 raise
         # Only here, with the exception gone, is what its frames held free again.
+        for one in (group, *waiting, *(one for one, _ in done)):
+            one.forget_graph()
         release(group.device)
         if len(group.members) == 1:
             too_large(group.members[0].index)

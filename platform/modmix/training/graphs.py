@@ -4,6 +4,9 @@ Small networks leave a GPU waiting for the processor that starts its kernels; a 
 one start. Everything a step reads or writes must lie at the same addresses every time: the row
 numbers of a batch are copied to where the recorded step reads them, learning rates are changed in
 place, and a group that loses rows records anew.
+
+The intermediate values of a recorded step keep their memory from one replay to the next. Recordings
+share it: groups take their steps one after another, and what a step leaves behind lies elsewhere.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -35,7 +39,8 @@ class StepGraph:
         self._index_SB = index_SB.clone()
         self._replay: Callable[[], object] = lambda: step(self._index_SB)
         if index_SB.device.type != "cpu":
-            self._replay = _recorded(self._replay, index_SB.device, restore)
+            self._recording = _Recording(self._replay, index_SB.device, restore)
+            self._replay = self._recording.graph.replay
 
     def run(self, index_SB: Tensor) -> None:
         """One step on these rows."""
@@ -43,24 +48,31 @@ class StepGraph:
         self._replay()
 
 
-def _recorded(
-    step: Callable[[], object], device: torch.device, restore: Callable[[], None]
-) -> Callable[[], object]:
-    """What replays the step."""
-    stream, graph = _side_stream(device), torch.cuda.CUDAGraph()
-    present = torch.cuda.current_stream(device)
-    stream.wait_stream(present)
-    # The stream also ends here where a recording fails: torch then does not leave it.
-    with torch.cuda.device(device), torch.cuda.stream(stream):
-        for _ in range(_WARM_UP):
-            step()
-        with _nothing_read_back():
-            step()
-        restore()
-        with torch.cuda.graph(graph, stream=stream):
-            step()
-    present.wait_stream(stream)
-    return graph.replay
+class _Recording:
+    """A CUDA graph of a step."""
+
+    def __init__(
+        self, step: Callable[[], object], device: torch.device, restore: Callable[[], None]
+    ) -> None:
+        self.device, self.graph = device, torch.cuda.CUDAGraph()
+        stream, present = _side_stream(device), torch.cuda.current_stream(device)
+        stream.wait_stream(present)
+        # The stream also ends here where a recording fails: torch then does not leave it.
+        with torch.cuda.device(device), torch.cuda.stream(stream):
+            for _ in range(_WARM_UP):
+                step()
+            with _nothing_read_back():
+                step()
+            restore()
+            pool = next((one.graph.pool() for one in _alive if one.device == device), None)
+            with torch.cuda.graph(self.graph, pool=pool, stream=stream):
+                step()
+        present.wait_stream(stream)
+        _alive.add(self)
+
+
+# Their memory is shared, and freed with the last of them.
+_alive: WeakSet[_Recording] = WeakSet()
 
 
 @functools.cache

@@ -168,6 +168,10 @@ class Group:
         self._graphs = on and like_gpu(self.device) and self.stack.stacked
         self._graph = None
 
+    def forget_graph(self) -> None:
+        """Give the memory of a recorded step back; the next step is recorded anew."""
+        self._graph = None
+
     def train(self, examples: Examples, order: Order, start: int, stop: int) -> None:
         """Take the steps start, …, stop−1 of the epoch."""
         rows = [order.step(self._order_SN, step) for step in range(start, stop)]
