@@ -337,8 +337,8 @@ def section_of(told: Mapping[str, Any], title: str) -> Section:
     text = (
         f"The training core alone on {told['device']}: data in memory, no Ray, ledger or MLflow. "
         "Times are those of a step, evaluations after each epoch included, set-up and the first "
-        "epoch left out. Unstacked models are trained by the same code, one after another in one process "
-        "or one in each of several processes that share the device: a bare loop takes less."
+        "epoch left out. Unstacked models are trained by the same code, one after another in one "
+        "process or one in each of several processes that share the device: a bare loop takes less."
     )
     return Section(name="gpu", title=title, text=text, tables=tables)
 
