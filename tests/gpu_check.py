@@ -37,7 +37,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS: the same 
 import torch
 
 import gpucases
-from modmix.base.messages import Finished, Replicate
+from modmix.base.messages import Finished, PackStarted, Replicate
 from modmix.methods.table import METHODS
 from modmix.tasks.data import Data
 from modmix.training import batches, graphs
@@ -80,6 +80,7 @@ class Checks:
     def __init__(self, device: str) -> None:
         self.device = device
         self.gpu = device == "cuda"
+        self.why = ""  # of the way in which the last pack was trained
         self._known: dict[str, dict[str, Finished]] = {}
 
     def named(self) -> Iterator[tuple[str, Callable[[], tuple[float, float] | None]]]:
@@ -89,7 +90,8 @@ class Checks:
             yield f"{method}: recorded steps", lambda m=method: self.method(m, **GRAPHS)
         for recipe in ("sgd", "adamw"):
             yield f"{recipe}: recorded steps", lambda r=recipe: self.method("mul", r, **GRAPHS)
-        yield "one after another", lambda: self.method("mul", stack="never")
+        yield "one after another", lambda: self.method("mul", stack="never", **PLAIN)
+        yield "one after another, recorded", lambda: self.method("mul", stack="never", **GRAPHS)
         yield "data streamed by threads", self.streamed
         yield "tf32", lambda: self.method("mul", precision="tf32", limit=SHORT, **GRAPHS)
         yield "bf16", lambda: self.method("mul", precision="bf16", limit=SHORT, **GRAPHS)
@@ -145,7 +147,8 @@ class Checks:
     def convolutions(self) -> tuple[float, float]:
         data = gpucases.images(rows=(24, 12, 12), side=8)
         expected = self._on_processor("resnet", gpucases.on_images(), data)
-        found = self._train(gpucases.on_images(**GRAPHS), data)
+        found = self._train(gpucases.on_images(stack="always", **GRAPHS), data)
+        assert self.why == "stack: always", self.why
         return gpucases.differences(found, expected), CONVOLUTIONS
 
     # ------------------------------------------------------------ on the device alone
@@ -239,7 +242,9 @@ class Checks:
     # ------------------------------------------------------------ how
 
     def _train(self, replicates: Sequence[Replicate], data: Data) -> dict[str, Finished]:
-        return finished(train_pack(make_pack(replicates), data, device=self.device))
+        events = list(train_pack(make_pack(replicates), data, device=self.device))
+        self.why = next(event.why for event in events if isinstance(event, PackStarted))
+        return finished(events)
 
     def _on_processor(
         self, name: str, replicates: Sequence[Replicate], data: Data

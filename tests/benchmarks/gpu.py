@@ -80,15 +80,16 @@ class Measuring:
         *,
         quick: bool = False,
         seconds: float = 1e9,
+        names: str = "",
         say: Callable[[str], None] = print,
     ) -> None:
-        self.device, self.quick, self.say = device, quick, say
+        self.device, self.quick, self.names, self.say = device, quick, names, say
         self._end = time.monotonic() + seconds
         self.rates: list[Rate] = []
 
     def run(self) -> list[Rate]:
-        """All works; each may use its share of the time that is left."""
-        waiting = works(quick=self.quick)
+        """All works, or those with ``names`` in theirs; each has its share of the time left."""
+        waiting = [work for work in works(quick=self.quick) if self.names in work.name]
         while waiting:
             work = waiting.pop(0)
             now = time.monotonic()
@@ -101,9 +102,11 @@ class Measuring:
         settings: dict[str, Any] = {"epochs": 2} if self.quick else {}
         sizes = work.sizes[:1] if self.quick else work.sizes
         alone = 1 if self.quick else 2
-        self._note(
-            work, IN_TURN, alone, lambda: self._train(work, data, alone, stack="never", **settings)
-        )
+        for words, graphs in (("", "never"), (", recorded", "always")):
+            how = {"stack": "never", "cuda_graphs": graphs, **settings}
+            self._note(
+                work, IN_TURN + words, alone, lambda h=how: self._train(work, data, alone, **h)
+            )
         for size in sizes:
             self._stacked(work, data, size, RECORDED, settings)
         self._stacked(work, data, sizes[-1], "as modmix chooses", settings)
@@ -121,7 +124,7 @@ class Measuring:
 
         def once() -> tuple[float, str]:
             seconds, why = self._train(work, data, models, **{**settings, **how})
-            return seconds, "" if how else why
+            return seconds, "" if why == "stack: always" else why
 
         self._note(work, f"{STACKED}, {name}" if how else name, models, once)
 
@@ -236,7 +239,7 @@ def work_as_told(given: argparse.Namespace) -> None:
     (folder / f"ready-{given.number}").touch()
     while not (folder / "go").exists():
         time.sleep(0.005)
-    print(train(work, data, given.device, 1, stack="never")[0])
+    print(train(work, data, given.device, 1, cuda_graphs="never")[0])
 
 
 def main() -> None:
@@ -244,6 +247,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--quick", action="store_true", help="few and small packs")
     parser.add_argument("--minutes", type=float, default=20.0, help="about how long")
+    parser.add_argument("--names", default="", help="only the models with this in their names")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     parser.add_argument("--number", type=int, help=argparse.SUPPRESS)
@@ -254,7 +258,13 @@ def main() -> None:
     if given.worker:
         work_as_told(given)
         return
-    measuring = Measuring(given.device, quick=given.quick, seconds=60 * given.minutes, say=_say)
+    measuring = Measuring(
+        given.device,
+        quick=given.quick,
+        seconds=60 * given.minutes,
+        names=given.names,
+        say=_say,
+    )
     found = measuring.run()
     print(markdown(found))
     name = torch.cuda.get_device_name(0) if given.device == "cuda" else "cpu"
@@ -278,7 +288,7 @@ def rows_of(rates: Sequence[Rate]) -> dict[str, list[list[str]]]:
         others = [
             rate.seconds
             for rate in mine
-            if rate.seconds and (rate.how == IN_TURN or "processes" in rate.how)
+            if rate.seconds and not rate.how.startswith((STACKED, "as modmix"))
         ]
         best = min(others, default=None)
         found[work] = [_row(rate, best) for rate in mine]

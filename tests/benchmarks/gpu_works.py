@@ -92,7 +92,7 @@ def _resnet(depth: int) -> Work:
         name=f"{title}, {method}",
         inputs={"picture": picture},
         classes=10,
-        rows=(3_000, 500),
+        rows=(3_000 if depth < 100 else 800, 200),
         method=method,
         encoders={"picture": encoder},
         training={

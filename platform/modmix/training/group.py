@@ -19,8 +19,10 @@ from modmix.methods.base import Pass
 from modmix.methods.model import derive_seed
 from modmix.training.batches import Examples, Order
 from modmix.training.device import (
+    is_out_of_memory,
     like_gpu,
     own_generators,
+    release,
     seed_generators,
 )
 from modmix.training.evaluation import metrics_of, predictions_of
@@ -165,7 +167,7 @@ class Group:
 
     def use_graphs(self, *, on: bool) -> None:
         """On a GPU that holds the examples, record steps as graphs."""
-        self._graphs = on and like_gpu(self.device) and self.stack.stacked
+        self._graphs = on and like_gpu(self.device)
         self._graph = None
 
     def forget_graph(self) -> None:
@@ -175,19 +177,25 @@ class Group:
     def train(self, examples: Examples, order: Order, start: int, stop: int) -> None:
         """Take the steps start, …, stop−1 of the epoch."""
         rows = [order.step(self._order_SN, step) for step in range(start, stop)]
-        if self._graphs and examples.place == self.device:
-            for step, index_SB in zip(range(start, stop), rows, strict=True):
-                self._replay(examples, index_SB, step)
-            return
-        # One model alone may draw from torch's generators (`nn.LSTM`'s dropout, say). They are
-        # seeded for every step, so that a resumed model draws what an undisturbed one would.
-        alone = not self.stack.stacked
-        with own_generators(self.device) if alone else nullcontext():
+        recorded = self._graphs and examples.place == self.device
+        with nullcontext() if self.stack.stacked else own_generators(self.device):
+            if recorded:
+                for step, index_SB in zip(range(start, stop), rows, strict=True):
+                    self._replay(examples, index_SB, step)
+                return
             for step, batch in zip(range(start, stop), examples.batches(rows), strict=True):
-                torch.add(self._draw_K, step, out=self.stack.draw_K)
-                if alone:
-                    seed_generators(self.device, self._draws[0] + step)
+                self._set_draws(step)
                 self._step(examples, *batch)
+
+    def _set_draws(self, step: int) -> None:
+        """Tell the models which step's random numbers they draw.
+
+        One model alone may draw from torch's generators (`nn.LSTM`'s dropout, say). They are seeded
+        for every step, so that a resumed model draws what an undisturbed one would.
+        """
+        torch.add(self._draw_K, step, out=self.stack.draw_K)
+        if not self.stack.stacked:
+            seed_generators(self.device, self._draws[0] + step)
 
     def _step(
         self, examples: Examples, raw: Mapping[str, Tensor], target: Tensor, index_SB: Tensor
@@ -202,20 +210,32 @@ class Group:
         self.optimizer.step(self.stack.parameters_KP, result.gradient_KP)
 
     def _replay(self, examples: Examples, index_SB: Tensor, step: int) -> None:
-        torch.add(self._draw_K, step, out=self.stack.draw_K)
-        graph = self._graph
-        if graph is None:
-            saved = self.snapshot()
-
-            def run(index_SB: Tensor) -> None:
-                self._step(examples, *examples.take(index_SB))
-
-            graph = StepGraph(run, index_SB, lambda: self.load(*saved))
-            self.load(*saved)  # the recording ran nothing, but it was counted
-            self._graph = graph
+        if self._graph is None:
+            self._record(examples, index_SB)
+        self._set_draws(step)
+        if self._graph is None:
+            self._step(examples, *examples.take(index_SB))
+            return
         steps = self.optimizer.steps
-        graph.run(index_SB)
+        self._graph.run(index_SB)
         self.optimizer.steps = steps + 1  # a replay does not run the line that counts
+
+    def _record(self, examples: Examples, index_SB: Tensor) -> None:
+        """Record a step; where the memory does not suffice for that, take plain ones."""
+        saved = self.snapshot()
+
+        def run(index_SB: Tensor) -> None:
+            self._step(examples, *examples.take(index_SB))
+
+        try:
+            self._graph = StepGraph(run, index_SB, lambda: self.load(*saved))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        self.load(*saved)  # the recording ran nothing, but it was counted
+        if self._graph is None:
+            self._graphs = False
+            release(self.device)
 
     # ------------------------------------------------------------ evaluation
 

@@ -67,8 +67,8 @@ class Probe:
         way, groups = self._stacked_or_not(indices, entry)
         if self._settings["compile"] and groups:
             self._compile(way, groups[0])
-        if way.stacked:
-            way.graphs = self._graphs(way, groups[0], len(indices))
+        if groups and (way.compiled or not way.measured):
+            way.graphs = self._graphs(groups[0])
         return way, groups
 
     def _stacked_or_not(self, indices: Sequence[int], entry: StageEntry) -> tuple[Way, list[Group]]:
@@ -200,12 +200,26 @@ class Probe:
         alone = self._seconds(single, _STEPS)
         if alone is None:
             return ""
-        stacked *= models / len(group.members)
-        alone *= models
+        per_step = models / len(group.members)
+        stacked, stacked_recorded = self._recorded_too(group, stacked)
+        alone, alone_recorded = self._recorded_too(single, alone)
+        stacked, alone = stacked * per_step, alone * models
         way.measured = {"stacked": stacked, "one by one": alone}
+        way.graphs = stacked_recorded
         if alone < _CLEARLY * stacked:
+            way.graphs = alone_recorded
             return f"{stacked / alone:.1f} times faster one after another"
         return ""
+
+    def _recorded_too(self, group: Group, plain: float) -> tuple[float, bool]:
+        """Seconds of a step in the faster way, and whether that is a recorded one."""
+        setting = self._settings["cuda_graphs"]
+        if not self._can_record() or setting == "never":
+            return plain, False
+        recorded = self._seconds_recorded(group)
+        if recorded is not None and (setting == "always" or recorded < _CLEARLY * plain):
+            return recorded, True
+        return plain, setting == "always"
 
     def _try_evaluation(self, group: Group, rows: int) -> None:
         """Everything that a method does outside of steps, on few examples."""
@@ -238,24 +252,25 @@ class Probe:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
-    def _graphs(self, way: Way, group: Group, models: int) -> bool:
+    def _can_record(self) -> bool:
+        return like_gpu(self._device) and self._train.place == self._device
+
+    def _graphs(self, group: Group) -> bool:
         """Whether steps are recorded as CUDA graphs: where that is clearly faster, if not said."""
         setting = self._settings["cuda_graphs"]
-        resident = self._train.place == self._device
-        if setting == "never" or not like_gpu(self._device) or not resident:
-            return False
-        if setting == "always":
-            return True
+        if setting != "auto" or not self._can_record():
+            return setting == "always" and self._can_record()
         plain = self._seconds(group, _STEPS)
+        return plain is not None and self._recorded_too(group, plain)[1]
+
+    def _seconds_recorded(self, group: Group) -> float | None:
+        """As `_seconds`; None also where a step has an operation that cannot be recorded."""
+        seconds = None
         group.use_graphs(on=True)
-        recorded = None
-        with suppress(RuntimeError):  # an operation that cannot be recorded
-            recorded = self._seconds(group, _STEPS)
+        with suppress(RuntimeError):
+            seconds = self._seconds(group, _STEPS)
         group.use_graphs(on=False)
-        if plain is None or recorded is None:
-            return False
-        way.measured["recorded"] = recorded * models / len(group.members)
-        return recorded < _CLEARLY * plain
+        return seconds
 
 
 def _first_sentence(error: BaseException) -> str:

@@ -77,6 +77,8 @@ class Stack:
         for module in self.template.modules():
             if isinstance(module, Encoder):
                 module.stacked = stacked
+            elif stacked and isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
+                module.forward = types.MethodType(_batch_norm, module)  # type: ignore[method-assign]
         self._sources = [m for m in self.template.modules() if isinstance(m, Draws)]
         self._low_precision = low_precision
         self._compile = False
@@ -327,6 +329,29 @@ class Stack:
         """One model's ``state_dict``."""
         state = {**self._views(self.parameters_KP), **self.buffers}
         return {name: state[name][row] for name in self.template.state_dict()}
+
+
+def _batch_norm(module: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """The forward pass of batch norm, by the operation that `vmap` has a rule for on a GPU, too.
+
+    `torch.nn.functional.batch_norm` first asks whether cuDNN's kernel suits the layout of its
+    input, and that question has no answer under `vmap`.
+
+    Raises:
+        RuntimeError: averages over all batches (``momentum=None``), whose weight is read back.
+    """
+    if module.momentum is None:
+        raise RuntimeError("batch norm with momentum=None cannot be stacked")
+    if module.training and module.num_batches_tracked is not None:
+        module.num_batches_tracked.add_(1)
+    mean, var = module.running_mean, module.running_var
+    by_batch = module.training or mean is None
+    # Statistics stay in float32 where the layers before compute in bfloat16.
+    whole = x if mean is None else x.to(mean.dtype)
+    result: Tensor = torch.native_batch_norm(
+        whole, module.weight, module.bias, mean, var, by_batch, module.momentum, module.eps
+    )[0]
+    return result.to(x.dtype)
 
 
 def _flat(parameters: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
