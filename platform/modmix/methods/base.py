@@ -2,10 +2,10 @@
 
 A method maps the features of its modalities to outputs, a loss per example, and class scores.
 The trainer adds the model axis with `torch.func.vmap`, so a method must not have data-dependent
-control flow: no ``.item()``, boolean indexing, ``nonzero`` or Python ``if`` on a tensor. A method
-that breaks this still works, but its models are trained one after another. Hyperparameters that may
-differ between stacked models (β, margins, loss weights) are buffers; all others are plain Python
-values. Random numbers come from `modmix.methods.draws`.
+control flow: no ``.item()``, boolean indexing, ``nonzero`` or Python ``if`` on a tensor. Models
+of a method that breaks this are trained one after another. Hyperparameters that may differ between
+stacked models (β, margins, loss weights) are buffers; all others are plain Python values.
+Random numbers come from `modmix.methods.draws`.
 
 Shapes: B batch, C classes, M modalities, S sources, D features.
 """
@@ -36,8 +36,8 @@ class Stage:
     name: str
     epochs: int | None = None  # None: as the training setting `epochs`
     frozen: tuple[str, ...] = ()  # name prefixes of the model parameters that are not trained
-    begin: Literal["last", "best", "selected"] = "last"  # which weights of the previous stage
-    # to start from ("selected": as the training setting `select`)
+    # Weights of the previous stage to start from; "selected": as the training setting `select`.
+    begin: Literal["last", "best", "selected"] = "last"
     optimizer: Literal["fresh", "kept"] = "fresh"  # kept: moments and step count carry over
     judged: bool = True  # False: scores are not meaningful yet, so no halving and no patience
 

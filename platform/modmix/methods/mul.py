@@ -1,7 +1,7 @@
 """Multiplicative combination, eqs. 8-10: a source is down-weighted where the others are right.
 
 `class_losses` (eqs. 8, 9) and `boosted` (eq. 10) are the equations; `Mul` has one classifier per
-modality. All functions work on logits, since log p and log(1 − p) cannot be recovered from
+modality. Sources are given as logits, since log p and log(1 − p) cannot be recovered from
 probabilities that round to 0 or 1.
 """
 
@@ -136,8 +136,8 @@ def class_losses(
         log_rest_SCB = log_one_minus(
             log_p_SCB.detach() if detach else log_p_SCB, dim=1, constant=detach
         )
-        # One matrix product applies q and the focal factor, for fewer passes over (C, B). It sums
-        # over j ≠ i: total minus own term would cancel catastrophically for large terms.
+        # One matrix product applies q and the focal factor, for fewer passes over (S, C, B). It
+        # sums over j ≠ i: total minus own term would cancel catastrophically for large terms.
         one_SS = torch.eye(sources, dtype=log_p_SCB.dtype, device=log_p_SCB.device)
         powers_SS = beta / (sources - 1) * (1.0 - one_SS) + alpha * one_SS
         exponents = exact_product(powers_SS, log_rest_SCB.flatten(1))

@@ -19,7 +19,7 @@ from modmix.base.settings import TRAINING
 from modmix.base.signature import hyperparameters, summary
 from modmix.base.space import Hyperparameter
 
-MAX_SOURCES = 127  # seven modalities with all their subsets
+MAX_SOURCES = 127  # 2⁷ − 1: all mixtures of seven modalities
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,7 +56,7 @@ def fetch(url: str, source: Source, progress: Progress = silent) -> Path:
 
 
 def _check_room(target: Path, size: int) -> None:
-    for left in target.parent.glob(f"{tempfile.gettempprefix()}*"):  # of killed processes
+    for left in target.parent.glob(f"{tempfile.gettempprefix()}*"):  # left by a killed run
         left.unlink()
     if (free := shutil.disk_usage(target.parent).free) < size:
         raise DataError(
