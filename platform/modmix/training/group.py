@@ -146,7 +146,7 @@ class Group:
 
         ``epochs_before`` counts those of earlier stages too: it tells the epochs' draws apart.
         """
-        self.optimizer.start_epoch(epoch)
+        self.optimizer.start_epoch(epoch, order.steps)
         if "method.epoch" in self.stack.buffers:
             self.stack.buffers["method.epoch"].fill_(epoch)
         self._order_SN = order.epoch(self.seeds, epochs_before)
@@ -181,9 +181,11 @@ class Group:
         with nullcontext() if self.stack.stacked else own_generators(self.device):
             if recorded:
                 for step, index_SB in zip(range(start, stop), rows, strict=True):
+                    self.optimizer.start_step(step)
                     self._replay(examples, index_SB, step)
                 return
             for step, batch in zip(range(start, stop), examples.batches(rows), strict=True):
+                self.optimizer.start_step(step)
                 self._set_draws(step)
                 self._step(examples, *batch)
 
