@@ -15,6 +15,7 @@ In: options of the study file and a user's files. Out: `data.Data`, memory-mappe
     digits           8x8 scans from scikit-learn
     weak             synthetic data with inputs that are uninformative for some examples
     higgs            HIGGS: signal or background
+    cifar100         CIFAR-100: small photographs, read by torchvision
     arrays_read      a user's file after reading
     arrays_labels    labels and splits of a user's file
     arrays_tokens    text and token ids of a user's file

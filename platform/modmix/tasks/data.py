@@ -57,8 +57,9 @@ class Input:
 
     mean: npt.NDArray[np.float32] | None = field(default=None, compare=False)
     scale: npt.NDArray[np.float32] | None = field(default=None, compare=False)
-    """(x − mean) / scale is applied on the device to images of integers, by channel (C,). Floats
-    are standardised when they are prepared, and have neither."""
+    """(x − mean) / scale is applied on the device to images of integers, by channel (C,) or by
+    pixel and channel (H, W, C). Floats are standardised when they are prepared, and have neither.
+    """
 
     def __post_init__(self) -> None:
         assert len(self.shape) == _AXES[self.kind], self
