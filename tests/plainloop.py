@@ -54,11 +54,12 @@ def make_optimizer(model: Model, t: Any) -> torch.optim.Optimizer:
     return kind(groups, lr=t["learning_rate"], betas=tuple(t["betas"]), eps=t["eps"])
 
 
-def rate_at(t: Any, epoch: int) -> float:
+def rate_at(t: Any, epoch: int, step: int = 0, steps: int = 1) -> float:
+    done = epoch * steps + step
     factors = {
         "constant": 1.0,
         "exponential": t["decay_rate"] ** epoch,
-        "step": t["decay_rate"] ** sum(m <= epoch for m in t["milestones"]),
+        "step": t["decay_rate"] ** sum(round(m * steps) <= done for m in t["milestones"]),
         "cosine": (1 + math.cos(math.pi * epoch / t["epochs"])) / 2,
     }
     return float(t["learning_rate"] * factors[t["schedule"]])
@@ -99,12 +100,12 @@ def train_plainly(replicate: Replicate, data: Data, model: Model | None = None) 
     run = Plain(model=model)
     best, waited = math.inf, 0
     for epoch in range(t["epochs"]):
-        for group in optimizer.param_groups:
-            group["lr"] = rate_at(t, epoch)
         generator = torch.Generator().manual_seed(derive_seed(r.seed, "batches", epoch))
         order = torch.randperm(len(labels), generator=generator)
         losses: list[float] = []
         for step in range(steps):
+            for group in optimizer.param_groups:
+                group["lr"] = rate_at(t, epoch, step, steps)
             rows = order[step * batch : (step + 1) * batch]
             optimizer.zero_grad()
             outputs = model({name: x[rows] for name, x in inputs.items()})
@@ -122,7 +123,7 @@ def train_plainly(replicate: Replicate, data: Data, model: Model | None = None) 
                 "epoch": epoch + (step + 1) / steps,
                 "train/loss": sum(losses) / len(losses),
                 "val/error": value,
-                "lr": rate_at(t, epoch),
+                "lr": rate_at(t, epoch, step, steps),
             }
             for name, number in line.items():
                 run.history.setdefault(name, []).append(number)

@@ -41,7 +41,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "clip_norm": 1.0,
         "weight_decay": 1e-3,
         "schedule": "step",
-        "milestones": [1],
+        "milestones": [0.48, 1],  # after 12 and 25 steps
         "decay_rate": 0.1,
     },
     "adam": {"optimizer": "adam", "clip_norm": 0.5, "schedule": "exponential", "decay_rate": 0.5},

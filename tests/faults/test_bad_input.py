@@ -112,6 +112,14 @@ def text(name: str, content: str) -> Callable[[Path], None]:
     return write
 
 
+def pickles(folder: Path) -> None:
+    """A folder as CIFAR-100's, whose pickles would write a file where they are read."""
+    target = folder / "cifar-100-python"
+    target.mkdir()
+    for name in ("train", "test", "meta"):
+        (target / name).write_bytes(b"cos\nmkdir\n(S'hacked'\ntR.")
+
+
 ARRAYS = of(task="{name: arrays, path: d.npz}")
 CSV = of(task='{name: arrays, path: d.csv, columns: {a: ["a*"], b: ["b*"]}}')
 HIGGS = of(task="{name: higgs, path: h.csv, test_rows: 20}")
@@ -184,6 +192,25 @@ DATA = {
         study=HIGGS.replace("h.csv", "h.csv.gz"),
         setup=truncated("h.csv.gz"),
         lines=(r"\S+/h\.csv\.gz: is damaged or truncated .*; write or copy the file again",),
+    ),
+    "CIFAR-100 that is not there": Case(
+        study=of(task="{name: cifar100, path: photographs}"),
+        lines=(
+            (
+                r"\S+/photographs/cifar-100-python/train: a data file must be here, found nothing; "
+                r"the option `path` must be the official folder cifar-100-python or one that .*"
+            ),
+        ),
+    ),
+    "CIFAR-100 that is not the official one": Case(
+        study=of(task="{name: cifar100, path: cifar-100-python}"),
+        setup=pickles,
+        lines=(
+            (
+                r"\S+/cifar-100-python/train: the official file has md5 16019d7e\w+, this one \w+, "
+                r"and no other pickle is read; the option `path` must be .*"
+            ),
+        ),
     ),
     "--data for a task without a file": Case(
         command=(*LOCAL, "--data", "d.npz"),

@@ -186,7 +186,7 @@ def test_other_batches_are_fine(monkeypatch: pytest.MonkeyPatch, text: str) -> N
         ),
         (
             "schedule: step, milestones: [2, 5], epochs: 5",
-            "milestones from 5 on have no effect: the last of 5 epochs begins after epoch 4",
+            "milestones from 5 on have no effect: training ends after 5 epochs",
         ),
         (
             "patience: 4, epochs: 5",

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from modmix.base.settings import TRAINING
+from modmix.base.settings import TRAINING, training_problem
 from modmix.training.optimizers import Optimizer, schedule
 
 SHAPES = [(4, 3), (4,), (2, 4), (2,)]
@@ -189,6 +189,60 @@ def test_schedules_by_hand() -> None:
     )
     assert schedule(settings(schedule="exponential", decay_rate=0.5), 3, 9) == 0.125
     assert schedule(settings(), 7, 9) == 1.0
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw"])
+def test_milestones_within_an_epoch_are_at_the_nearest_step(kind: str) -> None:
+    """Rates of every step as of torch's scheduler, which counts steps: 2, 8, 10, 13 and 13."""
+    training = settings(
+        optimizer=kind, schedule="step", decay_rate=0.5, milestones=[0.4, 1.55, 2, 2.55, 2.65]
+    )
+    parameter = nn.Parameter(torch.zeros(1))
+    sgd = torch.optim.SGD([parameter], lr=training["learning_rate"])
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(sgd, [2, 8, 10, 13, 13], 0.5)
+    whole = torch.stack([start(0)])
+    optimizer = Optimizer([training], whole, torch.ones(sum(SIZES)))
+    for epoch in range(EPOCHS):
+        optimizer.start_epoch(epoch, STEPS)
+        for step in range(STEPS):
+            optimizer.start_step(step)
+            (wanted,) = scheduler.get_last_lr()
+            assert optimizer.rates == pytest.approx([wanted])
+            torch.testing.assert_close(optimizer.rate_K1, torch.tensor([[wanted]]))
+            # As after a checkpoint in the middle of an epoch.
+            resumed = Optimizer([training], whole, torch.ones(sum(SIZES)))
+            resumed.start_epoch(epoch, STEPS)
+            resumed.start_step(step)
+            assert resumed.rates == optimizer.rates
+            sgd.step()
+            scheduler.step()
+
+
+def test_a_step_may_be_set_again() -> None:
+    """A group that did not fit into memory goes back to the last evaluation."""
+    training = settings(schedule="step", decay_rate=0.5, milestones=[0.4])
+    optimizer = Optimizer([training], torch.stack([start(0)]), torch.ones(sum(SIZES)))
+    optimizer.start_epoch(0, STEPS)
+    rates = []
+    for step in (0, 1, 2, 3, 1, 2):
+        optimizer.start_step(step)
+        rates.append(optimizer.rates[0] / training["learning_rate"])
+    assert rates == pytest.approx([1, 1, 0.5, 0.5, 1, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("milestones", "problem"),
+    [
+        ([2, 1.5], "must be epochs above 0 in rising order, got [2, 1.5]"),
+        ([1, 1], "must be epochs above 0 in rising order, got [1, 1]"),
+        ([0, 1], "must be epochs above 0 in rising order, got [0, 1]"),
+        ([-1], "must be at least 0, got -1"),
+        (["a"], "must be a list of finite numbers, got ['a']"),
+        ([0.5, 2], None),
+    ],
+)
+def test_milestones_are_epochs_in_rising_order(milestones: list[Any], problem: str | None) -> None:
+    assert training_problem("milestones", milestones) == problem
 
 
 @pytest.mark.parametrize("forced", ["0", "1"])

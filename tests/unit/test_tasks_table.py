@@ -44,6 +44,12 @@ def test_every_default_is_acceptable_and_required_options_are_missed() -> None:
         ("weak", {"seed": None}, "must be a whole number, got null"),
         ("higgs", {"variant": 3}, "must be one of small, full, got 3"),
         ("higgs", {"path": 3}, "must be a path, got 3"),
+        ("cifar100", {"path": ["x"]}, "option 'path' must be a path, got ['x']"),
+        ("cifar100", {"val_rows": 0}, "option 'val_rows' must be at least 1, got 0"),
+        ("cifar100", {"val_rows": 50_000}, "option 'val_rows' must be at most 49900, got 50000"),
+        ("cifar100", {"val_rows": 0.1}, "option 'val_rows' must be a whole number, got 0.1"),
+        ("cifar100", {"augment": {"pad": 2}}, "option 'augment' must be true or false, got {'pad"),
+        ("cifar100", {"val_fraction": 0.1}, "'val_fraction' is not an option of this task"),
         ("arrays", {}, "option 'path' is required: an .npz, .csv or .csv.gz"),
         (
             "arrays",
@@ -132,7 +138,17 @@ def test_the_table_loads_neither_torch_nor_numpy() -> None:
 
 def test_tasks_import_only_numpy_when_they_are_loaded() -> None:
     folder = Path(task_entry.__code__.co_filename).parent
-    heavy = {"torch", "sklearn", "pyarrow", "filelock", "pandas", "scipy", "safetensors", "pooch"}
+    heavy = {
+        "torch",
+        "torchvision",
+        "sklearn",
+        "pyarrow",
+        "filelock",
+        "pandas",
+        "scipy",
+        "safetensors",
+        "pooch",
+    }
     for file in folder.glob("*.py"):
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.Import):

@@ -363,7 +363,9 @@ def test_resuming_after_any_evaluation_changes_nothing(
 ) -> None:
     monkeypatch.setenv("MODMIX_CHECKPOINT_SECONDS", "0")
     seeds = (0, 1) if stack == "always" else (0,)
-    replicates = busy(optimizer=optimizer, stack=stack, seeds=seeds)
+    # The learning rate falls at step 1 of the second epoch and at step 5 of the third.
+    steps: dict[str, Any] = {"schedule": "step", "decay_rate": 0.5, "milestones": [1.2, 2.8]}
+    replicates = busy(optimizer=optimizer, stack=stack, seeds=seeds, **steps)
     undisturbed = list(train_pack(make_pack(replicates, keep_weights=True), DATA))
     expected = finished(undisturbed)
     assert {end.state for end in expected.values()} == {"done", "failed", "pruned"}

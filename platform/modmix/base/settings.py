@@ -100,7 +100,11 @@ _SETTINGS = (
         doc="factor per epoch (exponential) or per milestone (step)",
     ),
     Hyperparameter(
-        name="milestones", kind="ints", default=[], low=1, doc="epochs, of the step schedule"
+        name="milestones",
+        kind="floats",
+        default=[],
+        low=0.0,
+        doc="epochs, of the step schedule; within an epoch: at the nearest step",
     ),
     Hyperparameter(
         name="patience",
@@ -192,8 +196,8 @@ def training_problem(name: str, value: Any) -> str | None:
     match name:
         case "betas" if len(value) != 2 or max(value) >= 1:
             return f"must be two numbers from 0 to below 1, got {value!r}"
-        case "milestones" if any(b <= a for a, b in itertools.pairwise(value)):
-            return f"must be epochs in rising order, got {value!r}"
+        case "milestones" if any(b <= a for a, b in itertools.pairwise([0, *value])):
+            return f"must be epochs above 0 in rising order, got {value!r}"
         case "halving":
             return _halving_problem(value)
     return None

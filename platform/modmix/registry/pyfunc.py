@@ -93,7 +93,7 @@ class MultimodalModel(mlflow.pyfunc.PythonModel):
         if given.kind == "tokens":
             return _tokens(name, values, given.vocabulary)
         if name in self._scaling:
-            scaling = self._scaling[name]  # along the last axis, or one number
+            scaling = self._scaling[name]  # of a pixel's channel, of the last axis, or one number
             values = (values - np.asarray(scaling["mean"])) / np.asarray(scaling["scale"])
         return values.astype(np.float32)
 

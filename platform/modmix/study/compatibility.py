@@ -129,8 +129,7 @@ def _schedule(given: Collection[str], training: Mapping[str, Any]) -> Iterator[s
         yield "schedule: step has no effect without milestones: the learning rate stays as it is"
     elif late and not set(given).isdisjoint({"milestones", "epochs"}):
         yield (
-            f"milestones from {late[0]} on have no effect: the last of {epochs} epochs begins "
-            f"after epoch {epochs - 1}"
+            f"milestones from {late[0]:g} on have no effect: training ends after {epochs} epochs"
         )
 
 

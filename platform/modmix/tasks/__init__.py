@@ -16,6 +16,7 @@ A task turns the options of a study file, and data files, into memory-mapped, fi
     digits           8x8 digit images from scikit-learn
     weak             synthetic data with inputs that are uninformative for some examples
     higgs            UCI HIGGS: signal or background
+    cifar100         CIFAR-100: small photographs, read by torchvision
     arrays_read      contents of a user's file, and the lookup of names in it
     arrays_labels    labels and splits of a user's file
     arrays_tokens    text and token ids of a user's file

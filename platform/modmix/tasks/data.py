@@ -58,8 +58,9 @@ class Input:
 
     mean: npt.NDArray[np.float32] | None = field(default=None, compare=False)
     scale: npt.NDArray[np.float32] | None = field(default=None, compare=False)
-    """Per-channel (C,) normalisation (x − mean) / scale, applied on the device to integer images.
-    None for float inputs, which are standardised during preparation."""
+    """Normalisation (x − mean) / scale, applied on the device to integer images: per channel (C,)
+    or per pixel and channel (H, W, C). None for floats, which are standardised in preparation.
+    """
 
     def __post_init__(self) -> None:
         assert len(self.shape) == _AXES[self.kind], self

@@ -148,7 +148,7 @@ class Group:
         ``epoch`` counts from 0 within the stage, for schedules; ``epochs_before`` counts over all
         stages, and every random number of the epoch depends on it.
         """
-        self.optimizer.start_epoch(epoch)
+        self.optimizer.start_epoch(epoch, order.steps)
         if "method.epoch" in self.stack.buffers:
             self.stack.buffers["method.epoch"].fill_(epoch)
         self._order_SN = order.epoch(self.seeds, epochs_before)
@@ -183,9 +183,11 @@ class Group:
         with nullcontext() if self.stack.stacked else own_generators(self.device):
             if recorded:
                 for step, index_SB in zip(range(start, stop), rows, strict=True):
+                    self.optimizer.start_step(step)
                     self._replay(examples, index_SB, step)
                 return
             for step, batch in zip(range(start, stop), examples.batches(rows), strict=True):
+                self.optimizer.start_step(step)
                 self._set_draws(step)
                 self._step(examples, *batch)
 

@@ -13,6 +13,7 @@ launch, with per-row settings broadcast.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -99,12 +100,23 @@ class Optimizer:
             trained = 1.0 if self.trained_P is None else self.trained_P
             self.decay_KP = column("weight_decay") * (self.decays_P * trained)
 
-    def start_epoch(self, epoch: int) -> None:
-        """Set every model's learning rate for this epoch (from 0)."""
+    def start_epoch(self, epoch: int, steps: int = 1) -> None:
+        """Set every model's learning rate for this epoch (from 0) of so many steps."""
+        self._epoch, self._falls = epoch, falls(self.settings, epoch, steps)
+        self._set_rates(0)
+
+    def start_step(self, step: int) -> None:
+        """Set the learning rates of a step (from 0) of this epoch: a milestone may lie within."""
+        if self._falls and bisect.bisect(self._falls, step) != self._fallen:
+            self._set_rates(step)
+
+    def _set_rates(self, step: int) -> None:
         device = self.momentum_K1.device
         self._of = None
+        self._fallen = bisect.bisect(self._falls, step)
         self.rates = [
-            float(t["learning_rate"]) * schedule(t, epoch, self.epochs) for t in self.training
+            float(t["learning_rate"]) * schedule(t, self._epoch, self.epochs, self._fallen)
+            for t in self.training
         ]
         # In place: a captured graph reads from these addresses.
         self.rate_K1.copy_(torch.tensor(self.rates, device=device).unsqueeze(1))
@@ -291,8 +303,10 @@ def _joined(segments: Sequence[_Segment]) -> list[_Segment]:
     return joined
 
 
-def schedule(training: Training, epoch: int, epochs: int) -> float:
+def schedule(training: Training, epoch: int, epochs: int, fallen: int = 0) -> float:
     """The learning-rate factor in an epoch (from 0) of ``epochs``.
+
+    ``fallen`` is how many milestones within this epoch (see `falls`) have been passed.
 
     Example:
         >>> schedule({"schedule": "step", "decay_rate": 0.1, "milestones": [2, 4]}, 4, 6)
@@ -303,8 +317,25 @@ def schedule(training: Training, epoch: int, epochs: int) -> float:
         case "exponential":
             return float(rate**epoch)
         case "step":
-            return float(rate ** sum(epoch >= milestone for milestone in training["milestones"]))
+            passed = sum(epoch >= milestone for milestone in training["milestones"])
+            return float(rate ** (passed + fallen))
         case "cosine":
             return 0.5 * (1.0 + math.cos(math.pi * epoch / epochs))
         case _:
             return 1.0
+
+
+def falls(training: Training, epoch: int, steps: int) -> list[int]:
+    """Steps of an epoch, in order, at which a milestone within it lets the learning rate fall.
+
+    A milestone m, in epochs of ``steps`` steps, is the step round(m · steps) of the training; one
+    at the very start of an epoch belongs to `schedule`.
+
+    Example:
+        >>> falls({"schedule": "step", "milestones": [2, 4.5, 4.75]}, 4, 10)
+        [5, 8]
+    """
+    if training["schedule"] != "step":
+        return []
+    within = (round(m * steps) - epoch * steps for m in training["milestones"] if m > epoch)
+    return [step for step in within if step < steps]
