@@ -31,7 +31,7 @@ from modmix.study.spec import (
     StudySpec,
 )
 from modmix.study.validate import Checker
-from modmix.tasks.table import ARRAYS
+from modmix.tasks.table import ARRAYS, GENDER, TaskEntry
 
 ROOT = Path(__file__).parents[2]
 PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
@@ -193,9 +193,13 @@ def test_training_settings() -> None:
         assert all(f"`{choice}`" in doc for choice in choices), name
 
 
-def test_options_of_arrays() -> None:
-    declared = {o.name: REQUIRED if o.required else o.default for o in ARRAYS.options}
-    assert table("study-file.md", "arrays: your own file", "option") == declared
+@pytest.mark.parametrize(
+    ("heading", "task"),
+    [("arrays: your own file", ARRAYS), ("gender: names, user IDs and activity", GENDER)],
+)
+def test_options_of_tasks(heading: str, task: TaskEntry) -> None:
+    declared = {o.name: REQUIRED if o.required else o.default for o in task.options}
+    assert table("study-file.md", heading, "option") == declared
 
 
 @pytest.mark.parametrize("method", METHODS)

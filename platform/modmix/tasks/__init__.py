@@ -15,6 +15,11 @@ In: options of the study file and a user's files. Out: `data.Data`, memory-mappe
     digits           8x8 scans from scikit-learn
     weak             synthetic data with inputs that are uninformative for some examples
     higgs            HIGGS: signal or background
+    characters       texts as token ids
+    gender_names     first names and who bears them
+    gender_generator made-up users
+    gender_csv       users of a CSV
+    gender           gender from name, user ID and activity
     arrays_read      a user's file after reading
     arrays_labels    labels and splits of a user's file
     arrays_tokens    text and token ids of a user's file
