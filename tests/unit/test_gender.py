@@ -413,7 +413,7 @@ def test_bayes_errors_are_those_documented(
     names: Path | None, features: int, documented: dict[str, float]
 ) -> None:
     known = made_up_names() if names is None else read_names(names, silent)
-    found = bayes(known, features, 200_000)
+    found = bayes(known, features, 400_000)
     for name, error in documented.items():
         assert abs(found[name] - error) < 0.4, (name, found)
 
