@@ -31,7 +31,7 @@ from modmix.study.spec import (
     StudySpec,
 )
 from modmix.study.validate import Checker
-from modmix.tasks.table import ARRAYS, CIFAR100, TaskEntry
+from modmix.tasks.table import ARRAYS, CIFAR100, GENDER, TaskEntry
 
 ROOT = Path(__file__).parents[2]
 PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
@@ -195,7 +195,11 @@ def test_training_settings() -> None:
 
 @pytest.mark.parametrize(
     ("heading", "entry"),
-    [("arrays: your own file", ARRAYS), ("cifar100: small photographs", CIFAR100)],
+    [
+        ("arrays: your own file", ARRAYS),
+        ("cifar100: small photographs", CIFAR100),
+        ("gender: names, user IDs and activity", GENDER),
+    ],
 )
 def test_options_of_tasks(heading: str, entry: TaskEntry) -> None:
     declared = {o.name: REQUIRED if o.required else o.default for o in entry.options}

@@ -17,6 +17,11 @@ A task turns the options of a study file, and data files, into memory-mapped, fi
     weak             synthetic data with inputs that are uninformative for some examples
     higgs            UCI HIGGS: signal or background
     cifar100         CIFAR-100: small photographs, read by torchvision
+    characters       texts as token ids
+    gender_names     first names and the shares of their bearers' genders
+    gender_generator synthetic users
+    gender_csv       users from a CSV
+    gender           gender from name, user ID and activity
     arrays_read      contents of a user's file, and the lookup of names in it
     arrays_labels    labels and splits of a user's file
     arrays_tokens    text and token ids of a user's file
