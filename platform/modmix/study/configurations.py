@@ -21,7 +21,9 @@ class Configuration:
     method: str
     params: Mapping[str, Any]
     task: TaskRef
+    options: Mapping[str, Any]  # of the task, those that some configuration of the study sets
     replicates: tuple[Replicate, ...]
+    task_name: str = ""  # in a study of several tasks
 
 
 @dataclass(frozen=True, kw_only=True)
