@@ -299,7 +299,7 @@ def _row(rate: Rate, best: float | None) -> list[str]:
     if rate.seconds is None:
         return [rate.how, str(rate.models), "", "", "", rate.note]
     ratio = "" if best is None else f"{best / rate.seconds:.2f}"
-    memory = f"{rate.memory / 1e6:,.0f}"
+    memory = f"{rate.memory / 1e6:,.0f}" if rate.memory else ""
     return [rate.how, str(rate.models), f"{1e3 * rate.seconds:.3g}", ratio, memory, rate.note]
 
 

@@ -16,7 +16,7 @@ from tests.benchmarks.harness import MODMIX, PYTHON, BenchmarkError, Run, comman
 
 @dataclass(frozen=True)
 class Result:
-    """What a model has learned: its last training loss, and errors with its best weights (%)."""
+    """What a model has learned: its last training loss, and errors with its last weights (%)."""
 
     loss: float
     val: float

@@ -628,13 +628,11 @@ def test_threads_share_a_ledger(ledger: Ledger) -> None:
     ],
 )
 def test_what_cannot_be_opened(url: str, why: str) -> None:
-    began = time.monotonic()
     with pytest.raises(InputError, match=r"^the ledger .* cannot be opened \(.*\): check the") as e:
         Ledger(url)
     assert why in str(e.value)
     assert "\n" not in str(e.value)
     assert "secret" not in str(e.value)
-    assert time.monotonic() - began < 5
 
 
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:

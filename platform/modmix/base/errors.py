@@ -9,9 +9,9 @@
     ├── Interrupted                  3  stopped on request; the same command resumes
     ├── Incomplete                   3  machines failed too often; the same command resumes
     ├── RunnerError (RuntimeError)   1  Ray or the local runner failed
-    └── TrackingError (OSError)      1  MLflow is unreachable or refuses
+    └── TrackingError (OSError)      1  MLflow is unreachable or rejected a request
 
-A message is one sentence: what must be, what was given, what to do.
+Each message is one sentence: what is required, what was given, what to do.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 
 class ModmixError(Exception):
-    """Base of every error that modmix raises on purpose."""
+    """Base class of every exception that modmix raises on purpose."""
 
     exit_code = 1
 
@@ -34,7 +34,7 @@ class InputError(ModmixError, ValueError):
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """One problem of a study file: where it is, and what to do."""
+    """One problem in a study file: its location and how to fix it."""
 
     line: int  # 1-based; 0 if unknown
     path: str  # dotted: "parts.beta_curve.methods.mul.beta"
@@ -46,7 +46,7 @@ class Problem:
 
 
 class SpecError(InputError):
-    """Invalid study file; ``problems`` lists all of them, by line."""
+    """Invalid study file; ``problems`` holds every problem, sorted by line."""
 
     def __init__(self, source: str, problems: Sequence[Problem]) -> None:
         self.source = source
@@ -85,4 +85,4 @@ class RunnerError(ModmixError, RuntimeError):
 
 
 class TrackingError(ModmixError, OSError):
-    """MLflow is unreachable or refuses."""
+    """MLflow is unreachable or rejected a request."""

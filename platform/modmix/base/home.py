@@ -4,7 +4,7 @@ $MODMIX_HOME (default ./modmix_runs)
 ├── ledger.db            all studies (unless MODMIX_LEDGER names a database)
 ├── mlflow.db            the MLflow store (unless MLFLOW_TRACKING_URI names a server)
 ├── artifacts/           MLflow's artifacts
-├── checkpoints/<pack>/  of packs in training; removed when a pack ends
+├── checkpoints/<pack>/  checkpoints of packs in training; removed when a pack ends
 ├── weights/             best weights of final runs, one safetensors file per replicate
 └── <study>/             figures/  tables/  best/  report.html
 """
@@ -23,17 +23,20 @@ from modmix.base.errors import InputError
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 NAME_RULE = "letters, digits, '_', '-' and '.', at most 100, beginning with a letter or digit"
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})", re.ASCII)  # as in os.path.expandvars
-_ROOM = 8 << 20  # bytes that must be free: databases and figures of a small study
+_ROOM = 8 << 20  # free bytes required: enough for the databases and figures of a small study
 _OURS = ("artifacts", "checkpoints", "weights", "ledger.db", "mlflow.db")
 
 
 def is_name(text: str) -> bool:
-    """Whether a text is a valid name, which may become part of a path."""
+    """Whether a text is a valid name, safe to use in a path."""
     return _NAME.fullmatch(text) is not None
 
 
 def is_taken(text: str) -> bool:
-    """Whether a study of this name would clash with another file (on any file system)."""
+    """Whether a study's folder of this name would clash with modmix's own files.
+
+    Case-insensitive, as some file systems are.
+    """
     name = text.lower()
     return name in _OURS or name.startswith(("ledger.db-", "mlflow.db-"))  # SQLite's own files
 
@@ -46,10 +49,10 @@ class Home:
 
     @staticmethod
     def from_environment() -> Home:
-        """The folder that MODMIX_HOME names.
+        """The folder set by MODMIX_HOME.
 
         Raises:
-            InputError: MODMIX_HOME has an unknown ~ or $VARIABLE.
+            InputError: a ~ or $VARIABLE in MODMIX_HOME cannot be expanded.
         """
         return Home(environment_folder("MODMIX_HOME", "modmix_runs"))
 
@@ -57,7 +60,7 @@ class Home:
         """Create the folder and check that it is writable.
 
         Raises:
-            InputError: it cannot be created or written, or MLflow would misread its path.
+            InputError: it cannot be created or written to, or MLflow would misread its path.
         """
         if unquote(str(self.path)) != str(self.path):
             raise InputError(
@@ -81,7 +84,7 @@ class Home:
 
     @property
     def has_ledger(self) -> bool:
-        """Whether there is a ledger. (Opening a missing one would create it.)"""
+        """Whether the ledger exists. (Opening a missing SQLite file would create it.)"""
         path = sqlite_path(self.ledger_url)
         return path is None or path.exists()
 
@@ -105,7 +108,7 @@ class Home:
         """The folder of one study.
 
         Raises:
-            InputError: the name could leave the folder.
+            InputError: an invalid name, or one that modmix uses itself.
         """
         if not is_name(name) or is_taken(name):
             raise InputError(
@@ -123,18 +126,18 @@ def environment_folder(name: str, default: str) -> Path:
     An empty variable counts as unset.
 
     Raises:
-        InputError: a $VARIABLE in it is not set, or the home directory is not known.
+        InputError: a $VARIABLE in it is not set, or the home directory is unknown.
     """
     return Path(_expand(name, os.environ.get(name) or default)).absolute()
 
 
 def _environment_url(name: str) -> str:
-    """A database's URL from the environment, with the path of an SQLite file expanded.
+    """A database URL from the environment, with the path of an SQLite file expanded.
 
-    Other URLs are unchanged, since a ``$`` may be part of a password.
+    Other URLs are returned unchanged, since a ``$`` may be part of a password.
 
     Raises:
-        InputError: the path cannot be expanded, or has a question mark.
+        InputError: the path cannot be expanded, or contains a question mark.
     """
     url = os.environ.get(name, "")
     scheme, slashes, path = url.partition(":///")
@@ -160,28 +163,28 @@ def _expand(name: str, text: str) -> str:
         return expanded
     try:
         return str(Path(expanded).expanduser())
-    except RuntimeError as error:  # unset HOME and no entry for this user, or no such user
+    except RuntimeError as error:  # HOME unset and no passwd entry, or no such user
         raise InputError(
             f"the home directory in {text!r} is not known: set {name} to a whole path, or HOME to "
             "a folder that can be written"
         ) from error
 
 
-# ---------------------------------------------------------------- SQLite's URLs
+# ---------------------------------------------------------------- SQLite URLs
 
 
 def sqlite_url(path: Path) -> str:
-    """The SQLAlchemy URL of an SQLite file, for any characters in its path.
+    """The SQLAlchemy URL of an SQLite file, with special characters in its path quoted.
 
-    URLs of quoted paths name the driver; without it MLflow would take the path literally and create
-    a folder of that name.
+    URLs with quoted paths also name the driver: otherwise MLflow would take the quoted path
+    literally and create a folder of that name.
     """
     quoted = str(path).replace("%", "%25").replace("?", "%3F")
     return f"sqlite:///{path}" if quoted == str(path) else f"sqlite+pysqlite:///{quoted}"
 
 
 def sqlite_path(url: str) -> Path | None:
-    """The file of an SQLite URL; None for other databases and those in memory."""
+    """The file of an SQLite URL; None for other databases and for ``:memory:``."""
     scheme, slashes, rest = url.partition(":///")
     if not slashes or scheme.partition("+")[0] != "sqlite":
         return None
@@ -193,12 +196,12 @@ def sqlite_path(url: str) -> Path | None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file atomically: readers see the old or the new content."""
+    """Write a file atomically: readers see either the old or the new content."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """`write_text` for bytes."""
+    """As `write_text`, for bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -1,6 +1,6 @@
-"""Packs: which replicates are trained as one stacked model, and what travels to the worker.
+"""Packs (replicates trained together) and the messages between driver and workers.
 
-Pure Python, no torch: the driver decides here, the worker's trainer reads the result.
+Pure Python, no torch: the driver builds packs, the worker's trainer reads them.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-# Raised whenever the same settings would give other numbers than before (another initialisation,
-# another order of batches, a corrected loss). It is part of every replicate's key, so that results
-# of different numerics are never mixed.
+# Bumped whenever the same settings would give different numbers than before (a new initialisation,
+# a different batch order, a corrected loss). It is part of every replicate's key, so results from
+# different versions are never mixed.
 NUMERICS_VERSION = 2
 
 
 def digest(value: Any) -> str:
-    """A stable 32-digit name of a JSON value (keys sorted, floats by shortest repr)."""
+    """A stable hash of a JSON value as 32 hex digits (keys sorted, floats by shortest repr)."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskRef:
-    """A task, its resolved options, and the fingerprint of the data that the plan saw.
+    """A task, its resolved options, and the fingerprint of the data at planning time.
 
-    ``name`` is of the table or a reference to a user's own class (see `modmix.base.sources`).
+    ``name`` is a built-in task or a reference to a user's own class (see `modmix.base.sources`).
     """
 
     name: str
@@ -37,12 +37,12 @@ class TaskRef:
 
 @dataclass(frozen=True, kw_only=True)
 class Replicate:
-    """One model to train: a configuration of a method with one seed, everything resolved.
+    """One model to train: a method's configuration with one seed, fully resolved.
 
-    ``training`` holds every training setting, ``params`` every hyperparameter of the method and
+    ``training`` holds every training setting, ``params`` every hyperparameter of the method, and
     ``encoders`` one entry per input that the model reads (``{"name": "mlp", "hidden": [64]}``;
-    none for methods that read raw inputs). ``method`` and the names of encoders are of the tables
-    or references to users' own classes (see `modmix.base.sources`).
+    empty for methods that read raw inputs). ``method`` and encoder names are built-in or
+    references to users' own classes (see `modmix.base.sources`).
     """
 
     key: str
@@ -52,14 +52,14 @@ class Replicate:
     params: Mapping[str, Any]
     training: Mapping[str, Any]
     encoders: Mapping[str, Mapping[str, Any]]
-    structure: str  # digest of all that must be equal inside a pack
+    structure: str  # digest of everything that must be equal within a pack
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """How a member of a pack ended in an earlier start.
+    """How a replicate of a resumed pack ended in an earlier run.
 
-    ``best`` is of the monitored metric; None when it has no value.
+    ``best`` is the best value of the monitored metric; None if it has none.
     """
 
     state: str
@@ -68,22 +68,22 @@ class Ended:
 
 @dataclass(frozen=True, kw_only=True)
 class Pack:
-    """Replicates of one structure, trained as one stacked model in one process."""
+    """Replicates of one structure, trained together in one process."""
 
     id: str
     study: str
     task: TaskRef
     replicates: tuple[Replicate, ...]
-    checkpoint: str | None = None  # folder for this pack's checkpoint; None: none is kept
-    keep_weights: bool = False  # send each model's best weights back with its result
-    # Whether its training settings' halving acts. Not in a pack that brings further seeds to
-    # configurations which have results: those are judged already.
+    checkpoint: str | None = None  # this pack's checkpoint folder; None: no checkpoints
+    keep_weights: bool = False  # return each model's selected weights with its result
+    # Whether the training setting `halving` applies. False for packs that add seeds to
+    # configurations that already have results: these have already been compared.
     halving: bool = True
-    # Members (by key) with a result in the ledger. A pack is resumed with all its members, so that
-    # its checkpoint fits; these are not trained again.
+    # Replicates (by key) that already have a result in the ledger. A pack is resumed with all its
+    # replicates, so that its checkpoint matches; these are not trained again.
     ended: Mapping[str, Ended] = field(default_factory=dict)
-    # Texts of users' own files behind the names of task, method and encoders, by digest. A worker
-    # registers them before anything else.
+    # Source texts of users' own task, method and encoder classes, by digest. A worker registers
+    # them before anything else.
     sources: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -102,20 +102,20 @@ class Pack:
         return Pack(**raw)
 
 
-# ---------------------------------------------------------------- what a worker says back
+# ---------------------------------------------------------------- messages from workers
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackStarted:
-    """How a pack is being trained: stacked or one after another, on what, and why."""
+    """How a pack is trained: stacked or sequentially, on which device, and why."""
 
     pack: str
     models: int
     device: str
     stacked: bool
     why: str
-    measured: Mapping[str, float] = field(default_factory=dict)  # way -> seconds a step
-    resumed_epoch: int = 0  # 0: from the beginning
+    measured: Mapping[str, float] = field(default_factory=dict)  # way -> seconds per step
+    resumed_epoch: int = 0  # 0: from scratch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,16 +127,16 @@ class Progress:
     epochs: int
     active: int
     metrics: Mapping[str, Mapping[str, float]]  # replicate key -> metric -> value
-    # At a rung of halving: its epoch over all stages (else 0), and by configuration the mean over
-    # replicates of the monitored metric's value: the best of the stage so far or the last, as the
-    # setting `select` says.
+    # At a halving rung: its epoch, counted over all stages (else 0), and per configuration the mean
+    # over replicates of the monitored metric: with `select: best` the best value in this stage so
+    # far, otherwise the last.
     rung: int = 0
     at_rung: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """One replicate's end: ``done``, ``failed`` (with ``reason``) or ``pruned``."""
+    """The result of one replicate: ``done``, ``failed`` (with ``reason``) or ``pruned``."""
 
     pack: str
     replicate: str
@@ -147,12 +147,12 @@ class Finished:
     metrics: Mapping[str, float] = field(default_factory=dict)  # "val/error", "test/error", …
     history: Mapping[str, Sequence[float]] = field(default_factory=dict)  # column -> per evaluation
     seconds: float = 0.0  # this model's share of the pack's device time
-    weights: bytes | None = None  # safetensors, when the pack keeps weights
+    weights: bytes | None = None  # safetensors, if the pack keeps weights
 
 
 Event = PackStarted | Progress | Finished
 
 
 def pack_id(replicates: Sequence[Replicate]) -> str:
-    """A pack is named by its members, so that an interrupted one is found again."""
+    """A digest of a pack's replicates, by which an interrupted pack is found again."""
     return digest(["pack", [r.key for r in replicates]])

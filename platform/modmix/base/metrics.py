@@ -1,12 +1,13 @@
-"""Metrics of what models say about examples, for one model or many at once.
+"""Classification metrics, for one model or many at once.
 
 Scores and log-probabilities are (..., B, C), targets (B,) or (..., B) in 0..C-1, results (...) in
-float64; B is at least 1. The largest score is the prediction: error and F1 count it, exactly, so
-that models with as many errors have the same value on every machine. NLL, ECE and AUC read the
-log-probabilities, which tell nearly certain predictions apart where probabilities have become 0
-and 1. NaN gives NaN or meaningless values, never an exception.
+float64; B is at least 1. The prediction is the argmax of the scores; error and F1 count
+predictions exactly, so models with equally many errors get the same value on every machine. NLL,
+ECE and AUC read log-probabilities, which still distinguish very confident predictions whose
+probabilities have rounded to 0 and 1. NaN inputs give NaN or meaningless values, never an
+exception.
 
-The table can be read where torch is not installed.
+The table `METRICS` can be read without torch installed.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ _ECE_BINS = 15
 
 
 def error(scores: Tensor, targets: Tensor) -> Tensor:
-    """Percentage of examples whose largest score is not their class: 100 · wrong / B."""
+    """Error rate in percent: 100 · wrong predictions / B."""
     wrong = (scores.argmax(-1) != targets).sum(-1)
     return 100.0 * wrong.double() / scores.shape[-2]
 
 
 def auc(log_probabilities: Tensor, targets: Tensor) -> Tensor:
-    """Area under the ROC curve of the log-odds, ties counted half.
+    """Area under the ROC curve of the log-odds; ties count half.
 
-    Two classes: of log p_1 − log p_0. More: mean over the classes, each against the rest, of
-    `log_odds`; classes without examples, or without counterexamples, are left out. NaN when no
-    class is left, and only then: when all targets are of one class.
+    With two classes, examples are ranked by log p_1 − log p_0. With more, it is the mean of the
+    one-vs-rest AUCs by `log_odds`, over classes with both positives and negatives. NaN exactly
+    when all targets are of one class.
     """
     import torch
 
@@ -49,7 +50,7 @@ def auc(log_probabilities: Tensor, targets: Tensor) -> Tensor:
 def log_odds(log_probabilities: Tensor) -> Tensor:
     """log p_k − log Σ_{j≠k} p_j of log-probabilities (..., C, B), in float64.
 
-    The others are summed without the class itself, not as 1 − p_k, which is 0 where p_k rounds
+    The denominator is the sum over the other classes, not 1 − p_k, which is 0 where p_k rounds
     to 1.
     """
     import torch
@@ -58,21 +59,22 @@ def log_odds(log_probabilities: Tensor) -> Tensor:
     top = own.argmax(-2, keepdim=True)
     rest_of_top = own.scatter(-2, top, -torch.inf).logsumexp(-2, keepdim=True)
     total = torch.logaddexp(own.gather(-2, top), rest_of_top)
-    # p_k is at most half of the total where k is not the top class: nothing cancels.
+    # Where k is not the top class, p_k is at most half of the total: no cancellation.
     rest = total + torch.log1p(-(own - total).exp().clamp_max(0.5))
     return own - rest.scatter(-2, top, rest_of_top)
 
 
 def nll(log_probabilities: Tensor, targets: Tensor) -> Tensor:
-    """Mean −log p of the true class, in nats."""
+    """Mean negative log-likelihood of the true class, in nats."""
     index = targets.expand(log_probabilities.shape[:-1]).unsqueeze(-1)
     return -log_probabilities.gather(-1, index).squeeze(-1).double().mean(-1)
 
 
 def ece(log_probabilities: Tensor, targets: Tensor) -> Tensor:
-    """Expected calibration error: |accuracy − confidence| over 15 equal bins, weighted by size.
+    """Expected calibration error: mean |accuracy − confidence| over 15 equal-width bins,
+    weighted by bin size.
 
-    The confidence is the largest probability; a bin holds its upper bound.
+    The confidence is the largest probability; bins include their upper bound.
     """
     largest, predicted = _by_class(log_probabilities).max(-2)
     confidence = largest.double().exp()
@@ -83,7 +85,7 @@ def ece(log_probabilities: Tensor, targets: Tensor) -> Tensor:
 
 
 def f1(scores: Tensor, targets: Tensor) -> Tensor:
-    """Mean over classes of F1; classes neither present nor predicted are left out."""
+    """Macro-averaged F1; classes neither present nor predicted are left out."""
     predicted = scores.argmax(-1)
     targets = targets.expand(predicted.shape)
     zeros = predicted.new_zeros((*scores.shape[:-2], scores.shape[-1]))
@@ -96,9 +98,10 @@ def f1(scores: Tensor, targets: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One metric: its column name, direction, unit, and its function of what is read and targets.
+    """One metric: column name, direction, unit, and its function.
 
-    ``reads``: the scores, whose largest is the prediction, or the log-probabilities.
+    ``reads`` is the function's first argument (scores or log-probabilities); the second is the
+    targets.
     """
 
     name: str
@@ -107,7 +110,7 @@ class Metric:
     doc: str
     reads: Literal["scores", "log_probabilities"]
     function: Callable[[Tensor, Tensor], Tensor]
-    fewest_classes: int = 1  # different ones among the targets, below which it is NaN
+    fewest_classes: int = 1  # NaN if the targets have fewer distinct classes
 
 
 METRICS: dict[str, Metric] = {
@@ -157,7 +160,7 @@ METRICS: dict[str, Metric] = {
     )
 }
 
-# Columns of a history that are no metric of a split, with their units.
+# History columns that are not metrics on a split, with their units.
 COLUMNS: dict[str, str] = {
     "epoch": "epochs trained, fractional between",
     "train/loss": "the method's own loss, running mean over the epoch so far",
@@ -170,7 +173,7 @@ def higher_is_better(column: str) -> bool:
     """Whether larger values of a column such as "val/error" are better.
 
     Raises:
-        KeyError: a column that is neither a metric of a split nor a loss.
+        KeyError: the column is neither a metric on a split nor a loss.
     """
     name = column.rpartition("/")[2]
     return False if name == "loss" else METRICS[name].higher_is_better
@@ -182,8 +185,8 @@ def evaluate(
     """The named metrics, each (K,) in float64.
 
     Args:
-        scores_KNC: of K models for N examples; their largest is the prediction.
-        log_probabilities_KNC: what the models take the classes' probabilities for.
+        scores_KNC: of K models for N examples; the argmax over classes is the prediction.
+        log_probabilities_KNC: the models' log-probabilities of the classes.
     """
     values = {"scores": scores_KNC, "log_probabilities": log_probabilities_KNC}
     found = {name: METRICS[name] for name in names}
@@ -191,18 +194,18 @@ def evaluate(
 
 
 def _binary_auc(scores: Tensor, positive: Tensor) -> Tensor:
-    """AUC over the last axis from mean ranks; NaN without positives or without negatives."""
+    """AUC over the last axis by mean ranks; NaN without positives or without negatives."""
     import torch
 
     ordered, positive = _sorted(scores, positive)
     position = torch.arange(scores.shape[-1], device=scores.device).expand(scores.shape)
     differs = ordered[..., 1:] != ordered[..., :-1]
     edge = torch.ones_like(positive[..., :1])
-    # The mean rank of a run of equal scores is that of its ends.
+    # Tied scores share the mean of the first and last rank of their run.
     first = torch.where(torch.cat([edge, differs], -1), position, 0).cummax(-1).values
     ends = torch.where(torch.cat([differs, edge], -1), position, scores.shape[-1])
     last = ends.flip(-1).cummin(-1).values.flip(-1)
-    # Twice the rank is a whole number, so that sums stay exact.
+    # Twice the mean rank is an integer, so the sums are exact.
     twice = ((first + last + 2) * positive).sum(-1)
     count = positive.sum(-1)
     pairs = count * (scores.shape[-1] - count)
@@ -211,15 +214,16 @@ def _binary_auc(scores: Tensor, positive: Tensor) -> Tensor:
 
 
 def _sorted(scores: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
-    """Numbers in the order of the scores, equal where these are, and which of them are positive."""
+    """Sort keys in ascending order of the scores (equal where scores are), and their labels."""
     import torch
 
     if scores.dtype == torch.float64:
         ordered, order = scores.sort(-1)
         return ordered, positive.gather(-1, order)
-    # One integer holds score and label: to sort these alone is twenty times as fast as to find
-    # their order. The bits of a positive float grow with it, those of a negative one fall.
-    bits = (scores.float() + 0.0).view(torch.int32)  # −0 is 0
+    # Pack score and label into one integer: sorting these is twenty times as fast as argsort. The
+    # bit patterns of positive floats, read as integers, rise with the value, those of negative
+    # floats fall.
+    bits = (scores.float() + 0.0).view(torch.int32)  # −0.0 becomes 0.0
     keys = ((bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() << 1) | positive
     if keys.device.type == "cpu":
         import numpy as np
@@ -231,7 +235,7 @@ def _sorted(scores: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _by_class(values: Tensor) -> Tensor:
-    """Values (..., C, B): sums over the few classes are then several times as fast."""
+    """Values as contiguous (..., C, B), several times faster for reductions over classes."""
     return values.mT.contiguous()
 
 

@@ -1,7 +1,7 @@
 """Training settings of study files, with defaults; used by the plan and the trainer.
 
 Stackable settings may differ between the models of a pack. Settings in `WITHOUT_EFFECT` affect only
-where or how fast a model is trained, not its results, and are not part of a replicate's key.
+how fast a model is trained, not its results, and are not part of a replicate's key.
 """
 
 from __future__ import annotations
@@ -169,12 +169,12 @@ _SETTINGS = (
 
 TRAINING: Mapping[str, Hyperparameter] = {setting.name: setting for setting in _SETTINGS}
 
-# Settings that affect where or how fast a model is trained, but not its results.
+# Settings that affect how fast a model is trained, but not its results.
 WITHOUT_EFFECT = frozenset({"eval_batch_size", "stack", "compile", "cuda_graphs"})
 
 
 def selection(training: Mapping[str, Any]) -> str:
-    """Which epoch's weights count under these settings: "last" or "best"."""
+    """Which weights are the result under these settings: "last" or "best"."""
     chosen = training["select"]
     return str(chosen or ("last" if training["patience"] is None else "best"))
 
@@ -185,7 +185,7 @@ def training_defaults() -> dict[str, Any]:
 
 
 def training_problem(name: str, value: Any) -> str | None:
-    """Why a training setting cannot have this value, as a clause, or None if it can."""
+    """Why this value is invalid for a training setting, as a clause; None if it is valid."""
     problem = TRAINING[name].problem(value)
     if problem is not None or value is None:
         return problem

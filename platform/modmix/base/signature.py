@@ -1,9 +1,9 @@
-"""Hyperparameters of users' own classes: the keyword-only arguments of their constructors.
+"""Hyperparameters of users' own classes, declared as keyword-only constructor arguments.
 
     def __init__(self, features, classes, *, width: int = 32, merge: Literal["sum", "max"] = "sum")
 
-declares ``width``, a whole number, and ``merge``, one of two words. A constructor that passes
-``**others`` on has the arguments of the class it derives from, too.
+declares ``width``, an integer, and ``merge``, one of two strings. A constructor that accepts
+``**others`` also has the arguments of its base class.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _READABLE = "int, float, bool, str, Literal[...] of words, list[int], list[float
 
 @dataclass(frozen=True, kw_only=True)
 class Argument:
-    """A keyword-only argument; ``required``: it has no default."""
+    """A keyword-only argument; ``required`` if it has no default."""
 
     name: str
     kind: ArgumentKind
@@ -48,12 +48,12 @@ def arguments(
 
     Args:
         kind: the class.
-        where: what messages call it.
-        admitted: kinds that hyperparameters of this sort of class may have.
-        without: arguments that are given by other means.
+        where: its name in error messages.
+        admitted: argument kinds allowed for this sort of class.
+        without: arguments to skip, which modmix passes itself.
 
     Raises:
-        InputError: an annotation that says nothing we know.
+        InputError: an argument has no annotation, or an unsupported one.
     """
     found: dict[str, Argument] = {}
     for owner in inspect.getmro(kind):
@@ -102,7 +102,7 @@ def _as_json(default: Any) -> Any:
 
 
 def _evaluated(parameter: inspect.Parameter, owner: type, where: str) -> Any:
-    """The annotation as a type; one by one, as others may hold for a type checker only."""
+    """The annotation as a type, evaluated alone: others may be valid for type checkers only."""
     if parameter.annotation is parameter.empty:
         raise InputError(f"{where} must have an annotation ({_READABLE})")
     holder = types.SimpleNamespace(__annotations__={"it": parameter.annotation})
@@ -141,13 +141,14 @@ def _unreadable(where: str, annotation: Any) -> InputError:
 def hyperparameters(
     kind: type, where: str, *, reserved: Collection[str], without: Collection[str] = ()
 ) -> tuple[Hyperparameter, ...]:
-    """The hyperparameters that a user's method or encoder declares by its constructor.
+    """The hyperparameters that a user's method or encoder declares in its constructor.
 
-    Those that the class attribute ``stackable`` names may differ between the models of one pack:
+    Those listed in the class attribute ``stackable`` may differ between the models of one pack;
     the class keeps them as buffers.
 
     Raises:
-        InputError: one without a default or with a wrong one, or a name that means something else.
+        InputError: an argument has no default, an invalid default or a reserved name, or
+            ``stackable`` lists an unknown name.
     """
     stackable = frozenset(getattr(kind, "stackable", ()))
     found = []

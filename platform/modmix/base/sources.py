@@ -1,19 +1,18 @@
-"""Users' own Python files: read, named by their content, sent along, and run. No torch here.
+"""Users' own Python files: read, content-addressed, shipped to workers and executed. No torch.
 
-A study file may name a class in a file beside it, ``my_fusion.py:Gate``. `find` reads that file
-and every file beside it that it imports, and gives a *reference*: ``my_fusion.py:Gate@4be1…``,
-whose last part is a digest of these texts. A reference stands wherever the name of a method, an
-encoder or a task may stand, and as it is part of a result's identity, edited code never finds old
-results.
+A study file may name a class in a Python file, ``my_fusion.py:Gate``. `find` reads that file and
+every file in its folder that it imports, and returns a *reference*, ``my_fusion.py:Gate@4be1…``,
+which ends in a digest of these texts. A reference can be used wherever the name of a method,
+encoder or task can. It is part of a result's identity, so edited code never reuses old results.
 
     find        the file on disk -> a reference                    (driver)
     bundles     the texts behind references, as JSON               (driver, in a pack or a model)
     register    takes such texts                                   (worker)
     load        the class behind a reference                       (both)
 
-Every version of a file is a module of its own, named by its digest, so that a process may hold
-several. The files are executed: whoever runs a study, or loads a model, with such references runs
-the code in them.
+Every version of a file becomes a separate module, named by its digest, so a process may hold
+several versions. The files are executed: running a study or loading a model with references runs
+their code.
 """
 
 from __future__ import annotations
@@ -36,14 +35,15 @@ from typing import Any
 from modmix.base.errors import InputError
 from modmix.base.messages import digest
 
-_PREFIX = "modmix_own_"  # of the names of modules
+_PREFIX = "modmix_own_"  # of module names
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """The text of a file and of what it imports from its own folder.
+    """The text of a file and of everything it imports from its own folder.
 
-    ``texts`` is by path relative to ``folder``, where the files lay; that is for tracebacks only.
+    ``texts`` maps paths relative to ``folder`` to contents. ``folder``, the original location, is
+    used only in tracebacks and by `location`.
     """
 
     entry: str
@@ -56,7 +56,7 @@ class Bundle:
 
     @cached_property
     def files(self) -> Mapping[str, str | None]:
-        """Dotted name of a module -> its file; None for a folder without ``__init__.py``."""
+        """Dotted module name -> its file; None for a folder without ``__init__.py``."""
         found: dict[str, str | None] = {}
         for file in self.texts:
             parts = _dotted(file).split(".")
@@ -66,7 +66,7 @@ class Bundle:
         return found
 
 
-_bundles: dict[str, Bundle] = {}  # by digest, all that this process has seen
+_bundles: dict[str, Bundle] = {}  # by digest; every bundle this process has seen
 _shown: dict[str, str] = {}  # file name in tracebacks -> text
 
 
@@ -79,35 +79,35 @@ def is_reference(name: str) -> bool:
 
 
 def place(reference: str) -> str:
-    """A reference without its digest, for people; other names as they are."""
+    """A reference without its digest, for display; other names unchanged."""
     return reference.rpartition("@")[0] if is_reference(reference) else reference
 
 
 def find(text: str, folder: Path) -> str:
-    """The reference for what a study file in ``folder`` says: ``my_fusion.py:Gate``.
+    """The reference for ``my_fusion.py:Gate`` in a study file in ``folder``.
 
     Raises:
-        InputError: not of that form, no such file, or Python that cannot be read.
+        InputError: not of that form, no such file, or invalid Python.
     """
     file, _, name = text.rpartition(":")
     if not file.endswith(".py") or not name.isidentifier():
         raise InputError(f"must be FILE.py:CLASS, got {text!r}")
     bundle = _read(Path(folder, Path(file).expanduser()).absolute())
-    _bundles[bundle.digest] = bundle  # where it lay last
+    _bundles[bundle.digest] = bundle  # with its latest folder
     return f"{bundle.entry}:{name}@{bundle.digest}"
 
 
 def bundles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """By digest, the sources of those names that are references, as JSON values."""
+    """Sources of those names that are references, by digest, as JSON values."""
     digests = dict.fromkeys(n.rpartition("@")[2] for n in names if is_reference(n))
     return {digest_: asdict(_bundle(digest_)) for digest_ in digests}
 
 
 def register(given: Mapping[str, Mapping[str, Any]]) -> None:
-    """Take sources that `bundles` gave, perhaps in another process.
+    """Register sources that `bundles` returned, possibly in another process.
 
     Raises:
-        InputError: a text that is not what its digest says.
+        InputError: a text does not match its digest.
     """
     for digest_, values in given.items():
         bundle = Bundle(**values)
@@ -120,7 +120,7 @@ def register(given: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def location(reference: str) -> str:
-    """The absolute path of a reference's file and its class: what another study file may say."""
+    """A reference as ``/absolute/path/FILE.py:CLASS``, valid in any study file."""
     bundle = _bundle(reference.rpartition("@")[2])
     name = place(reference).rpartition(":")[2]
     return f"{Path(bundle.folder, bundle.entry)}:{name}"
@@ -149,10 +149,10 @@ def load(path: str) -> Any:
 
 
 def load_subclass(path: str, base: type, public_name: str) -> Any:
-    """As `load`; of a reference, the class must derive from ``base``.
+    """As `load`; the class behind a reference must be a subclass of ``base``.
 
     Raises:
-        InputError: see `load`, or it does not.
+        InputError: see `load`, or it is not a subclass.
     """
     found = load(path)
     if is_reference(path) and not issubclass(found, base):
@@ -164,10 +164,10 @@ def load_subclass(path: str, base: type, public_name: str) -> Any:
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Make one sentence, with the user's own file and line, of whatever a user's code raises.
+    """Turn any exception from a user's code into one sentence with the user's file and line.
 
     Raises:
-        InputError: instead of any other exception.
+        InputError: in place of any other `Exception`.
     """
     try:
         yield
@@ -178,7 +178,7 @@ def explained(what: str) -> Iterator[None]:
 
 
 def explain(error: BaseException) -> str:
-    """An exception with the innermost line of users' own files on its way, if there is one."""
+    """An exception, with the innermost line of a user's own file in its traceback, if any."""
     lines = [
         frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in _shown
     ]
@@ -231,7 +231,7 @@ def _parsed(text: str, file: Path) -> ast.Module:
 
 
 def _imports(tree: ast.Module, file: str) -> Iterator[str]:
-    """Dotted names that a file imports anywhere, relative ones made absolute."""
+    """Dotted names imported anywhere in a file, with relative imports resolved."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -243,7 +243,7 @@ def _imports(tree: ast.Module, file: str) -> Iterator[str]:
 
 
 def _files(folder: Path, module: str) -> Iterator[str]:
-    """The files of a dotted name that lie in the folder; none for libraries."""
+    """The files in the folder that importing a dotted name runs; none for libraries."""
     parts = module.split(".")
     if parts[0] == "modmix" or parts[0] in sys.stdlib_module_names:
         return
@@ -261,7 +261,7 @@ def _dotted(file: str) -> str:
 
 
 def _package(file: str) -> str:
-    """The package that a file's relative imports start from; "" for files of the folder itself."""
+    """The package of a file, for its relative imports; "" for files directly in the folder."""
     return ".".join(PurePosixPath(file).parts[:-1])
 
 
@@ -289,7 +289,7 @@ def _import(bundle: Bundle, name: str) -> ModuleType:
         if file is not None:
             shown = _show(bundle, file)
             module.__file__ = shown
-            # Its imports look into the bundle first; see the documentation of `exec`.
+            # Its imports search the bundle first; see the documentation of `exec`.
             own = {**vars(builtins), "__import__": _Importer(bundle, _package(file))}
             vars(module)["__builtins__"] = own
             exec(compile(bundle.texts[file], shown, "exec", dont_inherit=True), vars(module))
@@ -300,7 +300,7 @@ def _import(bundle: Bundle, name: str) -> ModuleType:
 
 
 class _Importer:
-    """``__import__`` of a module of a bundle: files of the bundle go before everything else."""
+    """``__import__`` for a module of a bundle: the bundle's files take precedence."""
 
     def __init__(self, bundle: Bundle, package: str) -> None:
         self._bundle, self._package = bundle, package
@@ -331,10 +331,10 @@ class _Importer:
 
 
 def _show(bundle: Bundle, file: str) -> str:
-    """The name of a file in tracebacks, whose lines are those of the text that runs.
+    """Make tracebacks show the lines of the text that runs; returns the file name they show.
 
-    The file may lie on another machine, or be edited by now. The first version of a file that a
-    process runs has the file's own name.
+    The file itself may be on another machine or have been edited since. The first version of a
+    file that a process runs gets the file's own name.
     """
     text, name = bundle.texts[file], str(Path(bundle.folder, file))
     if _shown.setdefault(name, text) != text:

@@ -1,9 +1,9 @@
-"""Hyperparameters: how a method declares one, and what a study file may say about it.
+"""Hyperparameters and their search spaces.
 
-A declaration (`Hyperparameter`) belongs to a method, an encoder or the training settings. What a
-study file says about it (`Constant`, `Grid`, `Range`, `Choices`, each with an optional condition)
-is a *domain*. Everything here is plain Python: the tables declare with it, the plan checks with
-it, the samplers read it, and none of them needs torch for that.
+A method, an encoder and the training settings declare hyperparameters (`Hyperparameter`). A study
+file assigns each a *domain* (`Constant`, `Grid`, `Range` or `Choices`, each with an optional
+condition). Everything here is plain Python without torch; the tables, the plan and the samplers
+share it.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from decimal import Decimal
 from itertools import product
 from typing import Any, Literal, get_args
 
-Value = Any  # a JSON value: number, string, boolean, null, list of such
+Value = Any  # a JSON value: number, string, boolean, null, or a list or mapping of these
 
 Number = Literal["float", "int", "ints", "floats", "mapping"]
-# Options of tasks only: distinct words, input -> its columns, input -> settings of its own.
+# For task options only: path, distinct strings, input -> column names, input -> its settings.
 OptionKind = Literal["path", "strs", "columns", "by_input"]
 Kind = Number | Literal["bool", "str"] | OptionKind
 
 
-# Whole numbers beyond this are no float's neighbour any more; none of ours comes near.
+# Larger integers are not all exact in float64.
 _LARGEST_INT = 2**53
 
 
@@ -83,10 +83,10 @@ _KIND_WORDS: dict[Kind, str] = {
 
 
 def canonical(value: Value) -> Value:
-    """The one float that stands for a number: of 15 significant digits, so 0.1 + 0.2 is 0.3.
+    """Round floats to 15 significant digits, so that 0.1 + 0.2 is 0.3.
 
-    A number that is written with up to 15 digits stays itself. Lists and mappings are gone
-    through; −0.0 is 0.0.
+    Numbers written with up to 15 digits are unchanged; −0.0 becomes 0.0. Applied recursively to
+    lists and mappings.
 
     Example:
         >>> canonical([0.1 + 0.2, 3 * 0.1, -0.0, 7, "word"])
@@ -94,7 +94,7 @@ def canonical(value: Value) -> Value:
     """
     if isinstance(value, float):
         rounded = float(f"{value:.15g}") + 0.0
-        return rounded if math.isfinite(rounded) else value  # the largest float would be none
+        return rounded if math.isfinite(rounded) else value  # the largest float would round to inf
     if isinstance(value, list):
         return [canonical(v) for v in value]
     if isinstance(value, Mapping):
@@ -103,7 +103,7 @@ def canonical(value: Value) -> Value:
 
 
 def shown(value: Value) -> str:
-    """A value as a message quotes it: short, whatever a file holds."""
+    """The repr of a value for messages, at most 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -112,9 +112,9 @@ def shown(value: Value) -> str:
 class Hyperparameter:
     """One declared hyperparameter.
 
-    ``low`` and ``high`` are inclusive bounds for numbers (and for each element of lists);
-    ``choices`` restricts words; ``optional`` admits null. ``stackable`` ones may differ between
-    the models of one pack, the others change shapes or the program and so split packs.
+    ``low`` and ``high`` are inclusive bounds for numbers (and for each element of lists and
+    mappings); ``choices`` restricts strings; ``optional`` allows null. ``stackable`` ones may
+    differ between the models of one pack; models that differ in any other go into separate packs.
     """
 
     name: str
@@ -128,7 +128,7 @@ class Hyperparameter:
     choices: tuple[str, ...] = ()
 
     def problem(self, value: Value) -> str | None:
-        """Say in one clause why ``value`` is not acceptable, or None when it is."""
+        """Why ``value`` is invalid, in one clause; None if it is valid."""
         if value is None:
             return None if self.optional else f"must be {_KIND_WORDS[self.kind]}, got null"
         if not _fits_kind(self.kind, value):
@@ -148,8 +148,8 @@ class Hyperparameter:
         return None
 
     def normalise(self, value: Value) -> Value:
-        """Give the one spelling of a value that digests see: 1 and 1.0 are the same β, and so
-        are 0.3 and 0.1 + 0.2.
+        """The canonical form of a value, used in digests: 1 and 1.0 are the same β, and so are
+        0.3 and 0.1 + 0.2.
         """
         if value is None:
             return None
@@ -175,7 +175,7 @@ class Hyperparameter:
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """This hyperparameter is used only where another one has one of these values."""
+    """A hyperparameter is active only where another one has one of these values."""
 
     name: str
     values: tuple[Value, ...]
@@ -192,7 +192,7 @@ class Constant:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Every listed value, in the order given."""
+    """All listed values, in the order given."""
 
     values: tuple[Value, ...]
     when: Condition | None = None
@@ -210,8 +210,8 @@ class Choices:
 class Range:
     """A number between low and high (inclusive), proposed by a sampler.
 
-    ``integer`` makes whole numbers; ``log`` samples the logarithm evenly (low > 0); ``step``
-    keeps to low, low + step, …
+    ``integer`` restricts it to integers; ``log`` samples uniformly in the logarithm (low > 0);
+    ``step`` restricts it to low, low + step, …
     """
 
     low: float
@@ -223,14 +223,14 @@ class Range:
 
     @property
     def last(self) -> float:
-        """The highest value that it reaches: high, or with a step, the last one up to high."""
+        """The largest value: high, or with a step the last multiple of it up to high."""
         if self.step is None:
             return self.high
         low, high, step = (Decimal(str(number)) for number in (self.low, self.high, self.step))
         return self._at(int((high - low) // step))
 
     def nearest(self, value: float) -> float:
-        """The value of this range that a sampler's number stands for, as every list has it."""
+        """A sampler's number in canonical form: rounded to an integer, a step, or 15 digits."""
         if self.integer:
             return int(value)
         if self.step is None:
@@ -238,7 +238,7 @@ class Range:
         return self._at(round((value - self.low) / self.step))
 
     def _at(self, place: int) -> float:
-        """low + place · step, in decimal: the third step of 0.1 is 0.3, not 0.30000000000000004."""
+        """low + place · step in decimal arithmetic: 3 · 0.1 is 0.3, not 0.30000000000000004."""
         step = 1 if self.step is None else self.step
         return float(canonical(float(Decimal(str(self.low)) + place * Decimal(str(step)))))
 
@@ -249,8 +249,8 @@ Domain = Constant | Grid | Choices | Range
 def grid_configurations(domains: Mapping[str, Domain]) -> list[dict[str, Value]]:
     """All configurations of constants and grids, the last name varying fastest.
 
-    A conditional name is left out of the configurations where its condition does not hold;
-    configurations that become equal through that are listed once.
+    A hyperparameter is left out of configurations where its condition does not hold; the
+    duplicates that result are removed.
 
     Example:
         >>> grid_configurations({"depth": Grid(values=(0, 1)), "merge": Constant(value="sum")})
@@ -268,7 +268,7 @@ def grid_configurations(domains: Mapping[str, Domain]) -> list[dict[str, Value]]
                 raise AssertionError("a range or a choice has no grid; plan.py checks this")
     configurations: dict[
         str, dict[str, Value]
-    ] = {}  # by spelling: values may be lists, not hashable
+    ] = {}  # by repr, since values may be unhashable lists
     for values in product(*options):
         configuration = active(domains, dict(zip(names, values, strict=True)))
         configurations.setdefault(repr(configuration), configuration)
@@ -276,7 +276,10 @@ def grid_configurations(domains: Mapping[str, Domain]) -> list[dict[str, Value]]
 
 
 def active(domains: Mapping[str, Domain], assignment: Mapping[str, Value]) -> dict[str, Value]:
-    """Drop the names whose condition (or whose condition's own name) does not hold."""
+    """The assignment without inactive hyperparameters.
+
+    One is inactive if its condition does not hold or reads an inactive one.
+    """
     kept: dict[str, Value] = {}
     for name in in_order_of_conditions(domains):
         when = domains[name].when
@@ -286,10 +289,10 @@ def active(domains: Mapping[str, Domain], assignment: Mapping[str, Value]) -> di
 
 
 def in_order_of_conditions(domains: Mapping[str, Domain]) -> list[str]:
-    """Names so that each comes after the one its condition reads.
+    """Names in topological order: each after the one that its condition reads.
 
     Raises:
-        ValueError: conditions that wait for each other in a circle.
+        ValueError: the conditions form a cycle.
     """
     placed: list[str] = []
     waiting = list(domains)
@@ -309,7 +312,7 @@ def in_order_of_conditions(domains: Mapping[str, Domain]) -> list[str]:
 
 
 def every_value(domain: Domain) -> tuple[Any, ...] | None:
-    """Every value of a domain, or None when there is no end of them."""
+    """All values of a domain, or None for a continuous range."""
     match domain:
         case Constant(value=value):
             return (value,)

@@ -1,10 +1,9 @@
-"""Which numbers are equal up to rounding, and which of several is the best: the one rule of ties.
+"""Comparison of metric values up to rounding error, used wherever means are compared.
 
-Whatever compares means (marks, ranks, the best configuration, halving, statistics) asks here, so
-that two methods with as many errors are equal everywhere. Values count as equal when they differ
-by at most 1e-9 of the larger one (or 1e-12): far above the rounding of a sum in float64, far below
-one error in ten million examples over ten seeds. Lists are grouped along their order: neighbours
-that are equal share a place.
+Highlights in tables, ranks, the best configuration, halving and statistics all use it, so methods
+with equally many errors tie everywhere. Values tie if they differ by at most 1e-9 relative to the
+larger one, or 1e-12: far above the rounding error of a float64 sum, and far below one error in ten
+million examples over ten seeds. In a sorted list, neighbours that tie share a rank.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ ABSOLUTE = 1e-12
 
 
 def mean(values: Sequence[float]) -> float:
-    """The mean in float64 from an exact sum: the order of the values does not matter.
+    """The mean, from an exact sum, so it does not depend on the order of the values.
 
-    NaN of no values, and where one of them is NaN.
+    NaN if there are no values or one of them is NaN.
     """
     if not values:
         return math.nan
@@ -29,12 +28,12 @@ def mean(values: Sequence[float]) -> float:
 
 
 def is_tie(first: float, second: float) -> bool:
-    """Whether two numbers are equal up to rounding; NaN equals nothing."""
+    """Whether two numbers are equal up to rounding error; NaN ties with nothing."""
     return math.isclose(first, second, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
 
 
 def is_better(first: float, second: float, *, higher_is_better: bool) -> bool:
-    """Whether the first is better by more than rounding; any number is better than NaN."""
+    """Whether the first is better by more than rounding error; any number is better than NaN."""
     if math.isnan(first) or math.isnan(second):
         return math.isnan(second) and not math.isnan(first)
     is_above = first > second if higher_is_better else first < second
@@ -42,7 +41,7 @@ def is_better(first: float, second: float, *, higher_is_better: bool) -> bool:
 
 
 def places(values: Sequence[float], *, higher_is_better: bool = False) -> list[int | None]:
-    """Each value's place among the different ones: 0 is best, equals share theirs, NaN has none.
+    """Dense ranks: 0 is best, ties share a rank, NaN has None.
 
     Example:
         >>> places([0.3, 0.1 + 0.2, 7.0, 0.1])
@@ -60,6 +59,6 @@ def places(values: Sequence[float], *, higher_is_better: bool = False) -> list[i
 
 
 def best(values: Sequence[float], *, higher_is_better: bool = False) -> int | None:
-    """The index of the best value, the first of equals; None where all are NaN."""
+    """The index of the best value, the first one among ties; None if all are NaN."""
     found = places(values, higher_is_better=higher_is_better)
     return found.index(0) if 0 in found else None

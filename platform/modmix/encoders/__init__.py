@@ -1,13 +1,13 @@
-"""Encoders: networks that turn one input of a task into a feature vector (or several).
+"""Encoders: networks that map one input of a task to the features of one or more modalities.
 
-In: a batch of one input, (B, *shape). Out: features, (B, D), of one or more modalities.
+An encoder maps a batch (B, *shape) to features (B, D), or to several of them by modality.
 
     table      names, hyperparameters and accepted inputs of all encoders (no torch)
     base       the `Encoder` contract
-    identity   flattens, learns nothing
+    identity   flattens the input; no parameters
     mlp        fully connected layers
-    resnet     the CIFAR ResNet (6n+2 layers) with taps as modalities
-    resnet18   ResNet-18 for images, frames, flow, spectrograms
+    resnet     CIFAR ResNet (6n+2 layers) whose unit outputs can be modalities
+    resnet18   ResNet-18 for images, video frames, optical flow and spectrograms
     char_lstm  LSTM over token ids
     char_cnn   convolutions over token ids
 """

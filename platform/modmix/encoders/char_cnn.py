@@ -1,4 +1,4 @@
-"""Convolutions over characters or other tokens, pooled over the real ones (Kim 2014).
+"""1D convolutions over characters or other tokens with max pooling over time (Kim 2014).
 
 Shapes: B batch, L positions, D embedding, F filters.
 """
@@ -16,15 +16,15 @@ from modmix.encoders.base import Encoder
 
 
 class CharCNN(Encoder):
-    """Embedding, convolutions of several widths, ReLU, and the largest value at a real position.
+    """Embedding, convolutions of several kernel widths, ReLU, and max pooling over real tokens.
 
-    A window lies around its position, (width − 1) // 2 tokens before it and width // 2 behind;
-    beyond the first and the last token are zeros. So texts shorter than a window work, the amount
-    of padding does not matter, and rows without tokens give zeros. The features of all widths are
-    concatenated: ``filters`` for each.
+    Convolutions use "same" zero padding, (width − 1) // 2 to the left and width // 2 to the right,
+    and padding tokens have zero embeddings. So texts shorter than a kernel work, the amount of
+    padding does not change the features, and rows without tokens give zeros. The features are the
+    ``filters`` of every width, concatenated.
 
     Raises:
-        InputError: no width at all.
+        InputError: ``widths`` is empty.
 
     Example:
         >>> encoder = CharCNN((4,), vocabulary=27, widths=[2, 3], filters=8)
@@ -57,6 +57,6 @@ class CharCNN(Encoder):
         for width, convolution in zip(self.widths, self.convolutions, strict=True):
             around = F.pad(embedded_BDL, ((width - 1) // 2, width // 2))
             values_BFL = convolution(around).relu()
-            # Zero is the least that ReLU gives: it never wins against a real position.
+            # Masking with 0 is safe for the maximum: ReLU outputs are at least 0.
             pooled.append(values_BFL.masked_fill(padding_B1L, 0.0).amax(2))
         return torch.cat(pooled, 1)

@@ -1,4 +1,4 @@
-"""An LSTM over characters or other tokens: its state at the last real one.
+"""LSTM over characters or other tokens.
 
 Shapes: B batch, L positions, D embedding, H units.
 """
@@ -15,15 +15,14 @@ from modmix.encoders.base import Encoder
 
 
 class CharLSTM(Encoder):
-    """Embedding, LSTM, and the last layer's hidden state at the last token that is not padding.
+    """Embedding, LSTM, and the last layer's hidden state at the last non-padding token.
 
-    Rows without tokens give zeros. Parameters are those of `torch.nn.Embedding` and
-    `torch.nn.LSTM`, names and initial distributions included. An LSTM's state does not depend on
-    what follows, so all positions are computed and the right one is picked: no lengths leave the
-    device, as packing would demand.
+    Rows without tokens give zeros. Parameter names and initialisation are those of
+    `torch.nn.Embedding` and `torch.nn.LSTM`. All positions are computed and the last real one is
+    gathered, because packed sequences would need the lengths on the CPU, a synchronisation.
 
-    torch's kernel cannot run under `torch.func.vmap`: where models are ``stacked``, a loop over
-    positions computes the same numbers from the same parameters.
+    torch's LSTM kernel does not support `torch.func.vmap`: when ``stacked``, a loop over positions
+    computes the same values from the same parameters.
 
     Example:
         >>> encoder = CharLSTM((4,), vocabulary=27, units=8)
@@ -57,23 +56,23 @@ class CharLSTM(Encoder):
         return last_BH.masked_fill((lengths_B == 0).unsqueeze(1), 0.0)
 
     def _weights(self) -> list[list[Tensor]]:
-        """Of each layer: input weights (4H, D), recurrent ones (4H, H) and both biases (4H,)."""
+        """Per layer: input weights (4H, D), recurrent weights (4H, H) and two biases (4H,)."""
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         layers = range(self.lstm.num_layers)
         return [[getattr(self.lstm, f"{name}_l{layer}") for name in names] for layer in layers]
 
     def _kernel(self, embedded_BLD: Tensor) -> Tensor:
-        """All states (B, L, H) by torch's kernel.
+        """Hidden states (B, L, H) at all positions, by torch's LSTM kernel.
 
-        Not by calling ``self.lstm``: it keeps a list of its parameters besides, and would not see
-        other tensors that are put in their places.
+        It does not call ``self.lstm``, which caches references to its parameters and would ignore
+        tensors substituted for them (`torch.func.functional_call`).
         """
         weights = [tensor for layer in self._weights() for tensor in layer]
         layers = self.lstm.num_layers
         zeros = embedded_BLD.new_zeros(layers, embedded_BLD.shape[0], self.features)
         with warnings.catch_warnings():
-            # Weights are columns of one matrix, which cuDNN copies to a place of its own: little
-            # beside the states of all positions.
+            # The weights are views into one matrix, so cuDNN copies them into a contiguous chunk;
+            # the copy is small compared with the states of all positions.
             warnings.filterwarnings("ignore", message="RNN module weights are not part of single")
             states_BLH, _, _ = torch.lstm(
                 embedded_BLD, (zeros, zeros), weights, True, layers, 0.0, self.training, False, True
@@ -81,7 +80,7 @@ class CharLSTM(Encoder):
         return states_BLH
 
     def _loop(self, embedded_BLD: Tensor) -> Tensor:
-        """All states (B, L, H), position after position."""
+        """Hidden states (B, L, H) at all positions, by a Python loop that vmap can handle."""
         x_BLD = embedded_BLD
         for weight_ih, weight_hh, bias_ih, bias_hh in self._weights():
             h_BH = c_BH = x_BLD.new_zeros(x_BLD.shape[0], self.features)

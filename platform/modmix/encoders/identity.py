@@ -1,4 +1,4 @@
-"""The encoder that changes nothing but the shape."""
+"""Identity encoder: flattens the input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fully connected layers on a flattened input."""
+"""Multilayer perceptron on a flattened input."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 class MLP(Encoder):
-    """Layers of ``hidden`` units, each followed by batch norm (if asked for) and an activation.
+    """Linear layers of ``hidden`` units, each followed by optional batch norm and an activation.
 
-    Maps (B, *shape) to (B, hidden[-1]). Weights start as in ``torch.nn.Linear``.
+    Maps (B, *shape) to (B, hidden[-1]). Initialisation is that of `torch.nn.Linear`.
 
     Example:
         >>> import torch
@@ -39,7 +39,7 @@ class MLP(Encoder):
         layers: list[nn.Module] = []
         width = math.prod(shape)
         for units in hidden:
-            # Batch norm would cancel a bias, whose gradient is then nothing but rounding.
+            # Batch norm cancels a bias, so its gradient would be rounding error only.
             layers.append(nn.Linear(width, units, bias=not batch_norm))
             if batch_norm:
                 layers.append(nn.BatchNorm1d(units))

@@ -1,7 +1,7 @@
-"""The ResNet for small images of "Learn to Combine Modalities" (2018), with taps as modalities.
+"""The CIFAR ResNet of "Learn to Combine Modalities" (2018), with unit outputs as modalities.
 
-Depth 6n + 2: a convolution, three units of n blocks, each block two 3×3 convolutions. Blocks are
-pre-activation ones with shortcuts that have no weights (He et al. 2016, arXiv 1603.05027).
+Depth 6n + 2: a convolution, three units of n blocks with two 3×3 convolutions each, a classifier.
+Blocks are pre-activation blocks with parameter-free shortcuts (He et al. 2016, arXiv 1603.05027).
 
 Shapes: B batch, H × W pixels, C channels, D features.
 """
@@ -21,19 +21,20 @@ UNITS = ("unit1", "unit2", "unit3")
 
 
 class ResNet(Encoder):
-    """Pre-activation ResNet of depth 6n + 2, units of ``width``, 2 and 4 times ``width`` channels.
+    """Pre-activation ResNet of depth 6n + 2 without its classifier.
 
-    With ``taps`` the ends of the three units are modalities: ``unit1`` and ``unit2`` go through a
-    3×3 convolution of stride 2 to 2 · ``width`` channels, batch norm, ReLU and the average over
-    pixels; ``unit3``, of 4 · ``width`` features, is the usual end of the network: batch norm, ReLU,
-    average. Without, that end is the only modality.
+    The three units have ``width``, 2 · ``width`` and 4 · ``width`` channels. With ``taps``, the
+    output of each unit is a modality. ``unit1`` and ``unit2`` pass through a 3×3 convolution of
+    stride 2 to 2 · ``width`` channels, batch norm, ReLU and global average pooling. ``unit3``, with
+    4 · ``width`` features, is the network's final output: batch norm, ReLU and global average
+    pooling. Without ``taps``, the final output is the only modality.
 
-    Convolutions start from a normal distribution of standard deviation √(2 / (9 · out)), cut at
-    two of them. Convolutions of stride 2 pad both sides by one pixel, where the paper's code pads
-    below and to the right only.
+    Convolutions are initialised from a normal distribution with standard deviation
+    σ = √(2 / (9 · channels out)), truncated at ±2σ. Convolutions of stride 2 pad one pixel on every
+    side; the paper's code pads only at the bottom and right.
 
     Raises:
-        InputError: a depth that is not 6n + 2.
+        InputError: ``depth`` is not 6n + 2.
 
     Example:
         >>> import torch
@@ -70,7 +71,7 @@ class ResNet(Encoder):
                 nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
 
     def keep_only(self, modalities: Collection[str]) -> None:
-        """Leave out taps that nobody reads, and the units behind the last one that is read."""
+        """Drop unused taps, and the units after the last one that is used."""
         if not isinstance(self.features, Mapping):
             return
         self.features = {name: self.features[name] for name in UNITS if name in modalities}
@@ -96,11 +97,11 @@ class ResNet(Encoder):
 
 
 class Block(nn.Module):
-    """Two 3×3 convolutions, each after batch norm and ReLU, added to what came in.
+    """Pre-activation residual block: two 3×3 convolutions, each after batch norm and ReLU.
 
-    Where the block shrinks the image, the shortcut is its average over 2×2 pixels; where it adds
-    channels, half of the new ones are zeros before and half behind. ``activated`` says that what
-    comes in has been through batch norm and ReLU: the first ones are then left out.
+    The shortcut has no parameters: 2×2 average pooling where the stride is 2, and zero channels,
+    half of them before and half after the existing ones, where the number of channels grows.
+    ``activated`` omits the first batch norm and ReLU, for inputs that already passed through them.
     """
 
     def __init__(self, channels_in: int, channels: int, stride: int, *, activated: bool) -> None:
@@ -115,7 +116,7 @@ class Block(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         residual: Tensor = self.conv2(self.between(self.conv1(self.before(inputs))))
         shortcut = inputs
-        if self.stride > 1:  # an odd last row or column is averaged alone
+        if self.stride > 1:  # ceil_mode: an odd last row or column is pooled by itself
             shortcut = F.avg_pool2d(shortcut, self.stride, ceil_mode=True)
         if self.padding:
             shortcut = F.pad(shortcut, (0, 0, 0, 0, self.padding, self.padding))
@@ -143,5 +144,5 @@ def _norm_relu(channels: int) -> nn.Sequential:
 
 
 def _average(images_BDHW: Tensor) -> Tensor:
-    """Average over pixels, (B, D)."""
+    """Global average pooling to (B, D)."""
     return images_BDHW.mean((2, 3))

@@ -1,4 +1,4 @@
-"""ResNet-18 (He et al. 2015, arXiv 1512.03385) without its classifier, for images and frames.
+"""ResNet-18 (He et al. 2015, arXiv 1512.03385) without its classifier, for images and video.
 
 Shapes: B batch, T frames, H × W pixels, C channels, D features.
 """
@@ -11,15 +11,15 @@ from modmix.encoders.base import Encoder
 
 
 class ResNet18(Encoder):
-    """`torchvision.models.resnet18` up to its classifier: 8 · ``width`` features, usually 512.
+    """`torchvision.models.resnet18` without its classifier: 8 · ``width`` features, 512 by default.
 
-    Parameters and buffers have torchvision's names, so that its weights fit where ``width`` is 64
-    and images have three channels. Any number of channels is taken (one: spectrograms; two:
-    optical flow). Input of shape (T, H, W, C) is frames, whose features are averaged; batch norm
-    sees all frames of a batch at once.
+    Parameters and buffers have torchvision's names, so its weights can be loaded for ``width`` 64
+    and three channels. Inputs may have any number of channels (spectrograms: 1, optical flow: 2).
+    For inputs of shape (T, H, W, C), video frames, features are averaged over frames; batch norm
+    treats all frames of a batch as one batch.
 
-    Convolutions start as in Kaiming's scheme for outputs (fan-out), factors of batch norm from a
-    normal distribution around 1 of standard deviation 0.02, as in DI-MML's code (2024).
+    Convolutions use Kaiming normal initialisation (fan-out); batch norm scales are drawn from
+    N(1, 0.02²), as in the code of DI-MML (2024).
 
     Example:
         >>> import torch
@@ -46,7 +46,7 @@ class ResNet18(Encoder):
                 nn.init.normal_(module.weight, 1.0, 0.02)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Features (B, D) of images (B, H, W, C) or of frames (B, T, H, W, C)."""
+        """Map images (B, H, W, C) or frames (B, T, H, W, C) to features (B, D)."""
         if inputs.dim() == 4:
             return self._features(inputs)
         batch, frames = inputs.shape[:2]
@@ -59,7 +59,7 @@ class ResNet18(Encoder):
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions with batch norm, and a shortcut, 1×1 where the shape changes."""
+    """Two 3×3 convolutions with batch norm; the shortcut is a 1×1 one where the shape changes."""
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
         super().__init__()

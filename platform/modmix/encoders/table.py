@@ -1,7 +1,7 @@
-"""The encoders a study file can name, and their hyperparameters. Imports no torch.
+"""Table of encoders: hyperparameters and accepted kinds of input. Does not import torch.
 
-The contract is in `modmix.encoders.base`. Besides the built-in encoders there are users'
-own classes, named by references (see `modmix.base.sources`); `encoder_entry` finds both.
+The contract is in `modmix.encoders.base`. User-defined encoders are named by references (see
+`modmix.base.sources`); `encoder_entry` returns entries for both.
 """
 
 from __future__ import annotations
@@ -21,21 +21,24 @@ Inputs = Literal["dense", "image", "sequence", "tokens", "any"]
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderEntry:
-    """One row of the table. ``modalities`` empty: one, named like the encoder's input."""
+    """One encoder of the table.
 
-    path: str  # "module:Class", or a reference
+    ``modalities`` are the names of several outputs; () means one, named after the input.
+    """
+
+    path: str  # "module:Class", or the reference of a user-defined class
     doc: str
     hyperparameters: tuple[Hyperparameter, ...] = ()
     inputs: tuple[Inputs, ...] = ("dense",)
     modalities: tuple[str, ...] = ()
-    switch: str | None = None  # hyperparameter that must be true for them; null: always given
+    switch: str | None = None  # bool hyperparameter that turns ``modalities`` on; None: always on
 
 
-# Ids of tokens are no quantities: an encoder must say that it takes them.
+# Token ids are not numeric values: an encoder must accept them explicitly.
 _NUMBERS: tuple[Inputs, ...] = ("dense", "image", "sequence")
 
 _EMBEDDING = Hyperparameter(
-    name="embedding", kind="int", default=128, low=1, doc="length of each token's vector"
+    name="embedding", kind="int", default=128, low=1, doc="embedding dimension of a token"
 )
 
 ENCODERS: dict[str, EncoderEntry] = {
@@ -74,7 +77,7 @@ ENCODERS: dict[str, EncoderEntry] = {
     ),
     "resnet": EncoderEntry(
         path="modmix.encoders.resnet:ResNet",
-        doc="pre-activation ResNet for small images (CIFAR), whose units may be modalities",
+        doc="pre-activation ResNet for small images (CIFAR); its units can be modalities",
         inputs=("image",),
         modalities=("unit1", "unit2", "unit3"),
         switch="taps",
@@ -97,7 +100,7 @@ ENCODERS: dict[str, EncoderEntry] = {
                 name="taps",
                 kind="bool",
                 default=True,
-                doc="whether the ends of the three units are modalities; false: one, the last end",
+                doc="whether each unit's output is a modality; false: the final output only",
             ),
         ),
     ),
@@ -117,21 +120,19 @@ ENCODERS: dict[str, EncoderEntry] = {
     ),
     "char_lstm": EncoderEntry(
         path="modmix.encoders.char_lstm:CharLSTM",
-        doc="LSTM over tokens, its state at the last one",
+        doc="LSTM over tokens; its hidden state at the last token",
         inputs=("tokens",),
         hyperparameters=(
             _EMBEDDING,
             Hyperparameter(
-                name="units", kind="int", default=512, low=1, doc="width of the LSTM's state"
+                name="units", kind="int", default=512, low=1, doc="size of the LSTM's hidden state"
             ),
-            Hyperparameter(
-                name="layers", kind="int", default=1, low=1, doc="LSTMs, one on top of the other"
-            ),
+            Hyperparameter(name="layers", kind="int", default=1, low=1, doc="stacked LSTM layers"),
         ),
     ),
     "char_cnn": EncoderEntry(
         path="modmix.encoders.char_cnn:CharCNN",
-        doc="convolutions over tokens, the largest value of each filter",
+        doc="convolutions over tokens, max-pooled over positions",
         inputs=("tokens",),
         hyperparameters=(
             _EMBEDDING,
@@ -140,7 +141,7 @@ ENCODERS: dict[str, EncoderEntry] = {
                 kind="ints",
                 default=[3, 4, 5],
                 low=1,
-                doc="tokens that a filter sees, one convolution for each width",
+                doc="kernel widths in tokens, one convolution each",
             ),
             Hyperparameter(
                 name="filters", kind="int", default=64, low=1, doc="filters of each width"
@@ -151,13 +152,13 @@ ENCODERS: dict[str, EncoderEntry] = {
 
 
 def encoder_entry(name: str) -> EncoderEntry:
-    """The entry of an encoder: of the table, or made from a user's own class.
+    """The entry of an encoder, built-in or user-defined.
 
-    Class attributes may say more of the latter: ``inputs``, the kinds it takes (default: any), and
-    ``modalities``, the names of several that it gives.
+    A user-defined class may have the class attributes ``inputs``, the kinds of input it accepts
+    (default: any), and ``modalities``, the names of its outputs if there are several.
 
     Raises:
-        InputError: the class is not there, is no encoder, or has arguments that cannot be read.
+        InputError: the class is missing, is not an `Encoder`, or has an unsupported signature.
     """
     return ENCODERS[name] if name in ENCODERS else _own_entry(name)
 
@@ -185,12 +186,12 @@ def _own_entry(name: str) -> EncoderEntry:
 def modality_inputs(
     encoders: Mapping[str, Mapping[str, Any]], *, prefixed: bool
 ) -> dict[str, tuple[str, str | None]]:
-    """Modality -> its input and, of an encoder that gives several, its name there; in order.
+    """Modality -> its input and the encoder's name for it (None if it has one output), in order.
 
     Args:
-        encoders: by input, name and hyperparameters.
-        prefixed: whether the task has several inputs; the names of several modalities of one then
-            begin with the input's.
+        encoders: name and hyperparameters of the encoder, by input.
+        prefixed: whether to prefix the names of several outputs with that of the input; true for
+            tasks with several inputs.
 
     Example:
         >>> tapped = {"name": "resnet", "taps": True}
@@ -208,7 +209,7 @@ def modality_inputs(
 
 
 def given_modalities(encoder: str, params: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of the modalities that an encoder with these values gives; (): one, like its input.
+    """Modalities of an encoder with these hyperparameters; () means one, named after its input.
 
     Example:
         >>> given_modalities("resnet", {"depth": 20, "taps": True})

@@ -1,8 +1,9 @@
-"""What a worker does: take a pack, train it, tell what happens, take the next.
+"""The worker loop: take a pack, train it, send its events, take the next one.
 
-A seat is a long-lived process. What is dear (starting Python, importing torch, mapping the data) is
-paid once a seat, not once a pack. Training never waits for the driver: events leave in a thread of
-their own, in order, and only the end of a pack waits until all of them have arrived.
+A worker (a "seat") is a long-lived process, so the start-up cost (starting Python, importing torch,
+mapping the data) is paid once per worker, not per pack. A background thread sends events in order,
+so training does not wait for the driver unless its queue is full; at the end of a pack the worker
+waits until all events have been delivered.
 """
 
 from __future__ import annotations

@@ -70,11 +70,11 @@ class ConfigurationRecord:
     number: int
     method: str
     params: Mapping[str, Any]
-    task: str  # in a study of several tasks
-    fingerprint: str  # of the data
-    options: Mapping[str, Any]  # of the task, those that some configuration of the study sets
     mlflow_run: str | None
     mirrored: str | None
+    task: str = ""  # in a study of several tasks
+    fingerprint: str = ""  # of the data
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the task, that the study varies
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Additive combination, eqs. 3-5: features are merged, then one network g classifies."""
+"""Additive combination, eqs. 3-5: merge the features, then classify with one network g."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from modmix.methods.unimodal import Logits
 
 
 class Merge(nn.Module):
-    """u = Σ_m f_m (eq. 3), [f_1, …, f_M] (eq. 4), or their mean, after ``project`` if given.
+    """Merge features by sum, Σ_m f_m (eq. 3), concatenation, [f_1, …, f_M] (eq. 4), or mean.
 
-    Takes a list of (B, D_m), gives (B, ``features``).
+    With ``project``, a linear layer with ReLU first maps each modality to that width. Maps a list
+    of (B, D_m) to (B, ``features``).
 
     Raises:
-        InputError: a sum or a mean of features of unequal width without ``project``.
+        InputError: sum or mean over unequal widths without ``project``.
     """
 
     def __init__(self, widths: Sequence[int], *, merge: str, project: int | None) -> None:
@@ -43,7 +44,7 @@ class Merge(nn.Module):
 
 
 class Add(Method):
-    """Features are merged, then classified by ``depth`` hidden layers and a linear one."""
+    """Merge the features, then classify with an MLP of ``depth`` hidden layers."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Addition after modality attention (Moon et al. 2018), Table 5."""
+"""Additive combination with modality attention (Moon et al. 2018), Table 5."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from modmix.methods.unimodal import Logits
 
 
 class Attend(Method):
-    """a = σ(W [f_1; …; f_M] + b), one number per modality; α = softmax(a); u = Σ_m α_m f_m.
+    """Sum of features weighted by attention, classified by an MLP.
+
+    a = σ(W [f_1; …; f_M] + b), one scalar per modality; α = softmax(a); u = Σ_m α_m f_m.
 
     Raises:
         InputError: features of unequal width without ``project``.

@@ -1,10 +1,11 @@
-"""What a method is: one model, one batch; the model axis is added outside.
+"""The `Method` contract. Methods are written for one model and one batch.
 
-A method gets the features of its modalities and returns outputs, a loss per example, and scores.
-It is stacked with its equals by `torch.func`, so it may not look into tensors: no ``.item()``, no
-boolean indexing, no ``nonzero``, no Python ``if`` on a tensor. (One that does is trained one model
-after another.) Hyperparameters that may differ between stacked models (β, margins, weights of
-losses) are buffers; all others are Python values. Random numbers come from `modmix.methods.draws`.
+A method maps the features of its modalities to outputs, a loss per example, and class scores.
+The trainer adds the model axis with `torch.func.vmap`, so a method must not have data-dependent
+control flow: no ``.item()``, boolean indexing, ``nonzero`` or Python ``if`` on a tensor. Models
+of a method that breaks this are trained one after another. Hyperparameters that may differ between
+stacked models (β, margins, loss weights) are buffers; all others are plain Python values.
+Random numbers come from `modmix.methods.draws`.
 
 Shapes: B batch, C classes, M modalities, S sources, D features.
 """
@@ -19,35 +20,35 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Outputs = Any  # a tensor, or a (named) tuple or dict of tensors: each method's own
+Outputs = Any  # a tensor, or a (named) tuple or dict of tensors; up to the method
 State = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One stretch of training: how long, what it leaves alone, and from where it starts.
+    """A training stage: its length, frozen parameters, starting weights and optimizer.
 
-    Best-epoch weights and patience count within a stage; those of the last are the result.
-    Halving counts the epochs of all stages. A stage whose optimizer the next one keeps runs to its
-    end, whatever the patience.
+    The best epoch and patience are tracked per stage; the weights of the last stage are the
+    result. Successive halving counts epochs over all stages. A stage whose optimizer is kept by
+    the next one ignores patience and runs to its end.
     """
 
     name: str
-    epochs: int | None = None  # None: the training setting `epochs`
-    frozen: tuple[str, ...] = ()  # beginnings of the model's parameter names that are not trained
-    begin: Literal["last", "best", "selected"] = "last"  # from which weights of the one before
-    # ("selected": as the training setting `select` says)
-    optimizer: Literal["fresh", "kept"] = "fresh"  # its moments and step count
-    judged: bool = True  # whether scores mean something yet: else no halving, no patience
+    epochs: int | None = None  # None: as the training setting `epochs`
+    frozen: tuple[str, ...] = ()  # name prefixes of the model parameters that are not trained
+    # Weights of the previous stage to start from; "selected": as the training setting `select`.
+    begin: Literal["last", "best", "selected"] = "last"
+    optimizer: Literal["fresh", "kept"] = "fresh"  # kept: moments and step count carry over
+    judged: bool = True  # False: scores are not meaningful yet, so no halving and no patience
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
-    """A pass over one split in evaluation mode between epochs, as a fold in bounded memory.
+    """A pass over one split before an epoch, in evaluation mode: a fold in bounded memory.
 
-    ``start()`` makes the first state; ``step(state, features, target_B)`` takes in one chunk of
-    examples, features (B, D_m) by modality; ``finish(state)`` gives new values of the method's
-    buffers by name. All three are called for one model, like ``forward``.
+    ``start()`` returns the initial state, ``step(state, features, target_B)`` updates it with one
+    chunk of examples (features (B, D_m) by modality), and ``finish(state)`` returns new values for
+    the method's buffers, by name. Like ``forward``, all three are written for one model.
     """
 
     start: Callable[[], State]
@@ -57,13 +58,13 @@ class Pass:
 
 
 class Method(nn.Module):
-    """A way to combine modalities.
+    """Base class of all methods for combining modalities.
 
     Subclasses define ``forward`` and ``loss``, and override the rest where the defaults do not
-    fit. The constructor takes the width of each modality's features, in order, the number of
-    classes, and the hyperparameters as keywords.
+    fit. The constructor takes the feature width of each modality, in order, the number of classes,
+    and the hyperparameters as keyword-only arguments.
 
-    ``epoch`` (a buffer) is how many epochs of the present stage are done, for schedules.
+    The buffer ``epoch`` is the number of epochs completed in the current stage, for schedules.
 
     Example:
         >>> class Sum(Method):
@@ -89,22 +90,23 @@ class Method(nn.Module):
         self.register_buffer("epoch", torch.zeros(()), persistent=False)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # A layer of such a name would never be found: Python looks at the class first.
+        # nn.Module finds layers through __getattr__: the class's function would shadow the layer.
         if isinstance(value, (nn.Module, Tensor)) and callable(Method.__dict__.get(name)):
             raise AttributeError(f"{name} is a function of every method: call the layer otherwise")
         super().__setattr__(name, value)
 
     def forward(self, features: Mapping[str, Tensor]) -> Outputs:
-        """Outputs for features (B, D_m) by modality: logits (B, C), or whatever ``loss`` needs."""
+        """Map features (B, D_m) by modality to logits (B, C), or to whatever ``loss`` needs."""
         raise NotImplementedError
 
     def loss(self, outputs: Outputs, target_B: Tensor) -> Tensor:
-        """The loss of each example, (B,); training minimises its mean over the batch."""
+        """Per-example loss, (B,); training minimises its mean over the batch."""
         raise NotImplementedError
 
     def losses(self, outputs: Outputs, target_B: Tensor) -> Mapping[str, Tensor]:
-        """Several losses by name, (B,) each; their sum is minimised. ``modulate`` sees each one's
-        gradients.
+        """Per-example losses by name, (B,) each.
+
+        Training minimises the sum of their batch means; ``modulate`` gets the gradients of each.
         """
         return {"loss": self.loss(outputs, target_B)}
 
@@ -114,59 +116,63 @@ class Method(nn.Module):
         target_B: Tensor,
         gradients: Mapping[str, Mapping[str, Tensor]],
     ) -> Mapping[str, Tensor]:
-        """Change gradients between the backward pass and the update.
+        """Change the gradients between the backward pass and the optimizer step.
 
         Args:
-            outputs: of this batch, without gradient.
-            target_B: its classes.
-            gradients: of the batch means of `losses`, by loss and parameter name (of the model:
-                "encoders.0.layers.0.weight", "method.head.0.bias").
+            outputs: outputs of this batch, detached.
+            target_B: class indices.
+            gradients: gradients of the batch mean of each of `losses`, by loss name, then by the
+                model's parameter name ("encoders.0.layers.0.weight", "method.head.0.bias").
 
         Returns:
-            The gradient to use, by parameter name; the sum over losses where a name is missing.
+            The gradients to use, by parameter name. Parameters left out get the sum over losses.
         """
         raise NotImplementedError
 
     def scores(self, outputs: Outputs) -> Tensor:
-        """(B, C): the largest is the prediction."""
+        """Class scores (B, C); the argmax is the prediction."""
         scores_BC: Tensor = outputs if isinstance(outputs, Tensor) else outputs.logits_BC
         return scores_BC
 
     def log_probabilities(self, outputs: Outputs) -> Tensor:
-        """(B, C): logarithms of class probabilities, of which NLL, ECE and AUC are computed."""
+        """Log-probabilities (B, C), from which NLL, ECE and AUC are computed."""
         return F.log_softmax(lift(self.scores(outputs)), dim=-1)
 
     def parts(self, encoders: Mapping[str, str]) -> Mapping[str, tuple[str, ...]]:  # noqa: ARG002
-        """Parts that train as if each were alone: name -> beginnings of its parameter names.
+        """Parts of the model that train independently: part name -> parameter name prefixes.
 
-        Each part is clipped by the norm of its own gradient and keeps its own best epoch, judged by
-        `part_log_probabilities`. None by default: the model is one. ``encoders`` says by modality
-        how the names of its encoder's parameters begin.
+        Each part is clipped by its own gradient norm and has its own best epoch, evaluated with
+        `part_log_probabilities`. By default there are no parts. ``encoders`` maps each modality to
+        the name prefix of its encoder's parameters.
         """
         return {}
 
     def part_log_probabilities(self, outputs: Outputs) -> Mapping[str, Tensor]:
-        """(B, C) for every part that is judged by itself; the others follow the whole model."""
+        """Log-probabilities (B, C) of each part with its own best epoch.
+
+        Parts left out follow the best epoch of the whole model.
+        """
         raise NotImplementedError
 
     def stages(self) -> tuple[Stage, ...]:
+        """Training stages, in order."""
         return (Stage(name="train"),)
 
     def enter(self, stage: Stage) -> None:
-        """Called before a stage starts; a method may note in a Python value which one it is."""
+        """Called before a stage starts, so that a method can store which one is running."""
 
     def passes(self, epoch: int) -> Sequence[Pass]:  # noqa: ARG002
-        """Passes over the data before this epoch (from 0, within a stage), in order."""
+        """Passes over the data to run before this epoch (0-based, within the stage), in order."""
         return ()
 
 
 def modulates(method: Method) -> bool:
-    """Whether the method changes gradients."""
+    """Whether the method overrides `Method.modulate`."""
     return type(method).modulate is not Method.modulate
 
 
 def head(features: int, hidden: Sequence[int], classes: int) -> nn.Sequential:
-    """A classifier: ReLU layers of ``hidden`` units (none: linear), then one logit per class."""
+    """An MLP classifier: a ReLU layer per entry of ``hidden``, then a linear layer to logits."""
     layers: list[nn.Module] = []
     for units in hidden:
         layers += [nn.Linear(features, units), nn.ReLU()]
@@ -175,20 +181,20 @@ def head(features: int, hidden: Sequence[int], classes: int) -> nn.Sequential:
 
 
 def hidden_units(depth: int, width: int, hidden: Sequence[int] | None = None) -> list[int]:
-    """``depth`` layers of ``width`` units, unless ``hidden`` lists them."""
+    """Units of each hidden layer: ``hidden`` if given, else ``depth`` times ``width``."""
     return [width] * depth if hidden is None else list(hidden)
 
 
 def cross_entropy(logits_BC: Tensor, target_B: Tensor) -> Tensor:
-    """−log p^y per example, (B,), from logits; computed in float32 where they are shorter."""
+    """Per-example cross-entropy −log p^y, (B,); half precision is computed in float32."""
     return pick(F.log_softmax(lift(logits_BC), dim=-1), target_B).neg()
 
 
 def pick(values_BC: Tensor, target_B: Tensor) -> Tensor:
-    """The value of each example's own class, (B,)."""
+    """The value at each example's target class, (B,)."""
     return values_BC.gather(-1, target_B.unsqueeze(-1)).squeeze(-1)
 
 
 def lift(values: Tensor) -> Tensor:
-    """Half precision to float32; float32 and float64 as they are."""
+    """Cast half precision to float32; leave float32 and float64 unchanged."""
     return values.float() if values.dtype.itemsize < 4 else values

@@ -8,10 +8,10 @@ from modmix.methods.mul import Mul
 
 
 class CLDL(Mul):
-    """`Mul` with β = 1 and fixed weights of the sources: 1 for the last modality, 0.3 for others.
+    """`Mul` with β = 1 and fixed source weights: 1 for the last modality, 0.3 for the others.
 
-    Made for the ends of a network's units, the last of which is its usual end. The weights are
-    those of the code of "Learn to Combine Modalities" (2018), where CLDL is a baseline.
+    Meant for the outputs of successive units of one network, the last being its final output. The
+    weights are those of the code of "Learn to Combine Modalities" (2018), where CLDL is a baseline.
     """
 
     def __init__(

@@ -1,10 +1,10 @@
-"""Random numbers that are a function of a seed and a position, not of a generator's state.
+"""Counter-based random numbers: pure functions of a seed and a position, without generator state.
 
-Stacked models must draw what each would draw alone, a resumed model what an undisturbed one would,
-and `torch.func.vmap` cannot give every model a generator of its own. So numbers are computed: a
-32-bit integer hash ("lowbias32", found by the search of hash-prospector) of seed and position.
-There is nothing to store in a checkpoint, and a recorded CUDA graph draws new numbers because the
-seed is a tensor that changes.
+A model must draw the same numbers whether it trains alone or stacked, resumed or uninterrupted, and
+`torch.func.vmap` cannot give each model its own generator. So numbers are computed by hashing seed
+and position with a 32-bit integer hash ("lowbias32", from the hash-prospector project). There is no
+state to checkpoint, and a replayed CUDA graph draws new numbers because the seed is a tensor that
+changes.
 
 The trainer writes one seed per model and step into the buffer ``draw`` of every `Draws` module.
 """
@@ -20,7 +20,7 @@ _MASK = 0xFFFFFFFF
 
 
 def hashed(values: Tensor) -> Tensor:
-    """32 well-mixed bits of every integer, as int64 in 0..2³²−1."""
+    """Hash each integer to 32 bits, as int64 in 0..2³²−1."""
     x = values & _MASK
     x = x ^ (x >> 16)
     x = (x * 0x7FEB352D) & _MASK
@@ -30,9 +30,9 @@ def hashed(values: Tensor) -> Tensor:
 
 
 def bits(seed: Tensor, position: Tensor, salt: int = 0) -> Tensor:
-    """32 random bits for each pair of a seed (int64, 56 bits used) and a position (int64 ≥ 0).
+    """32 random bits per pair of a seed (int64, 56 bits used) and a position (int64 ≥ 0).
 
-    Shapes broadcast. ``salt`` separates independent uses of one seed.
+    Shapes broadcast. Different ``salt`` values give independent streams of one seed.
     """
     low, high = seed & _MASK, seed >> 32
     key = hashed(low + hashed(high + hashed(torch.full_like(seed, salt))))
@@ -40,12 +40,12 @@ def bits(seed: Tensor, position: Tensor, salt: int = 0) -> Tensor:
 
 
 def uniform(seed: Tensor, position: Tensor, salt: int = 0) -> Tensor:
-    """Uniform float32 in [0, 1), multiples of 2⁻²⁴; see `bits`."""
+    """Uniform float32 in [0, 1), in multiples of 2⁻²⁴; arguments as for `bits`."""
     return _fraction(bits(seed, position, 3 * salt))
 
 
 def normal(seed: Tensor, position: Tensor, salt: int = 0) -> Tensor:
-    """Standard normal float32 by Box and Muller's transform (two draws a number); see `bits`."""
+    """Standard normal float32 by the Box-Muller transform; arguments as for `bits`."""
     first, second = (_fraction(bits(seed, position, 3 * salt + i)) for i in (1, 2))
     return (1.0 - first).log().mul(-2.0).sqrt() * (2.0 * math.pi * second).cos()
 
@@ -55,10 +55,10 @@ def _fraction(bits: Tensor) -> Tensor:
 
 
 class Draws(nn.Module):
-    """A source of random numbers inside a model: per model and step, whatever trains beside it.
+    """A source of random numbers inside a model; they depend on the model's seed and step only.
 
-    ``salt`` tells several sources of one model apart; `own_dropout` sets it. ``calls`` tells apart
-    the draws of one source in one step; the trainer sets it to 0 before each.
+    ``salt`` separates the sources of one model and is set by `own_dropout`. ``calls`` separates the
+    draws of one source within a step; the trainer resets it to 0 before each step.
     """
 
     draw: Tensor
@@ -69,11 +69,11 @@ class Draws(nn.Module):
         self.register_buffer("draw", torch.zeros((), dtype=torch.int64), persistent=False)
 
     def uniform(self, *shape: int) -> Tensor:
-        """Uniform numbers in [0, 1) of this shape, other ones in every step and call."""
+        """Uniform numbers in [0, 1) of this shape, new ones on every step and call."""
         return uniform(self.draw, self._positions(shape), self._next_salt())
 
     def normal(self, *shape: int) -> Tensor:
-        """Standard normal numbers of this shape, other ones in every step and call."""
+        """Standard normal numbers of this shape, new ones on every step and call."""
         return normal(self.draw, self._positions(shape), self._next_salt())
 
     def _next_salt(self) -> int:
@@ -85,7 +85,7 @@ class Draws(nn.Module):
 
 
 class Dropout(Draws):
-    """`torch.nn.Dropout` whose masks are a function of the model's seed and step."""
+    """`torch.nn.Dropout` with masks that depend on the model's seed and step only."""
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class Dropout(Draws):
 
 
 def own_dropout(model: nn.Module) -> None:
-    """Replace every plain `torch.nn.Dropout` below ``model`` by `Dropout`, and number all draws."""
+    """Replace every `torch.nn.Dropout` inside ``model`` by `Dropout`; number all `Draws`."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.Dropout:

@@ -12,7 +12,7 @@ from modmix.methods.unimodal import Logits
 
 
 class Early(Method):
-    """One network on the concatenated inputs; the modalities have no encoders of their own."""
+    """One MLP on the flattened and concatenated inputs, without encoders."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """Late fusion, eq. 2: p = F(h_1(v_1), …, h_M(v_M)).
 
-The unimodal classifiers are independent: no shared parameter, loss, clip norm or best epoch. One
-program trains them all, each exactly as it would be trained alone (`Method.parts`).
+The unimodal classifiers share no parameters, loss, gradient clipping or best epoch. They run in one
+training loop, but each is trained exactly as it would be alone (`Method.parts`).
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from modmix.methods.base import Method, Stage, cross_entropy, head, hidden_units
 
 
 class LateOutputs(NamedTuple):
-    """Log-probabilities of each modality's classifier, and of their combination."""
+    """Log-probabilities of each modality's classifier, and logits of their combination."""
 
     log_p_MBC: Tensor
     logits_BC: Tensor
 
 
 class Late(Method):
-    """Independent classifiers whose predictions are combined.
+    """Independent unimodal classifiers with combined predictions.
 
-    ``mean`` averages the probabilities. ``learned`` is a linear layer on all log-probabilities that
-    starts as their average and is trained in a second stage of as many epochs, on the finished
-    classifiers.
+    ``combine="mean"`` averages the probabilities. ``combine="learned"`` is a linear layer on the
+    concatenated log-probabilities, initialised to their average and trained in a second stage of
+    `epochs` epochs with the classifiers frozen.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Late(Method):
         return LateOutputs(log_p_MBC, self.combine(inputs))
 
     def loss(self, outputs: LateOutputs, target_B: Tensor) -> Tensor:
-        """Σ_m −log p_m^y; in the second stage the cross-entropy of the learned combination."""
+        """Σ_m −log p_m^y, (B,); in the second stage, cross-entropy of the learned combination."""
         if self.combining:
             return cross_entropy(outputs.logits_BC, target_B)
         own_B = sum(pick(log_p_BC, target_B).neg() for log_p_BC in outputs.log_p_MBC.unbind())

@@ -1,4 +1,4 @@
-"""A model: encoders of inputs and a method on top; how it is built, written and read."""
+"""A model is encoders plus a method: its description, construction, saving and loading."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from modmix.base.messages import Replicate
     from modmix.tasks.data import Data
 
-# Of what `pack_weights` writes. 1 described modalities instead of inputs.
+# Format version of `pack_weights`. Version 1 described modalities instead of inputs.
 WEIGHTS_VERSION = 2
 
 
 def derive_seed(seed: int, *words: str | int) -> int:
-    """A seed for one use of a replicate's seed ("weights"; "batches" of an epoch; …)."""
+    """Derive a 56-bit seed for one purpose ("weights", "batches" of an epoch, …)."""
     text = json.dumps([seed, *words])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
@@ -42,18 +42,19 @@ def derive_seed(seed: int, *words: str | int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class InputSpec:
-    """What a model must know of an input: the shape of one example and what it holds."""
+    """What a model needs to know about an input."""
 
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # of one example
     kind: str = "dense"
-    vocabulary: int | None = None  # of tokens: ids are 0 .. vocabulary - 1
+    vocabulary: int | None = None  # tokens only: ids are 0 .. vocabulary - 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderUse:
-    """One encoder: its input, and the modalities that are read from it.
+    """One encoder of a model: its input and the modalities it provides.
 
-    ``modalities`` is by name, with the encoder's own name for it where it gives several.
+    ``modalities`` maps each modality to the encoder's name for it, or to None if the encoder has a
+    single output.
     """
 
     input: str
@@ -66,11 +67,11 @@ class EncoderUse:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """All that a model is built from, but its seed.
+    """Everything a model is built from, except its seed.
 
-    ``encoders`` is by input, ``{"name": "mlp", "hidden": [64]}``, at least of those that the
-    method uses; ``inputs`` are all of the task's, in order. ``sources`` are the texts behind
-    references to users' own classes (see `modmix.base.sources`).
+    ``encoders`` maps an input to its encoder, such as ``{"name": "mlp", "hidden": [64]}``; inputs
+    that the method does not use may be left out. ``inputs`` are all inputs of the task, in order.
+    ``sources`` holds the source text of user-defined classes (see `modmix.base.sources`).
     """
 
     method: str
@@ -82,14 +83,14 @@ class ModelSpec:
 
     @cached_property
     def used_encoders(self) -> Mapping[str, Mapping[str, Any]]:
-        """By input in the task's order, encoders that may be built; of raw inputs, `Identity`."""
+        """Input -> encoder, in the task's order; `Identity` for methods that take raw inputs."""
         if method_entry(self.method).inputs == "raw":
             return {name: {"name": "identity"} for name in self.inputs}
         return {name: self.encoders[name] for name in self.inputs if name in self.encoders}
 
     @cached_property
     def modalities(self) -> Mapping[str, tuple[str, str | None]]:
-        """The modalities that the method uses -> input, and the name its encoder gives them."""
+        """Modality used by the method -> its input and the encoder's name for it (or None)."""
         made = modality_inputs(self.used_encoders, prefixed=len(self.inputs) > 1)
         used = modalities_used(self.method, list(made), self.params)
         return {name: made[name] for name in used}
@@ -98,7 +99,7 @@ class ModelSpec:
     def encoders_built(self) -> tuple[EncoderUse, ...]:
         """Every encoder of the model, in the order of the task's inputs.
 
-        One an input; where modalities have encoders of their own (`late`), one a modality.
+        There is one per input, or one per modality for methods with separate encoders (`late`).
         """
         alone = method_entry(self.method).separate_encoders
         uses: dict[tuple[str, str], dict[str, str | None]] = {}
@@ -110,7 +111,7 @@ class ModelSpec:
 
     @cached_property
     def reads(self) -> tuple[str, ...]:
-        """Names of the inputs that the model reads, in the task's order."""
+        """Inputs that the model uses, in the task's order."""
         used = {name for name, _ in self.modalities.values()}
         return tuple(name for name in self.inputs if name in used)
 
@@ -127,7 +128,7 @@ class ModelSpec:
 
 
 def model_spec(replicate: Replicate, data: Data) -> ModelSpec:
-    """What a replicate's model is built from."""
+    """The `ModelSpec` of a replicate on this task."""
     names = [replicate.method, *(encoder["name"] for encoder in replicate.encoders.values())]
     return ModelSpec(
         method=replicate.method,
@@ -146,10 +147,10 @@ def model_spec(replicate: Replicate, data: Data) -> ModelSpec:
 
 
 class Model(nn.Module):
-    """Encoders and a method, for one model and one batch.
+    """Encoders and a method on top, for one model and one batch.
 
-    ``uses`` has an entry per encoder. Encoders are kept in a list: a dictionary of modules refuses
-    names that an input may well have ("values", "face.left").
+    ``uses`` has one entry per encoder. Encoders are in a `ModuleList` because `ModuleDict` rejects
+    keys that are valid input names ("values", "face.left").
     """
 
     def __init__(
@@ -163,7 +164,7 @@ class Model(nn.Module):
         self.method = method
 
     def features(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Features (B, D_m) by modality of the inputs (B, *shape)."""
+        """Encode inputs (B, *shape) into features (B, D_m) by modality."""
         found: dict[str, Tensor] = {}
         for use, encoder in zip(self.uses, self.encoders, strict=True):
             made = encoder(inputs[use.input])
@@ -184,7 +185,7 @@ class Model(nn.Module):
         return self.method.log_probabilities(outputs)
 
     def parts(self) -> Mapping[str, tuple[str, ...]]:
-        """Parts that train as if each were alone, see `Method.parts`."""
+        """Parts that train independently, see `Method.parts`."""
         prefixes = {
             modality: f"encoders.{i}."
             for i, use in enumerate(self.uses)
@@ -194,15 +195,15 @@ class Model(nn.Module):
 
 
 def build_model(spec: ModelSpec, seed: int) -> Model:
-    """Build and initialise a model; the global generator is not moved.
+    """Build and initialise a model; the state of torch's global generator is left unchanged.
 
-    The initial weights of an encoder depend on the seed and its input's name, those of the method
-    on the seed: other encoders beside it change nothing. (Of encoders that a method keeps apart
-    although they read one input, also on the modality.)
+    An encoder's initial weights depend on the seed and the name of its input only (with separate
+    encoders for one input, also on the modality), the method's on the seed only. So adding or
+    removing an encoder does not change the others.
 
     Raises:
-        InputError: values that fit one by one but not together (features that cannot be summed),
-            or a user's own class that cannot be built.
+        InputError: values that are valid one by one but not together (features of unequal width
+            that are to be summed), or a user-defined class that cannot be built.
     """
     sources.register(spec.sources)
     encoders: list[Encoder] = []
@@ -239,7 +240,7 @@ def _build_encoder(spec: ModelSpec, use: EncoderUse) -> Encoder:
 
 
 def _width(encoder: nn.Module, part: str | None, name: str) -> int:
-    """The width of the features of one modality, as the encoder's attribute says."""
+    """Feature width of one modality, from the encoder's attribute ``features``."""
     widths = getattr(encoder, "features", None)
     if part is None and isinstance(widths, int):
         return widths
@@ -254,15 +255,15 @@ def _width(encoder: nn.Module, part: str | None, name: str) -> int:
 
 @contextmanager
 def _generator(seed: int, *words: str) -> Iterator[None]:
-    """Let initial weights come from a generator of their own."""
+    """Seed torch's global CPU generator inside the block and restore its state afterwards."""
     with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed: it would also reseed every accelerator.
+        # torch.manual_seed would reseed every accelerator, too.
         torch.default_generator.manual_seed(derive_seed(seed, "weights", *words))
         yield
 
 
 def _explained(name: str, what: str) -> Any:
-    """Around users' own code; that of the tables raises what it means."""
+    """Turn errors raised by user-defined classes into an InputError; leave built-in ones alone."""
     if not sources.is_reference(name):
         return nullcontext()
     return sources.explained(f"{what}: {sources.place(name)} cannot be built")
@@ -274,9 +275,9 @@ def _explained(name: str, what: str) -> Any:
 def pack_weights(
     state: Mapping[str, Tensor], spec: ModelSpec, description: Mapping[str, Any]
 ) -> bytes:
-    """Weights and buffers with all that `build_model` needs, as safetensors.
+    """Serialise weights, buffers and the `ModelSpec` as safetensors.
 
-    ``description`` is whatever else should be known (``class_names``), as JSON values.
+    ``description`` is further metadata (such as ``class_names``), as JSON values.
     """
     from safetensors.torch import save
 
@@ -287,14 +288,13 @@ def pack_weights(
 
 
 def unpack_weights(blob: bytes) -> tuple[Model, dict[str, Any]]:
-    """The model that `pack_weights` wrote, in evaluation mode, and its description.
+    """Load a model written by `pack_weights`, in evaluation mode, with its description.
 
-    The ``model`` of the description is its `ModelSpec`. A model with users' own classes holds
-    their source text, and building it runs that code: load only models that you trust as you
-    trust a program.
+    ``description["model"]`` is its `ModelSpec`. A model with user-defined classes contains their
+    source code, which is executed when the model is built: load only models you trust.
 
     Raises:
-        InputError: bytes that are not such a model, or one of an earlier version.
+        InputError: the bytes are not such a model, or are of another format version.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load

@@ -1,7 +1,8 @@
-"""Multiplicative combination, eqs. 8-10: a source's loss shrinks where the others are right.
+"""Multiplicative combination, eqs. 8-10: a source is down-weighted where the others are right.
 
-`class_losses` and `boosted` are the equations; `Mul` puts a classifier on every modality. Sources
-are logits everywhere: probabilities of 0 and 1 would have lost what is needed.
+`class_losses` (eqs. 8, 9) and `boosted` (eq. 10) are the equations; `Mul` has one classifier per
+modality. Sources are given as logits, since log p and log(1 − p) cannot be recovered from
+probabilities that round to 0 or 1.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from modmix.methods.base import Method, head, hidden_units, lift
 
 
 class MulOutputs(NamedTuple):
-    """Logits of every source and the loss that each class would have."""
+    """Logits of each source, and the combined loss ℓ^k of each class."""
 
     logits_SCB: Tensor
     losses_CB: Tensor
 
 
 class Multiplicative(Method):
-    """What `Mul` and `MulMix` share: sources with names, combined by eqs. 8-10.
+    """Base class of `Mul` and `MulMix`: named sources, combined by eqs. 8-10.
 
-    ``margin`` (δ of eq. 10) null is +∞: every example counts. ``weights`` by source name default
-    to 1. With ``detach_weights`` no gradient flows through q and the focal factor.
+    ``margin`` is δ of eq. 10; None means +∞, so that every example counts. ``weights`` is by source
+    name, 1 by default. With ``detach_weights`` no gradient flows through q and the focal factor.
     """
 
     beta: Tensor
@@ -61,7 +62,7 @@ class Multiplicative(Method):
         self.register_buffer("weights_S", torch.tensor([by_name.get(s, 1.0) for s in sources]))
 
     def combine(self, logits: Sequence[Tensor]) -> MulOutputs:
-        """Sources' logits, (B, C) each, become the loss of every class."""
+        """Combine the logits of the sources, (B, C) each, into a loss per class."""
         logits_SCB = torch.stack([logits_BC.mT for logits_BC in logits])
         losses_CB = class_losses(
             logits_SCB, self.beta, self.alpha, self.weights_S, detach=self.detach_weights
@@ -72,13 +73,14 @@ class Multiplicative(Method):
         return boosted(outputs.losses_CB, target_B, self.margin)
 
     def scores(self, outputs: MulOutputs) -> Tensor:
-        """−ℓ^k: the class with the smallest loss is predicted (eq. 7)."""
+        """−ℓ^k, (B, C): the class with the smallest loss is predicted (eq. 7)."""
         return -outputs.losses_CB.mT.contiguous()
 
     def log_probabilities(self, outputs: MulOutputs) -> Tensor:
-        """log softmax(−ℓ/Σw): S agreeing sources shall not sharpen the probabilities S-fold.
+        """log softmax(−ℓ / Σw), (B, C); uniform if all weights are 0.
 
-        The argmax is that of the scores. Where all weights are 0, so are all losses: uniform.
+        Dividing by Σw keeps S agreeing sources from sharpening the probabilities S-fold. The argmax
+        is the same as that of the scores.
         """
         total = self.weights_S.sum()
         scale = torch.where(total > 0, total, torch.ones_like(total))
@@ -86,7 +88,7 @@ class Multiplicative(Method):
 
 
 class Mul(Multiplicative):
-    """Every modality is a source with its own classifier on its own features."""
+    """One source per modality: a classifier on that modality's features."""
 
     def __init__(
         self,
@@ -124,18 +126,18 @@ def class_losses(
 ) -> Tensor:
     """ℓ^k = −Σ_i w_i q_i^k (1−p_i^k)^α log p_i^k for every class k, (C, B); eqs. 8, 9.
 
-    q_i^k = [∏_{j≠i} (1−p_j^k)]^{β/(S−1)} is exactly 1 at β = 0. Values and gradients are finite
-    for logits up to ±1e4. Shorter types than float32 are lifted to it. Classes come before
-    examples because sums over a short last axis are several times slower on a CPU.
+    q_i^k = [∏_{j≠i} (1−p_j^k)]^{β/(S−1)}, which is exactly 1 at β = 0. Values and gradients are
+    finite for logits up to ±1e4. Half precision is computed in float32. The class axis comes before
+    the batch axis because reducing a short last axis is several times slower on a CPU.
     """
-    with _without_autocast(logits_SCB.device.type):  # it would shorten the products
+    with _without_autocast(logits_SCB.device.type):  # it would use half precision
         sources = logits_SCB.shape[0]
         log_p_SCB = F.log_softmax(lift(logits_SCB), dim=1)
         log_rest_SCB = log_one_minus(
             log_p_SCB.detach() if detach else log_p_SCB, dim=1, constant=detach
         )
-        # Both factors as one matrix: fewer passes over all classes and examples. A sum over the
-        # others, not that of all less one's own, which would lose every digit of a large term.
+        # One matrix product applies q and the focal factor, for fewer passes over (S, C, B). It
+        # sums over j ≠ i: total minus own term would cancel catastrophically for large terms.
         one_SS = torch.eye(sources, dtype=log_p_SCB.dtype, device=log_p_SCB.device)
         powers_SS = beta / (sources - 1) * (1.0 - one_SS) + alpha * one_SS
         exponents = exact_product(powers_SS, log_rest_SCB.flatten(1))
@@ -146,17 +148,17 @@ def class_losses(
 
 
 def _without_autocast(device: str) -> AbstractContextManager[Any]:
-    # "meta", where operations are counted, has no autocast that could be switched off.
+    # Autocast is not available on "meta", the device used for counting FLOPs.
     if torch.amp.is_autocast_available(device):
         return torch.autocast(device, enabled=False)
     return nullcontext()
 
 
 def exact_product(left_RS: Tensor, right_SN: Tensor) -> Tensor:
-    """``left @ right`` (R, N) in full float32, also where a GPU's products are TF32.
+    """``left @ right``, (R, N), in full float32 even if TF32 is enabled on the GPU.
 
-    TF32 keeps 10 bits of a factor: an exponent of 100 would be wrong by 0.05, and q by 5 %. The sum
-    is over S sources (few), so that a product of its own costs little.
+    TF32 has a 10-bit mantissa: an exponent of 100 would be off by 0.05, and q by 5 %. The sum is
+    over a few sources S, so a broadcast product is cheap.
     """
     if right_SN.device.type == "cpu":
         return left_RS @ right_SN
@@ -164,24 +166,24 @@ def exact_product(left_RS: Tensor, right_SN: Tensor) -> Tensor:
 
 
 def log_one_minus(log_p: Tensor, dim: int, *, constant: bool = False) -> Tensor:
-    """log(1 − p) from log-probabilities that sum to one over ``dim`` (two classes or more).
+    """log(1 − p) from log-probabilities over at least two classes along ``dim``.
 
-    Exact for a class whose p rounds to 1 too: there it is the log of the sum of all others. The
-    gradient is bounded. With ``constant`` there is none, and it is faster: right to 2e-7, not to as
-    much of a small value; for a factor like q, which is the exponential of it, that is the same.
+    Also accurate for a class whose p rounds to 1: there it is the logsumexp of all other classes.
+    The gradient is bounded. ``constant`` is for inputs that need no gradient: it is faster and has
+    an absolute instead of a relative error of 2e-7, which is as good for q, its exponential.
     """
-    # At most one class of a source can be above 0.502.
+    # p > 0.502, which holds for at most one class.
     likely = log_p > -0.69
     others = log_p.masked_fill(likely, -math.inf)
     of_likely = others.logsumexp(dim, keepdim=True)
-    # The likely class is kept out of the logarithm, whose gradient at p = 1 would be infinite.
+    # Here p = 0 for the likely class: log(1 − p) would have an infinite gradient at p = 1.
     p = others.exp()
-    # torch.log1p takes twelve times as long as torch.log on a processor.
+    # torch.log1p takes twelve times as long as torch.log on a CPU.
     return torch.where(likely, of_likely, (1.0 - p).log() if constant else torch.log1p(-p))
 
 
 def boosted(losses_CB: Tensor, target_B: Tensor, margin: Tensor) -> Tensor:
-    """Eq. 10, (B,): ℓ^y, but 0 where ℓ^y + δ is smaller than every other class's loss."""
+    """Boosted loss (eq. 10), (B,): ℓ^y, or 0 where ℓ^y + δ < ℓ^k for every other class k."""
     own_1B = losses_CB.gather(0, target_B.unsqueeze(0))
     classes_C1 = torch.arange(losses_CB.shape[0], device=losses_CB.device).unsqueeze(1)
     settled_B = ((own_1B + margin < losses_CB) | (classes_C1 == target_B)).all(0)

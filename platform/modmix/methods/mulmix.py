@@ -13,13 +13,14 @@ from modmix.methods.table import subsets
 
 
 class MulMix(Multiplicative):
-    """One source per non-empty subset of modalities, combined like the sources of `Mul`.
+    """One source per mixture (non-empty subset of modalities), combined as in `Mul`.
 
-    A subset's features are merged as in `Add`, by its own projections, and classified by its own
-    head; a subset of one goes to its head unmerged. Sources are named "a", "b", "a+b".
+    Each mixture has its own projections, merge (as in `Add`) and head; a single modality goes to
+    its head directly. Sources are named "a", "b", "a+b". ``max_subset`` is the largest number of
+    modalities in a mixture; None means all.
 
     Raises:
-        InputError: a sum or a mean of features of unequal width without ``project``.
+        InputError: sum or mean over unequal widths without ``project``.
     """
 
     def __init__(

@@ -1,10 +1,8 @@
-"""The methods a study file can name, their hyperparameters, and their requirements. No torch here.
+"""Table of methods: hyperparameters and requirements. Does not import torch.
 
-Beside those of the table there are users' own classes, named by references (see
-`modmix.base.sources`); `method_entry` finds both.
-
-The plan checks configurations with `problems` before anything is started; the classes then trust
-them.
+User-defined methods are named by references (see `modmix.base.sources`); `method_entry` returns
+entries for both. Configurations are checked with `problems` when a study is planned, so the classes
+do not validate them again.
 """
 
 from __future__ import annotations
@@ -21,19 +19,19 @@ from modmix.base.settings import TRAINING
 from modmix.base.signature import hyperparameters, summary
 from modmix.base.space import Hyperparameter
 
-MAX_SOURCES = 127  # seven modalities with all their subsets
+MAX_SOURCES = 127  # 2⁷ − 1: all mixtures of seven modalities
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodEntry:
-    """One row of the table. ``inputs`` raw: modalities reach the method without an encoder."""
+    """One method of the table. With ``inputs`` "raw" it takes flattened inputs, not features."""
 
-    path: str  # "module:Class", or a reference
+    path: str  # "module:Class", or the reference of a user-defined class
     doc: str
     hyperparameters: tuple[Hyperparameter, ...] = ()
     min_modalities: int = 1
     inputs: Literal["features", "raw"] = "features"
-    # Whether modalities of one encoder (taps of a ResNet) get a copy of it each.
+    # Whether each modality of a shared encoder (taps of a ResNet) gets its own copy of it.
     separate_encoders: bool = False
 
 
@@ -51,7 +49,7 @@ _HIDDEN = Hyperparameter(
     default=None,
     optional=True,
     low=1,
-    doc="units of each hidden layer of g, instead of depth and width; null: those count",
+    doc="units of each hidden layer of g, instead of depth and width; null: use those",
 )
 _PROJECT = Hyperparameter(
     name="project",
@@ -75,7 +73,7 @@ _COMBINATION = (
         default=1.0,
         low=0.0,
         stackable=True,
-        doc="β of eq. 8, how much a right source suppresses the others; 0: plain average",
+        doc="β of eq. 8, how strongly correct sources suppress the others; 0: plain average",
     ),
     Hyperparameter(
         name="margin",
@@ -90,7 +88,7 @@ _COMBINATION = (
         name="detach_weights",
         kind="bool",
         default=True,
-        doc="whether q is a constant for the gradient",
+        doc="whether to stop gradients through q and the focal factor",
     ),
     Hyperparameter(
         name="alpha",
@@ -98,7 +96,7 @@ _COMBINATION = (
         default=0.0,
         low=0.0,
         stackable=True,
-        doc="exponent of the focal factor (1 − p) on each source itself; 0: none",
+        doc="exponent of the focal factor (1 − p) on each source's own loss; 0: none",
     ),
     Hyperparameter(
         name="weights",
@@ -107,7 +105,7 @@ _COMBINATION = (
         optional=True,
         low=0.0,
         stackable=True,
-        doc="weight of each source's loss by its name (of mixtures: a+b); absent ones and null: 1",
+        doc="weight of each source's loss by name (mixtures: a+b); missing names and null: 1",
     ),
 )
 
@@ -151,7 +149,7 @@ METHODS: dict[str, MethodEntry] = {
                 kind="str",
                 default="mean",
                 choices=("mean", "learned"),
-                doc="mean of the probabilities, or a linear layer on their logarithms",
+                doc="mean of the probabilities, or a linear layer on the log-probabilities",
             ),
             _depth(0, "each modality's classifier"),
             _WIDTH,
@@ -183,7 +181,7 @@ METHODS: dict[str, MethodEntry] = {
     ),
     "cldl": MethodEntry(
         path="modmix.methods.cldl:CLDL",
-        doc="mul with β 1 and weights 0.3, of the last modality 1 (Jin et al. 2016)",
+        doc="mul with β = 1 and source weights 0.3, but 1 for the last modality (Jin et al. 2016)",
         hyperparameters=(_depth(0, "each modality's classifier"), _WIDTH),
         min_modalities=2,
     ),
@@ -203,7 +201,7 @@ METHODS: dict[str, MethodEntry] = {
                 default=None,
                 optional=True,
                 low=1,
-                doc="most modalities in a mixture; null: all",
+                doc="largest number of modalities in a mixture; null: all",
             ),
         ),
         min_modalities=2,
@@ -212,10 +210,10 @@ METHODS: dict[str, MethodEntry] = {
 
 
 def method_entry(name: str) -> MethodEntry:
-    """The entry of a method: of the table, or made from a user's own class.
+    """The entry of a method, built-in or user-defined.
 
     Raises:
-        InputError: the class is not there, is no method, or has arguments that cannot be read.
+        InputError: the class is missing, is not a `Method`, or has an unsupported signature.
     """
     return METHODS[name] if name in METHODS else _own_entry(name)
 
@@ -236,7 +234,7 @@ def modalities(method: str, names: Sequence[str], params: Mapping[str, Any]) -> 
 
 
 def subsets(names: Sequence[str], largest: int | None = None) -> tuple[tuple[str, ...], ...]:
-    """All non-empty subsets of at most ``largest`` names, small ones first (eq. 11).
+    """All non-empty subsets of at most ``largest`` names, smallest first (eq. 11).
 
     Example:
         >>> subsets(["a", "b"])
@@ -247,7 +245,7 @@ def subsets(names: Sequence[str], largest: int | None = None) -> tuple[tuple[str
 
 
 def sources(method: str, names: Sequence[str], params: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of the sources that mul and mulmix combine; of other methods, the modalities."""
+    """Names of the sources: the mixtures for mulmix, the modalities for all other methods."""
     used = modalities(method, names, params)
     if method != "mulmix":
         return used
@@ -255,10 +253,10 @@ def sources(method: str, names: Sequence[str], params: Mapping[str, Any]) -> tup
 
 
 def problems(method: str, names: Sequence[str], params: Mapping[str, Any]) -> list[str]:
-    """Problems with this configuration of this method on a task with these modalities.
+    """Problems with a configuration of a method on a task with modalities ``names``.
 
-    ``params`` has passed the checks of each single hyperparameter. Each problem is a clause that
-    says what must be, what came and what to do.
+    Each value in ``params`` must already have been checked by itself. Each problem is a clause: the
+    rule, the value given and the remedy.
     """
     entry = method_entry(method)
     found: list[str] = []

@@ -1,4 +1,4 @@
-"""One modality alone: the rows "Base" of the paper's tables."""
+"""Single-modality baseline: the "Base" rows of the paper's tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from modmix.methods.base import Method, cross_entropy, head, hidden_units
 
 
 class Logits(NamedTuple):
-    """Logits of one classifier."""
+    """Outputs of methods with one classifier."""
 
     logits_BC: Tensor
 

@@ -1,19 +1,19 @@
-"""Ask and tell with Optuna's samplers. The only file that imports optuna.
+"""Ask-and-tell search with Optuna's samplers. The only file that imports optuna.
 
-A `Proposer` lives in the driver and is rebuilt at every start from the asks and tells in the
-ledger, with the same results as if it had never stopped. Optuna's own state is not stored (its
-samplers would be pickled). Instead,
+A `Proposer` lives in the driver. On every start it is rebuilt from the asks and tells in the
+ledger, and proposes the same configurations as without the restart. Optuna's own state is not
+stored, because that would mean pickling its samplers. Instead,
 
-* samplers without state (tpe, gp, random) are created anew for every batch, from the configurations
-  so far and a seed that depends on the study and the batch;
-* samplers with state (cmaes, qmc, nsga2) are replayed: asked and told again in the recorded order;
+* stateless samplers (tpe, gp, random) are created for every batch, from the configurations so far
+  and a seed that depends on the search and the batch;
+* stateful samplers (cmaes, qmc, nsga2) are replayed: the same asks and tells in the same order;
 * grid is a list in seeded random order, without Optuna.
 
 A configuration pruned by halving is told with its last value and epoch. tpe ranks it below every
 finished configuration, by epoch and then by value (Optuna's rule). cmaes and nsga2 use its last
-value. gp uses its last value too, but not worse than that of the worst finished configuration:
-values of early epochs would dominate the regression. random, qmc and grid do not learn. With two
-objectives there is no pruning.
+value. gp also uses it, but clipped to the worst value of a finished configuration: poor values of
+early epochs would dominate the regression. random, qmc and grid do not use results. There is no
+pruning with two objectives.
 """
 
 from __future__ import annotations

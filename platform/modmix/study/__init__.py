@@ -1,14 +1,14 @@
-"""The study file: read, checked against the tables, and turned into a plan. No torch.
+"""The study file: parsed, validated against the tables, and turned into a plan. No torch.
 
-In: a YAML file. Out: a `plan.Plan`: configurations of grids, search spaces, seeds, replicates.
+Input: a YAML file. Output: a `plan.Plan` with grids, search spaces, seeds and replicates.
 
-    scalars         numbers and words of YAML 1.2
-    spec            the file's structure, with line numbers for messages
-    domains         what a file says about one hyperparameter
-    validate        every problem of a file at once
-    compatibility   settings that cannot work together, and settings without effect
-    dry_run         one model of every kind built, and a small batch sent through it
-    configurations  what a configuration resolves to, and its replicates' keys
+    scalars         scalar values of YAML 1.2
+    spec            the file's schema, with line numbers for messages
+    domains         the domain of one hyperparameter
+    validate        validation against the tables, collecting every problem
+    compatibility   incompatible settings, and settings without effect
+    dry_run         a small batch through a model of each kind before training
+    configurations  resolved configurations and the keys of their replicates
     provenance      versions of code and libraries
-    plan            a valid file with its data
+    plan            a valid study file with its data
 """

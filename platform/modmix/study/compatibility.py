@@ -1,7 +1,7 @@
-"""Settings that are right one by one and do not work together, or not on this data.
+"""Settings that are valid individually but not in combination, or not for this data.
 
-Problems refuse a study before anything is trained: metrics that the labels cannot define, batches
-that batch norm cannot normalise. Warnings name what was set and has no effect beside the rest.
+Problems reject a study before anything is trained: metrics undefined for the labels, batches too
+small for batch norm. Warnings name settings that have no effect in combination with the others.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def metric_problem(metric: str, data: Data) -> str | None:
-    """Why a metric such as "val/auc" has no value on this data, whatever the model; or None."""
+    """Why a metric such as "val/auc" is undefined on this data for any model, or None."""
     split, _, name = metric.partition("/")
     needed = METRICS[name].fewest_classes
     if needed < 2:
@@ -40,8 +40,8 @@ def metric_problem(metric: str, data: Data) -> str | None:
 def batch_problem(model: Model, replicate: Replicate, data: Data) -> str | None:
     """Why a model cannot be trained on batches of this size, or None.
 
-    A batch of one example has no variance that batch norm could divide by. It is tried out, on the
-    device of the model (which may be "meta"), so that users' own encoders are looked at, too.
+    Batch norm fails on a batch of one example, which has no variance. This is checked by a forward
+    pass on the model's device (possibly "meta"), so it covers users' own encoders.
     """
     size, rows = replicate.training["batch_size"], data.train.rows
     if min(size, rows) > 1:
@@ -61,7 +61,7 @@ def batch_problem(model: Model, replicate: Replicate, data: Data) -> str | None:
     try:
         with torch.no_grad():
             model.train()(inputs)
-    except ValueError as error:  # torch's for a batch that is too small to normalise
+    except ValueError as error:  # raised by torch for a batch too small to normalise
         why = "batch_size is 1" if size == 1 else "there are no more in the training split"
         return (
             f"it cannot be trained on batches of one example ({why}): {error}; raise batch_size, "
@@ -70,9 +70,9 @@ def batch_problem(model: Model, replicate: Replicate, data: Data) -> str | None:
     return None
 
 
-# ---------------------------------------------------------------- without effect
+# ---------------------------------------------------------------- settings without effect
 
-# A setting -> the setting that it belongs to, and the values of that one which read it.
+# Setting -> the setting that controls it, and the values of that one for which it has an effect.
 _READERS: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "momentum": ("optimizer", ("sgd",)),
     "nesterov": ("optimizer", ("sgd",)),
@@ -87,12 +87,12 @@ _READERS: Mapping[str, tuple[str, tuple[Any, ...]]] = {
 def warnings_of(
     given: Collection[str], replicate: Replicate, data: Data, gpus: float
 ) -> Iterator[str]:
-    """Sentences on what has no effect beside the rest.
+    """One sentence per setting without effect in combination with the others.
 
     Args:
-        given: the settings that the study file sets, by name; defaults are not worth a word.
-        replicate: of a configuration, with all that holds for it.
-        gpus: of one pack.
+        given: names of the settings that the study file sets; there is no warning about defaults.
+        replicate: any replicate of the configuration, for its resolved settings.
+        gpus: GPUs of one pack.
     """
     training = replicate.training
     for name, (reader, values) in _READERS.items():

@@ -1,9 +1,9 @@
-"""What a configuration resolves to: all that a model is trained with, and its replicates' keys."""
+"""Resolved configurations: every setting a model is trained with, and its replicates' keys."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -15,22 +15,22 @@ from modmix.methods.table import METHODS, method_entry
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """One configuration of one method: what is shown, and the replicates it needs."""
+    """One configuration of a method: the parameters to display, and its replicates."""
 
     key: str
     method: str
     params: Mapping[str, Any]
     task: TaskRef
-    options: Mapping[str, Any]  # of the task, those that some configuration of the study sets
     replicates: tuple[Replicate, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the task, that the study varies
     task_name: str = ""  # in a study of several tasks
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Everything a model is trained with but its seed, resolved.
+    """Everything that determines a model except its seed, resolved.
 
-    ``name`` is the method's in the study file, ``method`` that of the table or a reference.
+    ``name`` is the method's name in the study file, ``method`` its built-in name or a reference.
     """
 
     name: str
@@ -43,9 +43,9 @@ class Setting:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """All that its numbers depend on.
+        """Everything that the results depend on except the seed; hashed into replicate keys.
 
-        References hold digests of users' own files. One class under two names is two methods.
+        References contain digests of users' own files. A class under two names is two methods.
         """
         return {
             "method": self.method if self.method in METHODS else [self.name, self.method],
@@ -59,7 +59,7 @@ class Setting:
 
     @cached_property
     def structure(self) -> str:
-        """Names all that must be equal inside a pack."""
+        """Digest of everything that must be equal within a pack."""
         declared = {h.name: h for h in method_entry(self.method).hyperparameters}
         rest = {
             "params": {k: v for k, v in self.params.items() if not declared[k].stackable},
@@ -68,9 +68,9 @@ class Setting:
         return digest({**self.identity, **rest})
 
     def value(self, name: str) -> Any:
-        """What holds here for a training setting, an encoder's field or a task's option.
+        """The value of a training setting, encoder field or task option.
 
-        None for a field on which the encoders differ, or that none of them has.
+        None for an encoder field whose values differ between encoders, or that no encoder has.
         """
         if name in self.training:
             return self.training[name]
@@ -83,7 +83,7 @@ class Setting:
     def replicates(
         self, configuration: str, seeds: Sequence[int], *, owner: str | None
     ) -> tuple[Replicate, ...]:
-        """One replicate per seed; with an ``owner`` its results are that study's alone."""
+        """One replicate per seed; with an ``owner``, results are not shared with other studies."""
         alone = {} if owner is None else {"study": owner}
         return tuple(
             Replicate(
@@ -101,6 +101,6 @@ class Setting:
 
 
 def sources_of(task: TaskRef, replicate: Replicate) -> dict[str, Any]:
-    """The texts of users' own files that a worker needs for a pack."""
+    """Source texts of users' own classes that a worker needs for a replicate's pack."""
     encoders = (encoder["name"] for encoder in replicate.encoders.values())
     return sources.bundles([task.name, replicate.method, *encoders])

@@ -1,10 +1,10 @@
-"""What a study file says about one hyperparameter: a domain, or why it is none.
+"""Parse what a study file says about one hyperparameter into a domain.
 
 beta: 0.3                                   a constant
-beta: {grid: [0, 0.5, 1]}                   every one of these
+beta: {grid: [0, 0.5, 1]}                   all of these values
 beta: {low: 0, high: 1}                     a range (also: log, step, int)
-merge: {choices: [sum, concat]}             one of these
-width: {low: 16, high: 64, int: true, when: {merge: sum}}      only where merge is sum
+merge: {choices: [sum, concat]}             one of these values
+width: {low: 16, high: 64, int: true, when: {merge: sum}}      active only if merge is sum
 weights: {value: {low: 0.3, high: 1.0}}     a constant that is itself a mapping
 """
 
@@ -34,12 +34,12 @@ from modmix.study.spec import unknown
 _KEYS = {"grid", "choices", "low", "high", "int", "log", "step", "value", "when"}
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
-# Stands for "one configuration per modality" until the data says which there are.
+# Placeholder for "one configuration per modality" until the data is loaded.
 EVERY_MODALITY = Choices(values=("*",))
 
 
 class DomainError(ValueError):
-    """Not a domain: what is wrong, and at which key inside it."""
+    """Invalid domain: the problem, and the path of the key inside it."""
 
     def __init__(self, message: str, *path: str) -> None:
         super().__init__(message)
@@ -48,10 +48,10 @@ class DomainError(ValueError):
 
 
 def read(declared: Any, value: Any) -> Domain:
-    """Turn what a file says about a declared hyperparameter (or task option) into a domain.
+    """Parse the value given for a declared hyperparameter (or task option) into a domain.
 
     Raises:
-        DomainError: the first thing that is.
+        DomainError: the first problem found.
     """
     if not isinstance(value, Mapping) or (
         declared.kind in ("mapping", "columns") and not set(value) & {"grid", "choices", "value"}
@@ -134,7 +134,7 @@ def _number(key: str, value: Any, whole: bool) -> None:
 
 
 def value_problem(declared: Any, value: Any) -> str | None:
-    """Why a declaration does not take this value, or None."""
+    """Why a value is invalid for a declaration, or None."""
     setting = TRAINING.get(declared.name)
     if setting is not None and setting is declared:
         return training_problem(declared.name, value)
@@ -143,7 +143,7 @@ def value_problem(declared: Any, value: Any) -> str | None:
 
 
 def variable_problem(value: Any) -> str | None:
-    """Which environment variable a text names that is not set, or None."""
+    """A sentence about the first unset environment variable in a string, or None."""
     for match in _VARIABLE.finditer(value) if isinstance(value, str) else ():
         name = match.group(1) or match.group(2)
         if name not in os.environ:
@@ -152,7 +152,7 @@ def variable_problem(value: Any) -> str | None:
 
 
 def condition_problem(when: Condition | None, domains: Mapping[str, Domain]) -> str | None:
-    """Why a condition, or one of its values, could never hold; or None."""
+    """Why a condition, or one of its values, can never hold; or None."""
     if when is None:
         return None
     if (other := domains.get(when.name)) is None:

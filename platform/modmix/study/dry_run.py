@@ -1,8 +1,8 @@
-"""One model built, and one batch sent through it, before anything is started.
+"""Dry run: build models and send a small batch through them before anything is trained.
 
-Every structure is built: without memory where the tables have all its classes, so that the largest
-corner of a search is free. One model of every kind sees two examples of zeros on the processor; of
-users' own classes, one of every structure. Imports torch when called.
+One model of every structure is built, on the meta device if all its classes are built-in, so that
+even the largest models of a search take no memory. One model of each kind (with users' own
+classes: of each structure) is run on two examples of zeros on the CPU. Imports torch when called.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
     from modmix.methods.model import Model, ModelSpec
 
-ROWS = 2  # examples of the batch; batch norm refuses one
+ROWS = 2  # batch size; batch norm fails on 1
 
 
 def build_without_memory(spec: ModelSpec) -> Model:
-    """A model for its shapes; only one with users' own classes has values, too.
+    """A model on the meta device; on the CPU if it contains users' own classes.
 
     Raises:
-        InputError: values that do not fit together, or a class that cannot be built.
+        InputError: incompatible values, or a class that cannot be constructed.
     """
     import torch
 
@@ -39,10 +39,11 @@ def build_without_memory(spec: ModelSpec) -> Model:
 
 
 def check_model(spec: ModelSpec) -> None:
-    """Build a model and ask it for features, loss and scores of a batch of zeros.
+    """Compute features, loss, gradients and scores of a new model on a batch of zeros.
 
     Raises:
-        InputError: what fails, or has a wrong shape.
+        InputError: a step fails, a shape is wrong, the loss depends on no parameter, a buffer is
+            reassigned, or a stackable hyperparameter is not kept as a buffer.
     """
     import torch
 
@@ -80,7 +81,7 @@ def check_model(spec: ModelSpec) -> None:
 
 
 def _check_buffers(before: Mapping[str, Tensor], model: Model) -> None:
-    """Buffers must be written in place: a new tensor is lost where models are stacked."""
+    """Buffers must be updated in place: reassignment is lost when models are stacked."""
     for name, value in model.named_buffers():
         if before.get(name) is not value:
             raise InputError(
@@ -90,7 +91,7 @@ def _check_buffers(before: Mapping[str, Tensor], model: Model) -> None:
 
 
 def _check_stackable(spec: ModelSpec) -> None:
-    """A hyperparameter that may differ between stacked models must be kept in a buffer."""
+    """A stackable hyperparameter, which may differ between stacked models, must be a buffer."""
     from modmix.methods.model import build_model
 
     if not sources.is_reference(spec.method):
@@ -134,7 +135,7 @@ def _features(spec: ModelSpec, model: Model) -> dict[str, Tensor]:
 
 
 def _zeros(spec: ModelSpec, name: str) -> Tensor:
-    """Examples of an input; tokens are ones, as zeros are padding."""
+    """A batch of zeros for an input; ones for tokens, since 0 is padding."""
     import torch
 
     given = spec.inputs[name]

@@ -1,8 +1,7 @@
-"""The plan: a checked study file with its data; every configuration of its grids, the space of its
-searches, and how a configuration becomes replicates.
+"""The plan: a validated study file with its data. Resolves configurations into replicates.
 
-Problems are collected over the whole file, so that a user sees everything at once. Whatever
-the tables can decide is checked before the data is touched; the rest once it is loaded.
+Problems are collected over the whole file, so that users see all of them at once. Everything that
+can be checked against the tables is checked before the data is loaded, the rest afterwards.
 """
 
 from __future__ import annotations
@@ -48,10 +47,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Plan:
-    """A checked study file with its data: everything `study` needs to run it.
+    """A validated study file with its data: everything needed to run it.
 
-    ``methods`` (by the names of the file), ``encoders`` (by input, what the file says of them) and
-    ``task_name`` have names of the tables or references to users' own classes.
+    ``methods`` (by name in the file), ``encoders`` (by input, as given in the file) and
+    ``task_name`` hold built-in names or references to users' own classes.
     """
 
     spec: StudySpec
@@ -75,7 +74,7 @@ class Plan:
 
     @cached_property
     def directions(self) -> tuple[bool, ...]:
-        """Per objective, whether higher is better."""
+        """For each objective, whether higher is better."""
         return tuple(higher_is_better(name) for name in self.spec.objective)
 
     def _task_ref(self, options: Mapping[str, Any], data: Data) -> TaskRef:
@@ -83,7 +82,7 @@ class Plan:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Sentences on what the file sets and has no effect (see `compatibility`)."""
+        """Sentences about settings in the file without effect (see `compatibility`)."""
         return tuple(
             f"{', '.join(methods)}: {sentence}" for sentence, methods in self._warnings.items()
         )
@@ -91,7 +90,7 @@ class Plan:
     def warn(
         self, method: str, assignment: Mapping[str, Any], replicate: Replicate, data: Data
     ) -> None:
-        """Note what a configuration sets without effect."""
+        """Record a configuration's settings without effect."""
         given = [*self.spec.training, *assignment]
         gpus = self.spec.resources.gpus
         for sentence in compatibility.warnings_of(given, replicate, data, gpus):
@@ -107,7 +106,7 @@ class Plan:
         return self.data_of(task.options)
 
     def data_of(self, options: Mapping[str, Any]) -> Data:
-        """The task's data under these options (loaded once per variant)."""
+        """The task's data under these options, loaded once per variant."""
         if options == self.task_options:
             return self.data
         key = digest(dict(options))
@@ -117,10 +116,10 @@ class Plan:
 
     @cached_property
     def shown(self) -> Mapping[str, tuple[str, ...]]:
-        """Per method, what its configurations show beside its own hyperparameters.
+        """Per method, what its configurations display besides the method's own hyperparameters.
 
-        Whatever one part of the study sets or varies, all configurations of the method show, so
-        that two parts that mean the same model by different words mean the same configuration.
+        All configurations of a method display every setting that any part sets or varies, so two
+        parts that describe the same model in different ways share one configuration.
         """
         found: dict[str, dict[str, None]] = {}
         for part in self.parts:
@@ -144,15 +143,13 @@ class Plan:
         assignment: Mapping[str, Any],
         part: str = "",  # noqa: ARG002 - it tells the task in a study of several (`tasks_plan`)
     ) -> Configuration:
-        """Resolve what a part sets or a sampler proposes into a configuration and its
-        replicates.
-        """
+        """Resolve an assignment (from a grid or a sampler) into a configuration with replicates."""
         entry = method_entry(self.methods[method])
         declared = {h.name: h for h in entry.hyperparameters}
         params = {h.name: h.normalise(h.default) for h in entry.hyperparameters}
         training = {**training_defaults(), **self._recipe()}
-        fields: dict[str, Any] = {}  # of every encoder
-        chosen: dict[str, Any] = {}  # of the task
+        fields: dict[str, Any] = {}  # of all encoders
+        chosen: dict[str, Any] = {}  # options of the task
         for name, value in assignment.items():
             if name in declared:
                 params[name] = declared[name].normalise(value)
@@ -195,7 +192,7 @@ class Plan:
         )
 
     def encoders_of(self, data: Data, fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """By input of the task, its encoder with all hyperparameters; ``fields`` go before."""
+        """Encoders by input with all hyperparameters; ``fields`` override the file."""
         kinds = {name: one.kind for name, one in data.inputs.items()}
         defaults = default_encoders(self.task_name, kinds, kinds)
         found = {}
@@ -209,7 +206,7 @@ class Plan:
 
     @property
     def monitor(self) -> str:
-        """The validation metric that picks the best epoch and stops early."""
+        """The metric for selecting the best evaluation and for early stopping."""
         return str(self._recipe()["monitor"])
 
     def _recipe(self) -> dict[str, Any]:
@@ -218,22 +215,20 @@ class Plan:
         return {name: TRAINING[name].normalise(value) for name, value in recipe.items()}
 
     def first(self, configuration: Configuration) -> Configuration:
-        """A searched configuration as it is asked for: with its first seeds, where they are
-        staged.
-        """
+        """A configuration as a search first trains it: with staged seeds, only the first ones."""
         staged = self.spec.replicates
         if staged is None:
             return configuration
         return replace(configuration, replicates=configuration.replicates[: staged.start])
 
     def signatures(self) -> dict[tuple[str, str], str]:
-        """Per part and method, what its entries depend on: changed, they are asked anew."""
+        """Per part and method, a digest of what its entries depend on; a change discards them."""
         found = {}
         for part in self.parts:
             for method, domains in part.domains.items():
                 what: list[object] = [[name, repr(domain)] for name, domain in domains.items()]
-                # The method's plain configuration stands for all that its other configurations
-                # share: training, encoders, data, and which values are shown.
+                # The default configuration covers what all configurations of the method share:
+                # training settings, encoders, data, and which settings are displayed.
                 what += [self.configuration(method, {}).key]
                 if part.search is not None:
                     what += [part.search.sampler, part.search.seed]
@@ -242,14 +237,14 @@ class Plan:
         return found
 
     def _options_with(self, chosen: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The task's options with some of them replaced by what a configuration sets."""
+        """The task's options, with those that a configuration sets replaced."""
         if not chosen:
             return self.task_options
         options = {**self.task_options, **_expanded(chosen)}
         return resolve_options(self.task_name, options, self.source.folder)
 
     def details(self) -> dict[str, Any]:
-        """What a reader of the ledger wants to know of data and code, as JSON."""
+        """Metadata about data and code for the ledger, as JSON values."""
         data = self.data
         encoders = self.encoders_of(data, {})
         names = [self.task_name, *self.methods.values()]
@@ -284,19 +279,20 @@ def make(
     progress: Watch = lambda *_: None,
     checked: Callable[[StudySpec], None] = lambda _: None,
 ) -> Plan:
-    """Check a study file against everything and prepare its data.
+    """Validate a study file, prepare its data, and dry-run its models.
 
     Args:
-        source: the study file as read.
-        data_path: replaces the task's ``path`` option (where the data lies is not part of the
-            study, so a flag may say it).
-        progress: told about the preparation of large data.
-        checked: called once the file is right and its data is there, before the seconds that it
-            takes to import torch and to build a model of every kind.
+        source: the parsed study file.
+        data_path: overrides the task's ``path`` option (the location of the data is not part of
+            the study).
+        progress: called during the preparation of large data.
+        checked: called once the file is valid and its data loaded, before torch is imported and
+            models are built, which takes seconds.
 
     Raises:
-        SpecError: everything that is wrong in the file.
+        SpecError: the study file is invalid; lists every problem found.
         DataError: the data is missing or damaged.
+        InputError: ``data_path`` for a task that reads no file.
     """
     if data_path is not None:
         source = _with_path(source, str(Path(data_path).expanduser().absolute()))
@@ -345,7 +341,7 @@ def _expanded(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_path(source: Source, path: str) -> Source:
-    """The study file as if it gave the task this path.
+    """The study file with the task's ``path`` option replaced.
 
     Raises:
         InputError: the task reads no file.
@@ -353,7 +349,7 @@ def _with_path(source: Source, path: str) -> Source:
     raw = source.raw.get("task")
     task = {"name": raw} if isinstance(raw, str) else raw
     if not isinstance(task, Mapping):
-        return source  # the checks say what is wrong
+        return source  # reported by the checks
     if "class" in task:
         return replace(source, raw={**source.raw, "task": {**task, "path": path}})
     if not is_key_of(task.get("name"), TASKS):
@@ -370,7 +366,7 @@ def _load(task: str, options: Mapping[str, Any], progress: Watch = lambda *_: No
 
 
 def _load_checked(source: Source, task: str, options: Mapping[str, Any], progress: Watch) -> Data:
-    """Load data; what is wrong in a user's own task is said of its line in the study file."""
+    """Load data; an error in a user's own task is reported at its line in the study file."""
     try:
         return _load(task, options, progress)
     except DataError:
@@ -383,13 +379,13 @@ def _load_checked(source: Source, task: str, options: Mapping[str, Any], progres
 
 
 def _merge(first: Sequence[Problem], second: Sequence[Problem]) -> list[Problem]:
-    """Both lists, one problem per place: the outline's word goes before the shelves'."""
+    """Both lists, without problems of the second whose path already has one in the first."""
     places = {problem.path for problem in first}
     return [*first, *(problem for problem in second if problem.path not in places)]
 
 
 def check_against_data(plan: Plan) -> None:
-    """What only the data can tell: names of inputs and modalities, and whether models work.
+    """Checks that need the data: names of inputs and modalities, and a dry run of the models.
 
     Raises:
         SpecError: everything that is wrong.
@@ -418,7 +414,7 @@ def check_against_data(plan: Plan) -> None:
 
 
 def _undefined_metrics(plan: Plan) -> Iterator[Problem]:
-    """The objectives and the monitor that have no value on the data that was loaded."""
+    """Problems for objectives and the monitor that are undefined on the loaded data."""
     paths: dict[str, tuple[str, ...]] = {plan.monitor: ("training", "monitor")}
     paths |= dict.fromkeys(plan.spec.objective, ("objective",))
     for metric, path in paths.items():
@@ -429,7 +425,7 @@ def _undefined_metrics(plan: Plan) -> Iterator[Problem]:
 
 
 def _with_modalities(plan: Plan, part: PartPlan) -> PartPlan:
-    """A part in which `base` without a modality has every modality there is."""
+    """The part with the placeholder for every modality replaced by the actual modalities."""
     domains = {}
     for method, block in part.domains.items():
         block = dict(block)
@@ -442,7 +438,7 @@ def _with_modalities(plan: Plan, part: PartPlan) -> PartPlan:
 
 
 def _first_fields(block: Mapping[str, Domain]) -> dict[str, Any]:
-    """Of every encoder's field that a block sets or varies, the first value."""
+    """The first value of each encoder field that a block sets or varies."""
     values = {
         name.removeprefix("encoder."): every_value(domain)
         for name, domain in block.items()
@@ -452,19 +448,19 @@ def _first_fields(block: Mapping[str, Domain]) -> dict[str, Any]:
 
 
 class _Check:
-    """Holds models against the data: one of every structure is built, one of every kind is run."""
+    """Checks models on the data: builds one per structure and runs one per kind."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._run: set[str] = set()  # kinds of models that have seen a batch
+        self._run: set[str] = set()  # kinds of models already run
 
     def first_problem(self, part: PartPlan, method: str, block: Mapping[str, Domain]) -> str | None:
-        """Of every structure (a sample of them for a search); None when all models work."""
+        """The first problem over all structures (for a search, a sample of them), or None."""
         seen: set[str] = set()
         for assignment in part.assignments(method) if part.search is None else _samples(block):
             configuration = self._plan.configuration(method, assignment)
             replicate = configuration.replicates[0]
-            # Values of stackable hyperparameters do not change shapes, but their names may.
+            # Stackable values do not change shapes, but `weights` may name an unknown source.
             signature = digest([replicate.structure, replicate.params.get("weights")])
             if signature in seen:
                 continue
@@ -524,13 +520,13 @@ class _Check:
 
 
 def _misfit(given: Input, encoder: str) -> str | None:
-    """Which input is of what kind, where an encoder does not take it; else None."""
+    """A clause with the input's kind if the encoder does not accept it, else None."""
     takes = encoder_entry(encoder).inputs
     return None if "any" in takes or given.kind in takes else f"{given.name!r} is {given.kind}"
 
 
 def _samples(block: Mapping[str, Domain], limit: int = 64) -> Iterator[dict[str, Any]]:
-    """Corners of a search space: every choice with the ranges at their ends, up to a limit."""
+    """Corners of a search space: all choices, and both ends of ranges, up to ``limit``."""
     corners: dict[str, Domain] = {}
     for name, domain in block.items():
         match domain:

@@ -1,4 +1,4 @@
-"""Which code and which libraries a study was run with."""
+"""Versions of the code and libraries that a study was run with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of the libraries that matter, None where one is not installed."""
+    """Versions of the main libraries; None for those not installed."""
     found: dict[str, str | None] = {}
     for package in ("torch", "ray", "optuna", "mlflow", "numpy"):
         try:
@@ -19,7 +19,7 @@ def versions() -> dict[str, str | None]:
 
 
 def commit() -> str | None:
-    """The commit of the code, marked where it has changes; None outside a checkout."""
+    """The git commit of the code, marked if it has uncommitted changes; None outside a checkout."""
     folder = Path(__file__).parent
     if not any((parent / ".git").exists() for parent in folder.parents):
         return None

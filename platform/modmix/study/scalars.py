@@ -1,13 +1,13 @@
-"""Single values of a study file, by one rule: the core schema of YAML 1.2.
+"""Scalar values of a study file, resolved by the core schema of YAML 1.2.
 
-null        null, Null, NULL, ~ or nothing
-true/false  true, True, TRUE; false, False, FALSE
+null        null, Null, NULL, ~ or empty
+booleans    true, True, TRUE; false, False, FALSE
 integers    12, -3, +4, 0x1F (hexadecimal), 0o17 (octal)
 floats      0.5, .5, 1., 1e-3, 2.5E+4, .inf, -.inf, .nan
-words       everything else, and whatever is quoted
+strings     everything else, and everything quoted
 
-What YAML 1.1 or Python read as something else (yes, 010, 1_000, 1:01, None) is refused with the
-two ways to write what was meant: nobody should have to know which version a program follows.
+Values that YAML 1.1 or Python would read differently (yes, 010, 1_000, 1:01, None) are rejected
+with a message that gives the unambiguous spellings.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _TRAP = "!trap"
 
 
 class Loader(yaml.SafeLoader):
-    """Composes nodes whose tags are those of the core schema, of `MERGE`, or of a trap."""
+    """Composes nodes tagged by the core schema, as `MERGE`, or as a trap (see `trap`)."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (PyYAML's own way to start anew)
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (as PyYAML resets it)
 
 
 _BOOLEANS = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 
-# Patterns in the order in which they are tried; the first characters that each may begin with.
+# Tag, pattern, and possible first characters, in the order in which they are tried.
 _DIGITS = "-+0123456789"
 _PATTERNS = (
     (_TRAP, r"yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF", "yYnNoO"),
@@ -52,10 +52,10 @@ for _tag, _pattern, _first in _PATTERNS:
 
 
 def value_of(node: yaml.ScalarNode) -> Any:
-    """The value of a scalar; of a trap the word (see `trap`).
+    """The value of a scalar; the text itself for a trap (see `trap`).
 
     Raises:
-        ValueError: a tag that the file gives and the text does not fit, or none of the core's.
+        ValueError: an explicit tag that the text does not match or that is not in the core schema.
     """
     text = str(node.value)
     if node.tag in (_TRAP, MERGE):
@@ -70,7 +70,7 @@ def value_of(node: yaml.ScalarNode) -> Any:
 
 
 def trap(node: yaml.ScalarNode) -> str | None:
-    """For a value that YAML 1.1 or Python reads otherwise: a sentence on what to write."""
+    """What to write instead of a value that YAML 1.1 or Python would read differently, or None."""
     if node.tag != _TRAP:
         return None
     text = str(node.value)

@@ -1,9 +1,8 @@
-"""The study file: what it may say, and where it says it.
+"""The study file's schema, and parsing with line numbers. No torch.
 
-`read` turns a file into plain values plus the line of every key; `check` holds its outline against
-the models below. What depends on the tables (methods and their hyperparameters, tasks, encoders,
-training settings) is checked in `plan`, which collects the problems of both, so that a user sees
-everything that is wrong at once. No torch here.
+`read` parses a file into plain values and the line of every key; `check` validates these against
+the Pydantic models below. What depends on the tables (methods and their hyperparameters, tasks,
+encoders, training settings) is checked in `validate`; `plan` reports the problems of both at once.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ Path_ = tuple[str | int, ...]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0)]
 
-MAX_NODES = 100_000  # of a study file, aliases counted wherever they are used
+MAX_NODES = 100_000  # in a study file, counting every use of an alias
 
 
-# ---------------------------------------------------------------- the outline of a study file
+# ---------------------------------------------------------------- schema
 
 
 class _Model(BaseModel):
@@ -56,17 +55,15 @@ def _checked_name(name: str) -> str:
 
 
 class SearchSpec(_Model):
-    """How the configurations of one part are proposed. Every method gets the same number of
-    configurations.
-    """
+    """How configurations of a part are proposed: the same number for every method."""
 
     configurations: Annotated[StrictInt, Field(ge=1)]
     sampler: Literal["tpe", "gp", "cmaes", "random", "qmc", "grid", "nsga2"] = "tpe"
-    # Configurations asked at once; the sampler learns nothing between them (constant liar).
+    # Configurations proposed at once; the sampler gets no results in between (constant liar).
     batch: Annotated[StrictInt, Field(ge=1)] = 5
-    # Batches in flight per method. "auto": as many as keep the workers busy; they share packs with
-    # whatever else has their structure. With 1 a batch has packs of its own, and the proposals do
-    # not depend on which pack happens to end first, so a study can be repeated exactly.
+    # Batches in flight per method. "auto": as many as keep the workers busy, sharing packs with
+    # anything of the same structure. 1: every batch has its own packs and proposals do not depend
+    # on which pack finishes first, so the search is reproducible.
     parallel: Annotated[StrictInt, Field(ge=1)] | Literal["auto"] = "auto"
     seed: Annotated[StrictInt, Field(ge=0)] = 0
 
@@ -86,52 +83,51 @@ class TaskSpec(_Model):
 
 
 class PartSpec(_Model):
-    """A grid (all its configurations) or a search; with ``x``, a curve over that hyperparameter."""
+    """A grid or a search; with ``x``, also a curve over that hyperparameter."""
 
     # In a study of several tasks, those of the part; null: all.
     tasks: list[StrictStr] | None = Field(default=None, min_length=1)
     title: StrictStr | None = None
     x: StrictStr | None = None
     search: SearchSpec | None = None
-    # Settings of every method of the part: a method's own block goes before them.
+    # Settings of all methods of the part; a method's own block overrides them.
     shared: dict[str, Any] = {}
     methods: dict[str, dict[str, Any] | None] = Field(min_length=1)
-    # Methods drawn as horizontal lines in the curve: the best configuration each has in the whole
-    # study.
+    # Methods drawn as horizontal lines in the curve, each by its best configuration in the study.
     references: list[StrictStr] = []
 
 
 class ReplicatesSpec(_Model):
-    """Seeds in two stages, in searches; grids train all seeds of all configurations.
+    """Seeds in two stages, in searches only; grids train all seeds of all configurations.
 
-    Every configuration is trained with the first ``start`` seeds, and the better ``keep`` share of
-    each batch with the others, too.
+    Every configuration is trained with the first ``start`` seeds, and the best ``keep`` fraction of
+    each batch with the remaining seeds as well.
     """
 
     start: Annotated[StrictInt, Field(ge=1)]
-    # As many as there are seeds, which it stands for where `seeds` is left out.
+    # The total number of seeds; sets `seeds` if that is left out.
     full: Annotated[StrictInt, Field(ge=2, le=10_000)] | None = None
     keep: Annotated[Number, Field(gt=0, lt=1)] = 0.5
 
 
 class ResourcesSpec(_Model):
-    """What one pack occupies, and the largest pack."""
+    """Resources of one pack, and its maximum size."""
 
     cpus: Positive = 1
     gpus: Annotated[Number, Field(ge=0)] = 0
-    # "auto": as many as still gain from each other on that device, where its memory allows it.
+    # "auto": 256, or 1024 on a GPU (see `largest_pack`); memory may allow fewer at a time.
     max_models: Annotated[StrictInt, Field(ge=1)] | Literal["auto"] = "auto"
 
     @property
     def largest_pack(self) -> int:
-        """The most models in a pack."""
+        """The maximum number of models in a pack."""
         if self.max_models != "auto":
             return self.max_models
         return 1024 if self.gpus else 256
 
 
 class BudgetSpec(_Model):
-    """When searches stop asking for configurations. Null: no limit."""
+    """When searches stop proposing configurations. Null: no limit."""
 
     wall_minutes: Positive | None = None
     device_hours: Positive | None = None
@@ -139,7 +135,7 @@ class BudgetSpec(_Model):
 
 
 class FinalSpec(_Model):
-    """In files that `modmix best` writes: which best configuration is being retrained."""
+    """In files written by `modmix best`: the configuration to be retrained."""
 
     of: StrictStr
     method: StrictStr
@@ -147,7 +143,7 @@ class FinalSpec(_Model):
 
 
 class StudySpec(_Model):
-    """A whole study file."""
+    """A complete study file."""
 
     study: StrictStr
     description: StrictStr = ""
@@ -222,12 +218,12 @@ class StudySpec(_Model):
         return value
 
 
-# ---------------------------------------------------------------- reading
+# ---------------------------------------------------------------- parsing
 
 
 @dataclass(frozen=True)
 class Source:
-    """A study file as read: plain values, the line of every key, and the text."""
+    """A parsed study file: plain values, the line of every key, and the text."""
 
     name: str  # for messages
     text: str
@@ -238,7 +234,7 @@ class Source:
     task: str = ""  # of several, the one that this is the file of (see `sources_of_tasks`)
 
     def line(self, path: Sequence[str | int]) -> int:
-        """Line of the deepest part of ``path`` that the file holds."""
+        """Line of the longest prefix of ``path`` in the file; 1 if there is none."""
         for length in range(len(path), 0, -1):
             if (found := self.lines.get(tuple(path[:length]))) is not None:
                 return found
@@ -300,11 +296,11 @@ def _without_tasks(part: Any) -> Any:
 
 
 def read(path: Path) -> Source:
-    """Read a study file.
+    """Read and parse a study file.
 
     Raises:
         InputError: it is missing or cannot be read.
-        SpecError: it is not YAML, or not a mapping.
+        SpecError: it is not valid YAML, or not a mapping.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -316,7 +312,7 @@ def read(path: Path) -> Source:
 
 
 def parse(text: str, *, name: str, folder: Path) -> Source:
-    """As `read`, from text."""
+    """As `read`, from a string."""
     builder = _Builder()
     try:
         root = yaml.compose(text, Loader=Loader)
@@ -344,10 +340,10 @@ def parse(text: str, *, name: str, folder: Path) -> Source:
 
 
 def parse_value(text: str) -> Any:
-    """One value as a study file would hold it: "1e-3", "[left, right]".
+    """Parse one value by the rules of study files: "1e-3", "[left, right]".
 
     Raises:
-        InputError: it is not YAML, or a value that a study file does not take.
+        InputError: it is not valid YAML, or not allowed in a study file.
     """
     builder = _Builder()
     try:
@@ -364,27 +360,27 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-_Pairs = dict[str, tuple[yaml.Node, yaml.Node]]  # a mapping's keys and values by key
+_Pairs = dict[str, tuple[yaml.Node, yaml.Node]]  # of a mapping, by key: the nodes of key and value
 
 
 class _Builder:
-    """Turns nodes into plain values, noting lines.
+    """Converts nodes to plain values and records their lines.
 
-    Anchors and merge keys (``<<: *anchor``) work, tags other than the core schema's do not.
+    Anchors and merge keys (``<<: *anchor``) are supported, tags outside the core schema are not.
     """
 
     def __init__(self) -> None:
         self.lines: dict[Path_, int] = {}
         self.problems: list[Problem] = []
         self._nodes = 0
-        self._merges: dict[int, _Pairs | None] = {}  # by node; None: not known yet
+        self._merges: dict[int, _Pairs | None] = {}  # by node; None: in progress
 
     def build(self, node: yaml.Node, path: Path_) -> Any:
         self.lines.setdefault(path, node.start_mark.line + 1)
         self._nodes += 1
         if len(path) > 50:
             raise _wrong(node, "nested deeper than 50 levels")
-        if self._nodes > MAX_NODES:  # a few aliases of aliases are enough for billions
+        if self._nodes > MAX_NODES:  # nested aliases can expand to billions of values
             raise _wrong(node, f"more than {MAX_NODES} values")
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
@@ -399,7 +395,7 @@ class _Builder:
             self.problems.append(Problem(line, ".".join(map(str, path)), sentence))
         try:
             return value_of(node)
-        except ValueError as error:  # !!int word, a number of 5000 digits
+        except ValueError as error:  # such as `!!int word`, or an integer of 5000 digits
             raise _wrong(node, str(error)) from error
 
     def _mapping(self, node: yaml.MappingNode, path: Path_) -> dict[str, Any]:
@@ -422,14 +418,14 @@ class _Builder:
         for key, (key_node, _) in merged.items():
             if key not in own:
                 self.lines[(*path, key)] = key_node.start_mark.line + 1
-        pairs = {**merged, **own}  # own keys win; what is merged keeps its place, which is first
+        pairs = {**merged, **own}  # own keys override merged ones, which stay first
         return {key: self.build(value, (*path, key)) for key, (_, value) in pairs.items()}
 
     def _merged(self, node: yaml.Node) -> _Pairs:
-        """What ``<<: *anchor`` or ``<<: [*one, *other]`` adds: the first that has a key gives it.
+        """The pairs that ``<<: *anchor`` or ``<<: [*one, *other]`` adds; earlier mappings win.
 
         Raises:
-            yaml.MarkedYAMLError: something else than mappings, or a mapping that merges itself.
+            yaml.MarkedYAMLError: not a mapping or list of mappings, or a mapping merges itself.
         """
         if id(node) in self._merges:
             if (known := self._merges[id(node)]) is None:
@@ -468,13 +464,13 @@ def _neighbours(path: Path) -> str:
     return f" (near: {', '.join(near)})" if near else ""
 
 
-# ---------------------------------------------------------------- checking the outline
+# ---------------------------------------------------------------- validation
 
 
 def check(source: Source) -> tuple[StudySpec | None, list[Problem]]:
-    """Hold a file against the outline: the checked spec, or None and everything that is wrong.
+    """Validate a file against the schema: returns the spec, or None and all problems.
 
-    Keys at the top that begin with ``x-`` are no part of it: a place for anchors.
+    Top-level keys that begin with ``x-`` are ignored; they can hold anchors.
     """
     raw = {key: value for key, value in source.raw.items() if not key.startswith("x-")}
     try:
@@ -490,13 +486,13 @@ def _problems(source: Source, error: ValidationError) -> list[Problem]:
     for item in error.errors():
         path = _known_path(source, item["loc"])
         message = _message(item, path)
-        if path not in found:  # a union reports each of its branches; the first is enough
+        if path not in found:  # unions report every branch; keep the first
             found[path] = source.problem(path, message)
     return list(found.values())
 
 
 def _known_path(source: Source, loc: Sequence[str | int]) -> Path_:
-    """Drop the names of union branches and validators that pydantic puts into a location."""
+    """A Pydantic error location without the names of union branches and validators."""
     path: list[str | int] = []
     for i, name in enumerate(loc):
         if (*path, name) in source.lines or (i == len(loc) - 1 and not _is_branch(name)):
@@ -534,7 +530,7 @@ def _message(item: Mapping[str, Any], path: Path_) -> str:
             return f"{text}, got {got}"
 
 
-_WORDS = {  # Pydantic's, and those of our other messages
+_WORDS = {  # Pydantic's terms -> ours
     "a valid integer": "a whole number",
     "a valid number": "a number",
     "a valid string": "a word",
@@ -545,7 +541,7 @@ _WORDS = {  # Pydantic's, and those of our other messages
 
 
 def _fields_at(path: Sequence[str | int]) -> list[str]:
-    """Names of the keys that a study file may hold at ``path``."""
+    """Keys allowed at ``path`` in a study file."""
     model: Any = StudySpec
     for name in path:
         if isinstance(model, type) and issubclass(model, _Model):
@@ -553,7 +549,7 @@ def _fields_at(path: Sequence[str | int]) -> list[str]:
             model = field.annotation if field is not None else None
         elif get_origin(model) is dict:
             model = get_args(model)[1]
-        if get_origin(model) is not dict:  # X | None: the model in it
+        if get_origin(model) is not dict:  # X | None: unwrap the model
             model = next((a for a in get_args(model) if _is_model(a)), model)
     return list(model.model_fields) if _is_model(model) else []
 
@@ -563,7 +559,7 @@ def _is_model(candidate: Any) -> bool:
 
 
 def unknown(name: str, known: Iterable[str], what: str) -> str:
-    """Say that a name is not known, and which near one might have been meant."""
+    """The message for an unknown name, suggesting a close match or listing all."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if near:

@@ -1,11 +1,11 @@
-"""Check a study file against the tables: every problem at once, and what its parts vary.
+"""Validate a study file against the tables: collects all problems, and parses the parts' domains.
 
-A method's block may name the method's own hyperparameters, any training setting
-(`learning_rate`), any encoder field for all inputs (`encoder.hidden`) and any option of the
-task (`task.share`), each with a value or a domain (see `domains`).
+A method's block may contain the method's own hyperparameters, any training setting
+(`learning_rate`), any encoder field for all inputs (`encoder.hidden`) and any task option
+(`task.share`), each with a value or a domain (see `domains`).
 
-Wherever a built-in name is allowed, a file may give a user's own class: `class: FILE.py:CLASS` in
-the block of a task, an encoder, or a method of a new name. Only then anything heavy is imported.
+The block of a task, of an encoder, or of a method with a new name may give a user's own class:
+`class: FILE.py:CLASS`. Nothing heavy is imported unless one does.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ MAX_GRID_CONFIGURATIONS = 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class PartPlan:
-    """One part: per method its domains, and for a grid its assignments."""
+    """One part of a study: the domains of each method, and for a grid its assignments."""
 
     name: str
     x: str | None
@@ -58,24 +58,24 @@ class PartPlan:
     task: str = ""  # in a study of several tasks
 
     def assignments(self, method: str) -> list[dict[str, Any]]:
-        """The configurations of a grid, as what the file varies or sets."""
+        """The configurations of a grid, each as the values that the file sets or varies."""
         assert self.search is None
         return grid_configurations(self.domains[method])
 
 
 class Checker:
-    """Checks the raw file against the tables, tolerant of a file whose outline is wrong."""
+    """Validates the raw file against the tables; tolerates files that violate the schema."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
         self.problems: list[Problem] = []
-        self.task = ""  # of the table, or a reference; "": it is wrong
-        self.methods = {name: name for name in METHODS}  # and own ones -> reference, "" if wrong
-        self.encoders: dict[str, Mapping[str, Any]] = {}  # by input, with references for names
+        self.task = ""  # built-in name or reference; "" if invalid
+        self.methods = {name: name for name in METHODS}  # own ones: -> reference, "" if invalid
+        self.encoders: dict[str, Mapping[str, Any]] = {}  # by input
 
     def add(self, path: Sequence[str | int], message: str) -> None:
         problem = self.source.problem(path, message)
-        if problem not in self.problems:  # what methods share is looked at for each of them
+        if problem not in self.problems:  # shared settings are checked once per method
             self.problems.append(problem)
 
     def run(self) -> list[PartPlan]:
@@ -145,7 +145,7 @@ class Checker:
             self.add(("task", option), message)
 
     def _own(self, path: Sequence[str | int], text: Any, entry: Callable[[str], object]) -> str:
-        """The reference for a user's own class, "" where something is wrong with it."""
+        """The reference for a user's own class, or "" if it has a problem."""
         try:
             reference = sources.find(str(text), self.source.folder)
             entry(reference)
@@ -178,7 +178,7 @@ class Checker:
             self.encoders[each] = {"name": name, **values}
 
     def _own_methods(self, parts: Any) -> None:
-        """Find the methods that the file brings: a class given in one part holds in all."""
+        """Find users' own methods; a class given in one part applies to all parts."""
         given: dict[str, Any] = {}
         for part, raw in parts.items() if isinstance(parts, Mapping) else ():
             methods = raw.get("methods") if isinstance(raw, Mapping) else None
@@ -216,7 +216,7 @@ class Checker:
 
     def _paper(self, raw: Any) -> None:
         for row, numbers in raw.items() if isinstance(raw, Mapping) else ():
-            method = row.partition(" (")[0]  # "mul", or "mul (table)" for its row in that part
+            method = row.partition(" (")[0]  # "mul", or "mul (table)" for its row in part `table`
             if method not in self.methods:
                 self.add(("paper", row), unknown(method, self.methods, "method"))
             for metric, value in numbers.items() if isinstance(numbers, Mapping) else ():
@@ -265,7 +265,7 @@ class Checker:
             searched = raw.get("search") is not None
             block = {**common, **own}
             domains[method] = self._block(method, block, known, searched)
-            if len(self.problems) == before:  # what follows from a mistake is not another one
+            if len(self.problems) == before:  # do not report consequential problems
                 self._x(path, raw.get("x"), method, domains[method])
                 self._size(here, domains[method], search)
                 where = block["halving"][0] if "halving" in block else ("training", "halving")
@@ -286,7 +286,7 @@ class Checker:
             self.add((*path, "search", "sampler"), message)
 
     def _known(self, method: str) -> dict[str, Any]:
-        """Everything a method's block may name, with its declaration."""
+        """Declarations of everything a method's block may contain, by name."""
         chosen = [encoder_entry(spec["name"]) for spec in self.encoders.values()]
         encoder = {
             f"encoder.{h.name}": h
@@ -377,9 +377,7 @@ class Checker:
         domains: Mapping[str, Domain],
         search: SearchSpec | None,
     ) -> None:
-        """What a rung needs: an epoch to come, one value to compare by, configurations to choose
-        from.
-        """
+        """Check halving: one objective, a rung before the last epoch, enough configurations."""
         objective = self.source.raw.get("objective")
         epochs = max(self._settings("epochs", domains), default=None)
         for halving in self._settings("halving", domains):
@@ -405,7 +403,7 @@ class Checker:
                 self.add(batch_path, message)
             seeds = self._seeds
             if search is not None and isinstance(start := self._given("replicates", "start"), int):
-                seeds = min(seeds, start)  # a batch's first pack
+                seeds = min(seeds, start)  # the seeds trained first
             most = self._given("resources", "max_models")
             if seeds > 0 and isinstance(most, int) and (search is None or search.batch > 1):
                 configurations = most // seeds
@@ -419,14 +417,14 @@ class Checker:
 
     @property
     def _seeds(self) -> int:
-        """How many seeds a configuration has; 0 where the file is wrong."""
+        """The number of seeds; 0 if the file is invalid there."""
         raw = self.source.raw.get("seeds", self._given("replicates", "full") or 5)
         if isinstance(raw, list):
             return len(raw)
         return raw if isinstance(raw, int) and raw > 0 else 0
 
     def _replicates(self, staged: Mapping[str, Any], plans: Sequence[PartPlan]) -> None:
-        """Whether staging the seeds saves any."""
+        """Check staged replicates: one objective, and that staging trains fewer seeds."""
         start, full, keep = staged.get("start"), staged.get("full"), staged.get("keep", 0.5)
         seeds, objective = self._seeds, self.source.raw.get("objective")
         if all(plan.search is None for plan in plans):
@@ -453,14 +451,14 @@ class Checker:
                 self.add(("parts", plan.name, "search", "batch"), message)
 
     def _given(self, *path: str) -> Any:
-        """What the file says at a path of mappings, or None."""
+        """The raw value at a path of nested keys, or None."""
         found: Any = self.source.raw
         for name in path:
             found = found.get(name) if isinstance(found, Mapping) else None
         return found
 
     def _settings(self, name: str, domains: Mapping[str, Domain]) -> tuple[Any, ...]:
-        """Every value that a training setting takes in a block; none where the file is wrong."""
+        """All values of a training setting in a block; empty if invalid or continuous."""
         if (domain := domains.get(name)) is not None:
             return every_value(domain) or ()
         training = self.source.raw.get("training")
@@ -474,11 +472,11 @@ def _search(raw: Any) -> SearchSpec | None:
     try:
         return None if raw is None else SearchSpec.model_validate(raw)
     except ValueError:
-        return None  # the outline's check has said it
+        return None  # reported by the schema check
 
 
 def task_options(task: Mapping[str, Any]) -> dict[str, Any]:
-    """The options in a file's task block."""
+    """The options in a task block."""
     return {name: value for name, value in task.items() if name not in ("name", "class")}
 
 

@@ -1,25 +1,26 @@
-"""Tasks: data sets with their inputs, splits and default recipes.
+"""Tasks: data sets with their inputs, splits, default encoders and training recipes.
 
-In: options of the study file and a user's files. Out: `data.Data`, memory-mapped and fingerprinted.
+A task turns the options of a study file, and data files, into memory-mapped, fingerprinted
+`data.Data`.
 
-    data             what a task hands over: inputs, splits, labels
-    options          options a task declares, and their checks
-    table            all tasks: options, default encoders and recipe, cost, source
-    files            cache folders, checksums, disk errors
+    data             `Data`: the inputs, splits and labels of a task
+    options          declaration and validation of task options
+    table            all tasks: options, default encoders and recipe, cost, source (no torch)
+    files            cache folders, locks, checksums, disk errors
     splits           seeded splits and standardisation
-    writer           writes a prepared folder
-    csv_file         streams CSV files by pyarrow
-    signals          sound to spectrograms
-    download         downloads by pooch, with checksum
-    base             the `Task` contract: prepare once, load, check
-    digits           8x8 scans from scikit-learn
+    writer           writes a folder of prepared arrays
+    csv_file         streams CSV files with pyarrow
+    signals          mu-law decoding and spectrograms of audio
+    download         downloads with pooch, verified by checksum
+    base             the `Task` contract; preparing, loading and verifying data
+    digits           8x8 digit images from scikit-learn
     weak             synthetic data with inputs that are uninformative for some examples
-    higgs            HIGGS: signal or background
-    arrays_read      a user's file after reading
+    higgs            UCI HIGGS: signal or background
+    arrays_read      contents of a user's file, and the lookup of names in it
     arrays_labels    labels and splits of a user's file
     arrays_tokens    text and token ids of a user's file
     arrays_inputs    writes the inputs of a user's file
     arrays_csv       reads CSV
     arrays_npz       reads npz
-    arrays           a user's own data
+    arrays           the task for a user's own data
 """

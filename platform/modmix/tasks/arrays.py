@@ -1,21 +1,21 @@
-"""The task ``arrays``: a user's own .npz or CSV.
+"""The task ``arrays``: a user's own .npz or CSV file.
 
-An .npz has one array per input (first axis examples) and ``labels``; its split is ``n_train`` (the
-first rows are training, the rest test), ``is_test`` (true: test), ``split`` (0, 1, 2 or train, val,
-test), or drawn at random by class. Instead, all arrays may be there per split, as ``train_NAME``
-and ``test_NAME`` (perhaps ``val_NAME``), labels included. Validation is drawn from the training
-rows where the file has none.
+An .npz has one array per input (first axis: examples) and ``labels``. The split is given by
+``n_train`` (the first n rows are training, the rest test), ``is_test`` (true: test) or ``split``
+(0, 1, 2 or train, val, test), or else drawn at random, stratified by class. Alternatively, all
+arrays, labels included, are stored per split as ``train_NAME``, ``test_NAME`` and optionally
+``val_NAME``. Without a validation split, one is drawn from the training rows.
 
-    (N,), (N, D)                 dense
-    (N, T, D) of floats          sequence
-    (N, H, W) of whole numbers   image (H, W, 1)
-    (N, H, W, C)                 image; bytes stay bytes, and are normalised on the device
-    (N, L) of whole numbers      tokens, where the option `tokens` names them or NAME_lengths is
-                                 beside them: ids then are stored plus 1, 0 being padding
-    (N,) of text                 tokens where `tokens` names it: lower-cased characters
+    (N,), (N, D)           dense
+    (N, T, D) floats       sequence
+    (N, H, W) integers     image (H, W, 1)
+    (N, H, W, C)           image; uint8 is stored as uint8 and normalised on the device
+    (N, L) integers        tokens if named by the option `tokens`, or if there is an array
+                           NAME_lengths: ids are then stored plus 1, with 0 as padding
+    (N,) text              tokens if named by `tokens`: lower-cased characters
 
-A CSV has a header; of comma, semicolon and tab, the one that cuts it into most names is taken as
-its delimiter. Its inputs are named by the option `columns`.
+A CSV has a header. Its delimiter is comma, semicolon or tab, whichever splits the header into the
+most names. The option `columns` assigns its columns to inputs.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Arrays(Task):
         )
 
     def _assign(self, loaded: Loaded, labels_N: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-        """Give each row the number of its split in `SPLITS`."""
+        """Assign each row the index of its split in `SPLITS`, (N,)."""
         rows, seed = len(labels_N), self.options["split_seed"]
         if loaded.split is None:
             splits_N = np.zeros(rows, dtype=np.uint8)
@@ -102,10 +102,10 @@ class Arrays(Task):
 
 
 def read_file(path: Path, options: Mapping[str, Any], folder: Path, progress: Progress) -> Loaded:
-    """Read an .npz, .csv or .tsv file, the last two perhaps packed by gzip.
+    """Read an .npz, .csv, .tsv, .csv.gz or .tsv.gz file.
 
     Raises:
-        DataError: another kind of file, a damaged one, or one without the arrays asked for.
+        DataError: unsupported or damaged file, or requested arrays or columns are missing.
     """
     name = path.name.lower()
     if name.endswith(".npz"):

@@ -1,4 +1,4 @@
-"""Read a user's CSV or CSV.GZ with a header: columns by input, a label, perhaps a split."""
+"""Reader for a user's CSV or TSV with a header: input columns, a label and an optional split."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from modmix.tasks.options import suggestion
 
 
 def read_csv(path: Path, options: Mapping[str, Any], folder: Path, progress: Progress) -> Loaded:
-    """Read the columns asked for; numbers go through files in ``folder``, not through memory."""
+    """Read the columns needed; numeric inputs are spooled to temporary files in ``folder``."""
     known, delimiter = read_header(path)
     label = label_name(path, options, known)
     split = pick(path, options["split"], SPLIT_NAMES[:2], known)
@@ -67,7 +67,7 @@ def read_csv(path: Path, options: Mapping[str, Any], folder: Path, progress: Pro
 
 
 def _mapped(file: IO[bytes], columns: int) -> Array:
-    """A file's numbers (N, columns); it lives, without a name, as long as the array does."""
+    """Map a temporary file as float64 (N, columns); the unlinked file lives as long as the map."""
     file.flush()
     rows = file.tell() // (columns * np.dtype(np.float64).itemsize)
     return np.memmap(file, np.float64, "r", shape=(rows, columns))
@@ -76,7 +76,7 @@ def _mapped(file: IO[bytes], columns: int) -> Array:
 def _columns(
     path: Path, options: Mapping[str, Any], known: Sequence[str], taken: set[str | None]
 ) -> dict[str, list[str]]:
-    """Give each input its columns, with "prefix*" expanded in the order of the file."""
+    """Input -> its columns, with "prefix*" expanded in file order."""
     asked = options["columns"]
     if asked is None:
         raise DataError(
@@ -89,7 +89,7 @@ def _columns(
                 f"{path}: `columns` has no input {name!r}{suggestion(name, asked)}; it has "
                 f"{', '.join(asked)}"
             )
-    places = dict.fromkeys(known)  # a list would be searched once for every column
+    places = dict.fromkeys(known)  # for lookups in constant time
     return {
         name: [c for pattern in asked[name] for c in _expand(path, pattern, places, taken)]
         for name in options["inputs"] or asked
@@ -114,7 +114,7 @@ def _expand(
 
 
 def _labels(texts: npt.NDArray[np.str_]) -> Array:
-    """Labels as numbers where all are, but words where a number has leading zeros."""
+    """Parse labels as int64 or float64 if all are numbers; "007" keeps labels as text."""
     texts = text_of(texts, "", str)
     distinct = np.unique(texts).tolist()
     if all(re.fullmatch(r"[-+]?(0|[1-9]\d{0,17})", word) for word in distinct):

@@ -1,7 +1,7 @@
-"""Inputs of a user's file: what kind each array is, checked and written split by split.
+"""Inputs of a user's file: infer the kind of each array, check it, write it split by split.
 
-A `View` is an array with the shape of its kind; nothing is converted before it is written, a
-bounded number of rows at a time.
+A `View` is an array with the shape of its kind. Conversion happens while writing, in chunks of
+bounded size.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from modmix.tasks.writer import Writer, input_file
 
 Splits = npt.NDArray[np.uint8]
 
-# Larger numbers have squares, and sums of squares, that float64 cannot hold.
+# Sums of squares of larger numbers overflow float64.
 _LARGEST_TO_STANDARDISE = 1e150
-_ID_TYPES = ("uint8", "int16", "int32", "int64")  # torch lacks most unsigned ones
+_ID_TYPES = ("uint8", "int16", "int32", "int64")  # torch supports few unsigned types
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -35,7 +35,7 @@ def _as_it_is(values: Array) -> Array:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """One input before it is written: ``convert`` turns rows of ``values`` into its shape."""
+    """One input to be written; ``convert`` maps rows of ``values`` to (n, *shape)."""
 
     name: str
     kind: Kind
@@ -43,21 +43,22 @@ class View:
     values: Array
     dtype: str = "float32"
     vocabulary: int | None = None
-    alphabet: str | None = None  # of tokens that are characters
+    alphabet: str | None = None  # for character tokens: the characters of ids 2, 3, …
     convert: Callable[[Array], Array] = _as_it_is
 
     def parts(self, rows_n: npt.NDArray[np.int64]) -> Iterator[Array]:
-        """These rows in order, converted, a bounded count of numbers at a time."""
+        """Yield these rows converted, in order, in chunks of bounded size."""
         numbers = max(int(np.prod(self.shape)), self.values[0].size)
         for part in chunks(len(rows_n), numbers):
             yield self.convert(self.values[rows_n[part]])
 
 
 def view_of(loaded: Loaded, name: str, splits_N: Splits, options: Mapping[str, Any]) -> View:
-    """Give an array the shape of its kind, and check it.
+    """Infer the kind of an array, reshape it accordingly and check its values.
 
     Raises:
-        DataError: not numbers, not one row per label, NaN or infinite, or too many dimensions.
+        DataError: not numeric, not one row per label, NaN or infinite values, too many dimensions,
+            or invalid tokens or audio.
     """
     values, where = loaded.inputs[name], f"{loaded.path}: {name!r}"
     check_input_name(name, str(loaded.path))
@@ -178,7 +179,12 @@ def _check_numbers(loaded: Loaded, name: str, values: Array, standardize: bool) 
 def write_view(
     loaded: Loaded, writer: Writer, view: View, splits_N: Splits, standardize: bool
 ) -> Input:
-    """Write an input's splits; floats are standardised per feature (images: channel)."""
+    """Write all splits of an input and return its description.
+
+    With ``standardize``, inputs other than tokens are standardised per feature (images: channel) by
+    training statistics; without, integer images are divided by their training maximum (uint8: 255).
+    uint8 images are stored raw, with mean and scale in the returned `Input`.
+    """
     rows = {split: np.flatnonzero(splits_N == n) for n, split in enumerate(SPLITS)}
     width = view.shape[-1]
     mean_D, scale_D = np.zeros(width), np.ones(width)

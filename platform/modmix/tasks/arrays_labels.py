@@ -1,4 +1,4 @@
-"""Labels and splits of a user's file: numbered from 0, or refused with the row that is wrong."""
+"""Labels and splits of a user's file, encoded as integers; errors name the offending row."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ _TEST_WORDS = {"0": 0, "1": 2, "false": 0, "true": 2}
 def encode_labels(
     loaded: Loaded, classes: int | None
 ) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
-    """Number the classes from 0: (N,) int64 and the classes' names.
+    """Encode labels as class indices from 0; return (N,) int64 and the class names.
 
-    Words are sorted, blanks around them do not count. Whole numbers keep their value where the
-    number of classes is known, and are numbered in their order where it is not; −1 and +1 are
-    always classes 0 and 1. Shape (N, 1) counts as (N,).
+    Text labels are stripped and numbered in sorted order. Integer labels keep their values if the
+    number of classes is known, and are numbered in ascending order otherwise; −1 and +1 are always
+    classes 0 and 1. Shape (N, 1) is accepted as (N,).
 
     Raises:
-        DataError: fractions, negative or out of range, empty, one class only, or as many as rows.
+        DataError: fractional, negative, out-of-range or empty labels, a single class, or more than
+            one class per two rows.
     """
     raw, where = loaded.labels, f"{loaded.path}: {loaded.label_name!r}"
     if raw.ndim == 2 and raw.shape[1] == 1:
@@ -67,7 +68,7 @@ def encode_labels(
 
 
 def _whole_or_words(loaded: Loaded, raw: Array, where: str) -> Array:
-    """Labels as int64, bool or text; floats that are whole numbers count as such."""
+    """Labels as integers, bool or text; integral floats become int64."""
     if raw.dtype.kind in "US":
         return words(raw, where, loaded.place)
     if raw.dtype.kind == "f":
@@ -89,7 +90,7 @@ def _whole_or_words(loaded: Loaded, raw: Array, where: str) -> Array:
 def _known_classes(
     loaded: Loaded, raw: Array, classes: int | None, where: str
 ) -> tuple[str, ...] | None:
-    """Names of all classes where the file or the option `classes` says how many there are."""
+    """Class names if the file or the option `classes` defines the number of classes, else None."""
     names = loaded.class_names
     if names is not None and classes is not None and len(names) != classes:
         raise DataError(
@@ -131,10 +132,10 @@ def check_classes(
     splits_N: npt.NDArray[np.uint8],
     class_names: tuple[str, ...],
 ) -> None:
-    """Refuse classes that no training row has.
+    """Check that every class occurs in the training split.
 
     Raises:
-        DataError: names the first of them.
+        DataError: naming the first class that does not.
     """
     unseen = np.setdiff1d(labels_N, labels_N[splits_N == 0])
     if unseen.size:
@@ -145,7 +146,7 @@ def check_classes(
 
 
 def given_splits(loaded: Loaded, rows: int) -> npt.NDArray[np.uint8]:
-    """Read the split that the file says: a count, test flags, or a split per row."""
+    """Split index per row, (N,), from a training count, test flags or a split name per row."""
     given, name = loaded.split, loaded.split_name
     assert given is not None
     where = f"{loaded.path}: {name!r}"

@@ -1,4 +1,4 @@
-"""Read a user's .npz: one array per input, labels, and what says the split. Never pickle."""
+"""Reader for a user's .npz: one array per input, labels and an optional split. Never unpickles."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from modmix.tasks.data import SPLITS, Array
 
 _NO_INPUTS = (*LABEL_NAMES, *SPLIT_NAMES, "class_names")
 _LENGTHS = "_lengths"
-# What zipfile and zlib raise on files that are not whole: OSError for an offset beyond the end,
-# RuntimeError (with NotImplementedError) for a member they take for encrypted or unknown.
+# What zipfile and zlib raise for damaged files: OSError for an offset beyond the end, RuntimeError
+# (NotImplementedError is a subclass) for a member that looks encrypted or of an unknown format.
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)
 
 
@@ -35,7 +35,7 @@ def read_npz(path: Path, options: Mapping[str, Any]) -> Loaded:
     if options["columns"] is not None:
         raise DataError(f"{path}: the option `columns` is for CSV files; remove it")
     with path.open("rb") as start:
-        is_zip = start.read(2) == b"PK"  # numpy goes by the beginning, zipfile by the end
+        is_zip = start.read(2) == b"PK"  # numpy checks the start of a file, zipfile its end
     if not (is_zip and zipfile.is_zipfile(path)):
         raise DataError(
             f"{path}: is not a whole .npz file (truncated, or of another kind); write it again "
@@ -51,10 +51,10 @@ def read_npz(path: Path, options: Mapping[str, Any]) -> Loaded:
 
 
 class _Archive:
-    """The arrays of an .npz by name, read when asked for.
+    """Lazy access to the arrays of an .npz by name.
 
-    Where the file has its splits apart, ``train_NAME``, ``test_NAME`` and perhaps ``val_NAME``,
-    they are one array NAME, and ``split`` says which rows are whose.
+    Arrays stored per split, as ``train_NAME``, ``test_NAME`` and optionally ``val_NAME``, appear as
+    one concatenated array NAME, with an additional array ``split`` of split names.
     """
 
     def __init__(self, path: Path, file: Any) -> None:
@@ -153,7 +153,7 @@ def _loaded(file: _Archive, options: Mapping[str, Any]) -> Loaded:
 
 
 def _possible(names: Sequence[str]) -> list[str]:
-    """Arrays that may be inputs: neither labels, splits, names nor lengths of another array."""
+    """Arrays that can be inputs: not labels, splits, class names or lengths of another array."""
     return [
         name
         for name in names
@@ -172,7 +172,7 @@ def _split_name(path: Path, asked: str | None, known: Sequence[str]) -> str | No
 
 
 def _class_names(file: _Archive, labels: Array) -> tuple[str, ...] | None:
-    """Names of integer labels 0, 1, …, where the file has them."""
+    """Names of integer labels 0, 1, … from the array ``class_names``; None without a usable one."""
     if "class_names" not in file.names or labels.dtype.kind not in "iu":
         return None
     names = file["class_names"]

@@ -1,4 +1,4 @@
-"""What a user's file holds once read, whatever its kind; and how its names are found."""
+"""Contents of a user's file, independent of its format, and the lookup of names in it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def array_row(row: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A file's content, not yet checked: raw arrays with one row per example.
+    """Unchecked contents of a file: raw arrays with one row per example.
 
-    ``lengths`` are those of inputs of token ids. ``place`` names a row as its file would: a line of
-    a table, counted from 1, or a row of an array, counted from 0.
+    ``lengths`` are the sequence lengths (N,) of token inputs. ``place`` formats a row index for
+    error messages: as a line number from 1 for a CSV, as a row number from 0 for an array.
     """
 
     path: Path
@@ -42,10 +42,10 @@ class Loaded:
 
 
 def words(values: Array, where: str, place: Callable[[int], str]) -> npt.NDArray[np.str_]:
-    """Text without blanks around it; bytes must be UTF-8.
+    """Convert values to stripped text; bytes are decoded as UTF-8.
 
     Raises:
-        DataError: bytes of another encoding.
+        DataError: bytes that are not UTF-8.
     """
     if values.dtype.kind == "S":
         try:
@@ -68,7 +68,11 @@ def _is_utf8(value: bytes) -> bool:
 
 
 def pick(path: Path, asked: str | None, usual: Iterable[str], known: Sequence[str]) -> str | None:
-    """Find the name of the labels or of the split among the names in the file."""
+    """The name asked for, or else the first of the usual names that the file has, or None.
+
+    Raises:
+        DataError: the file does not have the name asked for.
+    """
     if asked is None:
         return next((name for name in usual if name in known), None)
     if asked not in known:
@@ -77,15 +81,22 @@ def pick(path: Path, asked: str | None, usual: Iterable[str], known: Sequence[st
 
 
 def listed(known: Iterable[str]) -> str:
+    """The first 30 names, comma-separated."""
     names = list(known)
     return ", ".join(names[:30]) + (", …" if len(names) > 30 else "")
 
 
 def missing(path: Path, name: str, known: Iterable[str]) -> DataError:
+    """The error for a name that the file does not have."""
     return DataError(f"{path}: has no {name!r}{suggestion(name, known)}; it has {listed(known)}")
 
 
 def label_name(path: Path, options: Mapping[str, Any], known: Sequence[str]) -> str:
+    """Name of the labels in the file.
+
+    Raises:
+        DataError: there is none.
+    """
     label = pick(path, options["label"], LABEL_NAMES, known)
     if label is None:
         raise DataError(

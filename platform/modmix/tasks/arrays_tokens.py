@@ -1,4 +1,4 @@
-"""Token ids of a user's file, padded with 0 at the end, and characters of text as such ids."""
+"""Token ids of a user's file, from integers or from the characters of text; 0 is end padding."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from modmix.tasks.arrays_read import words
 from modmix.tasks.data import Array
 
 Ids = npt.NDArray[np.int64]
-UNKNOWN = 1  # a character that no training row has
+UNKNOWN = 1  # id of characters that do not occur in training
 
 
 def token_ids(
@@ -22,12 +22,13 @@ def token_ids(
     place: Callable[[int], str],
     length: int | None,
 ) -> Ids:
-    """Ids (N, L) of integers (N, L): plus 1 where ``lengths`` (N,) say where padding begins.
+    """Token ids (N, L) from integers (N, L), truncated to ``length``.
 
-    ``length`` cuts longer rows.
+    With ``lengths`` (N,), 1 is added to the ids and positions beyond a row's length become 0.
+    Without, 0 is already padding.
 
     Raises:
-        DataError: fractions, negative ids, 0 before other ids, or lengths that do not fit.
+        DataError: fractional or negative ids, 0 before other ids, or invalid lengths.
     """
     if values.ndim == 1:
         values = values[:, None]
@@ -73,21 +74,21 @@ def characters(
     training_N: npt.NDArray[np.bool_],
     length: int | None,
 ) -> tuple[Ids, str]:
-    """Ids (N, L) of lower-cased texts (N,), and the characters of ids 2, 3, …
+    """Character ids (N, L) of texts (N,), and the characters of ids 2, 3, … as a string.
 
-    Characters are those of the training rows, in the order of their code points; 1 is any other, 0
-    is padding. L is ``length``, or that of the longest training text; longer texts are cut. Blanks
-    around a text do not count.
+    Texts are stripped and lower-cased. The alphabet is that of the training rows, sorted by code
+    point; 1 is any other character, 0 is padding. L is ``length``, by default that of the longest
+    training text; longer texts are truncated.
 
     Raises:
-        DataError: not one text per row, bytes that are not UTF-8, or no training text at all.
+        DataError: not one text per row, bytes that are not UTF-8, or all training texts are empty.
     """
     if texts_N.ndim != 1:
         raise DataError(f"{where} must be one text per row, got the shape {texts_N.shape}")
     lowered = np.char.lower(words(texts_N, where, place))
     width = max(1, lowered.dtype.itemsize // 4)
     codes_NL = lowered.astype(f"=U{width}").view(np.uint32).reshape(len(lowered), width)
-    # Up to the last character: a NUL inside of a text is no padding.
+    # True up to the last character: a NUL inside a text is not padding.
     inside_NL = np.cumsum(codes_NL[:, ::-1] != 0, axis=1)[:, ::-1] > 0
     known = np.unique(codes_NL[training_N][inside_NL[training_N]])
     if not known.size:
@@ -101,6 +102,6 @@ def characters(
 
 
 def _first(wrong_NL: npt.NDArray[np.bool_]) -> int | None:
-    """The first row that has something wrong."""
+    """Index of the first row with any True value, or None."""
     rows = np.flatnonzero(wrong_NL.any(axis=1))
     return int(rows[0]) if rows.size else None

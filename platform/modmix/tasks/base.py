@@ -1,12 +1,14 @@
-"""What a task is, and how its data are prepared once and mapped ever after.
+"""The `Task` contract, and the functions that prepare a task's data once and then memory-map it.
 
-    load_task("digits", {})      prepares if needed, maps the arrays, returns `Data`
-    prepare_task, get_task       the same in steps, with progress
-    check_task                   reads everything again and compares checksums
-    describe_task                for people
+    get_task         downloads the source files
+    prepare_task     writes the prepared arrays, unless they are cached
+    load_task        prepares if needed, maps the arrays and returns `Data`
+    check_task       verifies the checksums of sources and prepared arrays
+    describe_task    describes a task and, if prepared, its data
 
-A prepared folder is named by its task, options and source files' content. It is written under
-another name while a lock is held, meta.json last, and then renamed, so it is always complete.
+A prepared folder is named by a digest of the task, its options and the content of its sources. It
+is written under a temporary name while holding a lock, meta.json last, and then renamed, so that
+it is always complete.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ from modmix.tasks.writer import (
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What a task has written: inputs in order, classes, rows per split, names of extras."""
+    """What `Task.write` has written: inputs in order, classes, rows per split, names of extras."""
 
     inputs: tuple[Input, ...]
     class_names: tuple[str, ...]
@@ -59,11 +61,11 @@ class Contents:
 
 
 class Task(ABC):
-    """One task with its options resolved.
+    """Base class of tasks; an instance has its options resolved.
 
-    A subclass says which files it reads (`sources`) and writes its arrays (`write`). A user's own
-    one is built with its options as keyword-only arguments, whose annotations and defaults
-    declare them, and ``self.options`` holds them, too.
+    Subclasses define the files they read (`sources`) and write their arrays (`write`). A
+    user-defined task declares its options as keyword-only constructor arguments with annotations
+    and defaults; ``self.options`` holds them as well.
     """
 
     name: ClassVar[str]
@@ -72,29 +74,29 @@ class Task(ABC):
         self.options = options
 
     def sources(self) -> tuple[Source, ...]:
-        """The files this task reads; none for generated data and data of a library."""
+        """The files this task reads; none for synthetic data or data bundled with a library."""
         return ()
 
-    def get(self, progress: Progress) -> list[Path]:  # noqa: ARG002 - for those that fetch
-        """Fetch what can be fetched; nothing by default."""
+    def get(self, progress: Progress) -> list[Path]:  # noqa: ARG002 - used by overrides
+        """Download the source files and return them; nothing by default."""
         return []
 
     def augmentation(self) -> Mapping[str, Augmentation]:
-        """How each image is changed in training; nothing by default."""
+        """Training augmentation by image input; none by default."""
         return {}
 
     @abstractmethod
     def write(self, writer: Writer, progress: Progress) -> Contents:
-        """Read the sources and write every split.
+        """Read the sources and write all splits.
 
         Raises:
-            DataError: the sources are not what they should be.
+            DataError: invalid source files.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """A task for people; ``data`` fields are empty until it is prepared."""
+    """A task's description; the fields from ``folder`` on are empty unless it is prepared."""
 
     name: str
     entry: TaskEntry
@@ -108,11 +110,11 @@ class Description:
 
 
 def make_task(name: str, options: Mapping[str, Any]) -> Task:
-    """Build a task with checked options.
+    """Build a task with validated options.
 
     Raises:
-        DataError: no such task or option, or a value that is not acceptable.
-        InputError: a user's own class that is no task, or that cannot be built.
+        DataError: no such task or option, or an invalid value.
+        InputError: a user-defined class is not a `Task` or cannot be built.
     """
     resolved = resolve_options(name, options)
     kind = own.load_subclass(task_entry(name).path, Task, "modmix.Task")
@@ -127,7 +129,7 @@ def make_task(name: str, options: Mapping[str, Any]) -> Task:
 
 
 def load_task(name: str, options: Mapping[str, Any], progress: Progress = silent) -> Data:
-    """Prepare a task's data if needed and map them read-only; nothing is copied.
+    """Prepare a task's data if needed and memory-map it read-only.
 
     Raises:
         DataError: see `prepare_task`.
@@ -137,13 +139,13 @@ def load_task(name: str, options: Mapping[str, Any], progress: Progress = silent
 
 
 def prepare_task(name: str, options: Mapping[str, Any], progress: Progress = silent) -> Path:
-    """Return the folder of a task's prepared arrays, writing it first where it is not there.
+    """Return the folder of a task's prepared arrays, writing it if needed.
 
-    Processes that ask at the same time wait for the one that writes. A folder with missing or
-    truncated arrays is written anew.
+    Concurrent callers wait for the process that is writing. A folder with missing or truncated
+    arrays is rewritten.
 
     Raises:
-        DataError: wrong options, wrong sources, or no room to write.
+        DataError: invalid options or sources, or the disk is full or not writable.
     """
     task = make_task(name, options)
     known = _known_sources(task)
@@ -158,10 +160,10 @@ def prepare_task(name: str, options: Mapping[str, Any], progress: Progress = sil
 
 
 def get_task(name: str, options: Mapping[str, Any], progress: Progress = silent) -> list[Path]:
-    """Download what a task needs, and return the files; an empty list when it needs none.
+    """Download the files a task needs and return their paths; empty if it needs none.
 
     Raises:
-        DataError: the download failed; the message says how to get the file by hand.
+        DataError: the download failed; the message says how to get the file manually.
     """
     task = make_task(name, options)
     with disk_errors(data_home()):
@@ -169,15 +171,15 @@ def get_task(name: str, options: Mapping[str, Any], progress: Progress = silent)
 
 
 def check_task(name: str, options: Mapping[str, Any], progress: Progress = silent) -> Path:
-    """Read sources and prepared arrays whole and compare their checksums; return the folder.
+    """Verify the checksums of sources and prepared arrays; return the folder of the arrays.
 
     Raises:
-        DataError: not prepared, or something is not as it was written.
+        DataError: not prepared, or a checksum does not match.
     """
     task = make_task(name, options)
     again = f"run `modmix data prepare {name}` with the same options"
     sums = [
-        source.sha256  # an official file may have been deleted once it is prepared
+        source.sha256  # an official file may be deleted after preparation
         if source.sha256 is not None and not source.path.exists()
         else check_source(source, progress)
         for source in task.sources()
@@ -197,9 +199,9 @@ def check_task(name: str, options: Mapping[str, Any], progress: Progress = silen
 
 
 def describe_task(name: str, options: Mapping[str, Any] | None = None) -> Description:
-    """Describe a task; with what is known of its data where it is prepared with these options.
+    """Describe a task, and its data if it is prepared with these options.
 
-    Without ``options``, a task with required ones is described in general.
+    Without ``options``, only the table entry of a task with required options is described.
     """
     entry = task_entry(name)
     if options is None and any(option.required for option in entry.options):
@@ -229,7 +231,7 @@ def describe_task(name: str, options: Mapping[str, Any] | None = None) -> Descri
 
 
 def _known_sources(task: Task) -> list[str] | None:
-    """Checksums of the sources where none must be read for it: an official file may be gone."""
+    """Checksums of the sources if all are declared, else None; the files need not exist."""
     sums = [source.sha256 for source in task.sources()]
     return [s for s in sums if s is not None] if None not in sums else None
 
@@ -240,13 +242,13 @@ def _folder(task: Task, sums: list[str]) -> Path:
 
 
 def _array_options(task: Task) -> dict[str, Any]:
-    """Options that shape the arrays: where a file lies does not, its content does."""
+    """Options that affect the arrays; paths do not, as sources are identified by content."""
     shape = {o.name: o.shapes_arrays and o.kind != "path" for o in task_entry(task.name).options}
     return {name: value for name, value in task.options.items() if shape[name]}
 
 
 def _intact(folder: Path) -> bool:
-    """Whether meta.json is there and every array has the size that it says."""
+    """Whether meta.json exists and every array has the size recorded there."""
     meta = read_json(folder / "meta.json")
     if not isinstance(meta, dict) or meta.get("version") != PREPARED_VERSION:
         return False
@@ -261,7 +263,7 @@ def _intact(folder: Path) -> bool:
 def _prepare_locked(task: Task, folder: Path, sums: list[str], progress: Progress) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(folder, progress):
-        if _intact(folder):  # another process was faster
+        if _intact(folder):  # another process wrote it meanwhile
             return
         temporary = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
@@ -269,7 +271,7 @@ def _prepare_locked(task: Task, folder: Path, sums: list[str], progress: Progres
         temporary.mkdir()
         try:
             _write(task, temporary, sums, progress)
-            if folder.exists():  # damaged; who has mapped it keeps what was mapped
+            if folder.exists():  # damaged; processes that have mapped it keep their maps
                 shutil.rmtree(folder)
             temporary.rename(folder)
         except BaseException:
@@ -278,7 +280,7 @@ def _prepare_locked(task: Task, folder: Path, sums: list[str], progress: Progres
 
 
 def _sweep(prepared: Path) -> None:
-    """Remove what killed processes have left: half-written folders whose lock is free."""
+    """Remove the partial folders of killed processes: those whose lock is free."""
     for temporary in prepared.glob(".*.tmp"):
         folder = prepared / temporary.name.removeprefix(".").removesuffix(".tmp")
         with if_free(folder) as free:
@@ -320,7 +322,7 @@ def _inputs(meta: Mapping[str, Any]) -> dict[str, Input]:
 
 
 def _fingerprint(task: Task, meta: Mapping[str, Any]) -> str:
-    """Of the prepared content; with the augmentation, where there is one."""
+    """Digest of the prepared content and, if there is any, of the augmentation."""
     content: str = meta["fingerprint"]
     augmentation = {name: asdict(value) for name, value in task.augmentation().items()}
     return digest([content, augmentation]) if augmentation else content

@@ -1,4 +1,4 @@
-"""Stream a CSV or CSV.GZ block by block with pyarrow, in bounded memory; errors name the line."""
+"""Streaming CSV reader (plain or gzip) on pyarrow, in bounded memory; errors name the line."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from typing import IO, Any
 from modmix.base.errors import DataError
 from modmix.tasks.files import Progress, silent
 
-BLOCK_BYTES = 16 << 20  # of text; a row must fit in one
+BLOCK_BYTES = 16 << 20  # decompressed; a row must fit into one block
 _DELIMITERS = ",;\t"
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[IO[bytes], Any]]:
-    """The file and its text as bytes: decompressed where it begins as gzip does."""
+    """Open the raw file and its decompressed bytes; gzip is detected by its magic number."""
     with path.open("rb") as raw:
         if raw.peek(2)[:2] == b"\x1f\x8b":
             with gzip.GzipFile(fileobj=raw) as text:
@@ -42,18 +42,18 @@ def _damage(path: Path) -> Iterator[None]:
 
 
 def read_header(path: Path) -> tuple[list[str], str]:
-    """Column names and delimiter: of comma, semicolon and tab the one that gives most columns.
+    """Column names and delimiter: comma, semicolon or tab, whichever gives the most columns.
 
     Raises:
-        DataError: empty, not UTF-8, or a name that comes twice.
+        DataError: the file is empty or not UTF-8, or a column name is repeated.
     """
     with _damage(path), _opened(path) as (_, text):
         lines = io.TextIOWrapper(text, encoding="utf-8-sig", errors="replace", newline="")
-        start = "".join(islice(lines, 10))  # quoted names may have line breaks
+        start = "".join(islice(lines, 10))  # quoted names may contain line breaks
     headers = [
         next(csv.reader(io.StringIO(start, newline=""), delimiter=d), []) for d in _DELIMITERS
     ]
-    best = max(range(len(headers)), key=lambda i: len(headers[i]))  # the first of equals
+    best = max(range(len(headers)), key=lambda i: len(headers[i]))  # the first on ties
     names = headers[best]
     repeated = next((n for n, count in Counter(names).items() if count > 1), None)
     if any("\ufffd" in name for name in names):
@@ -72,13 +72,13 @@ def read_blocks(
     names: Sequence[str] | None = None,
     progress: Progress = silent,
 ) -> Iterator[Any]:
-    """Yield record batches of the columns in ``types`` (name -> pyarrow type), block by block.
+    """Yield record batches of the columns in ``types`` (name -> pyarrow type).
 
-    ``names`` are those of a file without a header. Blank lines are skipped.
+    ``names`` are the column names of a file without a header. Blank lines are skipped.
 
     Raises:
-        DataError: a damaged file, or a line with too few or too many columns or with a value that
-            is not of its column's type.
+        DataError: the file is damaged, or a line has the wrong number of columns or a value that is
+            not of its column's type.
     """
     import pyarrow  # type: ignore[import-untyped, unused-ignore]
     from pyarrow import csv as arrow_csv
@@ -88,7 +88,7 @@ def read_blocks(
         if not text.peek(1):
             return
         try:
-            # One thread: what a user notices is memory, which threads would multiply.
+            # A single thread: memory grows with the number of threads.
             blocks = arrow_csv.open_csv(
                 text,
                 arrow_csv.ReadOptions(
@@ -116,7 +116,7 @@ def read_blocks(
 
 
 def rows_of(path: Path, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
-    """Read once more with Python's reader: the first line of each row, from 1, and its cells."""
+    """Yield the first line number (from 1) and the cells of each row, by Python's csv reader."""
     with _damage(path), _opened(path) as (_, text):
         lines = io.TextIOWrapper(text, encoding="utf-8-sig", errors="replace", newline="")
         reader = csv.reader(lines, delimiter=delimiter)
@@ -128,7 +128,7 @@ def rows_of(path: Path, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]
 
 
 def line_of(path: Path, row: int, delimiter: str = ",") -> int:
-    """The line, from 1, at which a row (the header counts) begins."""
+    """Line number (from 1) at which a row begins; row 0 is the header if there is one."""
     return next(islice(rows_of(path, delimiter), row, None))[0]
 
 
@@ -139,7 +139,7 @@ def _first_problem(
     names: Sequence[str] | None,
     right: int,
 ) -> str | None:
-    """The first wrong row after ``right`` ones, or None where Python's reader finds none."""
+    """Describe the first invalid row after ``right`` valid ones, or None if there is none."""
     with suppress(csv.Error):
         rows = rows_of(path, delimiter)
         header = list(names or next(rows)[1])

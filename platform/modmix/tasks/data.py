@@ -1,7 +1,8 @@
-"""What a task hands to the trainer: inputs, splits, labels, and the data's fingerprint.
+"""The data a task provides to the trainer: inputs, splits, labels and a fingerprint.
 
-Arrays are read-only memory maps in the type they are stored in, first axis examples; nothing is
-copied by loading. N is the number of examples of a split, M the number of inputs.
+Arrays are read-only memory maps in their stored type, with examples on the first axis.
+
+Shapes: N examples of a split, M inputs, D features, H × W pixels, C channels, T steps, L tokens.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ Array = npt.NDArray[Any]
 SPLITS = ("train", "val", "test")
 
 _AXES: Mapping[Kind, int] = {"dense": 1, "image": 3, "sequence": 2, "tokens": 1}
-# Names of inputs become file names, column prefixes and, joined by "+", names of subsets.
+# Input names are used in file names, column prefixes and, joined by "+", names of mixtures.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 def check_input_name(name: str, source: str) -> None:
-    """Refuse a name that could not be a file name or that a prepared file already has.
+    """Check that an input's name is usable as a file name and is not reserved.
 
     Raises:
-        DataError: names ``source`` and what is allowed.
+        DataError: it is not; ``source`` begins the message.
     """
     if not _NAME.fullmatch(name) or name == "labels":
         raise DataError(
@@ -41,24 +42,24 @@ def check_input_name(name: str, source: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Input:
-    """One array that a task provides: its name, the shape of one example and what it holds.
+    """Description of one input array of a task.
 
-    ``dense`` is (D,); ``image`` is (H, W, C); ``sequence`` is (T, D); ``tokens`` is (L,).
+    Shape of one example by kind: dense (D,), image (H, W, C), sequence (T, D), tokens (L,).
     """
 
     name: str
     shape: tuple[int, ...]
     kind: Kind = "dense"
     dtype: str = "float32"
-    """Type of the array, on disk and as it is sent to the device."""
+    """Type of the array on disk and when transferred to the device."""
 
     vocabulary: int | None = None
-    """Of tokens: ids are 0 … vocabulary − 1, and 0 is padding at the end."""
+    """Tokens only: ids are 0 … vocabulary − 1, and 0 is padding at the end."""
 
     mean: npt.NDArray[np.float32] | None = field(default=None, compare=False)
     scale: npt.NDArray[np.float32] | None = field(default=None, compare=False)
-    """(x − mean) / scale is applied on the device to images of integers, by channel (C,). Floats
-    are standardised when they are prepared, and have neither."""
+    """Per-channel (C,) normalisation (x − mean) / scale, applied on the device to integer images.
+    None for float inputs, which are standardised during preparation."""
 
     def __post_init__(self) -> None:
         assert len(self.shape) == _AXES[self.kind], self
@@ -68,28 +69,28 @@ class Input:
 
     @property
     def size(self) -> int:
-        """How many numbers one example has."""
+        """Number of elements of one example."""
         return int(np.prod(self.shape))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Random changes of an image in training, applied on the device before normalisation."""
+    """Image augmentation, applied on the device before normalisation, in training only."""
 
     pad: int = 0
-    """Pixels of zeros added on each side, before a random crop of the old size."""
+    """Pixels of zero padding on each side, followed by a random crop to the original size."""
 
     flip: bool = False
-    """Whether to mirror left and right with probability 1/2."""
+    """Whether to flip horizontally with probability 1/2."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
     """The examples of one split.
 
-    ``inputs`` holds one array (N, *shape) per input, in the task's order and of the input's type;
-    ``labels`` is (N,) int64 in 0..classes-1. ``extras`` holds what a task knows beside them, for
-    analysis only: the task ``weak`` keeps ``informative``, (N, M) bool.
+    ``inputs`` has one array (N, *shape) per input, in the task's order and the input's type;
+    ``labels`` is (N,) int64 in 0..classes-1. ``extras`` are further arrays for analysis only, such
+    as ``informative``, (N, M) bool, of the task ``weak``.
     """
 
     inputs: Mapping[str, Array]
@@ -109,10 +110,10 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """A task with its options resolved: everything training and evaluation read.
+    """The data of a task with its options resolved: all that training and evaluation read.
 
-    ``fingerprint`` is a digest of the content, of the options that shape it and of the
-    augmentation. It is the same on every machine and enters every result's key.
+    ``fingerprint`` is a digest of the task, its prepared content and the augmentation. It is the
+    same on every machine and part of the key of every result.
     """
 
     name: str
@@ -139,5 +140,5 @@ class Data:
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Input -> shape of one example, in order: what a model is built from."""
+        """Input -> shape of one example, in the task's order."""
         return {name: described.shape for name, described in self.inputs.items()}

@@ -1,8 +1,8 @@
-"""The task ``digits``: real 8x8 scans of handwritten digits that come with scikit-learn.
+"""The task ``digits``: the 8x8 scans of handwritten digits bundled with scikit-learn.
 
-Four views of one scan: its left and its right half (32 numbers each), its profile (8 row sums, 8
-column sums) and its Fourier magnitudes (64). One fifth of the rows is test and one fifth is
-validation, stratified by class and drawn by ``split_seed``.
+The inputs are four views of a scan: its left and right halves (32 pixels each), its profile (8 row
+sums, 8 column sums) and the magnitudes of its 2D Fourier transform (64). Test and validation are a
+fifth of the rows each, stratified by class and drawn with ``split_seed``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from modmix.tasks.files import Progress
 from modmix.tasks.splits import Moments, stratified
 from modmix.tasks.writer import Writer
 
-SHARE = 0.2  # of test and of validation
+SHARE = 0.2  # fraction of rows for test, and for validation
 
 
 class Digits(Task):
@@ -33,7 +33,7 @@ class Digits(Task):
         names = self.options["inputs"] or ["left", "right", "profile", "fourier"]
         views = {name: view for name, view in views_of(images_NHW).items() if name in names}
         chosen = self._splits(labels_N)
-        # The scans are whole numbers 0..16; what is computed from them may differ in the last bit.
+        # Fingerprint the integer scans: the views may differ in the last bit between machines.
         writer.content("images", images_NHW.astype(np.uint8))
         writer.content("labels", labels_N)
         writer.content("inputs", list(names))
@@ -53,7 +53,7 @@ class Digits(Task):
         )
 
     def _splits(self, labels_N: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.int64]]:
-        """Row numbers of each split; a smaller training set is part of the bigger one."""
+        """Row indices of each split; smaller training sets are subsets of larger ones."""
         seed = self.options["split_seed"]
         rows_N = np.arange(len(labels_N))
         share = round(SHARE * len(labels_N))

@@ -1,6 +1,6 @@
-"""Fetch one big file with pooch: its size and checksum are verified, and it is renamed when whole.
+"""Download a large file with pooch, verify its checksum and rename it when complete.
 
-A download that breaks off starts again, in the same call or in a later one.
+An interrupted download is not resumed but restarted, in the same call or a later one.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from modmix.tasks.files import Progress, Source, locked, silent
 
 _ATTEMPTS = 3
 _BLOCK = 1 << 20
-_TIMEOUT_SECONDS = 30.0  # without a byte
+_TIMEOUT_SECONDS = 30.0  # without receiving data
 
 
 def fetch(url: str, source: Source, progress: Progress = silent) -> Path:
-    """Download ``url`` to ``source.path`` unless the right file is already there.
+    """Download ``url`` to ``source.path`` unless the file is already there with this checksum.
 
     Raises:
-        DataError: no network, no such address, no room, or not the expected content.
+        DataError: network error, not enough disk space, or unexpected content.
     """
     import pooch
     from requests import RequestException
@@ -47,7 +47,7 @@ def fetch(url: str, source: Source, progress: Progress = silent) -> Path:
                 f"{target}: cannot be downloaded ({error}); run the command again when the network "
                 f"works, or {by_hand}"
             ) from error
-        except ValueError as error:  # pooch's, for another checksum
+        except ValueError as error:  # raised by pooch if the checksum differs
             raise DataError(
                 f"{target}: what {url} sent must have sha256 {source.sha256}, got other content, "
                 f"which was deleted; run the command again or {by_hand}"
@@ -56,7 +56,7 @@ def fetch(url: str, source: Source, progress: Progress = silent) -> Path:
 
 
 def _check_room(target: Path, size: int) -> None:
-    for left in target.parent.glob(f"{tempfile.gettempprefix()}*"):  # by a killed process
+    for left in target.parent.glob(f"{tempfile.gettempprefix()}*"):  # left by a killed run
         left.unlink()
     if (free := shutil.disk_usage(target.parent).free) < size:
         raise DataError(
@@ -66,7 +66,7 @@ def _check_room(target: Path, size: int) -> None:
 
 
 def _download(progress: Progress) -> Any:
-    """A downloader of pooch's that tries a few times and tells the progress."""
+    """A pooch downloader that retries and reports progress."""
     import pooch
     from requests import RequestException
 
@@ -86,14 +86,14 @@ def _download(progress: Progress) -> Any:
 
 
 class _Bar:
-    """What pooch asks of a progress bar."""
+    """Adapter from `Progress` to pooch's progress bar interface."""
 
     def __init__(self, progress: Progress) -> None:
         self.total = self._done = 0
         self._progress = progress
 
     def update(self, count: int) -> None:
-        self._done += count  # of whole blocks: the last one may be shorter
+        self._done += count  # pooch counts whole blocks; the last one may be shorter
         self._progress("download", min(self._done, self.total or self._done), self.total or None)
 
     def reset(self) -> None:

@@ -1,10 +1,10 @@
-"""Data files: locations, checksums, and disk errors as one sentence.
+"""Data files: locations, locks, checksums, and disk errors as one-sentence messages.
 
-Everything lives under `data_home`:
+Layout below `data_home`:
 
-    downloads/<task>/   files fetched from their source
-    prepared/<key>/     arrays ready to be mapped, meta.json written last
-    sources/            checksums of files already read, so that a big one is read once
+    downloads/<task>/   downloaded files
+    prepared/<key>/     prepared arrays; meta.json is written last
+    sources/            cached checksums of source files, so that large files are hashed once
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from modmix.base.errors import DataError
 from modmix.base.home import environment_folder, write_text
 from modmix.base.messages import digest
 
-# Progress callback: a stage ("download", "read", "write", "check", "wait"), how much is done,
-# and of how much (None: not known). Bytes for download, read and check; rows for write.
+# Progress callback: stage ("download", "read", "write", "check" or "wait"), amount done and total
+# (None: unknown). In bytes for download, read and check; in rows or inputs for write.
 Progress = Callable[[str, int, "int | None"], None]
 
 _BLOCK = 1 << 22
-# A file changed this recently may change again without its time stamp showing it.
+# A file modified this recently may change again within the resolution of its time stamps.
 _SETTLED_SECONDS = 2.0
 
 
 def silent(stage: str, done: int, total: int | None) -> None:
-    """Ignore progress."""
+    """Progress callback that does nothing."""
 
 
 def data_home() -> Path:
-    """The folder of all data: ``MODMIX_DATA``, or ~/.cache/modmix."""
+    """The data folder: ``MODMIX_DATA``, by default ~/.cache/modmix."""
     return environment_folder("MODMIX_DATA", "~/.cache/modmix")
 
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn a full disk, a read-only folder and their like into a DataError that says what to do."""
+    """Turn OSErrors (disk full, no permission, …) into a DataError with a remedy."""
     try:
         yield
     except OSError as error:
@@ -63,7 +63,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(path: Path, progress: Progress = silent) -> Iterator[None]:
-    """Hold the lock of a file or folder; the system releases it when the holder dies."""
+    """Hold the lock of a file or folder; the OS releases it if the process dies."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(path.with_name(f".{path.name}.lock"))
@@ -80,7 +80,7 @@ def locked(path: Path, progress: Progress = silent) -> Iterator[None]:
 
 @contextmanager
 def if_free(path: Path) -> Iterator[bool]:
-    """Hold the lock of a file or folder if nobody else does, and say whether."""
+    """Try to lock a file or folder without waiting; yield whether the lock is held."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(path.with_name(f".{path.name}.lock"))
@@ -96,12 +96,12 @@ def if_free(path: Path) -> Iterator[bool]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a small file whole or not at all."""
+    """Write a JSON file atomically."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; None when it is missing or not JSON."""
+    """Read a JSON file; None if it is missing or invalid."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -112,8 +112,8 @@ def read_json(path: Path) -> Any:
 class Source:
     """A file that a task reads.
 
-    ``bytes`` and ``sha256`` are given where the file is an official one; ``mend`` is the clause
-    that says how to get it.
+    ``bytes`` and ``sha256`` are the expected size and checksum of an official file; ``mend`` is a
+    clause for error messages that says how to get or correct the file.
     """
 
     path: Path
@@ -123,10 +123,10 @@ class Source:
 
 
 def check_source(source: Source, progress: Progress = silent) -> str:
-    """Look at a source's presence, size and content, and return its sha256.
+    """Check that a source exists with the expected size and content; return its sha256.
 
     Raises:
-        DataError: missing, not a file, not readable, or not the official content.
+        DataError: missing, not a file, not readable, or unexpected content.
     """
     path = source.path
     try:
@@ -151,7 +151,7 @@ def check_source(source: Source, progress: Progress = silent) -> str:
 
 
 def file_sha256(path: Path, progress: Progress = silent) -> str:
-    """The sha256 of a file, remembered for as long as its size and times do not change."""
+    """The sha256 of a file, cached until its size, time stamps or inode change."""
     before = _stamp(path)
     note = data_home() / "sources" / f"{digest(str(path.resolve()))}.json"
     known = read_json(note)
@@ -160,19 +160,19 @@ def file_sha256(path: Path, progress: Progress = silent) -> str:
     sha256 = hash_file(path, progress)
     settled = time.time() - max(before[1], before[2]) / 1e9 > _SETTLED_SECONDS
     if settled and _stamp(path) == before:
-        with suppress(OSError):  # only a memory: a read-only folder must not stop anyone
+        with suppress(OSError):  # the cache is optional: the folder may be read-only
             write_json(note, {"path": str(path), "stamp": before, "sha256": sha256})
     return sha256
 
 
 def _stamp(path: Path) -> list[int]:
-    """Size, times and place of a file: where they are the same, its content is."""
+    """Size, mtime, ctime and inode of a file: if equal, the content is taken as unchanged."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def hash_file(path: Path, progress: Progress = silent) -> str:
-    """Read a file and return its sha256."""
+    """Compute the sha256 of a file."""
     hasher = hashlib.sha256()
     total = path.stat().st_size
     done = 0

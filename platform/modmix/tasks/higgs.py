@@ -1,8 +1,8 @@
 """The task ``higgs``: signal or background, from low-level and high-level features.
 
-Baldi, Sadowski and Whiteson (2014), UCI's ``HIGGS.csv.gz``: 11,000,000 rows, the last 500,000 are
-test. The variant ``small`` keeps a random third of the training rows; validation is drawn from the
-training rows that are kept.
+Baldi, Sadowski and Whiteson (2014), ``HIGGS.csv.gz`` from UCI: 11,000,000 rows, of which the last
+500,000 are the test split. The variant ``small`` keeps a random third of the remaining rows.
+Validation is drawn from the rows that are kept.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ BYTES = 2_816_407_858
 SHA256 = "ea302c18164d4e3d916a1e2e83a9a8d07069fa6ebc7771e4c0540d54e593b698"
 
 CLASS_NAMES = ("background", "signal")
-VIEWS = {"low": slice(0, 21), "high": slice(21, 28)}  # of the 28 features
-UNUSED = len(SPLITS)  # the split number of training rows that `small` leaves out
+VIEWS = {"low": slice(0, 21), "high": slice(21, 28)}  # slices of the 28 features
+UNUSED = len(SPLITS)  # split index of rows that `small` leaves out
 COLUMNS = 29  # the label and 28 features
 _CHUNK_ROWS = 1 << 17  # 30 MB of float64
 
@@ -75,10 +75,10 @@ class Higgs(Task):
         )
 
     def _assign(self, path: Path, labels_N: npt.NDArray[np.uint8]) -> Splits:
-        """Give each row the number of its split in `SPLITS`, or `UNUSED`.
+        """Assign each row the index of its split in `SPLITS`, or `UNUSED`, (N,).
 
         Raises:
-            DataError: too few rows, or a split without one of the classes.
+            DataError: too few rows, or a split lacks one of the classes.
         """
         rows, test_rows, seed = len(labels_N), self.options["test_rows"], self.options["split_seed"]
         kept = max(0, rows - test_rows)
@@ -115,7 +115,7 @@ def _width(view: str) -> int:
 def _copy_rows(
     path: Path, rows_file: Path, writer: Writer, progress: Progress
 ) -> npt.NDArray[np.uint8]:
-    """Write the file's numbers, (N, 29) float32, as plain bytes, and return the labels (N,)."""
+    """Write the CSV as raw float32 (N, 29) to ``rows_file``; return the labels (N,)."""
     names = [f"f{i}" for i in range(COLUMNS)]
     labels = [np.empty(0, dtype=np.uint8)]
     rows = 0
@@ -145,7 +145,7 @@ def _check_rows(path: Path, rows_NF: Rows, before: int) -> None:
 
 
 def _chunks(rows_file: Path, splits_N: Splits) -> Iterator[tuple[Rows, Splits]]:
-    """Rows (n, 29) with the numbers of their splits (n,), a bounded number at a time."""
+    """Yield rows (n, 29) and their split indices (n,) in chunks of bounded size."""
     with rows_file.open("rb") as file:
         for first in range(0, len(splits_N), _CHUNK_ROWS):
             values = np.fromfile(file, np.float32, _CHUNK_ROWS * COLUMNS)

@@ -1,4 +1,4 @@
-"""Options of a task: declared in the table, checked without numpy, torch or the data at hand."""
+"""Task options and their validation, which needs neither numpy nor torch nor the data."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from modmix.base.space import Hyperparameter
 
 @dataclass(frozen=True, kw_only=True)
 class Option(Hyperparameter):
-    """One option of a task: a hyperparameter that may be required.
+    """One option of a task: a hyperparameter that can also be required.
 
-    ``fields`` are the settings of each input for the kind "by_input". ``shapes_arrays`` false: the
-    prepared arrays are the same whatever its value.
+    ``fields`` are the settings per input of an option of kind "by_input". ``shapes_arrays`` is
+    False if the option does not affect the prepared arrays.
     """
 
     required: bool = False
@@ -23,7 +23,7 @@ class Option(Hyperparameter):
     fields: tuple[Hyperparameter, ...] = ()
 
     def problem(self, value: Any) -> str | None:
-        """Say in one clause why ``value`` is not acceptable, or None when it is."""
+        """A clause that says why ``value`` is invalid, or None if it is valid."""
         if (problem := super().problem(value)) is not None or not self.fields or value is None:
             return problem
         for name, settings in value.items():
@@ -32,7 +32,7 @@ class Option(Hyperparameter):
         return None
 
     def normalise(self, value: Any) -> Any:
-        """Give the one spelling of a value that digests see; settings not given are defaults."""
+        """The canonical form of a value, used in digests; missing settings get their defaults."""
         if not self.fields or value is None:
             return super().normalise(value)
         return {
@@ -42,7 +42,7 @@ class Option(Hyperparameter):
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """Give `` (did you mean 'x'?)`` for a near name, or nothing."""
+    """`` (did you mean 'x'?)`` if a known name is similar, else an empty string."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
@@ -50,7 +50,7 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 def problems_of(
     options: Mapping[str, Any], declared: Iterable[Hyperparameter], whose: str = "this task"
 ) -> list[tuple[str, str]]:
-    """List everything wrong with ``options`` as (name, message), in the order given."""
+    """All problems with ``options`` as (name, message): as given, then missing required ones."""
     known = {option.name: option for option in declared}
     found: list[tuple[str, str]] = []
     for name, value in options.items():

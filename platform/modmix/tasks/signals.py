@@ -1,4 +1,7 @@
-"""Sound to image: mu-law decoding and log spectrograms."""
+"""Audio: mu-law decoding and log spectrograms.
+
+Shapes: N examples, S samples, F frequency bins, T windows.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,9 @@ _FLOOR = 1e-7  # added to the power before the logarithm
 
 
 def mu_law_decoded(levels_NS: Array, mu: int) -> npt.NDArray[np.float64]:
-    """Samples in −1..1 of levels 0..mu (ITU-T G.711's continuous law; mu is 255 for 8 bits).
+    """Decode mu-law levels 0..mu to samples in [−1, 1] (continuous law of ITU-T G.711).
 
-    With y = 2 · level / mu − 1: sign(y) · ((1 + mu)^|y| − 1) / mu.
+    sign(y) · ((1 + mu)^|y| − 1) / mu with y = 2 · level / mu − 1. mu is 255 for 8 bits.
     """
     y_NS = 2.0 * levels_NS.astype(np.float64) / mu - 1.0
     decoded: npt.NDArray[np.float64] = np.sign(y_NS) * np.expm1(np.abs(y_NS) * np.log1p(mu)) / mu
@@ -23,10 +26,11 @@ def mu_law_decoded(levels_NS: Array, mu: int) -> npt.NDArray[np.float64]:
 def spectrogram(
     signal_NS: Array, rate: float, window: int, overlap: int | None
 ) -> npt.NDArray[np.float64]:
-    """log(|S| + 1e-7) as images (N, F, T, 1), S being scipy's spectrogram with its defaults.
+    """Log spectrograms log(|S| + 1e-7) as images (N, F, T, 1).
 
-    These are a Tukey window (0.25) of ``window`` samples, constant detrending and power density;
-    ``overlap`` null: an eighth of the window. ``rate`` is in samples per second.
+    S is `scipy.signal.spectrogram` with default settings: a Tukey window (0.25) of ``window``
+    samples, constant detrending, power spectral density. ``overlap`` is in samples, by default an
+    eighth of the window; ``rate`` is in samples per second.
     """
     from scipy.signal import spectrogram as scipy_spectrogram
 
@@ -38,6 +42,6 @@ def spectrogram(
 
 
 def spectrogram_shape(samples: int, window: int, overlap: int | None) -> tuple[int, int, int]:
-    """(F, T, 1) of a spectrogram."""
+    """Shape (F, T, 1) of one spectrogram."""
     overlap = window // 8 if overlap is None else overlap
     return window // 2 + 1, (samples - overlap) // (window - overlap), 1

@@ -1,7 +1,7 @@
 """Seeded splits and standardisation.
 
-Orders come from the raw bits of PCG64, whose stream NumPy guarantees for all versions and machines
-(it does not for `Generator.permutation`): the same seed gives the same split everywhere.
+Permutations are derived from the raw output of PCG64, whose stream NumPy guarantees across versions
+and machines, unlike `Generator.permutation`. So a seed gives the same split everywhere.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ CHUNK_NUMBERS = 1 << 22  # numbers converted at a time: 32 MB of float64
 
 
 def generator(seed: int, *words: str) -> np.random.Generator:
-    """A generator of its own for each seed and purpose."""
+    """An independent generator per seed and purpose ``words``."""
     return np.random.Generator(np.random.PCG64(_sequence(seed, words)))
 
 
@@ -26,7 +26,7 @@ def _sequence(seed: int, words: Iterable[str]) -> np.random.SeedSequence:
 
 
 def permutation(rows: int, seed: int, *words: str) -> npt.NDArray[np.int64]:
-    """A random order of 0..rows-1, the same on every machine."""
+    """A random permutation of 0..rows-1, the same on every machine."""
     bits = np.random.PCG64(_sequence(seed, words)).random_raw(rows)
     return np.argsort(np.asarray(bits, dtype=np.uint64), kind="stable")
 
@@ -34,9 +34,9 @@ def permutation(rows: int, seed: int, *words: str) -> npt.NDArray[np.int64]:
 def stratified(
     labels_N: npt.NDArray[np.int64], rows: int, seed: int, *words: str
 ) -> npt.NDArray[np.bool_]:
-    """Choose ``rows`` examples with the classes in proportion, leaving one of each class.
+    """Stratified random choice of ``rows`` examples, as a mask (N,) bool.
 
-    Returns (N,) bool. Fewer are chosen where leaving one of each class does not allow more.
+    At least one example of each class is left unchosen, even if that gives fewer than ``rows``.
     """
     counts_C = np.bincount(labels_N)
     quota_C = _quotas(counts_C, rows)
@@ -51,7 +51,7 @@ def stratified(
 
 
 def _quotas(counts_C: npt.NDArray[np.int64], rows: int) -> npt.NDArray[np.int64]:
-    """Divide ``rows`` over classes in proportion (largest remainders), one of each left over."""
+    """Number of rows to choose per class: largest remainder method, at most count − 1."""
     limit_C = np.maximum(counts_C - 1, 0)
     rows = min(rows, int(limit_C.sum()))
     exact_C = rows * counts_C / max(1, counts_C.sum())
@@ -65,9 +65,10 @@ def _quotas(counts_C: npt.NDArray[np.int64], rows: int) -> npt.NDArray[np.int64]
 
 
 class Moments:
-    """Mean and standard deviation of features, gathered chunk by chunk in float64.
+    """Running mean and standard deviation of features, in float64.
 
-    Chunks are merged by Chan's formula, which stays accurate where a sum of squares would not.
+    Chunks are merged by the formula of Chan et al., which avoids the cancellation of a plain sum of
+    squares.
     """
 
     def __init__(self, features: int) -> None:
@@ -76,12 +77,12 @@ class Moments:
         self._squares_D = np.zeros(features)
 
     def add(self, values_ND: Array) -> None:
-        """Take in (N, D) numbers of any type."""
+        """Update with values (N, D) of any numeric type."""
         self.merge(self.part(values_ND))
 
     @staticmethod
     def part(values_ND: Array) -> tuple[int, Array, Array]:
-        """Count, mean and squared deviations of (N, D) numbers, for `merge`."""
+        """Count, mean and sum of squared deviations of values (N, D), for `merge`."""
         values = np.asarray(values_ND, dtype=np.float64)
         if not len(values):
             return 0, np.zeros(values.shape[1]), np.zeros(values.shape[1])
@@ -89,7 +90,7 @@ class Moments:
         return len(values), mean_D, np.square(values - mean_D).sum(axis=0)
 
     def merge(self, part: tuple[int, Array, Array]) -> None:
-        """Take in what `part` gave; the result depends on the order of the parts."""
+        """Update with a result of `part`. The order of parts affects the last bits."""
         count, mean_D, squares_D = part
         if count == 0:
             return
@@ -101,14 +102,14 @@ class Moments:
 
     @property
     def scale_D(self) -> Array:
-        """Population standard deviation; 1 for a constant feature, which so becomes 0."""
+        """Population standard deviation; 1 for constant features, which so become 0."""
         deviation_D = np.sqrt(self._squares_D / max(1, self.count))
-        # A constant such as 0.1 leaves a deviation of rounding errors, which must not be blown up.
+        # A constant such as 0.1 has a tiny deviation from rounding, which must not be amplified.
         constant_D = deviation_D <= 1e-12 * np.abs(self.mean_D)
         return np.where(constant_D, 1.0, deviation_D)
 
     def apply(self, values_ND: Array) -> npt.NDArray[np.float32]:
-        """Standardise (N, D) numbers."""
+        """Standardise values (N, D)."""
         values = np.asarray(values_ND, dtype=np.float64)
         standard: npt.NDArray[np.float32] = ((values - self.mean_D) / self.scale_D).astype(
             np.float32
@@ -117,6 +118,6 @@ class Moments:
 
 
 def chunks(rows: int, numbers_per_row: int) -> Iterable[slice]:
-    """Cut rows into slices that hold a bounded count of numbers."""
+    """Slices of rows with at most `CHUNK_NUMBERS` numbers each, but at least one row."""
     step = max(1, CHUNK_NUMBERS // max(1, numbers_per_row))
     return (slice(first, min(first + step, rows)) for first in range(0, rows, step))

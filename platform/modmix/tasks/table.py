@@ -1,7 +1,7 @@
-"""The table of tasks: what each is, its options, default encoders and recipe, cost and source.
+"""Table of tasks: options, default encoders and training recipe, cost and source of each.
 
-Plain declarations, so that a study file can be checked without torch, numpy or the data. The
-option defaults and recipes are those of the papers where a paper has one.
+These are plain declarations, so a study file can be validated without torch, numpy or the data.
+Option defaults and recipes follow the papers where there is one.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ SMALL_RECIPE: Mapping[str, Any] = {
 class TaskEntry:
     """One task of the table.
 
-    ``path`` is "module:Class"; ``encoders`` maps an input to its default encoder, with "*" for
-    all that are not named; ``training`` holds the recipe's training settings that differ from the
-    general defaults; ``cost`` is what preparing takes.
+    ``path`` is "module:Class"; ``encoders`` maps an input to its default encoder, "*" standing for
+    all other inputs; ``training`` are the training settings that differ from the general defaults;
+    ``cost`` is the time, disk space and memory that preparation takes.
     """
 
     path: str
@@ -54,7 +54,7 @@ _SPLIT_SEED = Option(
 
 DIGITS = TaskEntry(
     path="modmix.tasks.digits:Digits",
-    doc="1,797 real 8x8 scans of handwritten digits, seen in four ways; 10 classes",
+    doc="1,797 real 8x8 scans of handwritten digits, as four views; 10 classes",
     options=(
         Option(
             name="inputs",
@@ -70,7 +70,7 @@ DIGITS = TaskEntry(
             default=None,
             optional=True,
             low=10,
-            doc="size of a smaller training set, every class in it; null: all 1,079 rows",
+            doc="size of a smaller, stratified training set; null: all 1,079 rows",
         ),
         _SPLIT_SEED,
     ),
@@ -84,8 +84,8 @@ WEAK = TaskEntry(
     path="modmix.tasks.weak:Weak",
     doc="synthetic: in each example some inputs are informative, the others weak",
     options=(
-        Option(name="inputs", kind="int", default=3, low=1, high=127, doc="how many: m1, m2…"),
-        Option(name="classes", kind="int", default=4, low=2, doc="how many classes"),
+        Option(name="inputs", kind="int", default=3, low=1, high=127, doc="number of inputs, m1…"),
+        Option(name="classes", kind="int", default=4, low=2, doc="number of classes"),
         Option(name="train_rows", kind="int", default=2000, low=1, doc="training examples"),
         Option(name="val_rows", kind="int", default=1000, low=1, doc="validation examples"),
         Option(name="test_rows", kind="int", default=4000, low=1, doc="test examples"),
@@ -103,14 +103,14 @@ WEAK = TaskEntry(
             kind="str",
             default="noise",
             choices=("noise", "conflict", "missing"),
-            doc="a weak input is noise alone, points to a wrong class, or is all zeros",
+            doc="a weak input is pure noise, indicates a wrong class, or is all zeros",
         ),
         Option(
             name="signal",
             kind="float",
             default=0.75,
             low=0.0,
-            doc="standard deviation of the class means, the noise's being ``noise``",
+            doc="standard deviation of the class means",
         ),
         Option(name="noise", kind="float", default=1.0, low=0.0, doc="standard deviation of noise"),
         Option(
@@ -119,7 +119,7 @@ WEAK = TaskEntry(
             default=0.0,
             low=0.0,
             high=1.0,
-            doc="share of its signal that a weak input keeps; 0: none, 1: it is not weak",
+            doc="fraction of the signal that a weak input keeps; 0: none, 1: not weak",
         ),
         Option(
             name="always_one",
@@ -158,7 +158,7 @@ HIGGS = TaskEntry(
             kind="int",
             default=500_000,
             low=1,
-            doc="how many rows at the end of the file are the test split",
+            doc="number of rows at the end of the file that form the test split",
         ),
         Option(
             name="val_rows",
@@ -166,7 +166,7 @@ HIGGS = TaskEntry(
             default=None,
             optional=True,
             low=1,
-            doc="how many training rows become validation; null: val_fraction says it",
+            doc="number of training rows used for validation; null: use val_fraction",
         ),
         Option(
             name="val_fraction",
@@ -202,14 +202,14 @@ HIGGS = TaskEntry(
 
 _SPECTROGRAM = (
     Hyperparameter(name="rate", kind="float", default=1.0, low=1e-9, doc="samples per second"),
-    Hyperparameter(name="window", kind="int", default=256, low=2, doc="samples of a window"),
+    Hyperparameter(name="window", kind="int", default=256, low=2, doc="window length in samples"),
     Hyperparameter(
         name="overlap",
         kind="int",
         default=None,
         optional=True,
         low=0,
-        doc="samples that two windows share; null: an eighth of the window",
+        doc="samples shared by adjacent windows; null: an eighth of the window",
     ),
     Hyperparameter(
         name="mu_law",
@@ -217,7 +217,7 @@ _SPECTROGRAM = (
         default=None,
         optional=True,
         low=1,
-        doc="the highest level of mu-law samples, 255 for 8 bits; null: samples are linear",
+        doc="highest mu-law level, 255 for 8 bits; null: samples are linear",
     ),
 )
 
@@ -347,11 +347,11 @@ TASKS: dict[str, TaskEntry] = {
 
 
 def task_entry(name: str) -> TaskEntry:
-    """Find a task: of the table, or a user's own class by its reference.
+    """The entry of a task, built-in or user-defined (by its reference).
 
     Raises:
-        DataError: there is no such task; a near name is suggested.
-        InputError: a user's own class has arguments that cannot be read.
+        DataError: there is no such task; a similar name is suggested.
+        InputError: a user-defined class has an unsupported signature.
     """
     if own.is_reference(name):
         return _own_entry(name)
@@ -392,20 +392,20 @@ def _own_entry(name: str) -> TaskEntry:
 
 
 def option_problems(name: str, options: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """List everything wrong with a task's options as (option, message)."""
+    """All problems with a task's options as (option, message)."""
     return problems_of(options, task_entry(name).options)
 
 
 def resolve_options(
     name: str, options: Mapping[str, Any], folder: str | os.PathLike[str] | None = None
 ) -> dict[str, Any]:
-    """Give every option of a task its value, in the order of the table.
+    """Options of a task with defaults filled in, in the order of the table.
 
-    Relative paths are taken from ``folder`` (a study file's, say; default: the working directory)
-    and become absolute, so that a worker started elsewhere finds the same file.
+    Relative paths are resolved against ``folder`` (by default the working directory), so that
+    workers with another working directory find the same file.
 
     Raises:
-        DataError: the first thing that is wrong.
+        DataError: the first problem found.
     """
     entry = task_entry(name)
     for option_name, message in option_problems(name, options):
@@ -422,7 +422,7 @@ def resolve_options(
 def default_encoders(
     name: str, inputs: Iterable[str], kinds: Mapping[str, str] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Give the default encoder of each input of a task: its own, or what suits the input's kind."""
+    """Default encoder by input: the task's for this input, else char_cnn for tokens, else "*"."""
     encoders = task_entry(name).encoders
     found = {}
     for each in inputs:

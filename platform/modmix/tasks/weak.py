@@ -1,21 +1,21 @@
-"""The task ``weak``: synthetic data in which the generator says which inputs are weak where.
+"""The task ``weak``: synthetic data with a known set of weak inputs for each example.
 
-Input m of an example of class y is
+An informative input m of an example of class y is
 
-    x_m = signal · c_{m,y} + noise · ε          where it is informative,
+    x_m = signal · c_{m,y} + noise · ε
 
-with class means c_{m,k} ~ N(0, I) drawn once per input and ε ~ N(0, I) per example. Each
-input is weak in each example with probability ``share``, independently. A weak one keeps the
-part ``kept`` (κ) of its signal:
+with class means c_{m,k} ~ N(0, I) drawn once per input, and ε ~ N(0, I) per example. Each input
+of each example is independently weak with probability ``share``. A weak input keeps the fraction
+``kept`` (κ) of its signal:
 
     noise      x_m = κ · signal · c_{m,y} + noise · ε
     conflict   x_m = signal · (κ · c_{m,y} + (1 − κ) · c_{m,z}) + noise · ε, another class z ≠ y
     missing    x_m = κ · (the informative x_m)
 
-where z is drawn per example and input. With ``always_one``, an example in which all would be
-weak gets back one input, drawn at random. ``Split.extras["informative"]`` (N, M) bool says where
-which input was informative. Each split draws from a generator of its own: more training rows
-leave validation and test as they are. The numbers are not standardised.
+where z is drawn per example and input. With ``always_one``, an example whose inputs would all be
+weak has one of them, chosen at random, made informative. ``Split.extras["informative"]``, (N, M)
+bool, is the mask of informative inputs. Each split has its own generator, so changing the number of
+training rows does not change validation and test. Values are not standardised.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def class_means(options: Any) -> Array:
 
 
 def draw_masks(options: Any, split: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Draw a split's labels (N,), classes evenly, and where inputs are informative (N, M)."""
+    """Draw a split's balanced labels (N,) and its mask of informative inputs (N, M)."""
     rows, inputs = options[f"{split}_rows"], options["inputs"]
     rng = generator(options["seed"], split, "masks")
     labels_N = rng.permutation(np.arange(rows, dtype=np.int64) % options["classes"])

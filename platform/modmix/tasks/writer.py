@@ -1,7 +1,7 @@
-"""Writes one prepared folder: arrays in NumPy's format, their checksums, and the fingerprint.
+"""Writes a folder of prepared arrays: .npy files, their checksums and the fingerprint.
 
-Rows are appended through a file, not through a map: a full disk then is an error that can be
-reported, where writing to a map would kill the process with SIGBUS.
+Rows are appended with file writes rather than through a memory map, so that a full disk raises an
+OSError instead of killing the process with SIGBUS.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from modmix.base.messages import digest
 from modmix.tasks.data import SPLITS, Array, Input, check_input_name
 from modmix.tasks.files import write_json
 
-# Raised whenever the same source would be prepared into other arrays than before.
+# Incremented whenever the same source would give different prepared arrays.
 PREPARED_VERSION = 2
 
 
 class ArrayFile:
-    """One array on its way to disk: rows are appended until the announced shape is full."""
+    """An .npy file of a fixed shape whose rows are appended in blocks."""
 
     def __init__(self, file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.rows = 0
@@ -45,10 +45,10 @@ class ArrayFile:
         self._write(start.getvalue())
 
     def append(self, values: Array) -> None:
-        """Append (n, ...) rows; they are converted to the announced type."""
+        """Append rows (n, ...), converted to the file's dtype."""
         assert values.shape[1:] == self._shape[1:], (values.shape, self._shape)
         block = np.ascontiguousarray(values, dtype=self._dtype)
-        if block.size:  # an empty array has no buffer to give
+        if block.size:  # the buffer of an empty array cannot be cast
             self._write(block.data.cast("B"))
         self.rows += len(block)
 
@@ -57,6 +57,7 @@ class ArrayFile:
         self._file.write(values)
 
     def close(self) -> dict[str, Any]:
+        """Sync to disk; return size and checksum."""
         assert self.rows == self._shape[0], f"{self.rows} of {self._shape[0]} rows were written"
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -64,11 +65,11 @@ class ArrayFile:
 
 
 class Writer:
-    """A prepared folder that is being written.
+    """Writer of a folder of prepared arrays.
 
-    A task calls `content` with everything that determines its data, before floating-point work
-    whose last bit could differ between machines; then `split`, or `array` piece by piece; and
-    returns, after which the caller writes meta.json by `finish`.
+    A task passes everything that determines its data to `content`, before floating-point operations
+    whose last bits could differ between machines. It writes arrays with `split`, `put` or, block by
+    block, `array`. Afterwards the caller writes meta.json with `finish`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -79,7 +80,7 @@ class Writer:
         self._content = hashlib.sha256()
 
     def content(self, name: str, value: Any) -> None:
-        """Take an array or a JSON value into the fingerprint."""
+        """Add an array or a JSON value to the fingerprint."""
         if isinstance(value, np.ndarray):
             little = value.astype(value.dtype.newbyteorder("<"), copy=False)
             self.content(name, [str(little.dtype.str), list(value.shape)])
@@ -88,14 +89,14 @@ class Writer:
             self._content.update(digest([name, value]).encode())
 
     def content_bytes(self, values: bytes | memoryview) -> None:
-        """Take bytes into the fingerprint; where they come in pieces, only their sum counts."""
+        """Add bytes to the fingerprint; only their concatenation over calls matters."""
         self._content.update(values)
 
     def scaled(self, name: str, mean_D: Array, scale_D: Array) -> None:
-        """Note that prepared = (raw - mean) / scale, along the last axis, or with one number each.
+        """Record that prepared = (raw - mean) / scale, along the last axis or with scalars.
 
-        A registered model is given raw values and scales them so. Inputs with a mean and a scale
-        of their own (`Input`) are stored raw and have no such note.
+        Registered models apply this to raw values. It is not for inputs that are stored raw, with
+        `Input.mean` and `Input.scale`.
         """
         self._scaling[name] = {
             "mean": np.asarray(mean_D, dtype=np.float64).tolist(),
@@ -103,21 +104,21 @@ class Writer:
         }
 
     def alphabet(self, name: str, characters: str) -> None:
-        """Note the characters of an input of text, whose ids are 2, 3, … (1 is any other)."""
+        """Record the characters of a text input, which have the ids 2, 3, … (1: unknown)."""
         self._alphabets[name] = characters
 
     @contextmanager
     def array(
         self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32
     ) -> Iterator[ArrayFile]:
-        """Open ``name``.npy for appending rows; complete on leaving."""
+        """Open ``name``.npy for appending rows; all must be written when the block ends."""
         with (self.folder / f"{name}.npy").open("wb") as file:
             array = ArrayFile(file, shape, np.dtype(dtype))
             yield array
             self.files[f"{name}.npy"] = array.close()
 
     def put(self, name: str, values: Array, dtype: npt.DTypeLike) -> None:
-        """Write a whole array."""
+        """Write an array held in memory."""
         with self.array(name, values.shape, dtype) as file:
             file.append(values)
 
@@ -128,7 +129,7 @@ class Writer:
         labels_N: Array,
         extras: Mapping[str, Array] | None = None,
     ) -> None:
-        """Write a whole split from memory."""
+        """Write a split held in memory; inputs are stored as float32."""
         for name, values in inputs.items():
             self.put(input_file(split, name), values, np.float32)
         for name, values in (extras or {}).items():
@@ -146,7 +147,7 @@ class Writer:
         extras: tuple[str, ...],
         sources: Sequence[Mapping[str, Any]],
     ) -> None:
-        """Write meta.json, the mark of a complete folder."""
+        """Write meta.json, which marks the folder as complete."""
         for name in inputs:
             check_input_name(name, f"task {task}")
         assert all(rows[split] > 0 for split in SPLITS), rows
@@ -174,7 +175,7 @@ class Writer:
 
 
 def _input_json(described: Input) -> dict[str, Any]:
-    """An input as meta.json has it; `Input` of these values is the same again."""
+    """JSON form of an input for meta.json; the inverse of `input_from_json`."""
     value = asdict(described)
     for name in ("mean", "scale"):
         if value[name] is not None:
@@ -199,5 +200,5 @@ def labels_file(split: str) -> str:
 
 
 def extra_file(split: str, name: str) -> str:
-    """Two underscores: no input's name begins with one."""
+    """Two underscores avoid collisions with inputs, whose names cannot begin with one."""
     return f"{split}__{name}"

@@ -1,25 +1,25 @@
-"""Training: one pack of K models of one structure, trained as one stacked model.
+"""Training: a pack of K models with the same structure, trained as one stacked model.
 
-In: a `messages.Pack` and its data. Out: a stream of events: started, progress, finished. Needs
-torch and numpy only.
+Input: a `messages.Pack` and its data. Output: a stream of events (started, progress, finished).
+Needs only torch and numpy, plus safetensors for checkpoints.
 
-    device      which branches a device takes, its memory, its precision
-    augment     random crops and mirror images, as functions of seed, epoch and example
-    batches     batches for models with different seeds, resident or streamed
+    device      CPU or GPU code paths, free memory, float32 precision
+    augment     random crops and flips, as a function of seed, epoch and example
+    batches     batches for models with different seeds, from the device or streamed from the host
     optimizers  SGD, Adam, AdamW with a leading model axis; clipping and schedules
     weights     parameters and buffers of K models
-    stack       K models as one, through ``torch.func``
-    counting    operations and bytes of a training step, counted without running it
+    stack       K models run as one with ``torch.func``
+    counting    FLOPs and bytes of a training step, counted without running it
     graphs      training steps as CUDA graphs
-    halving     successive halving within a pack (pure)
+    halving     successive halving and promotion rules (pure)
     timeline    stages, epochs and parts of epochs, and the position in them (pure)
     record      training state and history of one replicate (pure)
-    evaluation  predictions and metrics of a whole split
+    evaluation  predictions and metrics on a whole split
     group       models trained together: stack, optimizer, best weights, running sums
-    builder     from replicates to groups
-    fitting     work on groups that may be too large for the memory
+    builder     builds groups from replicates
+    fitting     runs an action on groups and splits those that run out of memory
     probe       measures how many models fit, and whether stacking is faster
     checkpoint  safetensors with a JSON header
-    saving      the state of a pack as tensors and JSON, and back
+    saving      converts the state of a pack to tensors and JSON, and back
     trainer     epochs, evaluations, halving, checkpoints, events
 """

@@ -1,7 +1,7 @@
-"""Random crops and mirror images of a batch, on the device.
+"""Random crops and horizontal flips of a batch, computed on the device.
 
-What happens to an example in an epoch is a function of seed, epoch and row number: nothing has to
-be stored to resume, and a model sees the same pictures alone and beside others.
+The augmentation of an example is a pure function of seed, epoch and row number: resuming needs no
+stored state, and a model sees the same images whether it trains alone or stacked.
 
 Shapes: S distinct seeds, B batch, images (H, W, C).
 """
@@ -18,11 +18,12 @@ from modmix.tasks.data import Augmentation
 def augment(
     images: Tensor, settings: Augmentation, index_SB: Tensor, draw_S: Tensor, salt: int
 ) -> Tensor:
-    """Crop and mirror raw images (S, B, H, W, C); the result has the same shape and type.
+    """Crop and flip raw images (S, B, H, W, C); shape and dtype stay the same.
 
-    An image is padded by ``settings.pad`` zeros on each side, and a window of its old size is cut
-    at one of (2·pad + 1)² places, all equally likely; then it is mirrored with probability 1/2 if
-    ``settings.flip``. ``salt`` separates the inputs of a task.
+    An image is zero-padded by ``settings.pad`` pixels on each side and cropped to its old size at
+    one of the (2·pad + 1)² offsets, uniformly; then it is flipped left-right with probability 1/2
+    if ``settings.flip``. ``index_SB`` are row numbers and ``draw_S`` the seeds of this epoch;
+    ``salt`` gives each input of a task its own random numbers.
     """
     height, width = images.shape[-3:-1]
     random_SB = bits(draw_S.unsqueeze(1), index_SB.long(), salt)

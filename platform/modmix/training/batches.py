@@ -1,8 +1,8 @@
-"""Batches for models with different seeds: each distinct seed's batch is gathered once.
+"""Batches for models with different seeds; a batch is gathered once per distinct seed.
 
-A split lies on the device when it fits there; otherwise batches are gathered on the host by
-threads, ahead of the steps that use them, and sent. Inputs travel in their own type (bytes of
-images, token ids) and become floats on the device: augmented, normalised.
+A split is kept on the device if it fits. Otherwise background threads gather batches on the host,
+a few steps ahead, and they are copied over. Inputs are transferred in their stored dtype (uint8
+images, token ids); augmentation, conversion to float and normalisation run on the device.
 
 Shapes: S distinct seeds, B batch, N examples of a split.
 """
@@ -24,14 +24,14 @@ from modmix.tasks.data import Array, Augmentation, Data, Input
 from modmix.training.augment import augment
 from modmix.training.device import available, forced
 
-# Of the memory that this process may use on an accelerator, the part that data may take.
+# Largest fraction of the available accelerator memory that a split kept on the device may take.
 _RESIDENT_SHARE = 0.4
-# Batches gathered ahead, and the threads that gather them.
+# Number of batches prefetched, and of threads that gather them.
 _AHEAD, _THREADS = 4, 2
 
 
 class Batch(NamedTuple):
-    """Raw inputs (S, B, *shape), labels and row numbers (S, B) of one step."""
+    """One step's raw inputs (S, B, *shape), labels (S, B) and row numbers (S, B)."""
 
     inputs: dict[str, Tensor]
     labels_SB: Tensor
@@ -39,14 +39,14 @@ class Batch(NamedTuple):
 
 
 class Examples:
-    """One split as tensors: the inputs that a model reads, and labels.
+    """One split as tensors: the inputs that the models read, and the labels.
 
     Args:
         data: the task's data.
         split: train, val or test.
         names: inputs to load.
-        device: where models are trained.
-        share: the part of the device's memory that this process may use.
+        device: where the models are trained.
+        share: fraction of the device's memory that this process may use.
     """
 
     def __init__(
@@ -76,11 +76,11 @@ class Examples:
 
     @property
     def place(self) -> torch.device:
-        """Where the examples lie: the device, or the host when they do not fit."""
+        """Where the examples are stored: the device, or the host if they do not fit."""
         return self.labels_N.device
 
     def batches(self, rows: Sequence[Tensor]) -> Iterator[Batch]:
-        """The batch of each index (S, B), on the device."""
+        """Yield the batch of each tensor of row numbers (S, B), on the device."""
         if not self.streamed:
             yield from map(self.take, rows)
             return
@@ -95,7 +95,7 @@ class Examples:
                 yield Batch(inputs, self._send(batch.labels_SB), self._send(batch.index_SB))
 
     def take(self, index_SB: Tensor) -> Batch:
-        """The batch of an index (S, B), where the examples lie."""
+        """Gather the batch of row numbers (S, B), on the device where the examples are stored."""
         flat = index_SB.flatten()
         pinned = self.streamed and self.device.type == "cuda"
 
@@ -111,22 +111,22 @@ class Examples:
         return Batch(inputs, gather(self.labels_N), index_SB.pin_memory() if pinned else index_SB)
 
     def _enter_device(self) -> None:
-        """Of a thread: memory is pinned for the device that is current in it."""
+        """Thread initializer: pinned memory belongs to the thread's current CUDA device."""
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
 
     def _send(self, value: Tensor) -> Tensor:
-        # From pinned memory nobody waits for the copy; torch's allocator of such memory uses the
-        # block again only when the copy is done.
+        # Asynchronous from pinned memory; torch's caching host allocator reuses a block only after
+        # the copy has finished.
         return value.to(self.device, non_blocking=True)
 
     def prepare(
         self, raw: Mapping[str, Tensor], index_SB: Tensor, draw_S: Tensor
     ) -> dict[str, Tensor]:
-        """What the models see of a training batch: augmented with draws of the epoch, normalised.
+        """The inputs of a training batch as the models see them: augmented, then normalised.
 
-        ``draw_S`` is a seed for this epoch per distinct seed; an example's augmentation is a
-        function of that and its row number alone.
+        ``draw_S`` is the augmentation seed of this epoch for each distinct model seed; an example's
+        augmentation depends on it and on the row number only.
         """
         return {
             name: self._prepare[name](value, index_SB, draw_S, training=True)
@@ -134,7 +134,7 @@ class Examples:
         }
 
     def chunks(self, size: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        """All inputs (≤ size, *shape) and labels in order, as evaluation sees them."""
+        """Yield inputs (≤ size, *shape) and labels of the whole split in order, not augmented."""
         for start in range(0, self.rows, size):
             inputs = {
                 name: self._prepare[name](value[start : start + size].to(self.device))
@@ -151,14 +151,17 @@ class Examples:
 
 
 class _Preparation:
-    """From one input as stored to what models see, on the device."""
+    """Preprocess one stored input on the device: augment, convert to float32, normalise.
+
+    Token ids are only converted to int64.
+    """
 
     def __init__(
         self, source: Input, augmentation: Augmentation | None, salt: int, device: torch.device
     ) -> None:
         self._tokens = source.kind == "tokens"
         self._augmentation, self._salt = augmentation, salt
-        # Floats were standardised when they were prepared.
+        # Float inputs were standardised when the data was prepared.
         raw = not np.issubdtype(np.dtype(source.dtype), np.floating)
         mean, scale = (source.mean, source.scale) if raw else (None, None)
         self._mean = None if mean is None else torch.tensor(mean, device=device)
@@ -185,9 +188,10 @@ class _Preparation:
 
 
 class Order:
-    """Which rows each seed sees in which step of an epoch; it depends on the seed alone.
+    """The order of rows in each epoch, a function of seed and epoch only.
 
-    The last incomplete batch of an epoch is dropped; a split smaller than a batch is one batch.
+    The last incomplete batch of an epoch is dropped; a split smaller than the batch size is one
+    batch.
     """
 
     def __init__(self, rows: int, batch_size: int, device: torch.device) -> None:
@@ -201,7 +205,7 @@ class Order:
         orders = []
         for seed in seeds:
             generator = torch.Generator().manual_seed(derive_seed(seed, "batches", epoch))
-            # int32: half the memory where there are millions of rows
+            # int32 halves the memory, which matters with millions of rows
             orders.append(torch.randperm(self.rows, generator=generator, dtype=torch.int32))
         return torch.stack(orders).to(self.device)
 
@@ -211,7 +215,7 @@ class Order:
 
 
 def _as_tensor(array: Array) -> Tensor:
-    """A tensor on the array's own memory, which may be a read-only map and is never written."""
+    """A tensor sharing the array's memory, which may be a read-only memmap; never written to."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*not writable", category=UserWarning)
         return torch.from_numpy(array)

@@ -1,4 +1,4 @@
-"""From a pack's replicates to groups of models on a device, as large as its memory allows."""
+"""Build groups of models from a pack's replicates, split where they do not fit into memory."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from modmix.training.timeline import StageEntry
 
 
 class Builder:
-    """Makes groups of the models of one pack, freshly initialised from their seeds.
+    """Builds groups of the models of one pack, initialised from their seeds.
 
-    ``too_large`` is called with the position of a model that does not fit even alone.
+    ``too_large`` is called with the position in the pack of a model that does not fit on its own.
     """
 
     def __init__(
@@ -28,15 +28,15 @@ class Builder:
         self.pack, self.data, self.device = pack, data, device
         self.settings = pack.replicates[0].training
         self._too_large = too_large
-        self.built = 0  # groups that `started` has made
+        self.built = 0  # number of groups that `started` has made
 
     def model(self, index: int) -> Model:
-        """The model of the replicate at this position, on the host."""
+        """The freshly initialised model of the replicate at this position, on the host."""
         replicate = self.pack.replicates[index]
         return build_model(model_spec(replicate, self.data), replicate.seed)
 
     def group(self, indices: Sequence[int], *, stacked: bool | None = None) -> Group:
-        """The replicates at these positions; stacked unless there is one (or as said)."""
+        """A group of the replicates at these positions; by default stacked if more than one."""
         members = []
         for index in indices:
             r = self.pack.replicates[index]
@@ -57,14 +57,14 @@ class Builder:
         stacked: bool | None = None,
         state: tuple[Mapping[str, Tensor], int] | None = None,
     ) -> list[Group]:
-        """Groups of these replicates, ready for a stage: one, or more where memory is short.
+        """Groups of these replicates, ready to train a stage: one, or several if memory is short.
 
         Args:
             indices: positions in the pack.
-            entry: the stage that they enter.
+            entry: the stage they enter.
             stacked: as for `group`.
-            state: tensors with a row for each of ``indices``, and the optimizer's step count
-                (see `Group.load`): those of a checkpoint. They may lie on the host.
+            state: from a checkpoint, tensors with a row for each of ``indices`` (may be on the
+                host) and the optimizer's step count; see `Group.load`.
         """
         try:
             group = self.group(indices, stacked=stacked)
@@ -76,7 +76,7 @@ class Builder:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        # Only here, with the exception gone, is what its frames held free again.
+        # Outside the handler: the exception's traceback keeps the tensors of its frames alive.
         release(self.device)
         if len(indices) == 1:
             self._too_large(indices[0])

@@ -1,6 +1,6 @@
-"""A pack's checkpoint: one safetensors file whose header holds the rest as JSON.
+"""A pack's checkpoint: one safetensors file with the non-tensor state as JSON in its metadata.
 
-It is written under another name and then renamed, so that it is whole or not there.
+Writes are atomic: to a temporary file, then renamed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from modmix.base.messages import NUMERICS_VERSION
 
 _FILE = "checkpoint.safetensors"
-# Raised whenever the same tensors lie in another order: one of before starts over.
+# Increment when the layout of the tensors changes; older checkpoints are then not used.
 _LAYOUT = 4
 
 
@@ -29,7 +29,7 @@ def save(folder: Path, pack: str, tensors: Mapping[str, Tensor], state: Mapping[
     """Replace the checkpoint in ``folder``.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     from safetensors.torch import save_file
 
@@ -49,9 +49,9 @@ def save(folder: Path, pack: str, tensors: Mapping[str, Tensor], state: Mapping[
 
 
 def load(folder: Path, pack: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Tensors (on the host) and state of this pack's checkpoint, or None where none can be used.
+    """Tensors (on the host) and state of this pack's checkpoint, or None if there is no usable one.
 
-    A damaged or foreign one gives a `CheckpointWarning`.
+    Warns with `CheckpointWarning` about a file that is damaged, or of another pack or version.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -72,7 +72,7 @@ def load(folder: Path, pack: str) -> tuple[dict[str, Tensor], dict[str, Any]] | 
 
 
 def warn_unusable(folder: Path, error: Exception) -> None:
-    """Say that a checkpoint is there and not used."""
+    """Warn that an existing checkpoint cannot be used."""
     warnings.warn(
         f"{folder / _FILE}: the checkpoint cannot be used ({error}); training starts over",
         CheckpointWarning,
@@ -81,7 +81,7 @@ def warn_unusable(folder: Path, error: Exception) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Delete the checkpoint, and its folder when nothing else is in it."""
+    """Delete the checkpoint, and its folder if that is then empty."""
     (folder / _FILE).unlink(missing_ok=True)
     if folder.exists() and not any(folder.iterdir()):
         folder.rmdir()

@@ -1,11 +1,11 @@
-"""What training steps of one model do, counted without doing them: on torch's device "meta".
+"""Count the FLOPs and bytes of one model's training step on torch's "meta" device.
 
-Tensors there have shapes and no memory, so neither the size of a model nor the speed of the machine
-matters. What has no formula there is split into operations that have one, torch's LSTM kernel for
-example, which would otherwise count as nothing.
+Meta tensors have shapes but no storage, so nothing is computed, whatever the size of the model.
+Fused operations without a FLOP formula, which would count as 0 (torch's LSTM kernel, for example),
+are decomposed there into operations that have one.
 
-A step takes 10 to 50 ms to count, with hundreds of operations 200 ms, and the first one a second
-more, because torch's counter imports its compiler.
+Counting a step takes 10 to 50 ms, 200 ms with hundreds of operations, and a second more the first
+time, because torch's FLOP counter imports torch's compiler.
 """
 
 from __future__ import annotations
@@ -24,24 +24,22 @@ from modmix.methods.model import Model
 from modmix.tasks.data import Input
 from modmix.training.stack import Stack
 
-# How often clipping, an optimizer with two moments, and the collecting of gradients read or write
-# something of the size of the parameters.
+# Parameter-sized reads and writes per step: gradient copy, clipping, an optimizer with two moments.
 _OPTIMIZER_PASSES = 10
-# Tensors saved for the backward pass per parameter tensor, where they cannot be counted.
+# Assumed tensors saved for backward per parameter tensor, for models that cannot be counted.
 _SAVED_PER_PARAMETER = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepCount:
-    """A training step of one model: forward pass, backward pass and update.
+    """Cost of a training step of one model: forward pass, backward pass and update.
 
     Attributes:
-        flops: floating-point operations of matrix products and convolutions; a multiplication
-            with an addition is two.
-        bytes: moved, by a rule: a tensor saved for the backward pass is written once and read
-            once, and trained parameters go through the optimizer.
-        operations: tensors saved for the backward pass, which grow with the operations that a
-            step starts. (Fewer than that, and torch's LSTM kernel is counted as its parts.)
+        flops: of matrix products and convolutions; a multiply-add is two.
+        bytes: estimated memory traffic, as one write and one read of every tensor saved for the
+            backward pass plus the optimizer's passes over the trained parameters.
+        operations: number of tensors saved for the backward pass, a proxy for the number of
+            operations a step launches (lower than it; a fused LSTM counts as its parts).
     """
 
     flops: int
@@ -52,21 +50,21 @@ class StepCount:
 def count_stages(
     build: Callable[[], Model], inputs: Mapping[str, Input], batch: int
 ) -> list[tuple[Stage, StepCount]]:
-    """Every stage of a method with what one of its steps does.
+    """Every stage of a method, with the cost of one of its training steps.
 
-    A model that cannot run on "meta", because it looks into tensors or mixes devices, is counted by
-    its parameters, as if it were an MLP.
+    A model that cannot run on "meta", because it reads tensor values or mixes devices, is estimated
+    from its number of parameters, as if it were an MLP.
 
     Args:
         build: makes the model; called with "meta" as the default device.
-        inputs: the task's, by name.
-        batch: examples in a batch.
+        inputs: the task's inputs by name.
+        batch: batch size.
 
     Raises:
-        InputError: what ``build`` raises.
+        InputError: if ``build`` raises it.
     """
     with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # whoever trains the model sees them
+        warnings.simplefilter("ignore")  # they appear when the model is trained
         stack = Stack([build()], torch.device("meta"), stacked=False)
         stages = stack.template.method.stages()
         return [(stage, _count(stack, stage, inputs, batch)) for stage in stages]
@@ -88,7 +86,7 @@ def _count(stack: Stack, stage: Stage, inputs: Mapping[str, Input], batch: int) 
         target_KB = torch.zeros(1, batch, dtype=torch.int64)
         with counter, saved_tensors_hooks(saved.note, lambda tensor: tensor):
             stack.loss_and_gradient(examples, target_KB)
-    except Exception:  # anything that the model's own code may raise; its worker would say what
+    except Exception:  # user code may raise anything; training will report it
         return StepCount(
             flops=6 * batch * sum(trained),
             bytes=updated,
@@ -102,7 +100,7 @@ def _count(stack: Stack, stage: Stage, inputs: Mapping[str, Input], batch: int) 
 
 
 class _Saved:
-    """Tensors saved for the backward pass; one that two operations save counts twice."""
+    """Counts tensors saved for the backward pass; one saved by two operations counts twice."""
 
     def __init__(self) -> None:
         self.tensors = self.bytes = 0
@@ -114,6 +112,6 @@ class _Saved:
 
 
 def _zeros(one: Input, batch: int) -> Tensor:
-    """A batch as one model sees it, (1, B, *shape)."""
+    """A batch of zeros as the stack of one model takes it, (1, B, *shape)."""
     dtype = torch.int64 if one.kind == "tokens" else torch.float32
     return torch.zeros(1, batch, *one.shape, dtype=dtype)

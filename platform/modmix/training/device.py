@@ -1,8 +1,8 @@
-"""What depends on the device: which branches are taken, how much memory there is, precision.
+"""Device-specific behaviour: CPU or GPU code paths, free memory, random generators, precision.
 
-``MODMIX_FORCE_GPU_PATHS=1`` makes a processor take every branch that only a GPU would take: the
-update of all rows at once, data gathered and sent by threads, steps recorded as graphs (replayed
-here by running them). The numbers stay the same, so tests can check these branches anywhere.
+``MODMIX_FORCE_GPU_PATHS=1`` makes the CPU take the GPU code paths: the broadcast optimizer update,
+batches streamed by threads, steps as graphs (a "replay" just runs the step). Results stay the same,
+so tests can cover these paths without a GPU.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ _OUT_OF_MEMORY = ("can't allocate memory", "ALLOC_FAILED", "out of memory")
 
 
 def forced() -> bool:
-    """Whether a processor shall take a GPU's branches."""
+    """Whether the CPU takes the GPU code paths (``MODMIX_FORCE_GPU_PATHS``)."""
     return os.environ.get("MODMIX_FORCE_GPU_PATHS", "") not in ("", "0")
 
 
 def like_gpu(device: torch.device) -> bool:
-    """Whether the branches of a GPU are taken on this device."""
+    """Whether this device takes the GPU code paths."""
     return device.type != "cpu" or forced()
 
 
 def named(name: str) -> torch.device:
-    """The device of this name, with its number: tensors on "cuda" say that they are on "cuda:0"."""
+    """The device of this name, with an explicit index for "cuda", as on tensors' ``.device``."""
     device = torch.device(name)
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
@@ -39,10 +39,10 @@ def named(name: str) -> torch.device:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory of the device or of the host was too small.
+    """Whether the error means out of memory, on the device or on the host.
 
-    cuBLAS and cuDNN report a failed allocation as a status of theirs, not as torch's own error.
-    One while a graph is recorded makes the end of the recording fail, too: with it as context.
+    cuBLAS and cuDNN report a failed allocation by their own status codes, not by torch's exception.
+    During CUDA graph capture, ending the capture then fails too, so ``__context__`` is checked.
     """
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
@@ -54,16 +54,17 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release(device: torch.device) -> None:
-    """Give cached blocks back, so that what did not fit may fit now."""
+    """Return cached CUDA blocks to the device, e.g. before a retry after out of memory."""
     if device.type == "cuda":
-        gc.collect()  # a compiled step and its stack hold each other
+        gc.collect()  # a compiled step and its stack are a reference cycle
         torch.cuda.empty_cache()
 
 
 def available(device: torch.device, share: float) -> int:
-    """Bytes that this process may still use: its ``share`` of the device's or the host's memory.
+    """Bytes this process may still allocate, given its ``share`` of the device's memory.
 
-    Blocks that this process has freed and torch has cached are free to it.
+    On a GPU, ``share`` is of the total, and blocks in torch's cache count as free; on the host it
+    is of the free memory.
     """
     if device.type != "cuda":
         return int(share * _free_on_host())
@@ -74,8 +75,8 @@ def available(device: torch.device, share: float) -> int:
 
 
 def _free_on_host() -> int:
-    """Free memory of this machine, or of the container this process is in."""
-    free = 4 << 30  # where the system does not say
+    """Free bytes on this machine, or within this container's memory limit."""
+    free = 4 << 30  # if unknown
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
@@ -89,16 +90,16 @@ def _free_on_host() -> int:
 
 @contextmanager
 def own_generators(device: torch.device) -> Iterator[None]:
-    """Leave torch's global generators as they were, whatever is drawn from them meanwhile."""
+    """Restore the state of torch's global generators (CPU and this device) on exit."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
 
 
 def seed_generators(device: torch.device, seed: int) -> None:
-    """Seed the global generators of processor and device.
+    """Seed the global generators of the CPU and of this device.
 
-    `torch.manual_seed` would seed those of all devices; where a GPU is not in use yet it notes the
-    whole stack of calls each time, 0.15 ms.
+    `torch.manual_seed` would seed all devices, and until CUDA is initialised it also captures a
+    traceback on every call (0.15 ms).
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
@@ -108,14 +109,15 @@ def seed_generators(device: torch.device, seed: int) -> None:
 
 @contextmanager
 def arithmetic(precision: str, device: str) -> Iterator[None]:
-    """Products of float32 on a GPU are what the study says, whatever this process did before.
+    """Set the float32 precision of GPU matmuls, convolutions and RNNs, and restore it on exit.
 
-    By the new switches alone: torch raises when the old ones (`allow_tf32`) are mixed with them.
+    TF32 if ``precision`` is "tf32", else IEEE float32. Uses only torch's `fp32_precision` settings:
+    torch raises if they are mixed with the older `allow_tf32`.
     """
     if not device.startswith("cuda") and not forced():
         yield
         return
-    backends: Any = torch.backends  # torch's own stubs do not know these switches yet
+    backends: Any = torch.backends  # missing from torch's type stubs
     places = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
     before = [place.fp32_precision for place in places]
     try:

@@ -1,4 +1,4 @@
-"""Predictions of a stack for all examples of a split, and their metrics, in bounded memory."""
+"""Predictions of a stack on a whole split, and their metrics, in bounded memory."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from modmix.training.device import is_out_of_memory
 from modmix.training.stack import Stack
 from modmix.training.weights import Predictions
 
-# Scores whose metrics are computed at a time.
+# Number of scores per metric computation.
 _METRIC_ELEMENTS = 1 << 22
 
 
 def metrics_of(found: Predictions, target_N: Tensor) -> dict[str, Tensor]:
-    """Every metric (K,), a few models at a time: sorting makes several copies of the scores."""
+    """Every metric, (K,) each; a few models at a time, because sorting copies the scores."""
     models = max(1, _METRIC_ELEMENTS // found.scores[0].numel())
     pairs = zip(
         torch.split(found.scores, models),
@@ -30,7 +30,7 @@ def metrics_of(found: Predictions, target_N: Tensor) -> dict[str, Tensor]:
 def predictions_of(
     stack: Stack, examples: Examples, size: int, *, parts: bool = False
 ) -> Predictions:
-    """Predictions (K, N, C) for all examples, in smaller chunks where memory does not suffice."""
+    """Predictions (K, N, C) on all examples in chunks of ``size``, halved when out of memory."""
     while True:
         try:
             chunks = [stack.predict(inputs, parts=parts) for inputs, _ in examples.chunks(size)]

@@ -1,4 +1,4 @@
-"""Work on groups of models that may be too large for the memory."""
+"""Run an action on groups of models; split groups that run out of memory."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ def on_groups(
     action: Callable[[Group], T],
     too_large: Callable[[int], None],
 ) -> list[tuple[Group, T]]:
-    """Do something with every group; the groups that there are now, with the results.
+    """Run ``action`` on every group; return the groups there are afterwards, with its results.
 
-    A group too large for the memory becomes two, which go on from where it was before. For a
-    model that does not fit even alone, ``too_large`` is called with its position in the pack.
+    A group that runs out of memory is restored to its state before the action and split into two.
+    A group of one model that does not fit is left out, and ``too_large`` is called with the
+    model's position in the pack.
     """
     waiting = list(groups)
     done: list[tuple[Group, T]] = []
@@ -37,22 +38,22 @@ def on_groups(
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        # Only here, with the exception gone, is what its frames held free again.
+        # Outside the handler: the exception's traceback keeps the tensors of its frames alive.
         for one in (group, *waiting, *(one for one, _ in done)):
             one.forget_graph()
         release(group.device)
         if len(group.members) == 1:
             too_large(group.members[0].index)
             continue
-        if saved is not None:  # else the copy itself did not fit, and nothing was changed
+        if saved is not None:  # else the snapshot itself did not fit, and nothing was changed
             group.load(*saved)
-            saved = None  # it takes memory that the halves need
+            saved = None  # free its memory for the halves
         waiting[:0] = group.halves()
     return done
 
 
 def too_large_reason(device: torch.device, others: int) -> str:
-    """Why a model failed that did not fit beside ``others`` of its pack."""
+    """The failure message of a model that did not fit beside ``others`` of its pack."""
     beside = f"beside {others} others of its pack (resources: max_models limits those)"
     return (
         f"out of memory on {device}: this model does not fit {beside if others else 'even alone'}; "

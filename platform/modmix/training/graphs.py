@@ -1,12 +1,12 @@
-"""A training step of a group as a CUDA graph: its kernels are recorded once and started together.
+"""A group's training step as a CUDA graph: captured once, then replayed with one launch.
 
-Small networks leave a GPU waiting for the processor that starts its kernels; a replayed graph is
-one start. Everything a step reads or writes must lie at the same addresses every time: the row
-numbers of a batch are copied to where the recorded step reads them, learning rates are changed in
-place, and a group that loses rows records anew.
+Small networks leave a GPU idle while the CPU launches its kernels; replaying a graph is a single
+launch. A replay reads and writes the addresses seen at capture. So the row numbers of a batch are
+copied into a static tensor, learning rates are updated in place, and a group that loses rows
+captures its step again.
 
-The intermediate values of a recorded step keep their memory from one replay to the next. Recordings
-share it: groups take their steps one after another, and what a step leaves behind lies elsewhere.
+All graphs of a device share one memory pool for intermediates. This is safe because groups step one
+after another, and everything that outlives a step is allocated outside the pool.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-_WARM_UP = 3  # steps before the recording, in which libraries set up their workspaces
+_WARM_UP = 3  # warm-up steps before capture, in which libraries allocate their workspaces
 
 
 class StepGraph:
-    """``step(index_SB)`` recorded; `run` replays it with other row numbers."""
+    """``step(index_SB)`` captured as a CUDA graph; `run` replays it with other row numbers."""
 
     def __init__(
         self, step: Callable[[Tensor], None], index_SB: Tensor, restore: Callable[[], None]
     ) -> None:
-        """Record the step; ``restore`` undoes what the steps for warming up changed.
+        """Capture the step; ``restore`` undoes the changes made by the warm-up steps.
 
-        On a processor, whose graph branch only tests take, replaying is running the step.
+        On a CPU, used in tests only, a replay just runs the step.
 
         Raises:
-            RuntimeError: the step reads something back, which cannot be recorded.
+            RuntimeError: the step cannot be captured, e.g. because it waits for the device.
         """
         self._index_SB = index_SB.clone()
         self._replay: Callable[[], object] = lambda: step(self._index_SB)
@@ -43,13 +43,13 @@ class StepGraph:
             self._replay = self._recording.graph.replay
 
     def run(self, index_SB: Tensor) -> None:
-        """One step on these rows."""
+        """Replay the step on these rows."""
         self._index_SB.copy_(index_SB)
         self._replay()
 
 
 class _Recording:
-    """A CUDA graph of a step."""
+    """Warms up a step and captures it as a CUDA graph, on a side stream."""
 
     def __init__(
         self, step: Callable[[], object], device: torch.device, restore: Callable[[], None]
@@ -57,7 +57,7 @@ class _Recording:
         self.device, self.graph = device, torch.cuda.CUDAGraph()
         stream, present = _side_stream(device), torch.cuda.current_stream(device)
         stream.wait_stream(present)
-        # The stream also ends here where a recording fails: torch then does not leave it.
+        # Restores the current stream if capture fails, which `torch.cuda.graph` does not.
         with torch.cuda.device(device), torch.cuda.stream(stream):
             for _ in range(_WARM_UP):
                 step()
@@ -71,24 +71,24 @@ class _Recording:
         _alive.add(self)
 
 
-# Their memory is shared, and freed with the last of them.
+# Graphs whose memory pool a new one shares; a pool is freed with its last graph.
 _alive: WeakSet[_Recording] = WeakSet()
 
 
 @functools.cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all recordings: cuBLAS keeps a workspace for each stream that it has seen."""
+    """One stream for all captures: cuBLAS keeps a workspace for every stream it has seen."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 @contextmanager
 def _nothing_read_back() -> Iterator[None]:
-    """Make an operation that waits for the device an error: one inside a recording is harder to
-    recover from than one before it.
+    """Raise on operations that synchronise with the device, before a capture would fail on them:
+    a failed capture is harder to recover from.
     """
     before = torch.cuda.get_sync_debug_mode()
     try:
-        with warnings.catch_warnings():  # torch says that it does not find all of them
+        with warnings.catch_warnings():  # torch warns that it cannot detect every synchronisation
             warnings.simplefilter("ignore")
             torch.cuda.set_sync_debug_mode("error")
         yield

@@ -1,7 +1,7 @@
-"""Models trained together: a stack, its optimizer, its best weights and its running sums.
+"""Models trained together: a stack, its optimizer, best weights and running sums.
 
-A pack is one group, or one group per model where a device trains them faster one after another;
-a group that does not fit into memory becomes two. Shapes: K models (rows), S distinct seeds.
+A pack is one group, or one group per model where training them one by one is faster; a group that
+does not fit into memory is split in two. Shapes: K models (rows), S distinct seeds.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from modmix.training.weights import Part, Weights
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """One row's model: its position in the pack, its seed and its training settings."""
+    """The model of a row: its position in the pack, seed and training settings."""
 
     index: int
     seed: int
@@ -43,16 +43,16 @@ class Member:
 
 
 class Group:
-    """See the module. ``members`` has one entry per row of the stack."""
+    """Models that take their training steps together; ``members`` has an entry per row."""
 
     def __init__(self, members: Sequence[Member], stack: Stack) -> None:
         self.members = list(members)
         self.stack = stack
-        self.settings = members[0].training  # of the structural ones, equal in all
-        # Copies are kept only where an earlier epoch may count.
+        self.settings = members[0].training  # for structural settings, equal in all models
+        # Copies of earlier weights, only where they may be needed.
         self.best: Weights | None = None
-        self.stopped: Weights | None = None  # of rows that ran out of patience before a stage ended
-        self.optimizer: Optimizer  # from start_stage on
+        self.stopped: Weights | None = None  # of rows out of patience before the stage's end
+        self.optimizer: Optimizer  # set by enter_stage
         self._graphs = False
         self._graph: StepGraph | None = None
         self.loss_K = torch.zeros(len(members), dtype=torch.float64, device=self.device)
@@ -61,10 +61,11 @@ class Group:
         self.rest: Part | None = None
         self.keeps_best = False
         self._read_seeds()
-        # From start_epoch on; a resumed group may be made smaller before that.
+        # Set by start_epoch; initialised because a resumed group may lose rows before that.
         self._order_SN = torch.empty(len(self.seeds), 0, dtype=torch.int32)
         self._augment_S = torch.zeros(len(self.seeds), dtype=torch.int64, device=self.device)
-        # Seeds of this epoch's random numbers inside the models; a step adds its number.
+        # Seeds of the models' own random numbers (dropout, ...) in this epoch; the step's number is
+        # added to them.
         self._draws = [0] * len(members)
         self._draw_K = torch.zeros(len(members), dtype=torch.int64, device=self.device)
 
@@ -72,7 +73,7 @@ class Group:
         seeds = [member.seed for member in self.members]
         self.seeds = list(dict.fromkeys(seeds))
         positions = [self.seeds.index(seed) for seed in seeds]
-        # Models of one seed share its batch, which is gathered once; None: all seeds differ.
+        # For each row, the index of its seed's batch; None if all seeds differ.
         self._seed_K: Tensor | None = None
         if len(self.seeds) < len(seeds):
             self._seed_K = torch.tensor(positions, device=self.device)
@@ -82,21 +83,21 @@ class Group:
         return self.stack.device
 
     def reset_sums(self) -> None:
-        """Forget the running sums of loss and wrong predictions: an epoch begins."""
+        """Zero the running sums of loss and wrong predictions, at the start of an epoch."""
         self.loss_K.zero_()
         self.wrong_K.zero_()
 
     # ------------------------------------------------------------ training
 
     def start_stage(self, entry: StageEntry) -> None:
-        """Tell the method, set the weights it starts from, and make the stage's optimizer."""
+        """Enter a stage after another, from the last or best weights of that one."""
         if entry.from_best and self.best is not None:
             self._restore(self.best)
         self.enter_stage(entry)
         self.best = self.stopped = None
 
     def enter_stage(self, entry: StageEntry) -> None:
-        """The same for weights that are already those of this stage (a resumed group)."""
+        """Set up a stage without changing weights: method, frozen parameters, optimizer."""
         self._graph = None
         stage, epochs = entry.stage, entry.epochs
         self.keeps_best = entry.keeps_best
@@ -123,14 +124,14 @@ class Group:
             self.optimizer.resume(before.steps)
 
     def _clip_parts(self) -> Tensor | None:
-        """A row per part that is clipped by its own norm, the last for all other parameters."""
+        """Masks (Q, P) of what is clipped together: each part, then all other parameters."""
         if self.rest is None:
             return None
         columns = [part.columns_P for part in (*self.parts.values(), self.rest)]
         return torch.stack(columns).float()
 
     def _rest(self) -> Part | None:
-        """What belongs to no part."""
+        """The columns and buffers that belong to no part; None if there are no parts."""
         if not self.parts:
             return None
         columns_P = ~torch.stack([part.columns_P for part in self.parts.values()]).any(0)
@@ -142,9 +143,10 @@ class Group:
         self.stack.weights().take(rows_K, weights)
 
     def start_epoch(self, epoch: int, order: Order, epochs_before: int) -> None:
-        """Set learning rates for an epoch of the stage; draw the order of the examples.
+        """Set an epoch's learning rates, its order of examples and its random seeds.
 
-        ``epochs_before`` counts those of earlier stages too: it tells the epochs' draws apart.
+        ``epoch`` counts from 0 within the stage, for schedules; ``epochs_before`` counts over all
+        stages, and every random number of the epoch depends on it.
         """
         self.optimizer.start_epoch(epoch)
         if "method.epoch" in self.stack.buffers:
@@ -159,23 +161,23 @@ class Group:
         return torch.tensor(seeds, dtype=torch.int64, device=self.device)
 
     def run_pass(self, one: Pass, examples: Examples, size: int) -> None:
-        """Let the method look at the features of all examples of a split, a chunk at a time."""
+        """Run a method's pass over a split, ``size`` examples at a time; sets its buffers."""
         state = self.stack.start_pass(one)
         for inputs, target_B in examples.chunks(size):
             state = self.stack.step_pass(one, state, inputs, target_B)
         self.stack.finish_pass(one, state)
 
     def use_graphs(self, *, on: bool) -> None:
-        """On a GPU that holds the examples, record steps as graphs."""
+        """Turn CUDA graphs on or off; they are used only on a GPU that holds the examples."""
         self._graphs = on and like_gpu(self.device)
         self._graph = None
 
     def forget_graph(self) -> None:
-        """Give the memory of a recorded step back; the next step is recorded anew."""
+        """Drop the captured graph to free its memory; the next step captures it again."""
         self._graph = None
 
     def train(self, examples: Examples, order: Order, start: int, stop: int) -> None:
-        """Take the steps start, …, stop−1 of the epoch."""
+        """Run training steps start, …, stop − 1 of the epoch."""
         rows = [order.step(self._order_SN, step) for step in range(start, stop)]
         recorded = self._graphs and examples.place == self.device
         with nullcontext() if self.stack.stacked else own_generators(self.device):
@@ -188,10 +190,10 @@ class Group:
                 self._step(examples, *batch)
 
     def _set_draws(self, step: int) -> None:
-        """Tell the models which step's random numbers they draw.
+        """Seed the models' random numbers for a step.
 
-        One model alone may draw from torch's generators (`nn.LSTM`'s dropout, say). They are seeded
-        for every step, so that a resumed model draws what an undisturbed one would.
+        A model that is not stacked may also use torch's global generators (dropout in `nn.LSTM`,
+        for example). They are seeded at every step, so that resuming gives the same numbers.
         """
         torch.add(self._draw_K, step, out=self.stack.draw_K)
         if not self.stack.stacked:
@@ -218,10 +220,10 @@ class Group:
             return
         steps = self.optimizer.steps
         self._graph.run(index_SB)
-        self.optimizer.steps = steps + 1  # a replay does not run the line that counts
+        self.optimizer.steps = steps + 1  # a replay does not run Python code
 
     def _record(self, examples: Examples, index_SB: Tensor) -> None:
-        """Record a step; where the memory does not suffice for that, take plain ones."""
+        """Capture a step as a graph; if out of memory, run eager steps from now on."""
         saved = self.snapshot()
 
         def run(index_SB: Tensor) -> None:
@@ -232,7 +234,7 @@ class Group:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        self.load(*saved)  # the recording ran nothing, but it was counted
+        self.load(*saved)  # capture computes nothing, but increments `optimizer.steps`
         if self._graph is None:
             self._graphs = False
             release(self.device)
@@ -240,9 +242,11 @@ class Group:
     # ------------------------------------------------------------ evaluation
 
     def evaluate(self, examples: Examples, size: int) -> dict[str, list[float]]:
-        """Every metric of the present weights, and ``finite``: one number per row each.
+        """Every metric of the current weights on a split, as a list with one value per row.
 
-        Of parts that are judged by themselves, the monitored metric as ``part/<name>``.
+        Also the running sums ``loss`` and ``wrong``; ``finite``, 1 if scores, parameters and loss
+        are finite, else 0; and ``part/<name>``, the monitored metric of each part that has a best
+        epoch of its own.
         """
         found = predictions_of(self.stack, examples, size, parts=self.judges_parts)
         values = metrics_of(found, examples.targets)
@@ -250,7 +254,7 @@ class Group:
         for name, log_KNC in found.parts.items():
             part = evaluate(log_KNC, log_KNC, examples.targets, [monitor])[monitor]
             values[f"part/{name}"] = part
-        # The largest magnitude shows every NaN and infinity without a mask of all elements.
+        # The maximum propagates NaN and infinity, without a mask of all elements.
         largest = [found.scores.flatten(1), self.stack.parameters_KP]
         finite = [x.abs().amax(1).isfinite() for x in largest] + [self.loss_K.isfinite()]
         values["finite"] = torch.stack(finite).all(0)
@@ -260,18 +264,18 @@ class Group:
 
     @property
     def judges_parts(self) -> bool:
-        """Whether parts have best epochs of their own."""
+        """Whether each part has a best epoch of its own."""
         return bool(self.parts) and self.keeps_best
 
     @property
     def best_parts(self) -> bool:
-        """Whether the chosen weights are of several epochs, part by part."""
+        """Whether the chosen weights may combine parts from different epochs."""
         return self.judges_parts and self.best is not None
 
     def evaluate_chosen(
         self, rows: Sequence[int], examples: Examples, size: int
     ) -> list[dict[str, float]]:
-        """Every metric of these rows' chosen weights (best or last), a mapping per row."""
+        """Every metric of the chosen weights (best or last) of these rows, a mapping per row."""
         stack = self.stack.with_weights(self.chosen.select(rows))
         values = metrics_of(predictions_of(stack, examples, size), examples.targets)
         table = torch.stack([v.double() for v in values.values()]).T.tolist()
@@ -279,20 +283,21 @@ class Group:
 
     @property
     def chosen(self) -> Weights:
-        """The weights that count: those of the best epoch, or the present ones."""
+        """The weights that results are for: the best ones if they are kept, else the current."""
         return self.stack.weights() if self.best is None else self.best
 
     def prepare_best(self) -> None:
-        """Take the memory for best weights, if they are kept: with the first evaluation's."""
+        """Allocate the copy of the best weights, if they are kept and not allocated yet."""
         if self.keeps_best and self.best is None:
             self.best = self.stack.weights().clone()
 
     def keep_best(
         self, improved: Sequence[bool], of_parts: Mapping[str, Sequence[bool]] | None = None
     ) -> None:
-        """Take over the present weights of the rows that improved, part by part if there are any.
+        """Copy the current weights of rows that improved into the best weights.
 
-        ``of_parts`` says which rows improved by part; ``improved`` is then for what is in none.
+        ``of_parts``: for each part, the rows that improved; ``improved`` then applies only to
+        parameters and buffers that belong to no part.
         """
         self.prepare_best()
         assert self.best is not None
@@ -306,9 +311,9 @@ class Group:
                 self.best.take(mask, self.stack.weights(), part)
 
     def keep_stopped(self, indices: Collection[int]) -> None:
-        """Note the present weights of models that stop before the stage ends for all.
+        """Save the current weights of models that stop early while others continue the stage.
 
-        ``indices`` are their positions in the pack.
+        ``indices`` are positions in the pack.
         """
         rows = [member.index in indices for member in self.members]
         if not any(rows):
@@ -320,7 +325,7 @@ class Group:
             self.stopped.take(mask, self.stack.weights())
 
     def go_back(self, rows: Sequence[int]) -> None:
-        """Give rows that stopped early their weights of then."""
+        """Restore the saved weights of rows that stopped early."""
         assert self.stopped is not None
         mask = torch.zeros(len(self.members), dtype=torch.bool, device=self.device)
         mask[list(rows)] = True
@@ -351,7 +356,7 @@ class Group:
         self._draws = [self._draws[row] for row in rows]
 
     def halves(self) -> tuple[Group, Group]:
-        """Two groups in place of this one."""
+        """Split into two groups, which replace this one."""
         middle = len(self.members) // 2
         first, second = copy.copy(self), copy.copy(self)
         second.optimizer = copy.copy(self.optimizer)
@@ -362,7 +367,7 @@ class Group:
     # ------------------------------------------------------------ state
 
     def state(self) -> dict[str, Tensor]:
-        """All tensors that training changes, by name, a row per model; themselves, not copies."""
+        """All tensors that training changes, by name, with a row per model; not copied."""
         tensors = {"parameters": self.stack.parameters_KP}
         tensors.update({f"buffer.{n}": value for n, value in self.stack.buffers.items()})
         for kind, weights in (("best", self.best), ("stopped", self.stopped)):
@@ -373,12 +378,12 @@ class Group:
         return {**tensors, "loss": self.loss_K, "wrong": self.wrong_K}
 
     def snapshot(self) -> tuple[dict[str, Tensor], int]:
-        """A copy of the state for `load`."""
+        """A copy of the state and the optimizer's step count, for `load`."""
         return {name: value.clone() for name, value in self.state().items()}, self.optimizer.steps
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor], steps: int) -> None:
-        """Take over what `state` gave, and the optimizer's number of steps."""
+        """Restore tensors as given by `state`, and the optimizer's step count."""
         for kind in ("best", "stopped"):
             present = getattr(self, kind)
             if kind in tensors and present is None:

@@ -1,10 +1,9 @@
-"""Successive halving: which configurations go on after a rung. Pure.
+"""Successive halving: which configurations continue after a rung. Pure.
 
-Inside a pack all configurations reach a rung together, and the best part of them goes on
-(`survivors`). A pack of one configuration has nothing to compare with: its value is compared with
-those of the configurations that were at the rung before it, in whatever packs (`goes_on`):
-asynchronous successive halving, ASHA, in the variant that stops configurations instead of pausing
-them (Li et al. 2020).
+The configurations of a pack reach a rung together, and the best 1/η of them continue (`survivors`).
+A pack of a single configuration is instead compared with all configurations, of any pack, that
+reached the rung before it (`goes_on`): asynchronous successive halving (ASHA, Li et al. 2020), in
+the variant that stops configurations instead of pausing them.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from modmix.base import ties
 
 
 def rungs(min_epochs: int, eta: int, epochs: int) -> tuple[int, ...]:
-    """Epochs after which configurations are dropped: min_epochs, ·η, ·η², … before the last epoch.
+    """Epochs after which configurations are pruned: min_epochs · ηⁱ, i = 0, 1, …, below ``epochs``.
 
     Example:
         >>> rungs(2, 3, 20)
@@ -35,8 +34,7 @@ def rungs(min_epochs: int, eta: int, epochs: int) -> tuple[int, ...]:
 def survivors(values: Mapping[str, float], eta: int, *, higher_is_better: bool) -> list[str]:
     """The best ⌈n/η⌉ configurations, best first.
 
-    A configuration whose value is NaN (a replicate diverged) comes after all others; equals keep
-    their order.
+    NaN (a replicate diverged) ranks last; ties keep their order.
     """
     costs = {
         configuration: _cost(value, higher_is_better) for configuration, value in values.items()
@@ -47,9 +45,10 @@ def survivors(values: Mapping[str, float], eta: int, *, higher_is_better: bool) 
 
 
 def goes_on(value: float, others: Sequence[float], eta: int, *, higher_is_better: bool) -> bool:
-    """Whether a value is among the best ⌊n/η⌋ of itself and the others at a rung so far.
+    """Whether a value is among the best ⌊n/η⌋ of the n at a rung so far: itself and ``others``.
 
-    The first η − 1 to arrive go on, and so do equals of one that does. NaN is the worst value.
+    The first η − 1 to arrive always continue, and so does a value tied with one that does. NaN is
+    the worst value.
     """
     own = _cost(value, higher_is_better)
     n = len(others) + 1
@@ -59,23 +58,23 @@ def goes_on(value: float, others: Sequence[float], eta: int, *, higher_is_better
 
 
 def share(keep: float, configurations: int) -> int:
-    """How many of a batch's configurations get all their seeds where they are staged: ⌈keep ·
-    configurations⌉.
+    """How many configurations of a batch are promoted to all their seeds: ⌈keep · configurations⌉.
+
+    For searches that first train every configuration with some of its seeds only.
     """
-    return math.ceil(keep * configurations - 1e-9)  # 0.1 of 30 is 3, not 4
+    return math.ceil(keep * configurations - 1e-9)  # 0.07 * 100 is 7.000000000000001
 
 
 def promoted(
     values: Mapping[str, float | None], keep: float, *, higher_is_better: bool
 ) -> list[str]:
-    """The better ``keep`` share of a batch of configurations by their first seeds, best first.
+    """The best ``keep`` fraction of a batch of configurations by their first seeds, best first.
 
-    Each batch by itself, whatever others have shown: so it does not depend on which batch ends
-    first, its cost is known before, and the best configuration of every batch is among them.
-    (Against all configurations so far, nearly every configuration of a late batch would pass,
-    because a sampler's later configurations are better than its first ones.) A configuration
-    without a value (it failed, or halving has pruned it) counts in the share and is never promoted;
-    equals are taken in their order.
+    Every batch is ranked on its own, so that the result does not depend on the order in which
+    batches finish, the cost is known in advance, and every batch promotes its best configuration.
+    (Ranked against all configurations so far, nearly all of a late batch would be promoted, because
+    a sampler's proposals get better.) A configuration without a value (failed, or pruned by
+    halving) counts towards the batch size but is never promoted; ties keep their order.
     """
     found = {configuration: value for configuration, value in values.items() if value is not None}
     best = survivors(found, 1, higher_is_better=higher_is_better)
@@ -83,7 +82,7 @@ def promoted(
 
 
 def mean(values: Sequence[float]) -> float:
-    """The mean over a configuration's replicates; NaN when one of them is."""
+    """The mean over a configuration's replicates; NaN if any of them is."""
     return math.fsum(values) / len(values)
 
 

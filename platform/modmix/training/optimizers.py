@@ -1,13 +1,14 @@
 """SGD, Adam and AdamW for K models at once, with clipping, weight decay and schedules per model.
 
-All parameters of all models are one (K, P) tensor, a row per model, and so are gradients and
-moments: a step is a handful of operations, however many layers there are. Every row is what
-``torch.optim`` and ``clip_grad_norm_`` compute for that model alone. A row of NaN stays its own.
+The parameters of all models are one (K, P) tensor with a row per model, and so are gradients and
+moments: a step is a handful of operations, however many layers there are. Every row gets the update
+that ``torch.optim`` and ``clip_grad_norm_`` compute for that model alone; NaN does not spread to
+other rows.
 
-On a processor the update goes once over the memory: torch's fused kernels take one learning rate
-for a list of tensors, so neighbouring rows of equal settings (the seeds of a configuration, all
-configurations of a curve over β) are handed over as one. On other devices an operation over all
-rows is one launch, and what each row needs is broadcast to it.
+On a CPU the update is a single pass over memory by torch's fused kernels. These take one learning
+rate per call, so adjacent rows with equal settings (the seeds of a configuration, configurations
+that differ only in β) share a call. On other devices each operation over all rows is one kernel
+launch, with per-row settings broadcast.
 """
 
 from __future__ import annotations
@@ -28,24 +29,24 @@ Training = Mapping[str, Any]  # one model's training settings
 
 
 class _Piece(NamedTuple):
-    """Memory that one call of a fused kernel updates: the same settings hold for all of it."""
+    """The tensors that one fused-kernel call updates, and the settings they share."""
 
     rate: float
     momentum: float
     decay: float
-    tensors: Mapping[str, list[Tensor]]  # "parameters", "gradient" and the names of the state
+    tensors: Mapping[str, list[Tensor]]  # "parameters", "gradient" and the optimizer's state
 
 
-# Columns of every row: first, behind the last, and whether weight decay acts on them.
+# A range of columns: start, stop (exclusive), and whether weight decay applies to it.
 _Segment = tuple[int, int, bool]
 
 
 class Optimizer:
-    """One update rule over (K, P) parameters; settings that are stackable differ per row.
+    """One update rule for (K, P) parameters; stackable settings may differ between rows.
 
-    ``training`` has one mapping per model. ``decays_P`` is 1 where weight decay acts and
-    ``trained_P`` 1 where the parameter is trained at all (None: everywhere). ``parts_QP`` is 1
-    where a parameter belongs to a part that is clipped by its own norm (None: the model is one).
+    ``training`` has one mapping per model. ``decays_P`` is 1 where weight decay applies,
+    ``trained_P`` is 1 where parameters are trained (None: all). Each row of ``parts_QP`` is 1 for
+    the parameters that are clipped together, by their own norm (None: the whole model).
     """
 
     def __init__(
@@ -59,20 +60,20 @@ class Optimizer:
         parts_QP: Tensor | None = None,
     ) -> None:
         self.training = list(training)
-        self.settings = training[0]  # of the structural ones, equal in all
+        self.settings = training[0]  # for structural settings, equal in all models
         self.kind: str = self.settings["optimizer"]
         self.epochs = self.settings["epochs"] if epochs is None else epochs
         self.decays_P = decays_P
         self.trained_P = trained_P
         self.parts_QP = parts_QP
         self.steps = 0
-        # The same on the device: a recorded step counts for itself. float64, for 1 − 0.999^t.
+        # `steps` on the device, incremented by graph replays; float64 for 1 − 0.999^t.
         self._count = torch.zeros((), dtype=torch.float64, device=parameters_KP.device)
         self.state = {name: torch.zeros_like(parameters_KP) for name in self._state_names()}
         self._fused = not like_gpu(parameters_KP.device) and parameters_KP.dtype == torch.float32
         self._segments = _segments(decays_P, trained_P) if self._fused else []
         self._pieces: list[_Piece] = []
-        self._of: tuple[int, int] | None = None  # the memory that the pieces belong to
+        self._of: tuple[int, int] | None = None  # data pointers of the tensors the pieces view
         self._read_rows(parameters_KP.device)
         self.rate_K1 = torch.zeros_like(self.momentum_K1)
         self._shrink_KP: Tensor | None = None
@@ -105,20 +106,20 @@ class Optimizer:
         self.rates = [
             float(t["learning_rate"]) * schedule(t, epoch, self.epochs) for t in self.training
         ]
-        # In place: a recorded step reads them where they lie.
+        # In place: a captured graph reads from these addresses.
         self.rate_K1.copy_(torch.tensor(self.rates, device=device).unsqueeze(1))
         if self._shrink_KP is not None:
             assert self.decay_KP is not None
             torch.mul(self.rate_K1, self.decay_KP, out=self._shrink_KP).neg_().add_(1.0)
 
     def resume(self, steps: int) -> None:
-        """Go on as after so many steps; the state is set by whoever calls this."""
+        """Set the step count; the caller restores the tensors of ``state``."""
         self.steps = steps
         self._count.fill_(steps)
 
     @torch.no_grad()
     def step(self, parameters_KP: Tensor, gradient_KP: Tensor) -> None:
-        """Update the parameters in place; the gradient is used up."""
+        """Update the parameters in place; the gradient is overwritten."""
         self.steps += 1
         if self.trained_P is not None:
             gradient_KP.mul_(self.trained_P)
@@ -130,7 +131,7 @@ class Optimizer:
             self._step_broadcast(parameters_KP, gradient_KP)
 
     def _clip_factors(self, gradient_KP: Tensor) -> Tensor:
-        """What `clip_grad_norm_` multiplies the gradient by, (K, 1), or (K, P) with parts."""
+        """The factors by which `clip_grad_norm_` scales gradients: (K, 1), or (K, P) with parts."""
         if self.parts_QP is None:
             norm_K1 = torch.linalg.vector_norm(gradient_KP, dim=1, keepdim=True)
             return torch.clamp(self.clip_K1 / (norm_K1 + 1e-6), max=1.0)
@@ -142,7 +143,7 @@ class Optimizer:
             factors = torch.where(part_P > 0, factor_K1, factors)
         return factors
 
-    # ------------------------------------------------------------ one pass over memory
+    # ------------------------------------------------------------ fused kernels (CPU)
 
     def _step_fused(self, parameters_KP: Tensor, gradient_KP: Tensor) -> None:
         memory = parameters_KP.data_ptr(), gradient_KP.data_ptr()
@@ -158,7 +159,7 @@ class Optimizer:
         self, rate: float, momentum: float, decay: float, tensors: Mapping[str, list[Tensor]]
     ) -> None:
         parameters = tensors["parameters"]
-        # Buffers of zeros: the first momentum is 0 · 0 + gradient, as torch's.
+        # Momentum starts from zeros, so the first one is the gradient, as in torch.
         buffers: list[Tensor | None] = [None] * len(parameters)
         if momentum:
             buffers = list(tensors["momentum"])
@@ -184,7 +185,7 @@ class Optimizer:
             tensors["first"],
             tensors["second"],
             [],
-            [torch.tensor(float(self.steps - 1)) for _ in parameters],  # it adds 1
+            [torch.tensor(float(self.steps - 1)) for _ in parameters],  # adam() adds 1
             fused=True,
             decoupled_weight_decay=self.kind == "adamw",
             amsgrad=False,
@@ -197,7 +198,7 @@ class Optimizer:
         )
 
     def _cut(self, parameters_KP: Tensor, gradient_KP: Tensor) -> Iterator[_Piece]:
-        """Neighbouring rows of equal settings, by columns that decay or do not."""
+        """Yield pieces: runs of adjacent rows with equal settings, by range of columns."""
         whole = {"parameters": parameters_KP.detach(), "gradient": gradient_KP, **self.state}
         columns = parameters_KP.shape[1]
         settings = [
@@ -218,7 +219,7 @@ class Optimizer:
                 }
                 yield _Piece(rate, momentum, decay if decays else 0.0, tensors)
 
-    # ------------------------------------------------------------ one operation over all rows
+    # ------------------------------------------------------------ broadcast over rows (GPU)
 
     def _step_broadcast(self, parameters_KP: Tensor, gradient_KP: Tensor) -> None:
         self._count += 1
@@ -246,7 +247,7 @@ class Optimizer:
         beta_1, beta_2 = self.settings["betas"]
         first.lerp_(gradient_KP, 1 - beta_1)
         second.mul_(beta_2).addcmul_(gradient_KP, gradient_KP, value=1 - beta_2)
-        # m̂ / (√v̂ + ε), with both corrections moved into the rate and ε: two passes fewer.
+        # m̂ / (√v̂ + ε), with the bias corrections folded into the rate and ε: saves two passes.
         root = (1 - beta_2**self._count).sqrt()
         factor_K1 = self.rate_K1 * (root / (1 - beta_1**self._count))
         torch.sqrt(second, out=gradient_KP)
@@ -260,7 +261,7 @@ class Optimizer:
         """Keep these rows only, in this order."""
         index = torch.tensor(rows, device=self.rate_K1.device)
         self.training = [self.training[row] for row in rows]
-        self._count = self._count.clone()  # halves of a group go on counting by themselves
+        self._count = self._count.clone()  # not shared between the halves of a split group
         self.state = {name: value.index_select(0, index) for name, value in self.state.items()}
         for name in ("momentum_K1", "clip_K1", "rate_K1", "decay_KP", "_shrink_KP"):
             value = getattr(self, name)
@@ -270,7 +271,7 @@ class Optimizer:
 
 
 def _segments(decays_P: Tensor, trained_P: Tensor | None) -> list[_Segment]:
-    """Runs of columns that are trained and that decay acts on, or does not."""
+    """Contiguous ranges of trained columns, split by whether weight decay applies."""
     kind_P = (decays_P > 0).long()
     if trained_P is not None:
         kind_P = torch.where(trained_P > 0, kind_P, -1)
@@ -281,7 +282,7 @@ def _segments(decays_P: Tensor, trained_P: Tensor | None) -> list[_Segment]:
 
 
 def _joined(segments: Sequence[_Segment]) -> list[_Segment]:
-    """The same columns where decay makes no difference."""
+    """The segments with adjacent ones merged, for rows without weight decay."""
     joined: list[_Segment] = []
     for start, stop, _ in segments:
         if joined and joined[-1][1] == start:
@@ -291,7 +292,7 @@ def _joined(segments: Sequence[_Segment]) -> list[_Segment]:
 
 
 def schedule(training: Training, epoch: int, epochs: int) -> float:
-    """What the learning rate is multiplied by in an epoch (from 0) of ``epochs``.
+    """The learning-rate factor in an epoch (from 0) of ``epochs``.
 
     Example:
         >>> schedule({"schedule": "step", "decay_rate": 0.1, "milestones": [2, 4]}, 4, 6)

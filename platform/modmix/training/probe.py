@@ -1,11 +1,12 @@
-"""How a pack is trained on this device: how many models at a time, stacked or one after another.
+"""Choose how to train a pack on this device: how many models at a time, stacked or one by one.
 
-Memory is asked first, speed second. One model's step tells how much memory a model takes, and so
-how many fit. Then a few real steps are timed, stacked and one model after another, and everything
-is put back afterwards. Stacking has to be beaten clearly, so that noise does not decide and equal
-packs are trained equally. An operation that cannot be stacked is a reason, not a failure.
+A training step of one model gives its memory, and so the number of models that fit. Then a few real
+steps are timed, stacked and one by one, and their effects undone. Alternatives (one by one instead
+of stacked, CUDA graphs instead of eager steps) must be faster by a clear margin, so that noise
+rarely changes the choice and equal packs are trained the same way. Models with an operation that
+`vmap` cannot stack are trained one by one, which is not an error.
 
-What is chosen changes how sums are rounded, nothing else.
+The choice affects results only by floating-point rounding.
 """
 
 from __future__ import annotations
@@ -27,30 +28,30 @@ from modmix.training.device import available, is_out_of_memory, like_gpu, releas
 from modmix.training.group import Group
 from modmix.training.timeline import StageEntry
 
-_STEPS = 5  # timed, after one that is not
-_TRIED = 8  # examples on which it is tried whether evaluation can be stacked
-_CACHED = 1 << 14  # rows of all models that a processor evaluates at a time
-_CLEARLY = 0.8  # of the plain way's time: what another way must stay under
-# How the warning begins that `vmap` gives where it loops over the models inside.
+_STEPS = 5  # timed steps, after one warm-up step
+_TRIED = 8  # examples used to check whether evaluation can be stacked
+_CACHED = 1 << 14  # examples × models evaluated at a time on a CPU
+_CLEARLY = 0.8  # an alternative must take less than this fraction of the default's time
+# Start of the warning that `vmap` gives when it falls back to a loop over the models.
 _LOOPS = "There is a performance drop because we have not yet implemented the batching rule"
 
 
 @dataclass(kw_only=True)
 class Way:
-    """How a pack is trained, why, and what was measured (seconds a step of all its models)."""
+    """How a pack is trained, why, and measured times (seconds per step of all its models)."""
 
     stacked: bool = False
     compiled: bool = False
     graphs: bool = False
-    eval_rows: int = 1  # examples evaluated at a time
+    eval_rows: int = 1  # evaluation batch size
     why: str = ""
     measured: dict[str, float] = field(default_factory=dict)
 
 
 class Probe:
-    """Chooses a way to train models of a pack.
+    """Chooses how to train models of a pack.
 
-    ``share`` is the part of the machine's (or the device's) memory that this process may use.
+    ``share`` is the fraction of the host's (or the device's) memory that this process may use.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Probe:
         self._device = builder.device
 
     def choose(self, indices: Sequence[int], entry: StageEntry) -> tuple[Way, list[Group]]:
-        """The way to train these, and their groups, ready for the stage that they enter."""
+        """How to train the replicates at these positions, and their groups, ready for a stage."""
         way, groups = self._stacked_or_not(indices, entry)
         if self._settings["compile"] and groups:
             self._compile(way, groups[0])
@@ -76,7 +77,7 @@ class Probe:
         way = Way(eval_rows=self._settings["eval_batch_size"])
         single = self._builder.started(indices[:1], entry)
         measured = self._bytes(single[0]) if single else None
-        if measured is None:  # one model does not fit: the others, maybe of fewer inputs, may
+        if measured is None:  # the first model does not fit; others may, e.g. with fewer inputs
             way.why = "memory for less than one model at a time"
             return way, [*single, *self._one_by_one(indices[1:], entry)]
         per_model, per_example = measured
@@ -96,7 +97,7 @@ class Probe:
             way.why = f"{len(groups)} stacked models, memory for {most} models at a time"
         largest = max(len(group.members) for group in groups)
         way.eval_rows = max(1, min(way.eval_rows, int(0.2 * free / (per_example * largest))))
-        if not like_gpu(self._device):  # what a layer makes of them should stay in the cache
+        if not like_gpu(self._device):  # keep activations in the CPU's cache
             way.eval_rows = min(way.eval_rows, max(512, _CACHED // largest))
         if reason := self._better_alone(way, groups[0], single[0], len(indices), setting):
             del groups
@@ -110,7 +111,7 @@ class Probe:
 
     @staticmethod
     def _alone(models: int, setting: str, most: int) -> str:
-        """Why models are trained one after another before anything is timed, or nothing."""
+        """Why models are trained one by one without timing anything, or ""."""
         if models == 1:
             return "one model"
         if setting == "never":
@@ -118,14 +119,14 @@ class Probe:
         return "memory for one model at a time" if most == 1 else ""
 
     def _compile(self, way: Way, group: Group) -> None:
-        """Compile the stacked step, if that can be done; the record says why not."""
+        """Compile the stacked step; if that fails or does not apply, ``way.why`` says so."""
         if not way.stacked:
             way.why += "; compile: true has no effect on models that are not stacked"
             return
         group.stack.compile()
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of what cannot be traced; the error says it too
+                warnings.simplefilter("ignore")  # about untraceable code; the error repeats them
                 self._seconds(group, 1)
         except Exception as error:
             way.why += f"; cannot be compiled: {_first_sentence(error)}"
@@ -136,8 +137,9 @@ class Probe:
     # ------------------------------------------------------------ memory
 
     def _bytes(self, single: Group) -> tuple[int, int] | None:
-        """Memory of one model in training, and of one of its examples in evaluation; None when not
-        even one step of it fits.
+        """Estimated bytes of one model in training, and per example in evaluation.
+
+        None if a training step of one model runs out of memory.
         """
         held: dict[int, int] = {}
         own = {single.stack.parameters_KP.untyped_storage().data_ptr()}
@@ -156,16 +158,16 @@ class Probe:
             return None
         activations = sum(held.values())
         parameters = single.stack.parameters_KP.numel() * 4
-        # Present and best weights, gradient (twice: as collected, as computed), the optimizer's
-        # state, and the copy of all that is taken before every evaluation.
+        # Present and best weights, gradient (as computed and as copied for the optimizer), the
+        # optimizer's state; then the snapshot of weights and state that `on_groups` takes.
         tensors = 4 + len(single.optimizer.state)
         tensors += 2 + len(single.optimizer.state)
-        # As much again as what is kept for the backward pass: gradients and intermediate values.
+        # Twice the tensors saved for backward: their gradients and temporaries take as much again.
         per_model = tensors * parameters + 2 * activations
         return per_model, max(1, activations // self._order.batch)
 
     def _undone(self, group: Group, action: Callable[[], None]) -> bool:
-        """Do something that trains the group, and undo it; false when memory does not suffice."""
+        """Run an action and restore the group's state; False if it ran out of memory."""
         saved: tuple[dict[str, Tensor], int] | None = None
         try:
             saved = group.snapshot()
@@ -186,17 +188,17 @@ class Probe:
     def _better_alone(
         self, way: Way, group: Group, single: Group, models: int, setting: str
     ) -> str:
-        """Why the models are better trained one after another, or nothing."""
+        """Why the models are better trained one by one, or "". Sets measured times and graphs."""
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("error", message=_LOOPS)
                 self._try_evaluation(group, min(way.eval_rows, _TRIED))
                 stacked = self._seconds(group, 1 if setting == "always" else _STEPS)
         except Exception as error:
-            # The same step has run for one model: a mistake of the method's own showed there.
+            # Not a bug of the method: that would have raised in `_bytes`, with a single model.
             return f"cannot be stacked: {_first_sentence(error)}"
         if setting == "always" or stacked is None:
-            return ""  # too large for the estimate: halved when training comes to it
+            return ""  # always, or out of memory after all: training will split the group
         alone = self._seconds(single, _STEPS)
         if alone is None:
             return ""
@@ -212,7 +214,7 @@ class Probe:
         return ""
 
     def _recorded_too(self, group: Group, plain: float) -> tuple[float, bool]:
-        """Seconds of a step in the faster way, and whether that is a recorded one."""
+        """Seconds per step with or without a CUDA graph, and whether to use one."""
         setting = self._settings["cuda_graphs"]
         if not self._can_record() or setting == "never":
             return plain, False
@@ -222,7 +224,7 @@ class Probe:
         return plain, setting == "always"
 
     def _try_evaluation(self, group: Group, rows: int) -> None:
-        """Everything that a method does outside of steps, on few examples."""
+        """Run what a method does outside of training steps on a few examples, then undo it."""
         chunk = next(iter(self._train.chunks(rows)))
 
         def run() -> None:
@@ -234,7 +236,7 @@ class Probe:
         self._undone(group, run)
 
     def _seconds(self, group: Group, steps: int) -> float | None:
-        """The fastest of some steps; None when the memory does not suffice. All is undone."""
+        """Seconds of the fastest of some training steps, then undone; None if out of memory."""
         times: list[float] = []
 
         def run() -> None:
@@ -256,7 +258,7 @@ class Probe:
         return like_gpu(self._device) and self._train.place == self._device
 
     def _graphs(self, group: Group) -> bool:
-        """Whether steps are recorded as CUDA graphs: where that is clearly faster, if not said."""
+        """Whether to use CUDA graphs: as ``cuda_graphs`` says, or with "auto" if clearly faster."""
         setting = self._settings["cuda_graphs"]
         if setting != "auto" or not self._can_record():
             return setting == "always" and self._can_record()
@@ -264,7 +266,7 @@ class Probe:
         return plain is not None and self._recorded_too(group, plain)[1]
 
     def _seconds_recorded(self, group: Group) -> float | None:
-        """As `_seconds`; None also where a step has an operation that cannot be recorded."""
+        """As `_seconds` with CUDA graphs; None also if the step cannot be captured."""
         seconds = None
         group.use_graphs(on=True)
         with suppress(RuntimeError):
@@ -274,13 +276,13 @@ class Probe:
 
 
 def _first_sentence(error: BaseException) -> str:
-    """What an error says, short: torch adds advice for its developers."""
+    """An error's first sentence, at most 200 characters: torch appends long advice."""
     text = " ".join(str(error).split())
     return text.partition(". ")[0].removesuffix(".")[:200]
 
 
 def _evenly(indices: Sequence[int], most: int) -> list[list[int]]:
-    """As few parts as hold at most ``most`` each, of nearly equal size."""
+    """Split into the fewest parts of at most ``most``, of nearly equal size."""
     parts = -(-len(indices) // most)
     bounds = [round(i * len(indices) / parts) for i in range(parts + 1)]
     return [list(indices[a:b]) for a, b in pairwise(bounds)]

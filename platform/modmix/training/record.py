@@ -10,22 +10,22 @@ from typing import Any
 from modmix.base.messages import Finished, Pack
 from modmix.training.halving import mean, survivors
 
-# Position in the pack -> (state, reason) of the models that end with an evaluation.
+# Position in the pack -> (state, reason), for models that end at an evaluation.
 Endings = dict[int, tuple[str, str]]
 
 
 @dataclass
 class Best:
-    """The best evaluation so far of one model, or of one part of it, in the present stage."""
+    """The best evaluation so far of a model, or of one of its parts, in the current stage."""
 
     value: float = math.nan  # of the monitored metric; NaN: none yet
-    at: int | None = None  # which evaluation of the history; None: none in this stage
-    waited: int = 0  # evaluations since then
+    at: int | None = None  # its index in the history; None: no evaluation in this stage yet
+    waited: int = 0  # evaluations since then without improvement
 
     def add(self, value: float, at: int, *, higher: bool) -> bool:
-        """Take in an evaluation; whether its weights are the best so far.
+        """Add an evaluation; return whether its weights are the best so far in the stage.
 
-        Those of the first are, whatever they are worth. NaN is never better than a number.
+        The first always are, even with NaN. NaN is never better than a number.
         """
         better = value > self.value if higher else value < self.value
         better = better or (math.isnan(self.value) and not math.isnan(value))
@@ -38,53 +38,54 @@ class Best:
 
 @dataclass
 class Record:
-    """One replicate's evaluations, its best one, and how it ended."""
+    """One replicate's evaluations, the best of them, and how it ended."""
 
     training: bool = True
     stopped: bool = False  # out of patience in a stage that is not the last
     best: Best = field(default_factory=Best)
-    parts: dict[str, Best] = field(default_factory=dict)  # of parts that train as if alone
+    parts: dict[str, Best] = field(default_factory=dict)  # of parts that train independently
     last: float = math.nan  # the monitored metric at the last evaluation
-    beaten: bool = False  # at a rung of halving, where its configuration was not among the best
-    rung_at: int | None = None  # its last evaluation at a rung of halving
+    beaten: bool = False  # its configuration was eliminated at a halving rung
+    rung_at: int | None = None  # index of its last evaluation at a halving rung
     seconds: float = 0.0
     history: dict[str, list[float]] = field(default_factory=dict)
     finished: dict[str, Any] | None = None  # fields of `Finished`
-    known: bool = False  # the driver has its result from an earlier start of the pack
+    known: bool = False  # the driver has its result from an earlier attempt
 
     @property
     def state(self) -> str:
-        """done, failed, pruned, or nothing yet."""
+        """done, failed or pruned; "" while it is not finished."""
         return "" if self.finished is None else str(self.finished["state"])
 
     def value(self, select: str) -> float:
-        """What the model would count with if it ended now."""
+        """The monitored metric of the weights that would be selected if training ended now."""
         return self.best.value if select == "best" else self.last
 
     @property
     def waited(self) -> int:
-        """Evaluations without an improvement; of parts, of the one that improved last."""
+        """Evaluations since the last improvement; with parts, since that of any part."""
         return min((part.waited for part in self.parts.values()), default=self.best.waited)
 
     def start_stage(self) -> None:
-        """Patience and best epochs count within a stage."""
+        """Reset patience and the best evaluation: both count within a stage."""
         self.best, self.parts, self.stopped = Best(), {}, False
 
     def row(self, evaluation: int) -> dict[str, float]:
-        """Every column at one evaluation."""
+        """Every column of the history at one evaluation."""
         return {name: column[evaluation] for name, column in self.history.items()}
 
     def add(self, line: Mapping[str, float], monitor: str, *, higher: bool) -> bool:
-        """Append one evaluation; whether its weights are the best so far."""
+        """Append an evaluation; return whether its weights are the best so far in the stage."""
         for name, number in line.items():
             self.history.setdefault(name, []).append(number)
         self.last = line[monitor]
         return self.best.add(self.last, len(self.history[monitor]) - 1, higher=higher)
 
     def add_part(self, part: str, value: float, patience: int | None, *, higher: bool) -> bool:
-        """Take in a part's monitored metric at the evaluation that `add` has just appended.
+        """Add a part's monitored metric for the evaluation that `add` has just appended.
 
-        A part that is out of patience has ended, as it would have alone.
+        Returns whether the part's weights are its best so far. A part that has run out of patience
+        is no longer updated, as if it had been trained alone.
         """
         best = self.parts.setdefault(part, Best())
         if patience is not None and best.waited >= patience:
@@ -93,7 +94,7 @@ class Record:
         return best.add(value, at, higher=higher)
 
     def chosen_at(self, select: str) -> int:
-        """The evaluation whose weights count; with parts, the last of theirs."""
+        """Index of the evaluation whose weights are selected; with parts, the latest of theirs."""
         if select == "last":
             return len(self.history["epoch"]) - 1
         chosen = [part.at for part in self.parts.values() if part.at is not None]
@@ -111,8 +112,9 @@ class Record:
         at: int = -1,
         chosen: int = -1,
     ) -> None:
-        """The replicate ends after its evaluation ``at``; the weights that count are those of the
-        evaluation ``chosen``.
+        """Finish the replicate as of evaluation ``at``, with the weights of evaluation ``chosen``.
+
+        Both are indices into the history.
         """
         epochs = self.history.get("epoch", [0.0])
         self.training = False
@@ -137,33 +139,37 @@ class Record:
         )
 
     def prune(self, reason: str, select: str) -> None:
-        """Halving ends it, with the values of its last rung.
+        """Finish the replicate as pruned by halving, with its metrics at its last rung.
 
-        (A worker may hear of it when it has trained on for an evaluation or two.)
+        It may have been evaluated since: the driver's decision can arrive late.
         """
         at = -1 if self.rung_at is None else self.rung_at
         best = self.best.at
-        # It may have had a better evaluation after the rung whose values count.
+        # The best evaluation may come after the rung; then the rung's own is reported.
         chosen = at if select == "last" or best is None or best > at >= 0 else best
         self.close("pruned", reason, results(self.row(at)), at=at, chosen=chosen)
 
 
 def results(line: dict[str, float]) -> dict[str, float]:
-    """An evaluation without the columns that are no results."""
+    """The metrics of an evaluation: its columns without "epoch" and "lr"."""
     return {name: value for name, value in line.items() if name not in ("epoch", "lr")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rung:
-    """A rung of halving that a pack has reached: its epoch over all stages, and by configuration
-    the mean over replicates of their best value so far, NaN where one failed.
+    """A halving rung that a pack has reached.
+
+    Attributes:
+        epoch: of the rung, counted over all stages.
+        values: by configuration, the mean over replicates of the monitored metric (best of the
+            stage so far or last, see `Record.value`); NaN if a replicate failed.
     """
 
     epoch: int
     values: Mapping[str, float]
 
     def losers(self, pack: Pack, *, higher_is_better: bool) -> dict[int, str]:
-        """Positions of the models of all configurations but the best 1/η, with the reason."""
+        """Positions and reasons of all models whose configuration is not among the best 1/η."""
         eta = int(pack.replicates[0].training["halving"]["eta"])
         kept = survivors(self.values, eta, higher_is_better=higher_is_better)
         n = len(self.values)
@@ -175,13 +181,14 @@ class Rung:
 def rung_of(
     pack: Pack, records: Sequence[Record], failing: Endings, epoch: int, select: str
 ) -> Rung:
-    """What a pack has come to at a rung, without configurations that were beaten or pruned before.
+    """The values of a pack's configurations at a rung, without those eliminated or pruned before.
 
-    One that failed counts at the next rung, as the worst, and not again.
+    A failed configuration counts once, as the worst, at the first rung after it failed. Also notes
+    the rung in the records of models still in training.
     """
     values: dict[str, list[float]] = {}
     for i, (replicate, record) in enumerate(zip(pack.replicates, records, strict=True)):
-        if record.training and record.history:  # none: it diverged before its first evaluation
+        if record.training and record.history:  # empty if it diverged before its first evaluation
             record.rung_at = len(record.history["epoch"]) - 1
         state = record.state or failing.get(i, ("",))[0]
         if state != "pruned" and not record.beaten:

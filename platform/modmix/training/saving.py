@@ -1,4 +1,4 @@
-"""A pack's training as tensors and JSON values, for `modmix.training.checkpoint`, and back."""
+"""Convert a pack's training state to tensors and JSON values for its checkpoint, and back."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class SavedGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class Saved:
-    """All that training goes on from. ``weights`` are those of finished replicates, by position."""
+    """All state needed to resume; ``weights`` of finished replicates, by position in the pack."""
 
     position: Position
     way: Way
@@ -42,7 +42,7 @@ def to_tensors(
     groups: Sequence[Group],
     weights: Mapping[int, bytes],
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors by name, and everything else as JSON values."""
+    """The tensors by name, and all other state as JSON values."""
     tensors = {
         f"{g}/{name}": value
         for g, group in enumerate(groups)
@@ -61,10 +61,10 @@ def to_tensors(
 
 
 def from_tensors(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Saved:
-    """What `to_tensors` gave.
+    """The inverse of `to_tensors`.
 
     Raises:
-        KeyError, TypeError, ValueError: another layout.
+        KeyError, TypeError, ValueError: the layout is that of another version.
     """
     groups = []
     for g, (indices, steps) in enumerate(zip(state["groups"], state["steps"], strict=True)):
@@ -86,6 +86,6 @@ def from_tensors(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Sav
 def _record(
     *, best: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]], **fields: Any
 ) -> Record:
-    """A record as `dataclasses.asdict` wrote it."""
+    """A record from the fields that `dataclasses.asdict` wrote."""
     own = {name: Best(**part) for name, part in parts.items()}
     return Record(best=Best(**best), parts=own, **fields)

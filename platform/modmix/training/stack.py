@@ -1,10 +1,10 @@
-"""K models of one structure as one; the only module that uses ``torch.func``.
+"""K models of the same structure run as one; the only module that uses ``torch.func``.
 
-Parameters of all models are one (K, P) tensor, a row per model, of which every parameter is a view
-(K, *shape). `torch.func.vmap` adds the model axis to a function of one model, and one ordinary
-backward pass gives all gradients, because a model's loss depends on its own row alone. Buffers
-(hyperparameters, statistics of batch norm) are stacked name by name; modules that update them
-write in place.
+The parameters of all models are one (K, P) tensor with a row per model; each parameter is a view
+(K, *shape) of it. `torch.func.vmap` adds the model axis to a function of one model, and a single
+ordinary backward pass gives all gradients, because each model's loss depends on its own row only.
+Buffers (hyperparameters, batch-norm statistics) are stacked per name, and modules must update them
+in place.
 
 Shapes: K models, B batch, C classes, P parameters of a model.
 """
@@ -28,11 +28,11 @@ from modmix.methods.model import Model
 from modmix.training.weights import Part, Predictions, Step, Weights
 
 Inputs = Mapping[str, Tensor]
-_DRAW = "draw"  # the last word of the names of buffers that hold a step's seed
+_DRAW = "draw"  # last component of the names of buffers that hold the step's seed
 
 
 class _Caller(nn.Module):
-    """Lets `functional_call` reach more than ``forward``: it calls a function of the model."""
+    """Lets `functional_call` run any function of the model instead of only its ``forward``."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -43,10 +43,11 @@ class _Caller(nn.Module):
 
 
 class Stack:
-    """Models of one structure, their parameters side by side; rows are models.
+    """K models of the same structure with stacked parameters and buffers, a row per model.
 
-    ``stacked=False`` runs a single row without `vmap`: any operation is then allowed, and
-    convolutions and LSTMs keep their fast kernels. Modules may write their buffers in place only.
+    ``stacked=False`` runs a single model without `vmap`, so that any operation is allowed and
+    convolutions and LSTMs use their fast kernels. Modules may only modify buffers in place.
+    ``low_precision`` runs models in bfloat16 autocast.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Stack:
         stacked: bool = True,
         low_precision: bool = False,
     ) -> None:
-        # Matrices first: what weight decay acts on is then one piece of every row.
+        # Matrices before vectors: the columns that weight decay applies to are then contiguous.
         named = dict(sorted(models[0].named_parameters(), key=lambda item: item[1].dim() < 2))
         self.names = list(named)
         self._shapes = [p.shape for p in named.values()]
@@ -88,7 +89,7 @@ class Stack:
 
     @property
     def template(self) -> Model:
-        """The model whose structure all share; its own weights are not used."""
+        """The model that defines the shared structure; its own weights are not used."""
         return self._caller.model
 
     @property
@@ -100,9 +101,10 @@ class Stack:
         return self.parameters_KP.device
 
     def freeze(self, prefixes: tuple[str, ...]) -> None:
-        """From now on, compute no gradients of parameters whose names begin so.
+        """Freeze the parameters whose names start with one of the prefixes, and unfreeze others.
 
-        Modules of such names run in evaluation mode, so that statistics stay too.
+        Modules under these prefixes run in evaluation mode, which also keeps their statistics.
+        Parameters that the model itself declares untrainable always stay frozen.
         """
         untrained = {n for n, p in self.template.named_parameters() if not p.requires_grad}
         self._frozen = [
@@ -117,7 +119,7 @@ class Stack:
         self._bound = None
 
     def columns(self, test: Callable[[str, torch.Size], bool]) -> Tensor:
-        """A mask (P,), true in the columns of parameters whose name and shape pass the test."""
+        """A mask (P,) over the columns: true for parameters whose name and shape pass the test."""
         marks = [
             torch.full((size,), test(name, shape))
             for name, shape, size in zip(self.names, self._shapes, self._sizes, strict=True)
@@ -125,7 +127,7 @@ class Stack:
         return torch.cat(marks).to(self.device)
 
     def parts(self) -> dict[str, Part]:
-        """The parts of these models that train as if alone."""
+        """The parts of these models that train independently of each other, by name."""
         return {
             part: Part(
                 self.columns(lambda name, _, begins=prefixes: name.startswith(begins)),  # type: ignore[misc]
@@ -137,9 +139,9 @@ class Stack:
     # ------------------------------------------------------------ training
 
     def loss_and_gradient(self, inputs: Inputs, target_KB: Tensor) -> Step:
-        """Mean loss, wrong predictions and gradients on inputs (K, B, *shape).
+        """Mean loss, number of wrong predictions and gradient on training inputs (K, B, *shape).
 
-        The gradient lies in memory that the next call uses again.
+        The gradient is a buffer that the next call overwrites.
         """
         self._set_mode(training=True)
         leaves, gradient_KP, views = self._bind()
@@ -184,11 +186,11 @@ class Stack:
         trained: Mapping[str, Tensor],
         views: Mapping[str, Tensor],
     ) -> None:
-        """Gradients of every loss, as the method changes them."""
+        """Compute each loss's gradients, let the method modulate them, and collect the result."""
         gradients: dict[str, dict[str, Tensor]] = {}
         for name, loss_K in losses.items():
             found: tuple[Tensor | None, ...] = (None,) * len(trained)
-            if loss_K.requires_grad:  # else it is one of frozen parameters alone
+            if loss_K.requires_grad:  # else it depends on frozen parameters only
                 found = torch.autograd.grad(
                     loss_K,
                     list(trained.values()),
@@ -208,7 +210,7 @@ class Stack:
         return dict(model.method.modulate(outputs, target_B, gradients))
 
     def _bind(self) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
-        """A leaf per parameter, and the gradient with a view per parameter; made once."""
+        """Leaf views of the parameters, the gradient buffer (K, P) and its views; cached."""
         if self._bound is None or self._bound[0] is not self.parameters_KP:
             leaves = self._views(self.parameters_KP.detach())
             for leaf, frozen in zip(leaves.values(), self._frozen, strict=True):
@@ -218,9 +220,9 @@ class Stack:
         return self._bound[1:]
 
     def compile(self, *, on: bool = True) -> None:
-        """From now on, run the forward and backward pass of a step as a compiled program.
+        """Turn `torch.compile` on or off for the forward and backward pass of training steps.
 
-        It is compiled at the next step, and again when the number of rows changes.
+        Compilation happens at the next step. Stacks made by `with_weights` compile again.
         """
         self._compile, self._compiled = on, None
 
@@ -252,14 +254,14 @@ class Stack:
 
     @torch.no_grad()
     def start_pass(self, one: Pass) -> State:
-        """The first state of a pass, (K, …) each."""
-        # What `vmap` has only expanded could not be written in place.
+        """The initial state of a pass, tensors (K, …)."""
+        # `vmap` may return expanded tensors, which cannot be written in place.
         state: State = _each(self._map(lambda _: one.start()), Tensor.contiguous)
         return state
 
     @torch.no_grad()
     def step_pass(self, one: Pass, state: State, inputs: Inputs, target_B: Tensor) -> State:
-        """Take one chunk of examples into a pass's state; all models see the same inputs."""
+        """Update a pass's state with a chunk of examples; all models see the same inputs."""
         self._set_mode(training=False)
 
         def step(model: Model, state: State, inputs: Inputs, target_B: Tensor) -> State:
@@ -284,7 +286,10 @@ class Stack:
         leaves: Mapping[str, Tensor] | None = None,
         buffers: Mapping[str, Tensor] | None = None,
     ) -> Any:
-        """Call ``function(model, *mapped, *shared)`` for every row; results get a model axis."""
+        """Call ``function(model, *mapped, *shared)`` for every row; results get a model axis.
+
+        ``mapped`` tensors have a leading model axis; ``shared`` is the same for all models.
+        """
         leaves = self._views(self.parameters_KP) if leaves is None else leaves
         state = {**leaves, **(self.buffers if buffers is None else buffers)}
         state.update(dict.fromkeys(self._draws, self.draw_K))
@@ -299,7 +304,7 @@ class Stack:
         return _each(one(*first), lambda x: x.unsqueeze(0))
 
     def _views(self, whole_KP: Tensor) -> dict[str, Tensor]:
-        """Every parameter (K, *shape) as a view of the one tensor."""
+        """Views (K, *shape) of a (K, P) tensor, by parameter name."""
         parts = whole_KP.split_with_sizes(self._sizes, dim=1)
         named = zip(self.names, parts, self._shapes, strict=True)
         return {name: part.view(-1, *shape) for name, part, shape in named}
@@ -312,16 +317,16 @@ class Stack:
     # ------------------------------------------------------------ rows and weights
 
     def weights(self) -> Weights:
-        """The present weights themselves, not a copy."""
+        """The current weights, not copied."""
         return Weights(self.parameters_KP, self.buffers)
 
     def with_weights(self, weights: Weights) -> Stack:
-        """A stack of the same structure with other weights; any number of rows."""
+        """A stack of the same structure with other weights, of any number of rows."""
         other = copy.copy(self)
         other.parameters_KP = weights.parameters_KP.detach()
         other.buffers = dict(weights.buffers)
         other.draw_K = other.draw_K.new_zeros(other.models)
-        other._bound = other._compiled = None  # both belong to these rows
+        other._bound = other._compiled = None  # both are specific to these rows
         return other
 
     @torch.no_grad()
@@ -332,13 +337,13 @@ class Stack:
 
 
 def _batch_norm(module: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """The forward pass of batch norm, by the operation that `vmap` has a rule for on a GPU, too.
+    """Batch norm's forward pass through `torch.native_batch_norm`, which `vmap` supports on GPUs.
 
-    `torch.nn.functional.batch_norm` first asks whether cuDNN's kernel suits the layout of its
-    input, and that question has no answer under `vmap`.
+    `torch.nn.functional.batch_norm` first queries the memory layout of its input to see whether
+    cuDNN's kernel applies, which fails under `vmap`.
 
     Raises:
-        RuntimeError: averages over all batches (``momentum=None``), whose weight is read back.
+        RuntimeError: ``momentum=None`` (cumulative average), whose factor is read from a tensor.
     """
     if module.momentum is None:
         raise RuntimeError("batch norm with momentum=None cannot be stacked")
@@ -346,7 +351,7 @@ def _batch_norm(module: nn.BatchNorm2d, x: Tensor) -> Tensor:
         module.num_batches_tracked.add_(1)
     mean, var = module.running_mean, module.running_var
     by_batch = module.training or mean is None
-    # Statistics stay in float32 where the layers before compute in bfloat16.
+    # Keep statistics in float32 under bfloat16 autocast.
     whole = x if mean is None else x.to(mean.dtype)
     result: Tensor = torch.native_batch_norm(
         whole, module.weight, module.bias, mean, var, by_batch, module.momentum, module.eps
@@ -355,12 +360,12 @@ def _batch_norm(module: nn.BatchNorm2d, x: Tensor) -> Tensor:
 
 
 def _flat(parameters: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
-    """One model's parameters as a row (P,)."""
+    """One model's parameters flattened to (P,)."""
     return torch.cat([parameters[name].detach().flatten() for name in names])
 
 
 def _collect(views: Mapping[str, Tensor], gradients: Mapping[str, Tensor | None]) -> None:
-    """Write gradients where the optimizer reads them; 0 where a parameter was not used."""
+    """Copy gradients into views of the gradient buffer; 0 for parameters that were not used."""
     for name, gradient in gradients.items():
         if gradient is None:
             views[name].zero_()
@@ -369,7 +374,7 @@ def _collect(views: Mapping[str, Tensor], gradients: Mapping[str, Tensor | None]
 
 
 def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same nest of dicts and (named) tuples with every tensor changed."""
+    """Apply ``change`` to every tensor in nested dicts and (named) tuples."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, Mapping):
@@ -381,10 +386,10 @@ def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def _copied(method: Callable[..., Any]) -> Callable[..., Any]:
-    """The same method with code of its own.
+    """The same method with its own copy of the code object.
 
-    `torch.compile` keeps its programs with a function's code and refuses to make more than eight:
-    too few for all the packs, and all their numbers of rows, that a process may see.
+    `torch.compile` caches by code object and by default recompiles at most eight times for each:
+    too few for all the packs, with varying numbers of rows, that a process may train.
     """
     assert isinstance(method, types.MethodType)
     whole = method.__func__

@@ -1,4 +1,4 @@
-"""Position in a pack's training: stages, epochs, parts of an epoch between evaluations. Pure."""
+"""Stages, epochs and parts of an epoch (up to an evaluation), and the position in them. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from modmix.training.halving import rungs
 
 @dataclass
 class Position:
-    """All before this part of this epoch of this stage is done."""
+    """What runs next: indices of a stage, of an epoch in it, and of a part of that epoch."""
 
     stage: int = 0
     epoch: int = 0
@@ -23,18 +23,18 @@ class Position:
 
 @dataclass(frozen=True, kw_only=True)
 class StageEntry:
-    """A stage as a group of models enters it."""
+    """What a group of models needs to enter a stage."""
 
     stage: Stage
     epochs: int
-    from_best: bool  # start from the best weights of the stage before
-    keeps_best: bool  # copy the weights of every best epoch
+    from_best: bool  # start from the best weights of the previous stage
+    keeps_best: bool  # keep a copy of the best evaluation's weights
 
 
 class Timeline:
-    """The stages of a method under some training settings, and the position in them.
+    """A method's stages under the given training settings, and the position in them.
 
-    ``steps`` is how many batches an epoch has; an evaluation follows each of its parts.
+    ``steps`` is the number of batches in an epoch. An evaluation follows each part of an epoch.
     """
 
     def __init__(self, stages: Sequence[Stage], settings: Mapping[str, Any], steps: int) -> None:
@@ -60,19 +60,19 @@ class Timeline:
 
     @property
     def steps(self) -> tuple[int, int]:
-        """First step of the present part, and the first behind it."""
+        """Start and stop (exclusive) of the current part, in steps of the epoch."""
         part = self.position.part
         return self._bounds[part], self._bounds[part + 1]
 
     @property
     def epochs(self) -> int:
-        """Of all stages."""
+        """Number of epochs of all stages."""
         return sum(self._epochs_of(stage) for stage in self.stages)
 
     @property
     def epochs_done(self) -> int:
-        """Epochs before the present one. A stage that ended early counts in full, so that what is
-        drawn for an epoch does not depend on other models.
+        """Epochs before the current one, over all stages. A stage that ended early counts in full,
+        so that an epoch's random numbers do not depend on which other models are in the pack.
         """
         before = self.stages[: self.position.stage]
         return sum(self._epochs_of(stage) for stage in before) + self.position.epoch
@@ -81,13 +81,13 @@ class Timeline:
         return int(self._settings["epochs"] if stage.epochs is None else stage.epochs)
 
     def entry(self) -> StageEntry:
-        """The present stage as groups enter it."""
+        """The current stage, for groups that enter it."""
         following = self.next_stage
         return StageEntry(
             stage=self.stage,
             epochs=self._epochs_of(self.stage),
             from_best=self._begins_best(self.stage),
-            # Of the last stage, the chosen weights; of another, those that the next starts from.
+            # Selected at the end of the last stage; in earlier ones, the next stage's start.
             keeps_best=self._begins_best(following) if following else self._select == "best",
         )
 
@@ -96,9 +96,9 @@ class Timeline:
         return begin == "best"
 
     def advance(self, *, stage_is_over: bool) -> bool:
-        """Move to the next part, epoch or stage; False when there is none.
+        """Move to the next part, epoch or stage; return False at the end of the last stage.
 
-        ``stage_is_over``: no model goes on in the present stage.
+        ``stage_is_over``: no model continues in the current stage.
         """
         position = self.position
         position.part += 1
@@ -114,10 +114,10 @@ class Timeline:
 
     @property
     def patience(self) -> int | None:
-        """Evaluations without improvement after which a model stops here; None: it does not.
+        """Evaluations without improvement after which a model stops in this stage; None: never.
 
-        A stage whose optimizer the next one keeps runs its full length: the models of a group share
-        one count of steps.
+        There is no early stopping in a stage whose optimizer the next one keeps, because the models
+        of a group share one step count.
         """
         following = self.next_stage
         if not self.stage.judged or (following is not None and following.optimizer == "kept"):
@@ -127,7 +127,7 @@ class Timeline:
 
     @property
     def rung(self) -> int | None:
-        """The epoch, over all stages, of the rung of halving that this evaluation is, or None."""
+        """If the current evaluation is a halving rung, its epoch over all stages, else None."""
         halving, last_part = self._settings["halving"], len(self._bounds) - 2
         if not halving or self.position.part != last_part or not self.stage.judged:
             return None
@@ -137,10 +137,10 @@ class Timeline:
 
 
 def check_stages(stages: Sequence[Stage]) -> tuple[Stage, ...]:
-    """A method's stages, of which there must be one or more, each of an epoch or more.
+    """Check that there is at least one stage and each has at least one epoch; return the stages.
 
     Raises:
-        InputError: no stage, or one without an epoch.
+        InputError: no stage, or one of less than an epoch.
     """
     for stage in stages:
         if stage.epochs is not None and stage.epochs < 1:
@@ -154,10 +154,10 @@ def check_stages(stages: Sequence[Stage]) -> tuple[Stage, ...]:
 
 
 def check_parts(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Refuse what parts that train as if alone cannot do.
+    """Check the settings of models whose parts train independently.
 
     Raises:
-        InputError: patience without best weights.
+        InputError: ``patience`` is set, but the last weights are selected.
     """
     if parts and settings["patience"] is not None and selection(settings) == "last":
         raise InputError(

@@ -1,7 +1,8 @@
-"""Train one pack: stages, epochs, evaluations, halving, checkpoints; report what happens as events.
+"""Train one pack: stages, epochs, evaluations, halving and checkpoints; yields progress as events.
 
-All groups of a pack pass an evaluation before any goes on, so that halving compares like with
-like and one checkpoint holds all. Inside an epoch nothing is read back from the device.
+All groups of a pack complete an evaluation before any continues, so that halving compares models
+after equal training and one checkpoint covers all groups. Between evaluations nothing is read back
+from the device.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from modmix.training.timeline import Position, Timeline, check_parts
 
 T = TypeVar("T")
 
-# A group is made smaller once less than this part of its models still trains.
+# Ended rows are removed from a group once less than this fraction of its models still trains.
 _COMPACT_BELOW = 0.5
 
 
@@ -48,30 +49,31 @@ def train_pack(
     share: float = 1.0,
     dropped: Callable[[], Mapping[str, str]] = dict,
 ) -> Generator[Event, None, None]:
-    """Train a pack's models and yield what happens.
+    """Train a pack's models and yield events.
 
-    `PackStarted` first, `Progress` after every evaluation, `Finished` once per replicate as soon
-    as it ends. Closing the generator stops training; with ``pack.checkpoint`` the next call goes
-    on from the last checkpoint, and its results are those of an undisturbed run.
+    First `PackStarted`, then `Progress` after every evaluation, and `Finished` once for each
+    replicate, as soon as it ends. Closing the generator stops training and writes a checkpoint if
+    ``pack.checkpoint`` is set; the next call then resumes from the last checkpoint, with the same
+    results as an uninterrupted run.
 
     Args:
-        pack: the models, of one structure.
+        pack: the models, all of the same structure.
         data: the task's data.
-        device: a torch device, "cpu" or "cuda:0".
-        threads: how many this process may use (None: torch's choice).
-        share: the part of the device's memory that this process may use.
-        dropped: asked before every part of an epoch which models end as pruned: replicate key ->
-            reason.
+        device: a torch device, e.g. "cpu" or "cuda:0".
+        threads: torch's number of CPU threads (None: unchanged).
+        share: fraction of the device's memory that this process may use.
+        dropped: called before every part of an epoch; returns models to end as pruned, replicate
+            key -> reason.
 
     Raises:
-        InputError: hyperparameters that do not fit together.
+        InputError: incompatible hyperparameters.
     """
     before = torch.get_num_threads()
     if threads is not None:
         torch.set_num_threads(threads)
     try:
         with arithmetic(pack.replicates[0].training["precision"], device):
-            # Errors in users' own files are told with the file and line.
+            # Errors raised in users' own files are reported with file and line.
             own = explained("training fails") if pack.sources else nullcontext()
             with own:
                 yield from _Run(pack, data, named(device), share, dropped).events()
@@ -80,7 +82,7 @@ def train_pack(
 
 
 class _Run:
-    """The state of one pack's training, and what is done to it."""
+    """The training of one pack."""
 
     def __init__(
         self,
@@ -109,10 +111,10 @@ class _Run:
         self.higher = higher_is_better(self.settings["monitor"])
         self.way = Way(eval_rows=self.settings["eval_batch_size"])
         self.records = [Record() for _ in pack.replicates]
-        self.weights: dict[int, bytes] = {}  # of finished replicates, when the pack keeps them
+        self.weights: dict[int, bytes] = {}  # of finished replicates, if the pack keeps weights
         self.groups: list[Group] = []
-        self._beside: int | None = None  # other groups while one is worked on; None: building
-        self.failing: Endings = {}  # models that did not fit, until their end is reported
+        self._beside: int | None = None  # other groups in `_on_groups`; None before its first call
+        self.failing: Endings = {}  # models that did not fit, not reported yet
         self.saved_at = time.monotonic()
 
     def events(self) -> Iterator[Event]:
@@ -142,12 +144,12 @@ class _Run:
                 yield from self._drop()
                 if self.groups:
                     yield from self._next_evaluation()
-        except GeneratorExit:  # asked to stop: the next call goes on from right here
+        except GeneratorExit:  # closed by the caller: the next call resumes from here
             self._save()
             raise
 
     def _next_evaluation(self) -> list[Event]:
-        """Train up to the next evaluation, decide who goes on, and be ready for what follows."""
+        """Train up to the next evaluation, end models, advance the position; return events."""
         if self.time.position.part == 0:
             self._start_epoch()
         present = [i for i, record in enumerate(self.records) if record.training]
@@ -175,14 +177,14 @@ class _Run:
     # ------------------------------------------------------------ starts of packs, stages, epochs
 
     def _advance(self) -> bool:
-        """Move to the next part, epoch or stage; False when there is none."""
+        """Move to the next part, epoch or stage; False at the end of the last stage."""
         training = [record for record in self.records if record.training]
         return self.time.advance(
             stage_is_over=bool(training) and all(record.stopped for record in training)
         )
 
     def _choose(self, these: Sequence[int]) -> None:
-        """Make fresh groups of the replicates at these positions, stacked where that is faster."""
+        """Build groups of the replicates at these positions, stacked where that is faster."""
         probe = Probe(self.builder, self.train, self.order, share=self.share)
         self.way, self.groups = probe.choose(these, self.time.entry())
         self._take_way()
@@ -193,7 +195,9 @@ class _Run:
             group.use_graphs(on=self.way.graphs)
 
     def _start_stage(self) -> None:
-        """Enter the stage; models that stopped early in the one before begin from there."""
+        """Enter the next stage; models that stopped early start from the weights saved then, unless
+        the stage starts from best weights.
+        """
         entry = self.time.entry()
 
         def start(group: Group) -> None:
@@ -218,13 +222,13 @@ class _Run:
 
         self._on_groups(start)
 
-    # ------------------------------------------------------------ what may not fit
+    # ------------------------------------------------------------ running out of memory
 
     def _on_groups(self, action: Callable[[Group], T]) -> list[tuple[Group, T]]:
-        """Do something with every group, and return the groups with its results.
+        """Run an action on every group; return the resulting groups with the action's results.
 
-        A group that is too large for the memory becomes two, from where it was before. A model
-        that is too large alone fails.
+        A group that runs out of memory is restored and split in two. A model that does not fit on
+        its own fails.
         """
         groups, self.groups = self.groups, []
         self._beside = len(groups) - 1
@@ -234,12 +238,12 @@ class _Run:
 
     def _too_large(self, index: int) -> None:
         if not self.records[index].training:
-            return  # a row that had ended already
+            return  # a row that had already ended
         others = self.builder.built if self._beside is None else self._beside
         self.failing[index] = ("failed", too_large_reason(self.device, others))
 
     def _end_failing(self) -> list[Event]:
-        """Report the end of models that did not fit."""
+        """End models that did not fit, and return their events."""
         ending, self.failing = self.failing, {}
         self._end(ending)
         return [self._event(i) for i in sorted(ending)]
@@ -247,7 +251,7 @@ class _Run:
     # ------------------------------------------------------------ training and its record
 
     def _train_and_evaluate(self) -> Endings:
-        """One part of an epoch and its evaluation for every group; who diverged ends."""
+        """Train and evaluate every group for one part of an epoch; models that diverged end."""
         start, stop = self.time.steps
 
         def train(group: Group) -> tuple[dict[str, list[float]], float]:
@@ -263,7 +267,10 @@ class _Run:
         return ending
 
     def _record(self, group: Group, values: dict[str, list[float]], seconds: float) -> Endings:
-        """Append an evaluation to the histories and keep weights that are better."""
+        """Append an evaluation to the histories and keep improved weights.
+
+        ``seconds`` is the group's time, charged in equal shares to its models still training.
+        """
         alive = sum(self.records[member.index].training for member in group.members)
         steps = self.time.steps[1]
         better = [False] * len(group.members)
@@ -300,13 +307,13 @@ class _Run:
             f"{self.time.epochs_done + 1}; a lower learning_rate or a clip_norm may help"
         )
 
-    # ------------------------------------------------------------ who ends
+    # ------------------------------------------------------------ ending models
 
     def _out_of_patience(self, ending: Endings) -> Endings:
-        """Models without improvement for `patience` evaluations.
+        """Early stopping of models without improvement for ``patience`` evaluations.
 
-        In the last stage they are done; in an earlier one they wait for the next, which starts from
-        the weights they have now.
+        In the last stage they are done. In an earlier stage they wait for the next one, which
+        starts from their current (or best) weights.
         """
         patience = self.time.patience
         if patience is None:
@@ -328,7 +335,7 @@ class _Run:
         return {}
 
     def _rung(self, ending: Endings) -> Rung | None:
-        """The rung of halving that this evaluation is, or None. Epochs of all stages count."""
+        """The halving rung at this evaluation, or None. Epochs count over all stages."""
         epoch = self.time.rung if self.pack.halving else None
         if epoch is None:
             return None
@@ -345,7 +352,7 @@ class _Run:
         }
 
     def _drop(self) -> list[Event]:
-        """Stop models that the driver has pruned by comparison with other packs."""
+        """End models that the driver has pruned in comparison with other packs."""
         told = self.dropped()
         ending = {
             i: ("pruned", told[replicate.key])
@@ -358,7 +365,7 @@ class _Run:
         return [self._event(i) for i in sorted(ending)]
 
     def _end(self, ending: Endings) -> None:
-        """Close the records of models that end; those that are done see the test split, once."""
+        """Close the records of models that end; only those that are done are tested, once."""
         if any(state == "done" for state, _ in ending.values()):
             self._on_groups(lambda group: self._end_done(group, ending))
             ending.update(self.failing)
@@ -381,7 +388,7 @@ class _Run:
         started = time.perf_counter()
         size = self.way.eval_rows
         tests = group.evaluate_chosen(rows, self.splits["test"], size)
-        # Parts have best epochs of their own, so that no evaluation was of the chosen weights.
+        # Weights that combine parts of different epochs have not been evaluated as a whole yet.
         vals = group.evaluate_chosen(rows, self.splits["val"], size) if group.best_parts else None
         share = (time.perf_counter() - started) / len(rows)
         for i, (row, test) in enumerate(zip(rows, tests, strict=True)):
@@ -408,9 +415,9 @@ class _Run:
         return pack_weights(group.chosen_state(row), spec, description)
 
     def _make_smaller(self, *, at_once: bool = False) -> None:
-        """Let go of groups that ended, and of rows where most of a group did.
+        """Remove groups that have ended, and ended rows once most of a group has ended.
 
-        ``at_once``: of every row that ended; the losers of a rung shall cost nothing more.
+        ``at_once``: remove every ended row, so that pruned models cost nothing more.
         """
         below = 1.0 if at_once else _COMPACT_BELOW
         groups, self.groups = self.groups, []
@@ -441,7 +448,7 @@ class _Run:
     # ------------------------------------------------------------ checkpoints
 
     def _leave_out_known(self) -> None:
-        """Skip members whose results the driver already has."""
+        """Do not train replicates whose results the driver already has."""
         pairs = zip(self.records, self.pack.replicates, strict=True)
         for index, (record, replicate) in enumerate(pairs):
             ended = self.pack.ended.get(replicate.key)
@@ -469,7 +476,7 @@ class _Run:
         self.saved_at = time.monotonic()
 
     def _resume(self) -> bool:
-        """Go back to the checkpoint, if there is a usable one."""
+        """Restore the checkpoint; return whether there was a usable one."""
         if self.pack.checkpoint is None:
             return False
         folder = Path(self.pack.checkpoint)
@@ -479,7 +486,7 @@ class _Run:
         try:
             self._restore(from_tensors(*found))
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-            # It is whole and this pack's, but of other code.
+            # An intact checkpoint of this pack, but written by different code.
             checkpoint.warn_unusable(folder, error)
             self.records = [Record() for _ in self.pack.replicates]
             self.weights, self.failing, self.time.position = {}, {}, Position()

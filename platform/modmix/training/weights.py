@@ -1,4 +1,4 @@
-"""Parameters and buffers of K models, and what a stack of models gives.
+"""Parameters and buffers of K models, and the results of a stack of models.
 
 Shapes: K models, B batch, C classes, P parameters of a model.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Step(NamedTuple):
-    """What one pass over a batch gives: mean loss, number of wrong predictions, gradients."""
+    """Forward and backward pass on a batch: mean loss, number of wrong predictions, gradient."""
 
     loss_K: Tensor
     wrong_K: Tensor
@@ -21,7 +21,7 @@ class Step(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """Scores and log-probabilities (K, B, C), and those of parts that are judged by themselves."""
+    """Scores and log-probabilities (K, B, C), and log-probabilities of separately judged parts."""
 
     scores: Tensor
     log_probabilities: Tensor
@@ -46,7 +46,7 @@ class Weights(NamedTuple):
 
     @torch.no_grad()
     def take(self, rows_K: Tensor, new: Weights, part: Part | None = None) -> None:
-        """Take over the rows of ``new`` where the mask is true; of one part only, if given."""
+        """Copy, in place, rows of ``new`` where the mask is true; only one part's, if given."""
         mask_KP = rows_K.unsqueeze(1) if part is None else rows_K.unsqueeze(1) & part.columns_P
         mine = self.parameters_KP
         torch.where(mask_KP, new.parameters_KP.detach(), mine, out=mine)
@@ -57,7 +57,7 @@ class Weights(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Which columns (P,) and buffers belong to a part of a model that trains as if alone."""
+    """An independently trained part of a model: a mask (P,) of its columns, and its buffers."""
 
     columns_P: Tensor
     buffers: frozenset[str]
