@@ -165,8 +165,6 @@ class StudySpec(_Model):
 
     @model_validator(mode="after")
     def _task_or_tasks(self) -> StudySpec:
-        if self.task is None and not self.tasks:
-            raise ValueError("must have a task: task: {name: digits}")
         if self.task is not None and self.tasks:
             raise ValueError("must have task or tasks, not both")
         if self.tasks and self.paper:
@@ -473,11 +471,15 @@ def check(source: Source) -> tuple[StudySpec | None, list[Problem]]:
     Top-level keys that begin with ``x-`` are ignored; they can hold anchors.
     """
     raw = {key: value for key, value in source.raw.items() if not key.startswith("x-")}
+    missing = []
+    if "task" not in raw and not raw.get("tasks"):
+        missing.append(source.problem(("task",), "is required but missing"))
     try:
-        return StudySpec.model_validate(raw), []
+        spec = StudySpec.model_validate(raw)
+        return (None if missing else spec), missing
     except ValidationError as error:
         known = {(problem.line, problem.path) for problem in source.problems}
-        found = _problems(source, error)
+        found = [*missing, *_problems(source, error)]
         return None, [problem for problem in found if (problem.line, problem.path) not in known]
 
 
