@@ -20,8 +20,7 @@ from modmix.base.home import Home
 from modmix.execution.starting import Starting
 from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import ENDED, Lease, ReplicateRecord, StudyRecord
-from modmix.study import plan as plan_module
-from modmix.study import spec
+from modmix.study import spec, tasks_plan
 from modmix.study.spec import StudySpec
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from modmix.analysis.best import BestConfiguration
     from modmix.execution.local import Runner
     from modmix.execution.run import StudyRun
-    from modmix.study.plan import Plan
+    from modmix.study.tasks_plan import StudyPlan
     from modmix.tracking.mirror import Mirror
 
 MIRROR_DELAY = 10.0  # seconds before the mirror process starts, unless an evaluation comes first
@@ -151,7 +150,7 @@ def make_plan(
     data_path: str | Path | None = None,
     progress: Callable[[str, int, int | None], None] = lambda *_: None,
     checked: Callable[[StudySpec], None] = lambda _: None,
-) -> Plan:
+) -> StudyPlan:
     """Validate a study file and prepare its data; nothing is started.
 
     Args:
@@ -162,11 +161,11 @@ def make_plan(
     """
     source = spec.read(Path(file))
     path = None if data_path is None else str(data_path)
-    return plan_module.make(source, data_path=path, progress=progress, checked=checked)
+    return tasks_plan.make(source, data_path=path, progress=progress, checked=checked)
 
 
 def run_plan(
-    plan: Plan,
+    plan: StudyPlan,
     start: Starting,
     *,
     mlflow: bool = True,
@@ -198,7 +197,7 @@ def run_plan(
     return Study(plan.name, where)
 
 
-def _refuse_second_driver(ledger: Ledger, plan: Plan) -> None:
+def _refuse_second_driver(ledger: Ledger, plan: StudyPlan) -> None:
     if (holder := ledger.holder(plan.name)) is not None:
         raise LeaseError(
             f"study {plan.name!r} is being run by process {holder[1]} on {holder[0]}: wait until "
@@ -210,7 +209,7 @@ def _home(home: str | Path | None) -> Home:
     return Home.from_environment() if home is None else Home(Path(home).absolute())
 
 
-def _mirror(home: Home, plan: Plan) -> Mirror:
+def _mirror(home: Home, plan: StudyPlan) -> Mirror:
     from modmix.tracking.mirror import Mirror
 
     mirror = Mirror(home.ledger_url, plan.name, home.tracking_uri, home)
@@ -225,7 +224,7 @@ def _mirror(home: Home, plan: Plan) -> Mirror:
 
 
 @contextmanager
-def _lease(ledger: Ledger, plan: Plan) -> Iterator[Lease]:
+def _lease(ledger: Ledger, plan: StudyPlan) -> Iterator[Lease]:
     file: dict[str, Any] = {
         "spec": plan.spec.model_dump(mode="json"),
         "text": plan.source.text,
@@ -243,7 +242,7 @@ def _lease(ledger: Ledger, plan: Plan) -> Iterator[Lease]:
 
 
 def _run(
-    plan: Plan,
+    plan: StudyPlan,
     ledger: Ledger,
     lease: Lease,
     home: Home,
@@ -341,7 +340,7 @@ def _both(changed: Callable[[StudyRun], None], mirror: Mirror | None) -> Callabl
 
 
 def _end(
-    plan: Plan,
+    plan: StudyPlan,
     ledger: Ledger,
     home: Home,
     mirror: Mirror | None,

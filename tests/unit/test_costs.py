@@ -150,7 +150,7 @@ def test_a_model_that_looks_into_tensors_is_counted_by_its_parameters() -> None:
 
 def costs(data: Data, gpus: int = 0) -> Costs:
     spec = SimpleNamespace(resources=SimpleNamespace(gpus=gpus))
-    plan: Any = SimpleNamespace(data_of=lambda options: data, spec=spec)
+    plan: Any = SimpleNamespace(data_for=lambda task: data, spec=spec)
     return Costs(plan, {"toy": TaskRef(name="toy", options={}, fingerprint="toy")})
 
 

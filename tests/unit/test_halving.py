@@ -68,7 +68,7 @@ def test_the_better_configurations_of_a_batch_are_promoted() -> None:
 
 
 def test_run_state_with_further_seeds() -> None:
-    state = RunState(["val/error"], higher_is_better=False, fingerprint="d")
+    state = RunState(["val/error"], higher_is_better=False, fingerprints={"d"})
     whole = configuration("a", seeds=3)
     state.add([replace(whole, replicates=whole.replicates[:2])])
 
@@ -99,7 +99,7 @@ def test_run_state_with_further_seeds() -> None:
 
 
 def test_pruned_configurations_get_no_further_seeds() -> None:
-    state = RunState(["val/error"], higher_is_better=False, fingerprint="d")
+    state = RunState(["val/error"], higher_is_better=False, fingerprints={"d"})
     state.add([configuration("a", seeds=4), configuration("b", seeds=2)])
     for key, error, epochs in (("a-0", 40.0, 2), ("a-1", 50.0, 4)):
         metrics = {"val/error": error}
@@ -181,7 +181,7 @@ class Races:
     """
 
     def __init__(self, *configurations: Configuration, part: str = "p") -> None:
-        self.state = RunState(["val/error"], higher_is_better=False, fingerprint="d")
+        self.state = RunState(["val/error"], higher_is_better=False, fingerprints={"d"})
         self.histories: dict[str, dict[str, list[float]]] = {}
         self.asked: list[str] = []
         self.rungs = Rungs(self.state, self._read)

@@ -412,7 +412,7 @@ def test_without_a_study() -> None:
         (
             "x.yaml: line 1: title: unknown key 'title': it may be budget, description, encoders, "
             "final, objective, paper, parts, replicates, resources, reuse, seeds, study, task, "
-            "training"
+            "tasks, training"
         ),
     ]
 

@@ -20,5 +20,6 @@ In: the ledger, nothing else. Out: pandas frames, tables in five formats, figure
     drawing      draws that data on an axis
     figures      all figures of a study, by name
     summary      the sentences of the report
+    over_tasks   methods by tasks, where a study has several, with mean ranks
     report       writes everything
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from modmix.analysis.conditions import Condition
@@ -45,6 +45,7 @@ class BestConfiguration:
     ci_high: float
     metric: str
     estimates: Mapping[str, Estimate]  # test metrics, over the same replicates
+    task: str = ""  # in a study of several tasks
 
     @property
     def test(self) -> dict[str, dict[str, float]]:
@@ -62,19 +63,34 @@ def best_configurations(
     number breaks ties, NaN never wins. Configurations that change the task's options are excluded;
     if all do, the list is empty (see `explain_no_best`).
 
+    Of a study of several tasks: those of each task, in the order of its file.
+
     Args:
         by: a validation metric; by default the study's first objective.
 
     Raises:
         InputError: ``by`` is not a validation metric, or there is no such study.
     """
-    return best_of(read(ledger, study), by)
+    snapshot = read(ledger, study)
+    if not snapshot.tasks:
+        return best_of(snapshot, by)
+    return [
+        replace(best, task=task)
+        for task in snapshot.tasks
+        for best in best_of(snapshot.of_task(task), by)
+    ]
 
 
 def explain_no_best(ledger: Ledger, study: str) -> str:
     """Why `best_configurations` is empty, as a message."""
     snapshot = read(ledger, study)
-    conditions = snapshot.conditions
+    if snapshot.tasks:
+        return "; ".join(_no_best(snapshot.of_task(task)) for task in snapshot.tasks)
+    return _no_best(snapshot)
+
+
+def _no_best(snapshot: Snapshot) -> str:
+    study, conditions = snapshot.name, snapshot.conditions
     if not conditions.is_split and snapshot.complete:
         return f"study {study!r}: {undefined(snapshot)}"
     if not conditions.is_split:

@@ -58,12 +58,18 @@ def check_error_bars(errors: str) -> None:
 
 
 def draw_curve(
-    ax: Axes, curve: Curve, styles: Mapping[str, MethodStyle], *, errors: str = "ci"
-) -> None:
+    ax: Axes,
+    curve: Curve,
+    styles: Mapping[str, MethodStyle],
+    *,
+    errors: str = "ci",
+    panel: bool = False,
+) -> list[Any]:
     """Mean over x per method, with error bars; a ring marks the best mean of each line.
 
     Args:
         errors: "ci" for 95 % confidence intervals, "std" for standard deviations.
+        panel: leave notes and legend to the figure; the legend is made of the handles returned.
     """
     check_error_bars(errors)
     option = parameter_name(curve.x.removeprefix(PREFIX))
@@ -73,7 +79,7 @@ def draw_curve(
     if not curve.lines and not curve.references:
         heading(ax, curve.title)
         draw_empty(ax)
-        return
+        return []
     step = _step(curve)
     middle = (len(curve.lines) - 1) / 2
     handles = [
@@ -82,8 +88,11 @@ def draw_curve(
         for place, line in enumerate(curve.lines)
     ]
     handles += [_draw_reference(ax, found, styles, errors) for found in curve.references]
-    legend_below(ax, handles, drop=_label_x(ax, curve))
-    heading(ax, curve.title, _curve_notes(curve, errors))
+    drop = _label_x(ax, curve)
+    if not panel:
+        legend_below(ax, handles, drop=drop)
+    heading(ax, curve.title, () if panel else curve_notes(curve, errors))
+    return handles
 
 
 def _draw_line(
@@ -177,7 +186,7 @@ def _label_x(ax: Axes, curve: Curve) -> float:
     return 36.0
 
 
-def _curve_notes(curve: Curve, errors: str) -> list[str]:
+def curve_notes(curve: Curve, errors: str) -> list[str]:
     points = [point for line in curve.lines for point in line.points]
     values = [point.value for point in points] + [found.value for found in curve.references]
     has_bars = any(value.n > 1 for value in values)
@@ -202,8 +211,13 @@ def _n_text(line: Line) -> str:
 # ---------------------------------------------------------------- results
 
 
-def draw_results(ax: Axes, results: Results, styles: Mapping[str, MethodStyle]) -> None:
-    """One line per row: mean with 95 % interval, all seeds, the paper's number."""
+def draw_results(
+    ax: Axes, results: Results, styles: Mapping[str, MethodStyle], *, panel: bool = False
+) -> None:
+    """One line per row: mean with 95 % interval, all seeds, the paper's number.
+
+    ``panel``: leave the notes to the figure.
+    """
     ax.set_xlabel(metric_label(results.metric))
     if not results.rows:
         heading(ax, results.title)
@@ -230,9 +244,13 @@ def draw_results(ax: Axes, results: Results, styles: Mapping[str, MethodStyle]) 
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels) - 0.4, -0.6)
     ax.grid(axis="x", color=FAINT, linewidth=0.5, alpha=0.45)
+    heading(ax, results.title, () if panel else results_notes(results))
+
+
+def results_notes(results: Results) -> list[str]:
+    """What the marks of `draw_results` mean."""
     has_paper = any(paper is not None for paper in results.papers)
-    notes = ["mean and 95 % confidence interval", "dots: seeds", "star: paper" if has_paper else ""]
-    heading(ax, results.title, notes)
+    return ["mean and 95 % confidence interval", "dots: seeds", "star: paper" if has_paper else ""]
 
 
 def draw_conditions(ax: Axes, found: ByCondition, styles: Mapping[str, MethodStyle]) -> None:

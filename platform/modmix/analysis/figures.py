@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import modmix.analysis.backend  # noqa: F401  # isort: skip
 import pandas as pd
@@ -16,6 +17,7 @@ from modmix.analysis.curves import Curve, x_text
 from modmix.analysis.frames import Snapshot, read
 from modmix.analysis.labels import metric_name, parameter_name
 from modmix.analysis.style import (
+    WIDTH,
     MethodStyle,
     height_with_legend,
     method_styles,
@@ -71,9 +73,34 @@ def figure(ledger: Ledger, study: str, name: str, *, errors: str = "ci") -> Figu
 
 
 def figures_of(ledger: Ledger, snapshot: Snapshot, *, errors: str = "ci") -> dict[str, FigureOf]:
-    """All figures of a study by name; each is drawn on demand."""
+    """All figures of a study by name; each is drawn on demand.
+
+    Of a study of several tasks: results and curves with a panel per task, then the other figures
+    of each task as "task.name".
+    """
     drawing.check_error_bars(errors)
     styles = method_styles(snapshot.methods)
+    if not snapshot.tasks:
+        return _of_one_task(ledger, snapshot, styles, errors)
+    of_tasks = {task: snapshot.of_task(task) for task in snapshot.tasks}
+    found = [_panels_of_results(of_tasks, styles)]
+    drawn = {found[0].name}
+    for part, spec in snapshot.parts.items():
+        if spec.get("x"):
+            found.append(_panels_of_curves(of_tasks, part, styles, errors))
+            drawn |= {found[-1].name, part}
+    for task, one in of_tasks.items():
+        found += [
+            replace(each, name=f"{task}.{name}", caption=f"{task}: {each.caption}")
+            for name, each in _of_one_task(ledger, one, styles, errors).items()
+            if name not in drawn
+        ]
+    return {one.name: one for one in found}
+
+
+def _of_one_task(
+    ledger: Ledger, snapshot: Snapshot, styles: Mapping[str, MethodStyle], errors: str
+) -> dict[str, FigureOf]:
     conditions = snapshot.conditions
     found = [_results(snapshot, styles)] if not conditions.is_split else []
     if len(conditions.all) > 1:
@@ -136,6 +163,86 @@ def _curve(
         ),
         numbers=found.frame,
     )
+
+
+# ---------------------------------------------------------------- a panel per task
+
+
+def _panels_of_results(
+    of_tasks: Mapping[str, Snapshot], styles: Mapping[str, MethodStyle]
+) -> FigureOf:
+    found = {task: figure_data.results(one) for task, one in of_tasks.items()}
+    rows = max((len(one.rows) for one in found.values()), default=0)
+    notes = [note for one in found.values() for note in drawing.results_notes(one)]
+
+    def draw(ax: Axes, task: str) -> list[Any]:
+        drawing.draw_results(ax, replace(found[task], title=task), styles, panel=True)
+        return []
+
+    return FigureOf(
+        name="results",
+        caption="Each method's best configuration, by task.",
+        draw=lambda: _panels(list(found), draw, 1.2 + 0.36 * max(2, rows), notes),
+        numbers=lambda: _by_task({task: one.frame() for task, one in found.items()}),
+    )
+
+
+def _panels_of_curves(
+    of_tasks: Mapping[str, Snapshot],
+    part: str,
+    styles: Mapping[str, MethodStyle],
+    errors: str,
+) -> FigureOf:
+    found = {task: curves.curve(one, part) for task, one in of_tasks.items() if part in one.parts}
+    first = next(iter(found.values()))
+    notes = [note for one in found.values() for note in drawing.curve_notes(one.first(), errors)]
+
+    def draw(ax: Axes, task: str) -> list[Any]:
+        shown = replace(found[task].first(), title=task)
+        return drawing.draw_curve(ax, shown, styles, errors=errors, panel=True)
+
+    chosen = "".join(f" {task}:{text}" for task, one in found.items() if (text := _chosen(one)))
+    return FigureOf(
+        name=f"curve_{part}" if _is_taken(part) else part,
+        caption=f"{_capitalised(first.metric)} over {_name_of(first.x)}, by task.{chosen}",
+        draw=lambda: _panels(list(found), draw, 2.7, notes),
+        numbers=lambda: _by_task({task: one.frame() for task, one in found.items()}),
+    )
+
+
+def _by_task(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat(
+        [one.assign(task=task).set_index("task").reset_index() for task, one in frames.items()],
+        ignore_index=True,
+    )
+
+
+def _panels(
+    tasks: Sequence[str],
+    draw: Callable[[Axes, str], Sequence[Any]],
+    height: float,
+    notes: Sequence[str],
+) -> Figure:
+    """A panel per task, at most three beside each other; notes above, one legend below."""
+    columns = min(3, len(tasks))
+    rows = -(-len(tasks) // columns)
+    with styled():
+        figure = new_figure(rows * height + 0.5, max(WIDTH, 3.5 * columns))
+        axes = figure.subplots(rows, columns, squeeze=False).flat
+        text = "; ".join(dict.fromkeys(note for note in notes if note))
+        figure.suptitle(text, x=0.01, ha="left", fontsize=7)
+        handles: dict[str, Any] = {}
+        for ax, task in zip(axes, tasks, strict=False):
+            for handle in draw(ax, task):
+                handles.setdefault(str(handle.get_label()), handle)
+        for ax in list(axes)[len(tasks) :]:
+            ax.set_visible(False)
+        if handles:
+            figure.legend(
+                list(handles.values()), list(handles), loc="outside lower left",
+                ncols=min(len(handles), 2 + columns), handlelength=2.4,
+            )  # fmt: skip
+    return figure
 
 
 def _capitalised(metric: str) -> str:
@@ -235,7 +342,7 @@ def _trade_off(snapshot: Snapshot, styles: Mapping[str, MethodStyle]) -> FigureO
     )
 
 
-def _one(draw: Callable[[Axes], None], height: float = 3.4) -> Figure:
+def _one(draw: Callable[[Axes], object], height: float = 3.4) -> Figure:
     with styled():
         figure = new_figure(height)
         draw(figure.add_subplot())

@@ -11,7 +11,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -21,8 +21,15 @@ import pandas as pd
 from modmix.analysis.conditions import PREFIX, Conditions, conditions_of, task_params
 from modmix.analysis.statistics import Estimate, estimate, t_quantile
 from modmix.base import ties
+from modmix.base.errors import InputError
 from modmix.ledger.ledger import Ledger
-from modmix.ledger.records import ConfigurationRecord, Entry, ReplicateRecord, StudyRecord
+from modmix.ledger.records import (
+    ConfigurationRecord,
+    Entry,
+    ReplicateRecord,
+    StudyRecord,
+    of_task,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +96,33 @@ class Snapshot:
     def parts(self) -> Mapping[str, Mapping[str, Any]]:
         """The parts of the study file, in its order."""
         return self.record.spec.get("parts") or {}
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of the tasks of a study of several, in the order of its file."""
+        return tuple(self.record.spec.get("tasks") or ())
+
+    def of_task(self, task: str) -> Snapshot:
+        """What the study would be if it had this task alone; see `study.tasks_plan`.
+
+        Raises:
+            InputError: the study has no such task.
+        """
+        if task not in self.tasks:
+            known = ", ".join(self.tasks) or "one task without a name"
+            raise InputError(f"study {self.name!r} has {known}; got {task!r}")
+        record = of_task(self.record, task)
+        mine = {c.key for c in self.configurations if c.task == task}
+        return Snapshot(
+            record=record,
+            configurations=[c for c in self.configurations if c.key in mine],
+            replicates=[r for r in self.replicates if r.configuration in mine],
+            entries=[
+                replace(entry, part=entry.part.partition("@")[0])
+                for entry in self.entries
+                if entry.configuration in mine
+            ],
+        )
 
     @cached_property
     def by_key(self) -> dict[str, ConfigurationRecord]:

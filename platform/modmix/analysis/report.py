@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from modmix.analysis import html, summary
+from modmix.analysis import html, over_tasks, summary
 from modmix.analysis.comparisons import conditions_table
 from modmix.analysis.figures import FigureOf, figures_of
 from modmix.analysis.frames import Snapshot, read, short
@@ -18,7 +18,7 @@ from modmix.analysis.labels import metric_name, p_clause, value_text
 from modmix.analysis.render import Table
 from modmix.analysis.statistics import Ranks
 from modmix.analysis.style import to_bytes
-from modmix.analysis.tables import configurations_of, results_of
+from modmix.analysis.tables import configurations_of
 from modmix.base.home import Home, write_bytes, write_text
 from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import ReplicateRecord
@@ -67,7 +67,7 @@ def write_all(ledger: Ledger, home: Home, study: str, *, errors: str = "ci") -> 
         for form, data in (("png", to_bytes(picture, "png")), ("svg", svg)):
             figures.append(folder / "figures" / f"{name}.{form}")
             write_bytes(figures[-1], data)
-    tables, ranks = _tables(snapshot), summary.ranks(snapshot)
+    tables, ranks = _tables(snapshot), _rank_frame(snapshot)
     written = _write_tables(folder / "tables", drawn, tables, ranks)
     path = folder / "report.html"
     write_text(path, _report(snapshot, tables, ranks, drawn, svgs))
@@ -79,7 +79,7 @@ def report_html(ledger: Ledger, study: str) -> str:
     snapshot = read(ledger, study)
     drawn = figures_of(ledger, snapshot)
     svgs = {name: to_bytes(found.draw(), "svg").decode() for name, found in drawn.items()}
-    return _report(snapshot, _tables(snapshot), summary.ranks(snapshot), drawn, svgs)
+    return _report(snapshot, _tables(snapshot), _rank_frame(snapshot), drawn, svgs)
 
 
 def _tables(snapshot: Snapshot) -> dict[str, Table]:
@@ -87,10 +87,25 @@ def _tables(snapshot: Snapshot) -> dict[str, Table]:
 
     (If every configuration changes the task, the results are a table of conditions.)
     """
-    tables = {"results": results_of(snapshot), "configurations": configurations_of(snapshot)}
+    tables = {
+        "results": over_tasks.results_of(snapshot),
+        "configurations": configurations_of(snapshot),
+    }
+    if snapshot.tasks:
+        for task in snapshot.tasks:
+            found = _tables(snapshot.of_task(task))
+            tables |= {f"{task}.{name}": one for name, one in found.items()}
+        return tables
     if len(snapshot.conditions.all) > 1 and not snapshot.conditions.is_split:
         tables["conditions"] = conditions_table(snapshot)
     return tables
+
+
+def _rank_frame(snapshot: Snapshot) -> Ranks:
+    """Over seeds or conditions (see `summary.ranks`), or over the tasks of a study of several."""
+    if snapshot.tasks:
+        return over_tasks.over_tasks(snapshot).ranks
+    return summary.ranks(snapshot)
 
 
 def _write_tables(
@@ -126,6 +141,7 @@ def _report(
     }
     sections = {
         "Results": _results(snapshot, tables["results"], ranks) + pictures.pop("results"),
+        **_sections_of_tasks(snapshot, tables, pictures),
         "Conditions": _conditions(tables.get("conditions")) + pictures.pop("conditions", ""),
         "Figures": "\n".join(pictures.values()),
         "Configurations": _configurations(tables["configurations"]),
@@ -143,6 +159,26 @@ def _report(
     return html.page(f"{snapshot.name} · modmix", f"{_top(snapshot)}<nav>{links}</nav>\n{body}")
 
 
+def _sections_of_tasks(
+    snapshot: Snapshot, tables: Mapping[str, Table], pictures: dict[str, str]
+) -> dict[str, str]:
+    """A section per task, with what is its own; takes its figures out of ``pictures``."""
+    found = {}
+    for task in snapshot.tasks:
+        one = snapshot.of_task(task)
+        names = [name for name in pictures if name.startswith(f"{task}.")]
+        found[f"Task {task}"] = "\n".join(
+            [
+                f'<p class="lead">{escape(summary.headline(one))}</p>',
+                _results(one, tables[f"{task}.results"], summary.ranks(one)),
+                _conditions(tables.get(f"{task}.conditions")),
+                *(pictures.pop(name) for name in names),
+                html.facts(_setup(one)),
+            ]
+        )
+    return found
+
+
 def _anchor(name: str) -> str:
     return name.lower().replace(" ", "-")
 
@@ -153,7 +189,7 @@ def _top(snapshot: Snapshot) -> str:
     parts = [
         f'<h1>{escape(record.name)} <span class="state">{escape(record.state)}</span></h1>',
         f'<p class="soft">{text}</p>' if text else "",
-        f'<p class="lead">{escape(summary.headline(snapshot))}</p>',
+        f'<p class="lead">{escape(over_tasks.headline(snapshot))}</p>',
     ]
     if not summary.is_finished(snapshot):
         parts.append(
@@ -170,6 +206,8 @@ def _top(snapshot: Snapshot) -> str:
 
 
 def _results(snapshot: Snapshot, results: Table, ranks: Ranks) -> str:
+    if snapshot.tasks:
+        return f'<div class="results">{html.table_html(results)}</div>'
     if snapshot.conditions.is_split:
         return _conditions(results)
     return f'<div class="results">{html.table_html(results)}</div>{_ranks(ranks)}'

@@ -82,9 +82,9 @@ def styled() -> Iterator[None]:
         yield
 
 
-def new_figure(height: float) -> Figure:
-    """An empty figure of the common width, with its own canvas."""
-    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+def new_figure(height: float, width: float = WIDTH) -> Figure:
+    """An empty figure, by default of the common width, with its own canvas."""
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 

@@ -105,7 +105,7 @@ def results_of(
         columns.append([_mean_cell(row, metric, marks[metric][i]) for i, row in enumerate(rows)])
         if any(number is not None for number in papers[metric]):
             header.append("paper")
-            columns.append([_paper_cell(number) for number in papers[metric]])
+            columns.append([paper_cell(number) for number in papers[metric]])
     header += ["95 % CI", "gap to best (95 % CI)", "p (Holm)", "hyperparameters"]
     columns += [
         [_interval_cell(row, shown[0]) for row in rows],
@@ -206,7 +206,7 @@ def _mean_cell(row: Row, metric: str, mark: str) -> Cell:
     return Cell(text=plus_minus(found.mean, found.std, metric), mark=mark, sort=found.mean)
 
 
-def _paper_cell(number: tuple[float, float] | None) -> Cell:
+def paper_cell(number: tuple[float, float] | None) -> Cell:
     if number is None:
         return Cell(text="–")
     # Keeps the decimals given in the study file.
@@ -241,7 +241,7 @@ def _results_frame(
 ) -> pd.DataFrame:
     first = next(iter(papers))
     records = [
-        _record(row, {m: papers[m][i] for m in papers})
+        record_of(row, {m: papers[m][i] for m in papers})
         | _bootstrap(list(snapshot.by_seed(row.best.configuration, first).values()), first)
         for i, row in enumerate(rows)
     ]
@@ -272,7 +272,7 @@ def _tests(rows: Sequence[Row]) -> list[str]:
     return [metric for row in rows for metric in row.best.estimates]
 
 
-def _record(row: Row, papers: Mapping[str, tuple[float, float] | None]) -> dict[str, Any]:
+def record_of(row: Row, papers: Mapping[str, tuple[float, float] | None]) -> dict[str, Any]:
     """One row of the frame; ``difference`` is this row minus the best row."""
     best = row.best
     record: dict[str, Any] = {"label": row.label, "method": best.method, "part": row.part}

@@ -232,7 +232,7 @@ def _run(file: Path, *, quiet: bool, **how: Any) -> Any:
 
 
 def _print_summary(study: Any, console: Console) -> None:
-    from modmix.analysis.tables import results_table
+    from modmix.analysis.over_tasks import results_table
 
     counts = study.status()
     print(results_table(study._ledger, study.name).render("text"))
@@ -315,18 +315,27 @@ def table(
         str,
         typer.Option(
             help="configuration: one row per configuration; method: best configuration of each "
-            "method."
+            "method; task: the same, with a row per task."
         ),
     ] = "configuration",
+    task: Annotated[
+        str | None, typer.Option(help="In a study of several tasks, the results of this one.")
+    ] = None,
 ) -> None:
-    """Print the results of a study, per configuration or per method."""
-    from modmix.analysis import tables
+    """Print the results of a study, per configuration, per method, or per task."""
+    from modmix.analysis import frames, over_tasks, tables
 
     _check_format(format)
-    if by not in ("configuration", "method"):
-        raise InputError(f"--by must be configuration or method, got {by!r}")
-    make = tables.configurations_table if by == "configuration" else tables.results_table
-    print(make(_ledger(), _study(study)).render(format).rstrip("\n"))
+    if by not in ("configuration", "method", "task"):
+        raise InputError(f"--by must be configuration, method or task, got {by!r}")
+    snapshot = frames.read(_ledger(), _study(study))
+    if task is not None:
+        snapshot = snapshot.of_task(task)
+    if by == "configuration":
+        found = tables.configurations_of(snapshot)
+    else:
+        found = over_tasks.results_of(snapshot, rows="tasks" if by == "task" else "methods")
+    print(found.render(format).rstrip("\n"))
 
 
 def _check_format(format: str) -> None:
@@ -404,6 +413,7 @@ def best(study: Name, as_json: Json = False) -> None:
         _print_json(
             [
                 {
+                    **({"task": configuration.task} if configuration.task else {}),
                     "method": configuration.method,
                     "hyperparameters": dict(configuration.params),
                     "metric": configuration.metric,
@@ -425,7 +435,8 @@ def best(study: Name, as_json: Json = False) -> None:
         values = ", ".join(f"{k}={v}" for k, v in configuration.params.items() if v is not None)
         spread = "" if math.isnan(configuration.std) else f" ± {configuration.std:.3f}"
         print(
-            f"{configuration.method}: {configuration.metric} {configuration.mean:.3f}{spread} "
+            f"{configuration.task}{': ' if configuration.task else ''}{configuration.method}: "
+            f"{configuration.metric} {configuration.mean:.3f}{spread} "
             f"(n={configuration.n})"
         )
         print(f"  {values}" + ("" if path is None else f"\n  modmix final {path}"))

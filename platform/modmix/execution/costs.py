@@ -18,7 +18,7 @@ from modmix.base.messages import Replicate, TaskRef
 from modmix.execution.packing import Cost
 
 if TYPE_CHECKING:
-    from modmix.study.plan import Plan
+    from modmix.study.tasks_plan import StudyPlan
     from modmix.tasks.data import Data
     from modmix.training.counting import StepCount
 
@@ -40,7 +40,7 @@ class Costs:
         tasks: by structure; may grow later.
     """
 
-    def __init__(self, plan: Plan, tasks: Mapping[str, TaskRef]) -> None:
+    def __init__(self, plan: StudyPlan, tasks: Mapping[str, TaskRef]) -> None:
         self._plan = plan
         self._tasks = tasks
         self._gpu = bool(plan.spec.resources.gpus)
@@ -54,7 +54,7 @@ class Costs:
         """
         structure = replicate.structure
         if structure not in self._known:
-            data = self._plan.data_of(self._tasks[structure].options)
+            data = self._plan.data_for(self._tasks[structure])
             self._known[structure] = self._estimate(replicate, data)
         return self._known[structure]
 

@@ -39,7 +39,7 @@ from modmix.search.run_state import RunState, Status
 from modmix.search.rungs import Rungs
 from modmix.search.searches import Search, Searches
 from modmix.study.configurations import Configuration, sources_of
-from modmix.study.plan import Plan
+from modmix.study.tasks_plan import StudyPlan
 
 MAX_FAILURES = 5  # of machines, per pack and run of the driver, before it is given up
 
@@ -59,7 +59,7 @@ class StudyRun:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: StudyPlan,
         ledger: Ledger,
         lease: Lease,
         home: Home,
@@ -76,7 +76,7 @@ class StudyRun:
         self._changed = changed
         higher = plan.directions[0]
         self._state = RunState(
-            plan.spec.objective, higher_is_better=higher, fingerprint=plan.data.fingerprint
+            plan.spec.objective, higher_is_better=higher, fingerprints=plan.fingerprints
         )
         self._searches = Searches(plan, ledger, self._state, slots=slots)
         self._rungs = Rungs(self._state, ledger.histories)
@@ -107,7 +107,7 @@ class StudyRun:
         grids = [p for p in self.plan.parts if p.search is None]
         wanted = {
             (part.name, method): [
-                self.plan.configuration(method, a) for a in part.assignments(method)
+                self.plan.configuration(method, a, part.name) for a in part.assignments(method)
             ]
             for part in grids
             for method in part.domains
@@ -126,7 +126,7 @@ class StudyRun:
         whole, begun = set(configurations), ledger.replicate_states(name)
         for entry in known:
             if entry.proposal:
-                configuration = self.plan.configuration(entry.method, entry.proposal)
+                configuration = self.plan.configuration(entry.method, entry.proposal, entry.part)
                 first = self.plan.first(configuration)
                 # A promoted configuration has more than its first seeds.
                 more = configuration.replicates[len(first.replicates) :]
@@ -150,6 +150,9 @@ class StudyRun:
                     key=configuration.key,
                     method=configuration.method,
                     params=configuration.params,
+                    task=configuration.task_name,
+                    fingerprint=configuration.task.fingerprint,
+                    options=configuration.options,
                     replicates=[(r.key, r.seed) for r in configuration.replicates],
                 )
                 for configuration in configurations

@@ -19,7 +19,7 @@ from modmix.base.errors import InputError, LedgerError
 from modmix.base.home import sqlite_path
 
 # Of the tables below. Databases of another version are refused, and nothing in them is changed.
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 METADATA = sa.MetaData()
 VERSION = Table(
@@ -84,6 +84,9 @@ STUDY_CONFIGURATIONS = Table(
     Column("study", String(100), primary_key=True),
     Column("configuration", String(32), primary_key=True),
     Column("number", Integer, nullable=False),  # order of first appearance in the study
+    Column("task", String(100), nullable=False, default=""),  # in a study of several
+    Column("fingerprint", String(64), nullable=False, default=""),  # of the data
+    Column("options", Text, nullable=False, default="{}"),  # of the task, those that vary
     Column("mlflow_run", String(64)),
     Column("mirrored", String(32)),  # digest of what the mirror last wrote
 )

@@ -56,13 +56,20 @@ class Proposals(Database):
             known = set(
                 db.execute(sa.select(STUDY_CONFIGURATIONS.c.configuration).where(mine)).scalars()
             )
-            fresh = list(dict.fromkeys(p.key for p in configurations if p.key not in known))
+            fresh = {p.key: p for p in configurations if p.key not in known}
             if fresh:
                 db.execute(
                     sa.insert(STUDY_CONFIGURATIONS),
                     [
-                        {"study": study, "configuration": key, "number": first + i}
-                        for i, key in enumerate(fresh)
+                        {
+                            "study": study,
+                            "configuration": key,
+                            "number": first + i,
+                            "task": p.task,
+                            "fingerprint": p.fingerprint,
+                            "options": dump(p.options),
+                        }
+                        for i, (key, p) in enumerate(fresh.items())
                     ],
                 )
             insert_new(
@@ -219,6 +226,9 @@ class Proposals(Database):
                 number=row.number,
                 method=row.method,
                 params=json.loads(row.params),
+                task=row.task,
+                fingerprint=row.fingerprint,
+                options=json.loads(row.options),
                 mlflow_run=row.mlflow_run,
                 mirrored=row.mirrored,
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 REPLICATE_STATES = ("pending", "running", "done", "pruned", "failed", "interrupted")
@@ -41,6 +41,27 @@ class StudyRecord:
         )
 
 
+def of_task(record: StudyRecord, task: str) -> StudyRecord:
+    """What a study of several tasks would be if it had this task alone."""
+    spec, details = record.spec, record.details
+    own = spec["tasks"][task]
+    both = {
+        key: {**(spec.get(key) or {}), **(own.get(key) or {})} for key in ("encoders", "training")
+    }
+    parts = {
+        name: part
+        for name, part in (spec.get("parts") or {}).items()
+        if part.get("tasks") is None or task in part["tasks"]
+    }
+    rest = {key: value for key, value in spec.items() if key not in ("tasks", "paper")}
+    return replace(
+        record,
+        name=f"{record.name}/{task}",
+        spec={**rest, **both, "task": own["task"], "paper": own.get("paper") or {}, "parts": parts},
+        details={**details, **(details.get("tasks") or {}).get(task, {})},
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class ConfigurationRecord:
     """One configuration of a study, and its MLflow run."""
@@ -51,6 +72,9 @@ class ConfigurationRecord:
     params: Mapping[str, Any]
     mlflow_run: str | None
     mirrored: str | None
+    task: str = ""  # in a study of several tasks
+    fingerprint: str = ""  # of the data
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the task, that the study varies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +152,9 @@ class NewConfiguration:
     method: str
     params: Mapping[str, Any]
     replicates: Sequence[tuple[str, int]]
+    task: str = ""
+    fingerprint: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 # ---------------------------------------------------------------- JSON columns

@@ -13,7 +13,7 @@ from modmix.base.home import Home, is_name, write_text
 from modmix.base.messages import digest
 from modmix.base.metrics import higher_is_better
 from modmix.ledger.ledger import Ledger
-from modmix.ledger.records import ReplicateRecord, StudyRecord
+from modmix.ledger.records import ReplicateRecord, StudyRecord, of_task
 
 if TYPE_CHECKING:
     from modmix.analysis.best import BestConfiguration
@@ -39,7 +39,8 @@ def write_best(
     used |= set(record.spec.get("seeds", ()))
     paths = []
     for best in best_configurations:
-        path = home.study(study) / "best" / f"{best.method}.yaml"
+        name = f"{best.task}.{best.method}" if best.task else best.method
+        path = home.study(study) / "best" / f"{name}.yaml"
         content = _study_file(record, best, _final_name(ledger, record, best), used)
         body = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=96)
         header = _header(
@@ -53,6 +54,9 @@ def write_best(
 def _study_file(
     record: StudyRecord, best: BestConfiguration, name: str, used: set[int]
 ) -> dict[str, Any]:
+    of = record.name
+    if best.task:
+        record = of_task(record, best.task)
     spec, details = record.spec, record.details
     resolved = details.get("task_options", {})  # with absolute paths
     classes = details.get("classes_at", {})  # absolute paths of users' own classes
@@ -67,7 +71,7 @@ def _study_file(
     block = _with_class_path({**_own_class(spec, best.method), **block}, classes)
     content: dict[str, Any] = {
         "study": name,
-        "description": f"Best configuration of {best.method} in study {record.name}, on new seeds",
+        "description": f"Best configuration of {best.method} in study {of}, on new seeds",
         "task": task,
         "encoders": encoders or None,
         "training": spec.get("training") or None,
@@ -77,7 +81,7 @@ def _study_file(
         "paper": {best.method: paper}
         if (paper := spec.get("paper", {}).get(best.method))
         else None,
-        "final": {"of": record.name, "method": best.method, "configuration": best.configuration},
+        "final": {"of": of, "method": best.method, "configuration": best.configuration},
         "resources": spec.get("resources") or None,
         # Results of other studies come without weights.
         "reuse": False,
@@ -120,7 +124,8 @@ def _fresh_seeds(count: int, used: set[int]) -> list[int]:
 
 def _final_name(ledger: Ledger, record: StudyRecord, best: BestConfiguration) -> str:
     """The name of the final study; a longer one if another configuration has taken it."""
-    name = f"{record.name}-{best.method}-final"
+    of = f"{record.name}-{best.task}" if best.task else record.name
+    name = f"{of}-{best.method}-final"
     longer = f"{name[:80]}-{digest([record.name, best.configuration])[:8]}"
     if not is_name(name):
         return longer

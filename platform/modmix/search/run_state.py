@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 
@@ -52,13 +52,13 @@ class RunState:
     Args:
         objectives: metrics that select, such as "val/error".
         higher_is_better: for the first objective.
-        fingerprint: of the data with the study file's task options.
+        fingerprints: of the data with the study file's task options.
     """
 
     def __init__(
-        self, objectives: Sequence[str], *, higher_is_better: bool, fingerprint: str
+        self, objectives: Sequence[str], *, higher_is_better: bool, fingerprints: Collection[str]
     ) -> None:
-        self._fingerprint = fingerprint
+        self._fingerprints = fingerprints
         self._objectives = tuple(objectives)
         self._higher = higher_is_better
         self.configurations: dict[str, ConfigurationProgress] = {}
@@ -66,7 +66,9 @@ class RunState:
         self.tasks: dict[str, TaskRef] = {}  # by structure
         self.states: dict[str, str] = {}  # by replicate
         self.monitored: dict[str, float] = {}  # best value of the monitored metric
-        self.best: dict[str, tuple[float, Mapping[str, object]]] = {}  # by method
+        self.best: dict[
+            str, tuple[float, Mapping[str, object]]
+        ] = {}  # by method, and task of several
         self._seeds: dict[str, int] = {}  # of the best configurations: seeds in their means
         self.reasons: list[str] = []  # why replicates failed
 
@@ -127,10 +129,11 @@ class RunState:
         means = owner.means(len(self._objectives))
         if means is None or owner.pruned is not None:
             return
-        if owner.configuration.task.fingerprint != self._fingerprint:
+        if owner.configuration.task.fingerprint not in self._fingerprints:
             return  # trained on other data: not comparable
         # More seeds first: means over few seeds have a larger variance.
-        method, seeds = owner.configuration.method, len(owner.values)
+        one, seeds = owner.configuration, len(owner.values)
+        method = f"{one.method} ({one.task_name})" if one.task_name else one.method
         most = self._seeds.get(method, 0)
         best = self.best[method][0] if most else math.nan
         is_better = ties.is_better(means[0], best, higher_is_better=self._higher)

@@ -13,7 +13,7 @@ from modmix.ledger.records import Entry
 from modmix.search.proposer import Proposer
 from modmix.search.run_state import RunState
 from modmix.study.configurations import Configuration
-from modmix.study.plan import Plan
+from modmix.study.tasks_plan import StudyPlan
 from modmix.study.validate import PartPlan
 from modmix.training.halving import promoted, share
 
@@ -54,7 +54,7 @@ class Search:
 class Searches:
     """All searches of a study, rebuilt from the entries in the ledger."""
 
-    def __init__(self, plan: Plan, ledger: Ledger, state: RunState, *, slots: int) -> None:
+    def __init__(self, plan: StudyPlan, ledger: Ledger, state: RunState, *, slots: int) -> None:
         self._plan = plan
         self._ledger = ledger
         self._state = state
@@ -170,7 +170,8 @@ class Searches:
         if len(proposals) < count:
             search.exhausted = True
         configurations = [
-            self._plan.first(self._plan.configuration(search.method, p.values)) for p in proposals
+            self._plan.first(self._plan.configuration(search.method, p.values, search.part.name))
+            for p in proposals
         ]
         entries = [
             Entry(
@@ -211,7 +212,7 @@ class Searches:
                 values = {p: self._state.mean_of_first(p, staged.start) for p in proposals}
                 higher = self._plan.directions[0]
                 found += [
-                    self._plan.configuration(search.method, proposals[key])
+                    self._plan.configuration(search.method, proposals[key], search.part.name)
                     for key in promoted(values, staged.keep, higher_is_better=higher)
                     if not self._is_full(key)
                 ]

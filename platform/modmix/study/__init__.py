@@ -11,4 +11,5 @@ Input: a YAML file. Output: a `plan.Plan` with grids, search spaces, seeds and r
     configurations  resolved configurations and the keys of their replicates
     provenance      versions of code and libraries
     plan            a valid study file with its data
+    tasks_plan      the plan of a study of several tasks
 """

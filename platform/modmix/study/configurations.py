@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +22,8 @@ class Configuration:
     params: Mapping[str, Any]
     task: TaskRef
     replicates: tuple[Replicate, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the task, that the study varies
+    task_name: str = ""  # in a study of several tasks
 
 
 @dataclass(frozen=True, kw_only=True)

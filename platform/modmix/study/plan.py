@@ -96,6 +96,15 @@ class Plan:
         for sentence in compatibility.warnings_of(given, replicate, data, gpus):
             self._warnings.setdefault(sentence, {})[method] = None
 
+    @property
+    def fingerprints(self) -> frozenset[str]:
+        """Of the data with the task options as given."""
+        return frozenset({self.data.fingerprint})
+
+    def data_for(self, task: TaskRef) -> Data:
+        """The data that a configuration refers to."""
+        return self.data_of(task.options)
+
     def data_of(self, options: Mapping[str, Any]) -> Data:
         """The task's data under these options, loaded once per variant."""
         if options == self.task_options:
@@ -120,7 +129,20 @@ class Plan:
                 names.update(dict.fromkeys(name for name in domains if name not in own))
         return {method: tuple(names) for method, names in found.items()}
 
-    def configuration(self, method: str, assignment: Mapping[str, Any]) -> Configuration:
+    @cached_property
+    def varied_options(self) -> tuple[str, ...]:
+        """The task options that some configuration of the study sets."""
+        names = (name for of_method in self.shown.values() for name in of_method)
+        return tuple(
+            dict.fromkeys(name.removeprefix("task.") for name in names if name.startswith("task."))
+        )
+
+    def configuration(
+        self,
+        method: str,
+        assignment: Mapping[str, Any],
+        part: str = "",  # noqa: ARG002 - it tells the task in a study of several (`tasks_plan`)
+    ) -> Configuration:
         """Resolve an assignment (from a grid or a sampler) into a configuration with replicates."""
         entry = method_entry(self.methods[method])
         declared = {h.name: h for h in entry.hyperparameters}
@@ -163,6 +185,7 @@ class Plan:
             method=method,
             params={**params, **{name: setting.value(name) for name in shown}},
             task=setting.task,
+            options={name: setting.task.options[name] for name in self.varied_options},
             replicates=setting.replicates(
                 key, self.spec.seeds, owner=None if self.spec.reuse else self.name
             ),
@@ -273,14 +296,29 @@ def make(
     """
     if data_path is not None:
         source = _with_path(source, str(Path(data_path).expanduser().absolute()))
+    spec, parts, checker, problems = check(source)
+    if problems or spec is None:
+        raise SpecError(source.name, problems)
+    plan = loaded(source, spec, parts, checker, progress)
+    checked(spec)
+    check_against_data(plan)
+    return plan
+
+
+def check(source: Source) -> tuple[StudySpec | None, list[PartPlan], Checker, list[Problem]]:
+    """Everything that can be checked without data, and all problems."""
     spec, problems = spec_module.check(source)
     checker = Checker(source)
     parts = checker.run()
-    problems = _merge([*source.problems, *problems], checker.problems)
-    if problems or spec is None:
-        raise SpecError(source.name, problems)
-    options = resolve_options(checker.task, _expanded(task_options(spec.task)), source.folder)
-    plan = Plan(
+    return spec, parts, checker, _merge([*source.problems, *problems], checker.problems)
+
+
+def loaded(
+    source: Source, spec: StudySpec, parts: Sequence[PartPlan], checker: Checker, progress: Watch
+) -> Plan:
+    """The plan of a file without problems, with its data."""
+    options = resolve_options(checker.task, _expanded(task_options(spec.task or {})), source.folder)
+    return Plan(
         spec=spec,
         source=source,
         parts=tuple(parts),
@@ -290,9 +328,6 @@ def make(
         task_options=options,
         data=_load_checked(source, checker.task, options, progress),
     )
-    checked(spec)
-    _check_against_data(plan)
-    return plan
 
 
 # ---------------------------------------------------------------- resolving
@@ -349,8 +384,12 @@ def _merge(first: Sequence[Problem], second: Sequence[Problem]) -> list[Problem]
     return [*first, *(problem for problem in second if problem.path not in places)]
 
 
-def _check_against_data(plan: Plan) -> None:
-    """Checks that need the data: names of inputs and modalities, and a dry run of the models."""
+def check_against_data(plan: Plan) -> None:
+    """Checks that need the data: names of inputs and modalities, and a dry run of the models.
+
+    Raises:
+        SpecError: everything that is wrong.
+    """
     source, problems = plan.source, []
     inputs = list(plan.data.inputs)
     for name in plan.encoders:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -68,9 +68,25 @@ class SearchSpec(_Model):
     seed: Annotated[StrictInt, Field(ge=0)] = 0
 
 
+class TaskSpec(_Model):
+    """One of several tasks of a study, and what differs for it from the rest of the file."""
+
+    task: dict[str, Any]
+    encoders: dict[str, dict[str, Any]] = {}
+    training: dict[str, Any] = {}
+    paper: dict[str, dict[str, Number | list[Number]]] = {}
+
+    @field_validator("task", mode="before")
+    @classmethod
+    def _task_by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
 class PartSpec(_Model):
     """A grid or a search; with ``x``, also a curve over that hyperparameter."""
 
+    # In a study of several tasks, those of the part; null: all.
+    tasks: list[StrictStr] | None = Field(default=None, min_length=1)
     title: StrictStr | None = None
     x: StrictStr | None = None
     search: SearchSpec | None = None
@@ -131,7 +147,8 @@ class StudySpec(_Model):
 
     study: StrictStr
     description: StrictStr = ""
-    task: dict[str, Any]
+    task: dict[str, Any] | None = None  # or tasks
+    tasks: dict[Annotated[str, AfterValidator(_checked_name)], TaskSpec] = {}
     encoders: dict[str, dict[str, Any]] = {}
     training: dict[str, Any] = {}
     seeds: list[Annotated[StrictInt, Field(ge=0, lt=2**31)]] = Field(
@@ -145,6 +162,16 @@ class StudySpec(_Model):
     resources: ResourcesSpec = ResourcesSpec()
     budget: BudgetSpec = BudgetSpec()
     reuse: StrictBool = True
+
+    @model_validator(mode="after")
+    def _task_or_tasks(self) -> StudySpec:
+        if self.task is not None and self.tasks:
+            raise ValueError("must have task or tasks, not both")
+        if self.tasks and self.paper:
+            raise ValueError("paper: give each task its own: tasks: {NAME: {paper: …}}")
+        if self.tasks and self.final:
+            raise ValueError("a final study has one task")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -200,8 +227,9 @@ class Source:
     text: str
     raw: Mapping[str, Any]
     lines: Mapping[Path_, int]
-    folder: Path  # relative paths in the file start here
-    problems: tuple[Problem, ...] = ()  # duplicate keys (the first is kept), values like 010
+    folder: Path  # relative data paths start here
+    problems: tuple[Problem, ...] = ()  # keys given twice (the first was kept), values like 010
+    task: str = ""  # of several, the one that this is the file of (see `sources_of_tasks`)
 
     def line(self, path: Sequence[str | int]) -> int:
         """Line of the longest prefix of ``path`` in the file; 1 if there is none."""
@@ -211,7 +239,58 @@ class Source:
         return 1
 
     def problem(self, path: Sequence[str | int], message: str) -> Problem:
+        path = self._written_at(path)
         return Problem(self.line(path), ".".join(map(str, path)), message)
+
+    def _written_at(self, path: Sequence[str | int]) -> Sequence[str | int]:
+        """Where the whole file says what the file of one of its tasks has at ``path``."""
+        if not self.task or not path or path[0] not in _OF_TASK:
+            return path
+        own = ("tasks", self.task, *path)
+        return path if own not in self.lines and tuple(path) in self.lines else own
+
+
+_OF_TASK = ("task", "encoders", "training", "paper")
+
+
+def sources_of_tasks(source: Source) -> dict[str, Source]:
+    """By task, what the file would be if it were of that task alone; empty without ``tasks``.
+
+    What a task says of encoders and training goes before what the file says for all; parts that
+    name other tasks are left out. Tolerant of a file whose outline is wrong.
+    """
+    tasks = source.raw.get("tasks")
+    found = {}
+    for name, own in tasks.items() if isinstance(tasks, Mapping) else ():
+        if not isinstance(own, Mapping):
+            continue
+        raw = {key: value for key, value in source.raw.items() if key not in ("tasks", "paper")}
+        for key in ("encoders", "training"):
+            both = [block for block in (raw.get(key), own.get(key)) if isinstance(block, Mapping)]
+            raw[key] = {k: v for block in both for k, v in block.items()}
+        parts = raw.get("parts")
+        raw |= {
+            "task": own.get("task"),
+            "paper": own.get("paper") or {},
+            "parts": {
+                part: _without_tasks(block) for part, block in parts.items() if _has(block, name)
+            }
+            if isinstance(parts, Mapping)
+            else parts,
+        }
+        found[str(name)] = replace(source, raw=raw, problems=(), task=str(name))
+    return found
+
+
+def _has(part: Any, task: str) -> bool:
+    named = part.get("tasks") if isinstance(part, Mapping) else None
+    return not isinstance(named, list) or task in named
+
+
+def _without_tasks(part: Any) -> Any:
+    if not isinstance(part, Mapping):
+        return part
+    return {key: value for key, value in part.items() if key != "tasks"}
 
 
 def read(path: Path) -> Source:
@@ -392,11 +471,15 @@ def check(source: Source) -> tuple[StudySpec | None, list[Problem]]:
     Top-level keys that begin with ``x-`` are ignored; they can hold anchors.
     """
     raw = {key: value for key, value in source.raw.items() if not key.startswith("x-")}
+    missing = []
+    if "task" not in raw and not raw.get("tasks"):
+        missing.append(source.problem(("task",), "is required but missing"))
     try:
-        return StudySpec.model_validate(raw), []
+        spec = StudySpec.model_validate(raw)
+        return (None if missing else spec), missing
     except ValidationError as error:
         known = {(problem.line, problem.path) for problem in source.problems}
-        found = _problems(source, error)
+        found = [*missing, *_problems(source, error)]
         return None, [problem for problem in found if (problem.line, problem.path) not in known]
 
 

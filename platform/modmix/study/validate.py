@@ -55,6 +55,7 @@ class PartPlan:
     x: str | None
     search: SearchSpec | None
     domains: Mapping[str, Mapping[str, Domain]]  # method -> name -> domain
+    task: str = ""  # in a study of several tasks
 
     def assignments(self, method: str) -> list[dict[str, Any]]:
         """The configurations of a grid, each as the values that the file sets or varies."""

@@ -1,0 +1,183 @@
+"""The plan of a study of several tasks: a plan per task, each of the parts that run on it.
+
+A file with ``tasks`` is read as one file per task (`spec.sources_of_tasks`), and every task is
+checked as if it were alone. Here the plans become one study: a part ``curve`` on the task ``higgs``
+is the part ``curve@higgs``, with its own grid or search, and a configuration belongs to one task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from modmix.base.errors import Problem, SpecError
+from modmix.base.messages import TaskRef, digest
+from modmix.study import plan as plan_module
+from modmix.study import spec as spec_module
+from modmix.study.configurations import Configuration
+from modmix.study.plan import Plan, Watch
+from modmix.study.spec import Source, StudySpec, sources_of_tasks, unknown
+from modmix.study.validate import PartPlan
+
+if TYPE_CHECKING:
+    from modmix.tasks.data import Data
+
+AT = "@"  # between the names of part and task; no name has it
+
+
+@dataclass
+class TasksPlan:
+    """Has what `execution` asks of a `Plan`; ``of`` has the plans by task."""
+
+    spec: StudySpec
+    source: Source
+    of: Mapping[str, Plan]
+
+    @property
+    def name(self) -> str:
+        return self.spec.study
+
+    @cached_property
+    def parts(self) -> tuple[PartPlan, ...]:
+        """All parts of all tasks, in the order of the file: parts, then tasks."""
+        found = [
+            replace(part, name=f"{part.name}{AT}{task}", task=task)
+            for task, plan in self.of.items()
+            for part in plan.parts
+        ]
+        order = list(self.spec.parts)
+        return tuple(sorted(found, key=lambda part: order.index(part.name.partition(AT)[0])))
+
+    @property
+    def directions(self) -> tuple[bool, ...]:
+        """Per objective, whether higher is better."""
+        return next(iter(self.of.values())).directions
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences on what the file sets and has no effect."""
+        return tuple(f"{task}: {each}" for task, plan in self.of.items() for each in plan.warnings)
+
+    @property
+    def fingerprints(self) -> frozenset[str]:
+        """Of the tasks' data with their options as given."""
+        return frozenset().union(*(plan.fingerprints for plan in self.of.values()))
+
+    def data_for(self, task: TaskRef) -> Data:
+        """The data that a configuration refers to."""
+        plans = [plan for plan in self.of.values() if plan.task_name == task.name]
+        known = [plan for plan in plans if plan.task.fingerprint == task.fingerprint]
+        return (known or plans)[0].data_for(task)
+
+    def configuration(
+        self, method: str, assignment: Mapping[str, Any], part: str = ""
+    ) -> Configuration:
+        """As `Plan.configuration`; ``part`` is the name of one of `parts`."""
+        task = part.partition(AT)[2]
+        found = self.of[task].configuration(method, assignment)
+        # A configuration belongs to one task, and so do its results where two may be equal.
+        key = digest([task, found.key])
+        replicates = tuple(
+            replace(one, configuration=key, key=digest([task, one.key]) if self._alike else one.key)
+            for one in found.replicates
+        )
+        return replace(found, key=key, task_name=task, replicates=replicates)
+
+    @cached_property
+    def _alike(self) -> bool:
+        """Whether two tasks may have the same data, with other encoders or training."""
+        return len({plan.task_name for plan in self.of.values()}) < len(self.of)
+
+    def first(self, configuration: Configuration) -> Configuration:
+        """A searched configuration as it is asked for; see `Plan.first`."""
+        return self.of[configuration.task_name].first(configuration)
+
+    def signatures(self) -> dict[tuple[str, str], str]:
+        """Per part and method, what its entries depend on."""
+        return {
+            (f"{part}{AT}{task}", method): value
+            for task, plan in self.of.items()
+            for (part, method), value in plan.signatures().items()
+        }
+
+    def details(self) -> dict[str, Any]:
+        """As `Plan.details`, by task under ``tasks``; what all have in common beside it."""
+        each = {task: plan.details() for task, plan in self.of.items()}
+        first = next(iter(each.values()))
+        common = {
+            name: value
+            for name, value in first.items()
+            if all(name in one and one[name] == value for one in each.values())
+        }
+        bundles = {k: v for one in each.values() for k, v in one["sources"].items()}
+        names = ", ".join(dict.fromkeys(str(one["task"]) for one in each.values()))
+        return {**common, "task": names, "sources": bundles, "tasks": each}
+
+
+StudyPlan = Plan | TasksPlan
+
+
+def make(
+    source: Source,
+    *,
+    data_path: str | None = None,
+    progress: Watch = lambda *_: None,
+    checked: Callable[[StudySpec], None] = lambda _: None,
+) -> StudyPlan:
+    """The plan of a study file, of one task or several; see `plan.make`.
+
+    Raises:
+        SpecError: everything that is wrong in the file.
+        DataError: data is missing or damaged.
+    """
+    if "tasks" not in source.raw:
+        return plan_module.make(source, data_path=data_path, progress=progress, checked=checked)
+    spec, problems = spec_module.check(source)
+    problems = [*source.problems, *problems]
+    found = {task: plan_module.check(one) for task, one in sources_of_tasks(source).items()}
+    seen = {(problem.line, problem.path) for problem in problems}
+    for *_, own in found.values():
+        new = [problem for problem in own if (problem.line, problem.path) not in seen]
+        problems += new
+        seen |= {(problem.line, problem.path) for problem in new}
+    problems += _of_parts(source, spec)
+    if data_path is not None:
+        message = "--data: the study has several tasks: give each its path in the file"
+        problems.append(source.problem(("tasks",), message))
+    if problems or spec is None:
+        raise SpecError(source.name, problems)
+    plans = {}
+    for task, one in sources_of_tasks(source).items():
+        of_task, parts, checker, _ = found[task]
+        assert of_task is not None
+        plans[task] = plan_module.loaded(one, of_task, parts, checker, progress)
+    checked(spec)
+    for plan in plans.values():
+        try:
+            plan_module.check_against_data(plan)
+        except SpecError as error:
+            problems += [each for each in error.problems if each not in problems]
+    if problems:
+        raise SpecError(source.name, problems)
+    return TasksPlan(spec=spec, source=source, of=plans)
+
+
+def _of_parts(source: Source, spec: StudySpec | None) -> list[Problem]:
+    """Tasks that a part names and the file does not have; tasks that no part runs on."""
+    if spec is None:
+        return []
+    problems = []
+    for part, block in spec.parts.items():
+        for task in block.tasks or ():
+            if task not in spec.tasks:
+                path = ("parts", part, "tasks")
+                problems.append(source.problem(path, unknown(task, spec.tasks, "task")))
+    used = {task for part in spec.parts.values() for task in part.tasks or spec.tasks}
+    problems += [
+        source.problem(("tasks", task), "no part runs on this task")
+        for task in spec.tasks
+        if task not in used
+    ]
+    return problems
