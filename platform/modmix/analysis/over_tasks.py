@@ -43,10 +43,9 @@ class OverTasks:
     @cached_property
     def labels(self) -> list[str]:
         """All labels: in the study file's order of methods, then of parts."""
-        found = dict.fromkeys(label for of_task in self.rows.values() for label in of_task)
-        methods = dict.fromkeys(m for one in self.snapshots.values() for m in one.methods)
-        order = {method: i for i, method in enumerate(methods)}
-        return sorted(found, key=lambda label: order[label.partition(" (")[0]])
+        rows = {label: row for of_task in self.rows.values() for label, row in of_task.items()}
+        methods = list(dict.fromkeys(m for one in self.snapshots.values() for m in one.methods))
+        return sorted(rows, key=lambda label: (methods.index(rows[label].best.method), label))
 
     @cached_property
     def ranks(self) -> statistics.Ranks:

@@ -36,6 +36,7 @@ from modmix.analysis.labels import (
     value_text,
 )
 from modmix.analysis.render import Cell, Table
+from modmix.base import ties
 from modmix.base.errors import InputError
 from modmix.ledger.ledger import Ledger
 
@@ -129,6 +130,8 @@ def result_rows(snapshot: Snapshot, metric: str, by: str | None = None) -> list[
     main = snapshot.conditions.main
     if main is None:
         return []
+    if any(spec.get("label") for spec in snapshot.parts.values()):
+        return _compared(snapshot, _labelled_rows(snapshot, main, by), metric)
     rows: list[Row] = []
     by_part = {part: best_of(snapshot, by, part) for part in snapshot.parts}
     n_candidates = {part: candidates(snapshot, main, part) for part in (None, *snapshot.parts)}
@@ -143,6 +146,24 @@ def result_rows(snapshot: Snapshot, metric: str, by: str | None = None) -> list[
                     label, count = f"{method} ({part})", n_candidates[part][method]
                     rows.append(Row(label=label, part=part, best=other, n_candidates=count))
     return _compared(snapshot, rows, metric)
+
+
+def _labelled_rows(snapshot: Snapshot, main: Condition, by: str | None) -> list[Row]:
+    """A row per method of the parts with a ``label``, best on validation first."""
+    rows = [
+        Row(
+            label=str(spec["label"]).replace("{method}", best.method),
+            part=part,
+            best=best,
+            n_candidates=candidates(snapshot, main, part)[best.method],
+        )
+        for part, spec in snapshot.parts.items()
+        if spec.get("label")
+        for best in best_of(snapshot, by, part)
+    ]
+    metric = by or snapshot.objectives[0]
+    places = ties.places([r.best.mean for r in rows], higher_is_better=higher_is_better(metric))
+    return [rows[i] for i in sorted(range(len(rows)), key=lambda i: places[i] or 0)]
 
 
 def _compared(snapshot: Snapshot, rows: list[Row], metric: str) -> list[Row]:

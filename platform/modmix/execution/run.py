@@ -35,11 +35,13 @@ from modmix.execution.local import Verdict
 from modmix.execution.queue import Members, PackQueue
 from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import ENDED, Entry, Lease, NewConfiguration, Result
+from modmix.search.confirmation import best_entry, is_trained
 from modmix.search.run_state import RunState, Status
 from modmix.search.rungs import Rungs
 from modmix.search.searches import Search, Searches
 from modmix.study.configurations import Configuration, sources_of
 from modmix.study.tasks_plan import StudyPlan
+from modmix.study.validate import PartPlan
 
 MAX_FAILURES = 5  # of machines, per pack and run of the driver, before it is given up
 
@@ -78,6 +80,9 @@ class StudyRun:
         self._state = RunState(
             plan.spec.objective, higher_is_better=higher, fingerprints=plan.fingerprints
         )
+        self._entries: dict[tuple[str, str], list[Entry]] = {}  # by part and method
+        # What is to be trained once other parts have found it: parts with ``best_of``, and methods.
+        self._to_confirm: list[tuple[PartPlan, str]] = []
         self._searches = Searches(plan, ledger, self._state, slots=slots)
         self._rungs = Rungs(self._state, ledger.histories)
         self._verdicts: dict[str, Verdict] = {}  # by pack, until it has ended
@@ -124,8 +129,13 @@ class StudyRun:
             if (part, method, i) not in present
         ]
         whole, begun = set(configurations), ledger.replicate_states(name)
+        confirming = [part for part in self.plan.parts if part.best_of is not None]
+        found_elsewhere = {part.name for part in confirming}
         for entry in known:
-            if entry.proposal:
+            if entry.part in found_elsewhere:
+                configuration = self.plan.configuration(entry.method, entry.proposal, entry.part)
+                configurations[configuration.key] = configuration
+            elif entry.proposal:
                 configuration = self.plan.configuration(entry.method, entry.proposal, entry.part)
                 first = self.plan.first(configuration)
                 # A promoted configuration has more than its first seeds.
@@ -133,7 +143,14 @@ class StudyRun:
                 if configuration.key not in whole and not any(r.key in begun for r in more):
                     configuration = first
                 configurations[configuration.key] = configuration
+        self._to_confirm = [
+            (part, method)
+            for part in confirming
+            for method in part.domains
+            if (part.name, method, 0) not in present
+        ]
         self._add(list(configurations.values()), entries)
+        self._note_entries([*known, *entries])
         self._rungs.enter([*known, *entries])
         self.dropped = ledger.keep_only_configurations(
             name, self._state.configurations, self._state.replicates
@@ -141,6 +158,10 @@ class StudyRun:
         self._adopt_results()
         self._searches.rebuild(known)
         self._fill_queue([e for e in (*known, *entries) if not e.proposal])
+
+    def _note_entries(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            self._entries.setdefault((entry.part, entry.method), []).append(entry)
 
     def _add(self, configurations: Sequence[Configuration], entries: Sequence[Entry]) -> None:
         self._ledger.add(
@@ -233,6 +254,38 @@ class StudyRun:
             self._adopt_results(frozenset(keys))
             self._enqueue(keys)
         self._may_propose = self._searches.tell_finished() or self._may_propose
+        self._confirm()
+
+    def _confirm(self) -> None:
+        """Train the best configurations of parts that are over, where other parts wait for them."""
+        waiting, self._to_confirm = self._to_confirm, []
+        for part, method in waiting:
+            source = next(one for one in self.plan.parts if one.name == part.best_of)
+            entries = self._entries.get((source.name, method), [])
+            if not self._searches.is_over(source.name) or not is_trained(entries, self._state):
+                self._to_confirm.append((part, method))
+                continue
+            best = best_entry(
+                entries,
+                self._state,
+                seeds=len(self.plan.seeds_of(source.name)),
+                higher_is_better=self.plan.directions[0],
+            )
+            if best is None:
+                continue  # none of its configurations was trained to the end
+            chosen = best.proposal or source.assignments(method)[best.number]
+            configuration = self.plan.configuration(method, chosen, part.name)
+            entry = Entry(
+                part=part.name,
+                method=method,
+                number=0,
+                configuration=configuration.key,
+                proposal=dict(chosen),
+            )
+            self._add([configuration], [entry])
+            self._note_entries([entry])
+            self._adopt_results(frozenset(r.key for r in configuration.replicates))
+            self._enqueue([r.key for r in configuration.replicates])
 
     def _is_open(self, key: str) -> bool:
         return self._state.states[key] in ("pending", "interrupted") and key not in self._elsewhere
@@ -457,6 +510,7 @@ class StudyRun:
             configurations = [configuration for _, new, _ in proposals for configuration in new]
             entries = [entry for *_, new in proposals for entry in new]
             self._add(configurations, entries)
+            self._note_entries(entries)
             self._rungs.enter(entries)
             self._adopt_results(
                 frozenset(
@@ -467,6 +521,7 @@ class StudyRun:
                 self._enqueue_batch(search, batch)
             self._advance()
         self._may_propose = False
+        self._confirm()
 
     # ------------------------------------------------------------ lease, end, status
 
@@ -504,7 +559,9 @@ class StudyRun:
             self._state.count_replicates(),
         )
         total = len(self._state.configurations) + self._searches.missing()
+        total += len(self._to_confirm)
         models = len(self._state.states) + self._searches.replicates_to_come()
+        models += sum(len(self.plan.seeds_of(part.name)) for part, _ in self._to_confirm)
         return Status(
             configurations={"total": total, **configurations},
             replicates={"total": models, **replicates},

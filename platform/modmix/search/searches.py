@@ -108,12 +108,14 @@ class Searches:
 
     def replicates_to_come(self) -> int:
         """How many replicates further proposals and promotions will add."""
-        staged, seeds = self._plan.spec.replicates, len(self._plan.spec.seeds)
-        if staged is None:
-            return seeds * self.missing()
+        staged = self._plan.spec.replicates
         count = 0
         for search in self._all:
             assert search.part.search is not None
+            seeds = len(self._plan.seeds_of(search.part.name))
+            if staged is None:
+                count += seeds * self._missing(search)
+                continue
             missing, size = self._missing(search), search.part.search.batch
             count += staged.start * missing
             batches = [size] * (missing // size) + [missing % size]
@@ -214,12 +216,21 @@ class Searches:
                 found += [
                     self._plan.configuration(search.method, proposals[key], search.part.name)
                     for key in promoted(values, staged.keep, higher_is_better=higher)
-                    if not self._is_full(key)
+                    if not self._is_full(search, key)
                 ]
         return found
 
-    def _is_full(self, configuration: str) -> bool:
-        return len(self._state.replicates_of(configuration)) >= len(self._plan.spec.seeds)
+    def _is_full(self, search: Search, configuration: str) -> bool:
+        seeds = self._plan.seeds_of(search.part.name)
+        return len(self._state.replicates_of(configuration)) >= len(seeds)
+
+    def is_over(self, part: str) -> bool:
+        """Whether the searches of a part have proposed and told everything that they will."""
+        return all(
+            self._missing(search) == 0 and not search.pending_batches()
+            for search in self._all
+            if search.part.name == part
+        )
 
     # ------------------------------------------------------------ telling
 
@@ -253,7 +264,11 @@ class Searches:
 
     def _improve(self, search: Search, entry: Entry) -> None:
         """Update the best value; configurations with only their first seeds do not count."""
-        if entry.values is None or entry.step is not None or not self._is_full(entry.configuration):
+        if (
+            entry.values is None
+            or entry.step is not None
+            or not self._is_full(search, entry.configuration)
+        ):
             return
         sign, value = -1 if self._plan.directions[0] else 1, entry.values[0]
         if search.best is None or sign * value < sign * search.best:

@@ -137,13 +137,19 @@ class Plan:
             dict.fromkeys(name.removeprefix("task.") for name in names if name.startswith("task."))
         )
 
+    def seeds_of(self, part: str) -> tuple[int, ...]:
+        """The seeds of a part's configurations."""
+        own = next((one.seeds for one in self.parts if one.name == part), None)
+        return tuple(self.spec.seeds) if own is None else own
+
     def configuration(
-        self,
-        method: str,
-        assignment: Mapping[str, Any],
-        part: str = "",  # noqa: ARG002 - it tells the task in a study of several (`tasks_plan`)
+        self, method: str, assignment: Mapping[str, Any], part: str = ""
     ) -> Configuration:
-        """Resolve an assignment (from a grid or a sampler) into a configuration with replicates."""
+        """Resolve an assignment (from a grid or a sampler) into a configuration with replicates.
+
+        Where ``part`` has seeds of its own, so has the configuration.
+        """
+        seeds = self.seeds_of(part)
         entry = method_entry(self.methods[method])
         declared = {h.name: h for h in entry.hyperparameters}
         params = {h.name: h.normalise(h.default) for h in entry.hyperparameters}
@@ -179,16 +185,16 @@ class Plan:
             augmentation={name: asdict(one) for name, one in data.augmentation.items()},
         )
         shown = self.shown.get(method, ())
-        key = digest([sorted(shown), setting.identity])
+        # The same hyperparameters with other seeds are another configuration.
+        own = [] if seeds == tuple(self.spec.seeds) else [list(seeds)]
+        key = digest([sorted(shown), setting.identity, *own])
         return Configuration(
             key=key,
             method=method,
             params={**params, **{name: setting.value(name) for name in shown}},
             task=setting.task,
             options={name: setting.task.options[name] for name in self.varied_options},
-            replicates=setting.replicates(
-                key, self.spec.seeds, owner=None if self.spec.reuse else self.name
-            ),
+            replicates=setting.replicates(key, seeds, owner=None if self.spec.reuse else self.name),
         )
 
     def encoders_of(self, data: Data, fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -223,13 +229,17 @@ class Plan:
 
     def signatures(self) -> dict[tuple[str, str], str]:
         """Per part and method, a digest of what its entries depend on; a change discards them."""
-        found = {}
-        for part in self.parts:
+        found: dict[tuple[str, str], str] = {}
+        for part in sorted(self.parts, key=lambda part: part.best_of is not None):
             for method, domains in part.domains.items():
                 what: list[object] = [[name, repr(domain)] for name, domain in domains.items()]
                 # The default configuration covers what all configurations of the method share:
                 # training settings, encoders, data, and which settings are displayed.
-                what += [self.configuration(method, {}).key]
+                what += [self.configuration(method, {}, part.name).key]
+                if part.best_of is not None:
+                    source = next(one for one in self.parts if one.name == part.best_of)
+                    asked = None if source.search is None else source.search.configurations
+                    what += [found.get((part.best_of, method)), asked]
                 if part.search is not None:
                     what += [part.search.sampler, part.search.seed]
                     what += [list(self.spec.objective)]

@@ -17,6 +17,7 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StrictBool,
@@ -54,6 +55,40 @@ def _checked_name(name: str) -> str:
     return name
 
 
+def _seeds_by_count(value: Any, first: int = 0) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        if not 1 <= value <= 10_000:
+            raise ValueError(f"the number of seeds must be between 1 and 10000, got {value}")
+        return list(range(first, first + value))
+    return value
+
+
+def _seeds_differ(value: list[int]) -> list[int]:
+    if len(set(value)) != len(value):
+        raise ValueError(f"must differ from each other, got {shown(value)}")
+    return value
+
+
+# A number of seeds (0, 1, …), or the seeds themselves.
+Seeds = Annotated[
+    list[Annotated[StrictInt, Field(ge=0, lt=2**31)]],
+    Field(min_length=1),
+    BeforeValidator(_seeds_by_count),
+    AfterValidator(_seeds_differ),
+]
+
+
+FIRST_OF_PART = 1000
+
+
+PartSeeds = Annotated[
+    list[Annotated[StrictInt, Field(ge=0, lt=2**31)]],
+    Field(min_length=1),
+    BeforeValidator(lambda value: _seeds_by_count(value, first=FIRST_OF_PART)),
+    AfterValidator(_seeds_differ),
+]
+
+
 class SearchSpec(_Model):
     """How configurations of a part are proposed: the same number for every method."""
 
@@ -88,11 +123,20 @@ class PartSpec(_Model):
     # In a study of several tasks, those of the part; null: all.
     tasks: list[StrictStr] | None = Field(default=None, min_length=1)
     title: StrictStr | None = None
+    # Names of the part's rows in the results, "{method}*" say. Where a part has one, the results
+    # have a row for each method of such parts, and no others.
+    label: StrictStr | None = None
     x: StrictStr | None = None
     search: SearchSpec | None = None
     # Settings of all methods of the part; a method's own block overrides them.
     shared: dict[str, Any] = {}
     methods: dict[str, dict[str, Any] | None] = Field(min_length=1)
+    # Null: the study's. A search with seeds of its own leaves the study's fresh for the others.
+    # A number: so many that no study uses by itself (1000, 1001, …).
+    seeds: PartSeeds | None = None
+    # Another part: train the configuration that each method has there as its best on validation,
+    # once it is known, with the seeds of this part.
+    best_of: StrictStr | None = None
     # Methods drawn as horizontal lines in the curve, each by its best configuration in the study.
     references: list[StrictStr] = []
 
@@ -151,9 +195,7 @@ class StudySpec(_Model):
     tasks: dict[Annotated[str, AfterValidator(_checked_name)], TaskSpec] = {}
     encoders: dict[str, dict[str, Any]] = {}
     training: dict[str, Any] = {}
-    seeds: list[Annotated[StrictInt, Field(ge=0, lt=2**31)]] = Field(
-        default=[0, 1, 2, 3, 4], min_length=1
-    )
+    seeds: Seeds = [0, 1, 2, 3, 4]
     replicates: ReplicatesSpec | None = None  # null: all seeds at once
     objective: list[StrictStr] = Field(default=["val/error"], min_length=1, max_length=2)
     parts: dict[Annotated[str, AfterValidator(_checked_name)], PartSpec] = Field(min_length=1)
@@ -198,22 +240,6 @@ class StudySpec(_Model):
     @classmethod
     def _one_objective(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
-
-    @field_validator("seeds", mode="before")
-    @classmethod
-    def _seeds_by_count(cls, value: Any) -> Any:
-        if isinstance(value, int) and not isinstance(value, bool):
-            if not 1 <= value <= 10_000:
-                raise ValueError(f"the number of seeds must be between 1 and 10000, got {value}")
-            return list(range(value))
-        return value
-
-    @field_validator("seeds")
-    @classmethod
-    def _seeds_differ(cls, value: list[int]) -> list[int]:
-        if len(set(value)) != len(value):
-            raise ValueError(f"must differ from each other, got {shown(value)}")
-        return value
 
 
 # ---------------------------------------------------------------- parsing

@@ -43,7 +43,12 @@ class TasksPlan:
     def parts(self) -> tuple[PartPlan, ...]:
         """All parts of all tasks, in the order of the file: parts, then tasks."""
         found = [
-            replace(part, name=f"{part.name}{AT}{task}", task=task)
+            replace(
+                part,
+                name=f"{part.name}{AT}{task}",
+                task=task,
+                best_of=None if part.best_of is None else f"{part.best_of}{AT}{task}",
+            )
             for task, plan in self.of.items()
             for part in plan.parts
         ]
@@ -75,8 +80,8 @@ class TasksPlan:
         self, method: str, assignment: Mapping[str, Any], part: str = ""
     ) -> Configuration:
         """As `Plan.configuration`; ``part`` is the name of one of `parts`."""
-        task = part.partition(AT)[2]
-        found = self.of[task].configuration(method, assignment)
+        name, _, task = part.partition(AT)
+        found = self.of[task].configuration(method, assignment, name)
         # A configuration belongs to one task, and so do its results where two may be equal.
         key = digest([task, found.key])
         replicates = tuple(
@@ -89,6 +94,11 @@ class TasksPlan:
     def _alike(self) -> bool:
         """Whether two tasks may have the same data, with other encoders or training."""
         return len({plan.task_name for plan in self.of.values()}) < len(self.of)
+
+    def seeds_of(self, part: str) -> tuple[int, ...]:
+        """The seeds of a part's configurations."""
+        name, _, task = part.partition(AT)
+        return self.of[task].seeds_of(name)
 
     def first(self, configuration: Configuration) -> Configuration:
         """A searched configuration as it is asked for; see `Plan.first`."""

@@ -40,7 +40,7 @@ from modmix.study.domains import (
     value_problem,
     variable_problem,
 )
-from modmix.study.spec import SearchSpec, Source, unknown
+from modmix.study.spec import FIRST_OF_PART, SearchSpec, Source, unknown
 from modmix.tasks.table import TASKS, option_problems, task_entry
 from modmix.training.halving import share
 
@@ -56,11 +56,13 @@ class PartPlan:
     search: SearchSpec | None
     domains: Mapping[str, Mapping[str, Domain]]  # method -> name -> domain
     task: str = ""  # in a study of several tasks
+    seeds: tuple[int, ...] | None = None  # null: the study's
+    best_of: str | None = None  # the part whose best configurations these are
 
     def assignments(self, method: str) -> list[dict[str, Any]]:
         """The configurations of a grid, each as the values that the file sets or varies."""
         assert self.search is None
-        return grid_configurations(self.domains[method])
+        return [] if self.best_of is not None else grid_configurations(self.domains[method])
 
 
 class Checker:
@@ -100,7 +102,26 @@ class Checker:
         ]
         if isinstance(staged := raw.get("replicates"), Mapping):
             self._replicates(staged, plans)
+        self._seeds_of_parts(plans)
         return plans
+
+    def _seeds_of_parts(self, plans: Sequence[PartPlan]) -> None:
+        """Two parts have the same seeds or none in common: a model belongs to one configuration."""
+        raw = self.source.raw.get("seeds", self._seeds)
+        own = tuple(range(raw)) if isinstance(raw, int) else tuple(raw)
+        known = {own: "the study"}
+        for plan in plans:
+            seeds = plan.seeds
+            if seeds is None or seeds in known:
+                continue
+            for others, who in known.items():
+                if common := sorted(set(seeds) & set(others)):
+                    message = (
+                        f"share {', '.join(map(str, common[:5]))} with {who}: give the same seeds "
+                        "or none of them"
+                    )
+                    self.add(("parts", plan.name, "seeds"), message)
+            known[seeds] = f"part {plan.name}"
 
     def _value(
         self,
@@ -215,9 +236,10 @@ class Checker:
             self.add(("objective",), f"names {objectives[0]!r} twice: give it once")
 
     def _paper(self, raw: Any) -> None:
+        labels = self._labels()
         for row, numbers in raw.items() if isinstance(raw, Mapping) else ():
             method = row.partition(" (")[0]  # "mul", or "mul (table)" for its row in part `table`
-            if method not in self.methods:
+            if method not in self.methods and row not in labels:
                 self.add(("paper", row), unknown(method, self.methods, "method"))
             for metric, value in numbers.items() if isinstance(numbers, Mapping) else ():
                 if metric not in _metrics():
@@ -225,6 +247,16 @@ class Checker:
                 if isinstance(value, list) and not 1 <= len(value) <= 2:
                     message = f"must be a mean or [mean, deviation], got {value!r}"
                     self.add(("paper", row, metric), message)
+
+    def _labels(self) -> set[str]:
+        """The names of rows that parts give by ``label``."""
+        parts = self.source.raw.get("parts")
+        return {
+            str(part["label"]).replace("{method}", method)
+            for part in (parts.values() if isinstance(parts, Mapping) else ())
+            if isinstance(part, Mapping) and part.get("label")
+            for method in (part["methods"] if isinstance(part.get("methods"), Mapping) else ())
+        }
 
     def _part(self, name: str, raw: Mapping[str, Any]) -> PartPlan | None:
         path = ("parts", name)
@@ -276,7 +308,40 @@ class Checker:
                 message = unknown(key, known_names, "setting of these methods")
                 self.add((*path, "shared", key), message)
         self._objectives_of(path, search)
-        return PartPlan(name=name, x=raw.get("x"), search=search, domains=domains)
+        if raw.get("best_of") is not None:
+            self._best_of(path, raw, methods)
+        return PartPlan(
+            name=name,
+            x=raw.get("x"),
+            search=search,
+            domains=domains,
+            seeds=_seeds(raw.get("seeds")),
+            best_of=raw.get("best_of"),
+        )
+
+    def _best_of(
+        self, path: Sequence[str | int], raw: Mapping[str, Any], methods: Mapping[str, Any]
+    ) -> None:
+        """A part that trains what another one found sets nothing of its own."""
+        of = raw["best_of"]
+        parts = self.source.raw.get("parts")
+        others = {n: p for n, p in parts.items() if isinstance(p, Mapping)} if parts else {}
+        if not is_key_of(of, others) or of == path[-1]:
+            names = [name for name in others if name != path[-1]]
+            self.add((*path, "best_of"), unknown(str(of), names, "part"))
+            return
+        if others[of].get("best_of") is not None:
+            self.add((*path, "best_of"), f"part {of} is best_of another part: name that one")
+        for key in ("search", "x", "shared"):
+            if raw.get(key):
+                self.add((*path, key), "a part with best_of sets nothing of its own: leave it out")
+        there = others[of].get("methods")
+        for method, block in methods.items():
+            if block:
+                message = "a part with best_of sets nothing of its own: leave it empty"
+                self.add((*path, "methods", method), message)
+            if isinstance(there, Mapping) and method not in there:
+                self.add((*path, "methods", method), unknown(method, there, f"method of part {of}"))
 
     def _objectives_of(self, path: Sequence[str | int], search: SearchSpec | None) -> None:
         objective = self.source.raw.get("objective")
@@ -466,6 +531,13 @@ class Checker:
         given = {**recipe, **(training if isinstance(training, Mapping) else {})}
         value = given.get(name, TRAINING[name].default)
         return (value,) if value_problem(TRAINING[name], value) is None else ()
+
+
+def _seeds(raw: Any) -> tuple[int, ...] | None:
+    """A part's seeds; None where it gives none, or wrong ones (the outline's check says so)."""
+    if isinstance(raw, int) and not isinstance(raw, bool):
+        return tuple(range(FIRST_OF_PART, FIRST_OF_PART + raw)) if 1 <= raw <= 10_000 else None
+    return tuple(raw) if isinstance(raw, list) else None
 
 
 def _search(raw: Any) -> SearchSpec | None:
