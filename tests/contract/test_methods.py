@@ -122,9 +122,16 @@ def in_numpy(
         case "attend":
             if method.project is not None:
                 parts = [dense(g, x) for g, x in zip(method.project, parts, strict=True)]
-            a = 1 / (1 + np.exp(-dense(method.attention, np.concatenate(parts, axis=1))))
+            if params["score"] == "joint":
+                a = 1 / (1 + np.exp(-dense(method.attention, np.concatenate(parts, axis=1))))
+            else:
+                hidden = [np.tanh(dense(method.attention_hidden, x)) for x in parts]
+                v = method.attention_out.weight.detach().numpy()
+                a = np.concatenate([h @ v.T for h in hidden], axis=1)
             alpha = np.exp(log_softmax(a))
             u = sum(alpha[:, [m]] * x for m, x in enumerate(parts))
+            if params["score"] == "tanh":
+                u = u / len(parts)
             logits_BC = dense(method.head, np.asarray(u))
         case _:
             raise AssertionError(f"write the equations of {name} here")
@@ -144,6 +151,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("add", {"merge": "mean", "project": 6, "hidden": [5, 3]}),
     ("attend", {}),
     ("attend", {"project": 5, "depth": 2, "width": 3}),
+    ("attend", {"score": "tanh"}),
+    ("attend", {"score": "tanh", "project": 5, "depth": 0}),
     ("mul", {}),
     ("mul", {"beta": 0.3, "margin": 0.5, "weights": {"m0": 0.3}}),
     ("mul", {"beta": 2.0, "alpha": 1.5, "depth": 1, "width": 5}),

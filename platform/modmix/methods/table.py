@@ -166,7 +166,19 @@ METHODS: dict[str, MethodEntry] = {
     "attend": MethodEntry(
         path="modmix.methods.attend:Attend",
         doc="features weighted by modality attention and summed, then g (Moon et al. 2018)",
-        hyperparameters=(_PROJECT, _depth(1, "g"), _WIDTH, _HIDDEN),
+        hyperparameters=(
+            Hyperparameter(
+                name="score",
+                kind="str",
+                default="joint",
+                choices=("joint", "tanh"),
+                doc="attention scores of all features jointly, or of each modality by a tanh layer",
+            ),
+            _PROJECT,
+            _depth(1, "g"),
+            _WIDTH,
+            _HIDDEN,
+        ),
         min_modalities=2,
     ),
     "mul": MethodEntry(

@@ -444,7 +444,7 @@ def _with_modalities(plan: Plan, part: PartPlan) -> PartPlan:
             names = tuple(modality_inputs(encoders, prefixed=len(encoders) > 1))
             block["modality"] = Grid(values=names) if part.search is None else Choices(values=names)
         domains[method] = block
-    return PartPlan(name=part.name, x=part.x, search=part.search, domains=domains)
+    return replace(part, domains=domains)
 
 
 def _first_fields(block: Mapping[str, Domain]) -> dict[str, Any]:

@@ -1,0 +1,235 @@
+"""Several tasks in one study: the plan, and problems named by the line where they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from modmix.base.errors import SpecError
+from modmix.base.messages import digest
+from modmix.study import plan as plan_module
+from modmix.study import spec, tasks_plan
+from modmix.study.plan import Plan
+from modmix.study.tasks_plan import TasksPlan
+from modmix.tasks.data import Data, Input, Split
+
+TWO = """\
+study: s
+tasks:
+  one: {task: digits, training: {epochs: 3}}
+  two:
+    task: {name: weak, share: 0.2}
+    encoders: {left: {name: identity}}
+training: {epochs: 7, batch_size: 32}
+encoders: {left: {name: mlp, hidden: [9]}}
+seeds: 2
+parts:
+  grid: {methods: {mul: {beta: {grid: [0, 1]}}}}
+  only: {tasks: [two], methods: {add: null}}
+"""
+
+
+def fake_data(task: str, options: Mapping[str, Any]) -> Data:
+    shapes = {"left": (4,), "right": (3,)}
+    split = Split(
+        inputs={name: np.zeros((6, *shape), np.float32) for name, shape in shapes.items()},
+        labels=np.arange(6, dtype=np.int64) % 3,
+    )
+    return Data(
+        name="fake",
+        inputs={name: Input(name=name, shape=shape) for name, shape in shapes.items()},
+        classes=3,
+        class_names=("a", "b", "c"),
+        train=split,
+        val=split,
+        test=split,
+        fingerprint=digest([task, dict(options)]),
+    )
+
+
+@pytest.fixture(autouse=True)
+def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_module, "_load", lambda task, options, *_: fake_data(task, options))
+
+
+def make(text: str) -> Plan | TasksPlan:
+    return tasks_plan.make(spec.parse(text, name="x.yaml", folder=Path("/studies")))
+
+
+def made(text: str) -> TasksPlan:
+    plan = make(text)
+    assert isinstance(plan, TasksPlan)
+    return plan
+
+
+def problems(text: str) -> list[str]:
+    with pytest.raises(SpecError) as caught:
+        make(text)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def test_a_file_of_one_task_has_its_plan() -> None:
+    assert isinstance(make("study: s\ntask: digits\nparts: {p: {methods: {add: null}}}\n"), Plan)
+
+
+def test_every_part_runs_on_its_tasks() -> None:
+    plan = made(TWO)
+    assert [(part.name, part.task) for part in plan.parts] == [
+        ("grid@one", "one"), ("grid@two", "two"), ("only@two", "two"),
+    ]  # fmt: skip
+
+
+def test_what_a_task_says_goes_before_what_the_file_says_for_all() -> None:
+    plan = made(TWO)
+    found = {}
+    for part in plan.parts[:2]:
+        (replicate, _) = plan.configuration("mul", {"beta": 1.0}, part.name).replicates
+        left = replicate.encoders["left"]
+        found[part.task] = (
+            replicate.training["epochs"], replicate.training["batch_size"], left["name"],
+            left.get("hidden"),
+        )  # fmt: skip
+    assert found == {"one": (3, 32, "mlp", [9]), "two": (7, 32, "identity", None)}
+
+
+def test_configurations_belong_to_one_task() -> None:
+    plan = made(TWO)
+    one = plan.configuration("mul", {"beta": 1.0}, "grid@one")
+    two = plan.configuration("mul", {"beta": 1.0}, "grid@two")
+    assert (one.task_name, two.task_name) == ("one", "two")
+    assert one.key != two.key
+    assert {r.configuration for r in one.replicates} == {one.key}
+    assert plan.data_for(one.task).fingerprint == plan.of["one"].data.fingerprint
+    assert plan.fingerprints == {p.data.fingerprint for p in plan.of.values()}
+
+
+def test_results_of_one_task_alone_are_taken_over() -> None:
+    alone = make(
+        "study: other\ntask: digits\ntraining: {epochs: 3, batch_size: 32}\nseeds: 2\n"
+        "encoders: {left: {name: mlp, hidden: [9]}}\n"
+        "parts: {p: {methods: {mul: {beta: {grid: [0, 1]}}}}}\n"
+    )
+    these = alone.configuration("mul", {"beta": 1.0}, "p").replicates
+    those = made(TWO).configuration("mul", {"beta": 1.0}, "grid@one").replicates
+    assert [r.key for r in these] == [r.key for r in those]
+
+
+def test_two_tasks_of_the_same_data_share_no_models() -> None:
+    """`early` reads raw inputs: with other encoders alone it would be the same model twice."""
+    plan = made(
+        "study: s\ntasks:\n  a: {task: digits}\n"
+        "  b: {task: digits, encoders: {default: {name: mlp, hidden: [5]}}}\n"
+        "parts: {p: {methods: {early: null}}}\n"
+    )
+    keys = [
+        r.key for part in plan.parts for r in plan.configuration("early", {}, part.name).replicates
+    ]
+    assert len(set(keys)) == len(keys) == 10
+
+
+def test_an_edited_task_changes_its_parts_alone() -> None:
+    before, after = made(TWO).signatures(), made(TWO.replace("epochs: 3", "epochs: 4")).signatures()
+    assert {key for key in before if before[key] != after[key]} == {("grid@one", "mul")}
+
+
+def test_problems_are_said_of_the_line_where_they_stand() -> None:
+    text = TWO.replace("epochs: 3", "epochs: many").replace("share: 0.2", "shar: 0.2")
+    text = text.replace("batch_size: 32", "batch: 32").replace("[two]", "[three]")
+    found = [problem.partition(" (did")[0] for problem in problems(text)]
+    assert found == [
+        "line 3: tasks.one.training.epochs: must be a whole number, got 'many'",
+        "line 5: tasks.two.task.shar: is not an option of this task",
+        "line 7: training.batch: unknown setting 'batch': did you mean 'batch_size'?",
+        "line 12: parts.only.tasks: unknown task 'three': it may be one, two",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "study: s\ntask: digits\ntasks: {a: {task: digits}}\nparts: {p: {methods: {add: }}}\n",
+            "must have task or tasks, not both",
+        ),
+        (
+            (
+                "study: s\ntasks: {a: {task: digits}}\npaper: {add: {test/error: 1}}\n"
+                "parts: {p: {methods: {add: }}}\n"
+            ),
+            "paper: give each task its own: tasks: {NAME: {paper: …}}",
+        ),
+        (
+            (
+                "study: s\ntasks: {a: {task: digits}, b: {task: weak}}\n"
+                "parts: {p: {tasks: [a], methods: {add: }}}\n"
+            ),
+            "tasks.b: no part runs on this task",
+        ),
+        (
+            "study: s\ntasks: {a: {}}\nparts: {p: {methods: {add: }}}\n",
+            "tasks.a.task: is required but missing",
+        ),
+    ],
+)
+def test_files_that_cannot_be(text: str, message: str) -> None:
+    assert any(found.endswith(message) for found in problems(text)), problems(text)
+
+
+# ---------------------------------------------------------------- seeds of parts, best_of
+
+TUNED = """\
+study: s
+task: digits
+seeds: 2
+parts:
+  search: {seeds: 3, search: {configurations: 4}, methods: {mul: {beta: {low: 0, high: 1}}}}
+  tuned: {best_of: search, methods: {mul: null}}
+"""
+
+
+def test_a_part_has_seeds_of_its_own() -> None:
+    plan = make(TUNED)
+    searched = plan.configuration("mul", {"beta": 0.5}, "search")
+    tuned = plan.configuration("mul", {"beta": 0.5}, "tuned")
+    assert [r.seed for r in searched.replicates] == [1000, 1001, 1002]
+    assert [r.seed for r in tuned.replicates] == [0, 1]
+    assert searched.key != tuned.key
+    assert plan.parts[1].assignments("mul") == []
+
+
+def test_what_is_found_elsewhere_depends_on_that_part() -> None:
+    before = make(TUNED).signatures()
+    longer = make(TUNED.replace("configurations: 4", "configurations: 5")).signatures()
+    other = make(TUNED.replace("high: 1", "high: 0.9")).signatures()
+    assert before["search", "mul"] == longer["search", "mul"]  # the same search goes on
+    assert before["tuned", "mul"] != longer["tuned", "mul"]
+    assert before["tuned", "mul"] != other["tuned", "mul"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("best_of: search", "best_of: serch", "unknown part 'serch': did you mean 'search'?"),
+        (
+            "methods: {mul: null}",
+            "methods: {add: null}",
+            "unknown method of part search 'add': it may be mul",
+        ),
+        (
+            "methods: {mul: null}",
+            "methods: {mul: {beta: 1}}",
+            "a part with best_of sets nothing of its own: leave it empty",
+        ),
+        (
+            "{seeds: 3",
+            "{seeds: [1, 7]",
+            "share 1 with the study: give the same seeds or none of them",
+        ),
+    ],
+)
+def test_parts_that_cannot_be(old: str, new: str, message: str) -> None:
+    assert any(message in found for found in problems(TUNED.replace(old, new)))
