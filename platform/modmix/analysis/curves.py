@@ -65,8 +65,9 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """A horizontal line: a method's best configuration in the study, on the curve's data."""
+    """A horizontal line: a method's best configuration, in the study or of a labelled part."""
 
+    label: str  # "add (best)", or the label of a part's row
     method: str
     configuration: str
     value: Estimate
@@ -100,7 +101,7 @@ class Curve:
     @property
     def labels(self) -> list[str]:
         """Labels of the legend: lines, then references."""
-        return [*(x.label for x in self.lines), *(f"{x.method} (best)" for x in self.references)]
+        return [*(x.label for x in self.lines), *(x.label for x in self.references)]
 
     @property
     def xs(self) -> list[float]:
@@ -126,7 +127,7 @@ class Curve:
             for i, point in enumerate(line.points)
         ]
         rows += [
-            {"line": f"{r.method} (best)", "method": r.method, "x": None}
+            {"line": r.label, "method": r.method, "x": None}
             | estimate_columns(r.value, self.metric)
             | {"complete": True, "configuration": short(r.configuration)}
             for r in self.references
@@ -291,15 +292,22 @@ def _line(
 def _references(
     snapshot: Snapshot, methods: Sequence[str], metric: str, condition: Condition | None
 ) -> list[Reference]:
-    best = {found.method: found for found in best_of(snapshot, condition=condition)}
+    best = {f"{x.method} (best)": x for x in best_of(snapshot, condition=condition)}
+    names = {name: f"{name} (best)" for name in methods}
+    for part, spec in snapshot.parts.items():
+        for one in best_of(snapshot, part=part, condition=condition) if spec.get("label") else ():
+            label = str(spec["label"]).replace("{method}", one.method)
+            best[label] = one
+            names[label] = label
     references = [
         Reference(
-            method=method,
-            configuration=best[method].configuration,
-            value=snapshot.estimate(best[method].configuration, metric),
+            label=names[name],
+            method=best[names[name]].method,
+            configuration=best[names[name]].configuration,
+            value=snapshot.estimate(best[names[name]].configuration, metric),
         )
-        for method in methods
-        if method in best
+        for name in methods
+        if names[name] in best
     ]
     return [reference for reference in references if math.isfinite(reference.value.mean)]
 

@@ -44,6 +44,10 @@ _MANY = 1000  # markers; more are rasterized inside the SVG
 ERROR_BARS = {"ci": "95 % confidence interval", "std": "standard deviation"}
 
 
+# Of horizontal lines of the same method.
+REFERENCE_DASHES: tuple[tuple[int, tuple[float, ...]], ...] = ((0, (4, 2)), (0, (1.5, 1.5)))
+
+
 def check_error_bars(errors: str) -> None:
     """Check the kind of error bars.
 
@@ -87,7 +91,10 @@ def draw_curve(
         _draw_line(ax, curve, line, styles[line.method], (place - middle) * step, errors)
         for place, line in enumerate(curve.lines)
     ]
-    handles += [_draw_reference(ax, found, styles, errors) for found in curve.references]
+    for found in curve.references:
+        alike = [one for one in curve.references if one.method == found.method]
+        dash = REFERENCE_DASHES[alike.index(found) % len(REFERENCE_DASHES)]
+        handles.append(_draw_reference(ax, found, styles, errors, dash))
     drop = _label_x(ax, curve)
     if not panel:
         legend_below(ax, handles, drop=drop)
@@ -126,7 +133,11 @@ def _draw_line(
 
 
 def _draw_reference(
-    ax: Axes, reference: Reference, styles: Mapping[str, MethodStyle], errors: str
+    ax: Axes,
+    reference: Reference,
+    styles: Mapping[str, MethodStyle],
+    errors: str,
+    dash: tuple[int, tuple[float, ...]],
 ) -> Any:
     value, colour = reference.value, styles[reference.method].colour
     below, above = _bars(value, errors)
@@ -135,8 +146,8 @@ def _draw_reference(
             value.mean - below, value.mean + above, color=colour, alpha=0.13, linewidth=0, zorder=1
         )
     return ax.axhline(
-        value.mean, color=colour, linewidth=1.3, linestyle=(0, (4, 2)), zorder=2,
-        label=f"{reference.method} (best), n = {value.n}",
+        value.mean, color=colour, linewidth=1.3, linestyle=dash, zorder=2,
+        label=f"{reference.label}, n = {value.n}",
     )  # fmt: skip
 
 
