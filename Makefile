@@ -1,5 +1,5 @@
 # Everything from a bare clone: each target installs what it needs into .venv first.
-# make demo | test | check | bench | gpu-check | ui | install | clean
+# make demo | test | check | bench | studies | gpu-check | ui | install | clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # One arithmetic thread a process: packs run side by side, one processor each.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo test check bench gpu-check format ui clean
+.PHONY: install demo test check bench studies gpu-check format ui clean
 
 install: $(STAMP)
 
@@ -38,10 +38,14 @@ format: $(STAMP)
 
 # make bench ONLY=curve,driver: tests/benchmarks/README.md says which there are.
 bench: $(STAMP)
-	@if [ -z "$${MODMIX_TEST_DATA:-}" ] && [ -d ../shared/data ]; then \
-		MODMIX_TEST_DATA="$$(cd ../shared/data && pwd)"; export MODMIX_TEST_DATA; \
-	fi; \
 	$(BIN)/python -m tests.benchmarks --only "$(ONLY)"
+
+# The small studies of "Learn to Combine Modalities"; MODMIX_TEST_DATA names the folder of their data.
+studies: $(STAMP)
+	@[ -n "$${MODMIX_TEST_DATA:-}" ] || { echo "make studies: set MODMIX_TEST_DATA to the folder with HIGGS.csv.gz and cifar100_subset.npz" >&2; exit 2; }
+	@for file in studies/learn_to_combine/small/*.yaml; do \
+		echo "== $$file"; $(BIN)/modmix run $$file || exit 1; \
+	done
 
 # Needs a Python with torch and numpy only: make gpu-check PYTHON=python3 uses it as it is.
 # ONLY=checks or ONLY=rates does half of it.

@@ -1,0 +1,49 @@
+"""Rows and reference lines of parts with a label."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from analysis_ledger import Written, open_ledger
+from modmix.analysis.curves import curve
+from modmix.analysis.frames import Snapshot, read
+from modmix.analysis.tables import results_of
+
+PARTS = {
+    "curve": {"x": "beta", "references": ["add", "mul", "mul*"], "methods": {"mul": {}}},
+    "half": {"label": "{method}", "methods": {"mul": {"beta": 0.5}, "add": None}},
+    "tuned": {"label": "{method}*", "best_of": "curve", "methods": {"mul": None}},
+}
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path) -> Snapshot:
+    """β = 0.2 is the best of the curve; trained again as `tuned`, it is worse than β = 0.5."""
+    ledger = open_ledger(tmp_path)
+    study = Written(ledger, parts=PARTS, paper={"mul*": {"test/error": 7.5}})
+    for part, method, params, error in (
+        ("curve", "mul", {"beta": 0.2}, 7.0),
+        ("curve", "mul", {"beta": 0.5}, 8.0),
+        ("half", "mul", {"beta": 0.5}, 8.0),
+        ("half", "add", {}, 9.0),
+        ("tuned", "mul", {"beta": 0.2, "again": 1}, 8.5),
+    ):
+        key = study.configuration(part, method, params, seeds=range(2))
+        found = {"test/error": error, "val/error": error - 1}
+        study.record([study.result(key, seed, found) for seed in range(2)])
+    return read(ledger, "demo")
+
+
+def test_results_have_the_rows_of_labelled_parts_alone(snapshot: Snapshot) -> None:
+    table = results_of(snapshot)
+    rows = {row[0].text: row[2].text for row in table.cells}
+    assert rows == {"mul": "8.00 ± 0.00", "mul*": "8.50 ± 0.00", "add": "9.00 ± 0.00"}
+    assert table.header[3] == "paper"
+    assert [row[3].text for row in table.cells] == ["–", "7.5", "–"]
+
+
+def test_references_are_these_rows(snapshot: Snapshot) -> None:
+    found = [(r.label, r.method, r.value.mean) for r in curve(snapshot, "curve").references]
+    assert found == [("add", "add", 9.0), ("mul", "mul", 8.0), ("mul*", "mul", 8.5)]
