@@ -421,7 +421,7 @@ def test_files_of_a_study_without_a_winner(tmp_path, fresh):
     split_study(fresh)
     outputs = write_all(fresh, Home(tmp_path / "home"), "demo", errors="std")
     assert {p.name for p in outputs.figures} == {
-        f"{n}.{f}" for n in ("a", "results") for f in ("png", "svg")
+        f"{n}.{f}" for n in ("a", "results") for f in ("png", "svg", "pdf")
     }
     names = {f"{n}.{f}" for n in ("results", "configurations") for f in ("csv", "md", "tex")}
     assert {p.name for p in outputs.tables} == names | {"ranks.csv", "a.csv"}

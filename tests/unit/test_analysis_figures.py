@@ -151,8 +151,8 @@ def test_analysis_needs_no_heavy_imports():
 def test_unknown_figures_and_formats_are_refused(ledger):
     with pytest.raises(InputError, match=r"has the figures results, beta_curve, .*; got 'loss'"):
         figure(ledger, "demo", "loss")
-    with pytest.raises(InputError, match="format must be png or svg, got 'pdf'"):
-        to_bytes(Figure(), "pdf")
+    with pytest.raises(InputError, match="format must be png, svg or pdf, got 'gif'"):
+        to_bytes(Figure(), "gif")
 
 
 def test_titles_are_text_not_formulas_and_any_script_will_do(fresh):

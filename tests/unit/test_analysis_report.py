@@ -74,7 +74,9 @@ def test_everything_is_written_where_it_belongs(tmp_path, fresh):
     outputs = write_all(fresh, home, "demo")
     folder = home.study("demo")
     names = ["results", "depth", "beta_curve", "learning", "search_search", "importance"]
-    assert {p.name for p in outputs.figures} == {f"{n}.{f}" for n in names for f in ("png", "svg")}
+    assert {p.name for p in outputs.figures} == {
+        f"{n}.{f}" for n in names for f in ("png", "svg", "pdf")
+    }
     tables = {f"{n}.{f}" for n in ("results", "configurations") for f in ("csv", "md", "tex")}
     tables |= {f"{n}.csv" for n in [*names[1:], "ranks"]}
     assert {p.name for p in outputs.tables} == tables

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from modmix.ledger.records import ConfigurationRecord, ReplicateRecord
+from modmix.ledger.records import ConfigurationRecord, ReplicateRecord, StudyRecord
 from modmix.tracking.content import (
     MAX_STEPS,
     best_configurations,
+    configuration_content,
     configuration_name,
+    datasets,
     half_interval,
+    study_content,
     thinned,
 )
 from modmix.tracking.store import redacted
@@ -105,3 +108,37 @@ def test_passwords_are_not_redacted() -> None:
     text = "no http://ann:a:b@host/x, no postgresql+psycopg://bob:p%40ss@db:5432/mlflow"
     assert redacted(text) == "no http://***@host/x, no postgresql+psycopg://***@db:5432/mlflow"
     assert redacted("http://host:5000/a@b") == "http://host:5000/a@b"
+
+
+def test_a_study_of_several_tasks_names_the_task_everywhere() -> None:
+    """The best of a task is not sought among the results of another, easier one."""
+    tasks = {task: {"task": {"name": "arrays"}, "encoders": {}, "training": {}} for task in "ab"}
+    details = {
+        "task": "arrays",
+        "tasks": {t: {"task": "arrays", "fingerprint": t * 20, "task_options": {}} for t in "ab"},
+    }
+    study = StudyRecord(
+        name="s", spec={**SPEC, "tasks": tasks}, text="", source="s.yaml", state="finished",
+        created=0.0, updated=9.0, wall_seconds=1.0, device_seconds=1.0, details=details,
+        mlflow_run=None,
+    )  # fmt: skip
+    made, replicates = [], {}
+    for task, error in (("a", 30.0), ("b", 2.0)):
+        one = ConfigurationRecord(
+            key=task, number=0, method="mul", params={"beta": 0.5}, mlflow_run=None,
+            mirrored=None, task=task,
+        )  # fmt: skip
+        made.append(one)
+        replicates[task] = [replicate(one, 0, error)]
+    parts = {"a": ["curve@a"], "b": ["curve@b"]}
+    whole = study_content(study, made, replicates, parts, "finished")
+    values = {one.key: one.value for one in whole.metrics}
+    assert values["study/a_mul_val_error"] == 30.0
+    assert values["study/b_mul_val_error"] == 2.0
+    assert "**a: mul beta=0.5**: val/error 30" in whole.tags["mlflow.note.content"]
+    run = configuration_content(study, made[1], replicates["b"], parts["b"], {}, "finished")
+    assert run.name == "b: mul beta=0.5"
+    assert (run.tags["modmix.task_in_study"], run.tags["modmix.fingerprint"]) == ("b", "b" * 20)
+    assert {task: one.digest for task, one in datasets(study).items()} == {
+        "a": "a" * 12, "b": "b" * 12,
+    }  # fmt: skip

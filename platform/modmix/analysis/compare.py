@@ -35,7 +35,11 @@ def compare_table(ledger: Ledger, studies: Sequence[str], metric: str | None = N
     if metric is not None and (split_of(metric) != "test" or not is_metric(metric)):
         known = ", ".join(f"test/{name}" for name in METRICS)
         raise InputError(f"the metric of a comparison must be one of {known}, got {metric!r}")
-    snapshots = [read(ledger, study) for study in dict.fromkeys(studies)]
+    whole = [read(ledger, study) for study in dict.fromkeys(studies)]
+    # A study of several tasks has a row for each of them: "study/task".
+    snapshots = [
+        one for study in whole for one in ([study.of_task(t) for t in study.tasks] or [study])
+    ]
     comparisons = [one for snapshot in snapshots for one in _comparisons(snapshot, metric)]
     split = {snapshot.name for snapshot in snapshots if snapshot.conditions.is_split}
     columns = ["study", "condition", "metric", "method", "n", "n_candidates", *STATISTICS]

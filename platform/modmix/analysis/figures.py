@@ -93,7 +93,7 @@ def figures_of(ledger: Ledger, snapshot: Snapshot, *, errors: str = "ci") -> dic
         found += [
             replace(each, name=f"{task}.{name}", caption=f"{task}: {each.caption}")
             for name, each in _of_one_task(ledger, one, styles, errors).items()
-            if name not in drawn
+            if name not in drawn or (name == "results" and one.conditions.is_split)
         ]
     return {one.name: one for one in found}
 

@@ -310,6 +310,7 @@ def replicates_of(snapshot: Snapshot) -> pd.DataFrame:
     metrics = [*snapshot.metrics, *(name for name in names if name not in snapshot.metrics)]
     columns: dict[str, Any] = {
         "configuration": [short(p.key) for p in owners],
+        **({"task": [p.task for p in owners]} if snapshot.tasks else {}),
         "number": np.array([p.number for p in owners], dtype=np.int64),
         "method": [p.method for p in owners],
         "seed": np.array([r.seed for r in rows], dtype=np.int64),
@@ -422,7 +423,10 @@ def _column(values: Sequence[Any]) -> Any:
 def _configurations_table(snapshot: Snapshot) -> pd.DataFrame:
     states = [[r.state for r in snapshot.replicates_of[p.key]] for p in snapshot.configurations]
     counts = np.array([mine.count("done") for mine in states], dtype=np.int64)
-    columns: dict[str, Any] = {"method": [p.method for p in snapshot.configurations]}
+    columns: dict[str, Any] = {}
+    if snapshot.tasks:
+        columns["task"] = [p.task for p in snapshot.configurations]
+    columns["method"] = [p.method for p in snapshot.configurations]
     columns |= hyperparameter_columns(snapshot.configurations)
     columns["n"] = counts
     columns |= _statistics(snapshot, counts)

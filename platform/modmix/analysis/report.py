@@ -45,8 +45,8 @@ def write_all(ledger: Ledger, home: Home, study: str, *, errors: str = "ci") -> 
 
     Unfinished studies are allowed; their report says so. Files are replaced atomically.
 
-    Files: ``figures/<name>.png`` and ``.svg``; ``tables/results``, ``configurations`` and, if some
-    configurations change the task, ``conditions`` as ``.csv``, ``.md`` and ``.tex``;
+    Files: ``figures/<name>.png``, ``.svg`` and ``.pdf``; ``tables/results``, ``configurations``
+    and, if some configurations change the task, ``conditions`` as ``.csv``, ``.md`` and ``.tex``;
     ``tables/ranks.csv``; ``tables/<figure>.csv`` with the data of each figure; ``report.html``.
 
     Args:
@@ -64,7 +64,8 @@ def write_all(ledger: Ledger, home: Home, study: str, *, errors: str = "ci") -> 
         picture = found.draw()
         svg = to_bytes(picture, "svg")
         svgs[name] = svg.decode()
-        for form, data in (("png", to_bytes(picture, "png")), ("svg", svg)):
+        pdf = to_bytes(picture, "pdf")
+        for form, data in (("png", to_bytes(picture, "png")), ("svg", svg), ("pdf", pdf)):
             figures.append(folder / "figures" / f"{name}.{form}")
             write_bytes(figures[-1], data)
     tables, ranks = _tables(snapshot), _rank_frame(snapshot)

@@ -165,10 +165,14 @@ def draw_empty(ax: Axes) -> None:
 
 
 def to_bytes(figure: Figure, form: str) -> bytes:
-    """A figure as "png" or "svg"; equal figures give equal bytes."""
-    metadata = {"svg": {"Date": None, "Creator": "modmix"}, "png": {"Software": "modmix"}}
+    """A figure as "png", "svg" or "pdf"; equal figures give equal bytes."""
+    metadata: dict[str, dict[str, str | None]] = {
+        "svg": {"Date": None, "Creator": "modmix"},
+        "png": {"Software": "modmix"},
+        "pdf": {"CreationDate": None, "Creator": "modmix", "Producer": None},
+    }
     if form not in metadata:
-        raise InputError(f"a figure's format must be png or svg, got {form!r}")
+        raise InputError(f"a figure's format must be png, svg or pdf, got {form!r}")
     buffer = io.BytesIO()
     with styled(), warnings.catch_warnings():
         # Characters that the font lacks are drawn as boxes.

@@ -360,9 +360,10 @@ def configurations_of(snapshot: Snapshot) -> Table:
     varied = varied_parameters(snapshot)
     names = list(dict.fromkeys(n for mine in varied.values() for n in mine))
     metrics = list(dict.fromkeys([*snapshot.objectives, *default_metrics(snapshot)]))
-    header = ["method", *(parameter_name(n) for n in names), "n"]
+    header = ["task"] if snapshot.tasks else []
+    header += ["method", *(parameter_name(n) for n in names), "n"]
     header += [*(metric_label(m) for m in metrics), "state", "parts", "configuration"]
-    columns = [[Cell(text=configuration.method) for configuration in snapshot.configurations]]
+    columns = [[Cell(text=str(v)) for v in frame[c]] for c in ("task", "method") if c in frame]
     columns += [
         [_parameter_cell(configuration.params, n) for configuration in snapshot.configurations]
         for n in names
@@ -370,7 +371,13 @@ def configurations_of(snapshot: Snapshot) -> Table:
     columns.append([Cell(text=str(n), sort=float(n)) for n in frame["n"]])
     columns += [_mean_cells(frame, metric) for metric in metrics]
     columns += [[Cell(text=str(v)) for v in frame[c]] for c in ("state", "parts", "configuration")]
-    numeric = [False, *[True] * (len(names) + 1 + len(metrics)), False, False, False]
+    numeric = [
+        *[False] * (1 + bool(snapshot.tasks)),
+        *[True] * (len(names) + 1 + len(metrics)),
+        False,
+        False,
+        False,
+    ]
     return Table(
         title=f"Configurations of {snapshot.name}",
         header=tuple(header),

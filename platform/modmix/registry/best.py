@@ -81,7 +81,12 @@ def _study_file(
         "paper": {best.method: paper}
         if (paper := spec.get("paper", {}).get(best.method))
         else None,
-        "final": {"of": of, "method": best.method, "configuration": best.configuration},
+        "final": {
+            "of": of,
+            **({"task": best.task} if best.task else {}),
+            "method": best.method,
+            "configuration": best.configuration,
+        },
         "resources": spec.get("resources") or None,
         # Results of other studies come without weights.
         "reuse": False,

@@ -64,7 +64,8 @@ def register(ledger: Ledger, home: Home, study: str, uri: str) -> Registered:
     mirror.sync(ledger, study, uri, home)
     run = next(p.mlflow_run for p in ledger.configurations(study) if p.key == configuration.key)
     assert run is not None, "sync creates a run for every ended configuration"
-    name, store = f"{final['of']}-{final['method']}", Store(uri)
+    of = "-".join(str(final[key]) for key in ("of", "task", "method") if final.get(key))
+    name, store = of, Store(uri)
     found = find_version(store, name, "modmix.replicate", chosen.key, home)
     if found is None:
         with tempfile.TemporaryDirectory(prefix="modmix-") as folder:

@@ -182,6 +182,7 @@ class FinalSpec(_Model):
     """In files written by `modmix best`: the configuration to be retrained."""
 
     of: StrictStr
+    task: StrictStr | None = None  # of several
     method: StrictStr
     configuration: StrictStr
 

@@ -146,7 +146,9 @@ def make(
         return plan_module.make(source, data_path=data_path, progress=progress, checked=checked)
     spec, problems = spec_module.check(source)
     problems = [*source.problems, *problems]
-    found = {task: plan_module.check(one) for task, one in sources_of_tasks(source).items()}
+    # A task without parts has no plan; `_of_parts` says so.
+    sources = {task: one for task, one in sources_of_tasks(source).items() if one.raw.get("parts")}
+    found = {task: plan_module.check(one) for task, one in sources.items()}
     seen = {(problem.line, problem.path) for problem in problems}
     for *_, own in found.values():
         new = [problem for problem in own if (problem.line, problem.path) not in seen]
@@ -159,7 +161,7 @@ def make(
     if problems or spec is None:
         raise SpecError(source.name, problems)
     plans = {}
-    for task, one in sources_of_tasks(source).items():
+    for task, one in sources.items():
         of_task, parts, checker, _ = found[task]
         assert of_task is not None
         plans[task] = plan_module.loaded(one, of_task, parts, checker, progress)

@@ -21,14 +21,21 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
 from modmix.base import ties
 from modmix.base.messages import digest
 from modmix.base.metrics import higher_is_better
-from modmix.ledger.records import ENDED, ConfigurationRecord, Entry, ReplicateRecord, StudyRecord
+from modmix.ledger.records import (
+    ENDED,
+    ConfigurationRecord,
+    Entry,
+    ReplicateRecord,
+    StudyRecord,
+    of_task,
+)
 from modmix.tracking.store import Dataset, Value
 
 LAYOUT = 2  # version of this layout; a change rewrites all runs
@@ -100,6 +107,7 @@ def configuration_content(
     Args:
         replicates: all of the configuration in this study; at least one has ended.
     """
+    study = _of_its_task(study, configuration)
     ended = [r for r in replicates if r.state in ENDED]
     good = [r for r in ended if r.state == "done"] or [r for r in ended if r.state == "pruned"]
     complete = len(ended) == len(replicates)
@@ -125,8 +133,13 @@ def configuration_content(
 def configuration_name(
     spec: Mapping[str, Any], configuration: ConfigurationRecord, parts: Sequence[str] = ()
 ) -> str:
-    """A readable name of the method and its varied hyperparameters: "mul beta=0.5"."""
-    parts_of_name = [configuration.method]
+    """A readable name of the method and its varied hyperparameters: "mul beta=0.5".
+
+    In a study of several tasks with the task before it: "digits: mul beta=0.5".
+    """
+    parts = [part.partition("@")[0] for part in parts]
+    task = f"{configuration.task}: " if configuration.task else ""
+    parts_of_name = [f"{task}{configuration.method}"]
     if configuration.params.get("modality") is not None:
         parts_of_name.append(str(configuration.params["modality"]))
     parts_of_name += [
@@ -246,6 +259,7 @@ def _configuration_tags(
         "modmix.method": configuration.method,
         "modmix.parts": ", ".join(parts),
         "modmix.number": str(configuration.number),
+        **({"modmix.task_in_study": configuration.task} if configuration.task else {}),
     }
     if failed:
         tags["modmix.failed"] = str(len(failed))
@@ -254,6 +268,13 @@ def _configuration_tags(
         tags["modmix.pruned"] = str(len(pruned))
         tags.setdefault("modmix.reason", pruned[0].reason)
     return {key: _truncated(value, _TAG_LENGTH) for key, value in tags.items()}
+
+
+def _of_its_task(study: StudyRecord, configuration: ConfigurationRecord) -> StudyRecord:
+    """The study as if it had the configuration's task alone; its name stays."""
+    if not configuration.task:
+        return study
+    return replace(of_task(study, configuration.task), name=study.name)
 
 
 def _shared_tags(study: StudyRecord) -> dict[str, str]:
@@ -279,8 +300,16 @@ def _user() -> str:
         return ""
 
 
+def datasets(study: StudyRecord) -> dict[str, Dataset]:
+    """The data sets of a study by task; by "" where it has one."""
+    return {
+        task: dataset(of_task(study, task) if task else study)
+        for task in study.spec.get("tasks") or [""]
+    }
+
+
 def dataset(study: StudyRecord) -> Dataset:
-    """The data set of a study."""
+    """The data set of a study of one task."""
     details = study.details
     return Dataset(
         name=str(details.get("task", "data")),
@@ -335,6 +364,7 @@ def live_content(
     now: float,
 ) -> Content:
     """Live metrics of a configuration. ``progress``: (epoch, metrics) of its replicates."""
+    study = _of_its_task(study, configuration)
     columns = {
         name: _finite(metrics.get(name, math.nan) for _, metrics in progress)
         for name in _columns(study)[:-1]
@@ -368,10 +398,6 @@ def study_content(
     ended = [r for r in everything if r.state in ENDED]
     now = max((_milliseconds(r.finished) for r in ended if r.finished), default=None)
     now = now or _milliseconds(study.updated)
-    as_given = [
-        configuration for configuration in configurations if study.is_as_given(configuration.params)
-    ]
-    best = best_configurations(study.spec, as_given, replicates)
     rows = {
         "study/configurations": float(len(configurations)),
         "study/replicates": float(len(everything)),
@@ -380,8 +406,9 @@ def study_content(
         "study/replicates_reused": float(sum(r.origin == "reused" for r in ended)),
     }
     lines = []
-    for method, (configuration, means) in best.items():
-        rows |= {f"study/{method}_{name.replace('/', '_')}": v for name, v in means.items()}
+    for task, method, configuration, means in _best_by_task(study, configurations, replicates):
+        key = f"{task}_{method}" if task else method
+        rows |= {f"study/{key}_{name.replace('/', '_')}": v for name, v in means.items()}
         shown = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
         name = configuration_name(study.spec, configuration, parts.get(configuration.key, ()))
         lines.append(f"- **{name}**: {shown}")
@@ -403,10 +430,29 @@ def study_content(
     )
 
 
+def _best_by_task(
+    study: StudyRecord,
+    configurations: Sequence[ConfigurationRecord],
+    replicates: Mapping[str, Sequence[ReplicateRecord]],
+) -> list[tuple[str, str, ConfigurationRecord, dict[str, float]]]:
+    """Task ("" where the study has one), method, its best configuration there, and its means."""
+    found = []
+    for task in study.spec.get("tasks") or [""]:
+        own = of_task(study, task) if task else study
+        mine = [c for c in configurations if c.task == task and own.is_as_given(c.params)]
+        best = best_configurations(study.spec, mine, replicates)
+        found += [(task, method, configuration, m) for method, (configuration, m) in best.items()]
+    return found
+
+
 def request_digest(study: StudyRecord) -> str:
     """A digest of a study's file, data and numerics version."""
     details = study.details
-    return digest([study.text, study.spec, details.get("fingerprint"), details.get("numerics")])
+    data = [
+        details.get("fingerprint"),
+        *(one.get("fingerprint") for one in (details.get("tasks") or {}).values()),
+    ]
+    return digest([study.text, study.spec, data, details.get("numerics")])
 
 
 def best_configurations(

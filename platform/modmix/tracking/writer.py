@@ -25,7 +25,7 @@ from modmix.tracking.content import (
     configuration_content,
     configuration_digest,
     configuration_status,
-    dataset,
+    datasets,
     live_content,
     study_content,
     to_json,
@@ -100,7 +100,7 @@ class Writer:
         self._parent_digest = ""
         self._parent_time = 0.0
         self._live_time = 0.0
-        self._dataset: Dataset | None = None
+        self._datasets: dict[str, Dataset] = {}  # by task
         self.experiment_name = ""
         self.written = 0  # runs of configurations
         self.read_seconds = 0.0  # duration of the last read
@@ -174,8 +174,9 @@ class Writer:
         self._parent, self._known = found.parent, dict(found.known)
         self.experiment_name = found.experiment_name
         self._store.log_text(self._parent, "study.yaml", record.text)
-        self._dataset = dataset(record)
-        self._store.log_dataset(self._parent, self._dataset)
+        self._datasets = datasets(record)
+        for one in self._datasets.values():
+            self._store.log_dataset(self._parent, one)
         self._parent_digest, self._parent_time = "", 0.0
         self._experiment = found.experiment
 
@@ -258,11 +259,12 @@ class Writer:
         return None
 
     def _replace(self, store: Database, contents: Sequence[tuple[_Job, Content]]) -> None:
-        """Write runs in one transaction.
+        """Write runs, in one transaction for each task.
 
         Their ids are recorded first, so that after a kill the same runs are written again.
         """
         runs, new, done = [], [], []
+        of_run: dict[str, _Job] = {}
         for job, content in contents:
             key = job.configuration.key
             known = self._known.get(key)
@@ -270,6 +272,7 @@ class Writer:
             if known is None or known.digest is not None:
                 new.append((key, run, None))
             done.append((key, run, job.digest))
+            of_run[run] = job
             tags = {
                 **content.tags,
                 "mlflow.parentRunId": self._parent,
@@ -292,7 +295,12 @@ class Writer:
             )
         self._ledger.set_configuration_runs(self._study, new)
         self._known |= {key: Known(run=run) for key, run, _ in new}
-        store.replace(self._experiment, runs, self._dataset)
+        for task in dict.fromkeys(job.configuration.task for job in of_run.values()):
+            store.replace(
+                self._experiment,
+                [run for run in runs if of_run[run.id].configuration.task == task],
+                self._datasets.get(task),
+            )
         self._ledger.set_configuration_runs(self._study, done)
         self._known |= {key: Known(run=run, digest=held) for key, run, held in done}
 
@@ -309,8 +317,8 @@ class Writer:
         self._known[key] = Known(run=run)
         if known is None or known != self._known[key]:
             self._ledger.set_configuration_run(self._study, key, run=run, mirrored=None)
-        if self._dataset is not None:
-            store.log_dataset(run, self._dataset)
+        if (found := self._datasets.get(job.configuration.task)) is not None:
+            store.log_dataset(run, found)
         store.log_text(run, "replicates.json", to_json(content.artifact))
         # The digest is written last, and counts once the run has ended.
         tags["modmix.digest"] = job.digest
