@@ -10,6 +10,7 @@ import copy
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ from modmix.training.graphs import StepGraph
 from modmix.training.optimizers import Optimizer, Training
 from modmix.training.stack import Stack
 from modmix.training.timeline import StageEntry
-from modmix.training.weights import Part, Weights
+from modmix.training.weights import Part, Predictions, Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,13 @@ class Member:
     index: int
     seed: int
     training: Training
+
+
+class Evaluated(NamedTuple):
+    """Models on a split: every metric, a mapping per model, and their predictions."""
+
+    metrics: list[dict[str, float]]
+    predictions: Predictions
 
 
 class Group:
@@ -274,14 +282,13 @@ class Group:
         """Whether the chosen weights may combine parts from different epochs."""
         return self.judges_parts and self.best is not None
 
-    def evaluate_chosen(
-        self, rows: Sequence[int], examples: Examples, size: int
-    ) -> list[dict[str, float]]:
-        """Every metric of the chosen weights (best or last) of these rows, a mapping per row."""
+    def evaluate_chosen(self, rows: Sequence[int], examples: Examples, size: int) -> Evaluated:
+        """Metrics and predictions of the chosen weights (best or last) of these rows."""
         stack = self.stack.with_weights(self.chosen.select(rows))
-        values = metrics_of(predictions_of(stack, examples, size), examples.targets)
+        found = predictions_of(stack, examples, size)
+        values = metrics_of(found, examples.targets)
         table = torch.stack([v.double() for v in values.values()]).T.tolist()
-        return [dict(zip(values, row, strict=True)) for row in table]
+        return Evaluated([dict(zip(values, row, strict=True)) for row in table], found)
 
     @property
     def chosen(self) -> Weights:
