@@ -182,7 +182,7 @@ def test_the_command(ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert run.exit_code == 0, run.output
     assert run.stdout == f"{tmp_path}/demo/predictions.parquet\n"
     assert "6 predictions of 2 models" in run.stderr
-    assert "1 finished models have no stored test predictions" in run.stderr
+    assert "without stored test predictions: 1 finished models" in run.stderr
     out = str(tmp_path / "x.csv")
     assert CliRunner().invoke(app, ["export", "predictions", "demo", "--out", out]).exit_code == 0
     assert len(Path(out).read_text().splitlines()) == 7

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,15 +75,12 @@ def export(ledger: Ledger, snapshot: Snapshot, path: Path, form: str) -> Exporte
     if not mine:
         raise InputError(no_predictions(snapshot.name))
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        rows = _write(_batches(ledger, snapshot, mine), Path(temporary), form)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        rows = _write(_batches(ledger, snapshot, mine), temporary, form)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return Exported(path=path, rows=rows, replicates=len(mine), missing=len(done) - len(mine))
 
 

@@ -51,7 +51,7 @@ def export_predictions(
     print(f"{done.rows:,} predictions of {done.replicates} models", file=sys.stderr)
     if done.missing:
         print(
-            f"{done.missing} finished models have no stored test predictions: see `predictions` "
-            "in docs/study-file.md",
+            f"without stored test predictions: {done.missing} finished models (see the study-file "
+            "key predictions)",
             file=sys.stderr,
         )

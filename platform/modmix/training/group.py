@@ -26,12 +26,12 @@ from modmix.training.device import (
     release,
     seed_generators,
 )
-from modmix.training.evaluation import metrics_of, predictions_of
+from modmix.training.evaluation import metrics_of, packed, predictions_of
 from modmix.training.graphs import StepGraph
 from modmix.training.optimizers import Optimizer, Training
 from modmix.training.stack import Stack
 from modmix.training.timeline import StageEntry
-from modmix.training.weights import Part, Predictions, Weights
+from modmix.training.weights import Part, Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +44,10 @@ class Member:
 
 
 class Evaluated(NamedTuple):
-    """Models on a split: every metric, a mapping per model, and their predictions."""
+    """Models on a split: every metric, a mapping per model; predictions, by row of the group."""
 
     metrics: list[dict[str, float]]
-    predictions: Predictions
+    predictions: dict[int, bytes]
 
 
 class Group:
@@ -282,13 +282,21 @@ class Group:
         """Whether the chosen weights may combine parts from different epochs."""
         return self.judges_parts and self.best is not None
 
-    def evaluate_chosen(self, rows: Sequence[int], examples: Examples, size: int) -> Evaluated:
-        """Metrics and predictions of the chosen weights (best or last) of these rows."""
+    def evaluate_chosen(
+        self, rows: Sequence[int], examples: Examples, size: int, keep: Collection[int] = ()
+    ) -> Evaluated:
+        """Every metric of the chosen weights (best or last) of these rows.
+
+        ``keep``: the rows whose predictions are returned as well.
+        """
         stack = self.stack.with_weights(self.chosen.select(rows))
         found = predictions_of(stack, examples, size)
         values = metrics_of(found, examples.targets)
         table = torch.stack([v.double() for v in values.values()]).T.tolist()
-        return Evaluated([dict(zip(values, row, strict=True)) for row in table], found)
+        kept = {
+            row: packed(found, i, examples.targets) for i, row in enumerate(rows) if row in keep
+        }
+        return Evaluated([dict(zip(values, row, strict=True)) for row in table], kept)
 
     @property
     def chosen(self) -> Weights:

@@ -34,7 +34,6 @@ from modmix.training import checkpoint
 from modmix.training.batches import Examples, Order
 from modmix.training.builder import Builder
 from modmix.training.device import arithmetic, named
-from modmix.training.evaluation import packed
 from modmix.training.fitting import on_groups, too_large_reason
 from modmix.training.group import Group
 from modmix.training.probe import Probe, Way
@@ -397,11 +396,12 @@ class _Run:
             return
         started = time.perf_counter()
         size = self.way.eval_rows
-        tests = group.evaluate_chosen(rows, self.splits["test"], size)
+        kept = frozenset(self.pack.keep_predictions)
+        keep = {row for row in rows if self._key(group, row) in kept}
+        tests = group.evaluate_chosen(rows, self.splits["test"], size, keep)
         # Weights that combine parts of different epochs have not been evaluated as a whole yet.
         vals = group.evaluate_chosen(rows, self.splits["val"], size) if group.best_parts else None
         share = (time.perf_counter() - started) / len(rows)
-        targets_N = self.splits["test"].targets
         for i, (row, test) in enumerate(zip(rows, tests.metrics, strict=True)):
             index = group.members[row].index
             record = self.records[index]
@@ -413,9 +413,12 @@ class _Run:
             metrics.update({f"test/{name}": value for name, value in test.items()})
             if self.pack.keep_weights:
                 self.weights[index] = self._pack_weights(group, row)
-            if self.pack.replicates[index].key in self.pack.keep_predictions:
-                self.predictions[index] = packed(tests.predictions, i, targets_N)
+            if row in keep:
+                self.predictions[index] = tests.predictions[row]
             record.close("done", "", metrics, chosen=chosen)
+
+    def _key(self, group: Group, row: int) -> str:
+        return self.pack.replicates[group.members[row].index].key
 
     def _pack_weights(self, group: Group, row: int) -> bytes:
         replicate = self.pack.replicates[group.members[row].index]
