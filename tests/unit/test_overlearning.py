@@ -19,6 +19,7 @@ from modmix.base.messages import PackedPredictions
 from modmix.base.predictions import ExamplePredictions, ExampleTargets
 from modmix.cli.main import app
 from modmix.ledger.ledger import Ledger
+from modmix.study import plan, spec
 
 TARGET = [0, 0, 0, 0, 1, 1, 1, 1, 1, 1]
 # Right on 0 to 3, on 2 to 5: together on 0 to 5.
@@ -100,6 +101,16 @@ def test_by_hand(ledger: Ledger) -> None:
     assert cells[1][3:] == ["–", "–"]
     assert "Without stored test predictions: late (2 of 2 models)." in table.notes
     assert "(60.00 ± 0.00 %)" in table.notes[0]
+
+
+def test_the_papers_numbers_may_be_stated() -> None:
+    text = """study: s
+task: digits
+parts: {p: {methods: {add: }}}
+paper: {add: {test/overlearning: [2.9, 0.1]}}
+"""
+    *_, problems = plan.check(spec.parse(text, name="s.yaml", folder=Path()))
+    assert problems == []
 
 
 def test_what_is_missing_is_named(ledger: Ledger, tmp_path: Path) -> None:
