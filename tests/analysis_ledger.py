@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
 
-from modmix.base.messages import digest
+from modmix.base.messages import PackedPredictions, digest
 from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import Entry, NewConfiguration, Result
 
@@ -51,7 +52,14 @@ class Written:
         self.numbers: dict[tuple[str, str], int] = {}
 
     def configuration(
-        self, part: str, method: str, params: Mapping[str, Any], seeds: Sequence[int] = range(5)
+        self,
+        part: str,
+        method: str,
+        params: Mapping[str, Any],
+        seeds: Sequence[int] = range(5),
+        *,
+        task: str = "",
+        fingerprint: str = "f" * 32,
     ) -> str:
         """Ask for a configuration; return its key."""
         key = digest([method, dict(params)])
@@ -60,7 +68,16 @@ class Written:
         replicates = [(digest([key, seed]), seed) for seed in seeds]
         self.ledger.add(
             self.name,
-            [NewConfiguration(key=key, method=method, params=params, replicates=replicates)],
+            [
+                NewConfiguration(
+                    key=key,
+                    method=method,
+                    params=params,
+                    replicates=replicates,
+                    task=task,
+                    fingerprint=fingerprint,
+                )
+            ],
             [Entry(part=part, method=method, number=number, configuration=key)],
         )
         return key
@@ -74,9 +91,11 @@ class Written:
         state: str = "done",
         reason: str = "",
         history: Mapping[str, Sequence[float]] | None = None,
+        predictions: PackedPredictions | None = None,
     ) -> None:
         """Record one replicate's end."""
-        self.record([self.result(configuration, seed, metrics, state, reason, history)])
+        result = self.result(configuration, seed, metrics, state, reason, history)
+        self.record([replace(result, predictions=predictions)])
 
     def result(
         self,

@@ -284,6 +284,11 @@ def _run(
             if not work.finished:
                 runner.start()
                 runner.run(work)
+            if lacking := work.without_predictions():
+                log(
+                    f"{lacking} models have no stored test predictions, because they were trained "
+                    "without (with reuse: false they are trained again)"
+                )
             if work.reused > found:  # by configurations that searches proposed later
                 log(f"{work.reused} models reused from the ledger in total")
             work.release_packs()

@@ -136,7 +136,10 @@ def test_commands_exist(page: str, text: str) -> None:
             case ["make", target]:
                 assert target in targets
             case ["modmix", name, *arguments]:
-                options = {option for one in known[name].params for option in one.opts}
+                one_command = known[name]
+                if arguments and arguments[0] in getattr(one_command, "commands", {}):
+                    one_command = one_command.commands[arguments[0]]  # type: ignore[attr-defined]
+                options = {option for one in one_command.params for option in one.opts}
                 assert {a for a in arguments if a.startswith("--")} <= options, words
                 for argument in arguments:
                     assert not argument.startswith("studies/") or (ROOT / argument).exists()

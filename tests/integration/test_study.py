@@ -14,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits  # type: ignore[import-untyped, unused-ignore]
 
 import modmix
 from modmix.ledger.ledger import Ledger
+from modmix.tasks.base import load_task
 
 pytestmark = pytest.mark.slow
 
@@ -128,6 +130,51 @@ def test_reuse_can_be_turned_off(tmp_path: Path) -> None:
     path.write_text(path.read_text() + "reuse: false\n")
     status = local(path, home).status()
     assert (status["trained"], status["reused"]) == (8, 0)
+
+
+@pytest.mark.parametrize(
+    ("setting", "kept"),
+    [("auto", {"mul"}), ("true", {"mul", "late"}), ("false", set())],
+)
+def test_whose_predictions_are_kept(setting: str, kept: set[str], tmp_path: Path) -> None:
+    path = write(tmp_path, configurations=2)
+    path.write_text(path.read_text() + f"predictions: {setting}\n")
+    study = local(path, tmp_path / "runs")
+    ledger, frame = study._ledger, study.replicates()
+    stored = ledger.with_predictions(frame["replicate"].tolist())
+    assert set(frame[frame["replicate"].isin(stored)]["method"]) == kept
+    assert len(stored) == 4 * len(kept)
+    data = load_task("digits", {"train_rows": 120})
+    split = ledger.test_split(data.fingerprint)
+    assert (split is None) == (not kept)
+    if split is None:
+        return
+    assert split.target_N.tolist() == data.test.labels.tolist()
+    digits = load_digits()
+    assert split.target_N.tolist() == digits.target[split.numbers_N].tolist()
+    errors = frame.set_index("replicate")["test/error"]
+    for key, found in ledger.predictions(sorted(stored)):
+        wrong = 100 * (found.classes_N != split.target_N).mean()
+        assert wrong == pytest.approx(errors[key])
+
+
+def test_reused_results_have_the_predictions_that_they_were_trained_with(tmp_path: Path) -> None:
+    home, said = tmp_path / "runs", list[str]()
+    local(write(tmp_path, configurations=1), home)
+    path = write(tmp_path, "other", configurations=1)
+    path.write_text(path.read_text() + "predictions: true\n")
+    study = local(path, home, log=said.append)
+    assert study.status()["reused"] == 6  # of `late` without predictions
+    lacking = "2 models have no stored test predictions, because they were trained without"
+    assert any(text.startswith(lacking) for text in said), said
+
+
+def test_large_test_splits_are_kept_on_demand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modmix.execution.keeping.AUTO_ROWS", 100)
+    study = local(write(tmp_path, configurations=1), tmp_path / "runs")
+    assert study._ledger.with_predictions(study.replicates()["replicate"].tolist()) == set()
 
 
 def test_an_edited_grid_forgets_what_it_no_longer_asks_for(tmp_path: Path) -> None:

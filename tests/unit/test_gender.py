@@ -486,6 +486,12 @@ def test_a_csv_comes_back_split_and_standardised(
                 assert (name, ("male", "female")[label]) == (row[0], row[2])
                 seen.append(id(row))
     assert len(set(seen)) == len(seen) > 590
+    for part in data.splits.values():
+        of_file = [("male", "female").index(rows[i][2]) for i in part.extras["rows"]]
+        assert of_file == part.labels.tolist()
+        np.testing.assert_allclose(
+            standard[part.extras["rows"]], part.inputs["activity"], atol=1e-5
+        )
     np.testing.assert_allclose(data.train.inputs["activity"].mean(axis=0), 0, atol=1e-5)
     np.testing.assert_allclose(data.train.inputs["activity"].std(axis=0), 1, atol=1e-5)
 

@@ -165,7 +165,7 @@ PLACES = {
     "scipy": ("analysis", "tracking", "tasks"),
     "sklearn": ("tasks",),
     "torchvision": ("tasks.cifar100",),
-    "pyarrow": ("tasks",),
+    "pyarrow": ("tasks", "analysis.predictions"),
     "filelock": ("tasks",),
     "pooch": ("tasks",),
     "requests": ("tasks",),

@@ -16,13 +16,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
 from tests import postgres
 
 from modmix.base.errors import InputError, LeaseError, LedgerError
+from modmix.base.messages import PackedPredictions
+from modmix.base.predictions import ExamplePredictions, ExampleTargets
 from modmix.ledger import studies as leases
-from modmix.ledger.database import STUDIES
+from modmix.ledger.database import PREDICTIONS, STUDIES
 from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import Entry, Lease, NewConfiguration, ReplicateRecord, Result
 
@@ -426,6 +429,56 @@ def test_a_result_is_recorded_once(ledger: Ledger) -> None:
     assert ledger.history("a-0") == {}
     assert ledger.study("s").device_seconds == 1
     assert ledger.claim(lease, "pack", ["a-0", "a-1"]) == ["a-1"]
+
+
+def predicted(*classes: int) -> PackedPredictions:
+    found = ExamplePredictions(np.array(classes), np.full(len(classes), 0.5, dtype=np.float16))
+    return PackedPredictions(rows=len(classes), data=found.to_bytes(300))
+
+
+def test_predictions_come_with_a_result(ledger: Ledger) -> None:
+    lease = start(ledger)
+    ledger.add("s", [configuration("a", seeds=40)], [entry(0, "a")])
+    keys = [f"a-{seed}" for seed in range(40)]
+    ledger.claim(lease, "pack", keys)
+    ends = [
+        Result(replicate=key, state="done", predictions=predicted(i, 299))
+        for i, key in enumerate(keys[:-2])
+    ]
+    ends += [Result(replicate=keys[-2], state="done")]
+    ends += [Result(replicate=keys[-1], state="failed", predictions=predicted(1, 2))]
+    ledger.finish(lease, ends)
+    ledger.finish(lease, [Result(replicate="a-0", state="done", predictions=predicted(7, 7))])
+    assert ledger.with_predictions(keys) == set(keys[:-2])
+    found = list(ledger.predictions(list(reversed(keys))))
+    assert [key for key, _ in found] == list(reversed(keys[:-2]))
+    assert found[-1][1].classes_N.tolist() == [0, 299]
+    assert found[0][1].p_true_N.tolist() == [0.5, 0.5]
+
+
+def test_a_result_without_its_predictions_cannot_be(ledger: Ledger) -> None:
+    """Both are one transaction: where one fails, the other is not there."""
+    lease = start(ledger)
+    ledger.add("s", [configuration("a")], [entry(0, "a")])
+    ledger.claim(lease, "pack", ["a-0"])
+    with ledger._transaction() as db:  # in the way of the predictions
+        db.execute(sa.insert(PREDICTIONS).values(replicate="a-0", rows=0, data=b""))
+    with pytest.raises(LedgerError):
+        ledger.finish(lease, [Result(replicate="a-0", state="done", predictions=predicted(1))])
+    assert record(ledger, "a-0").state == "running"
+    assert ledger.history("a-0") == {}
+
+
+def test_test_splits_are_kept_once(ledger: Ledger) -> None:
+    assert ledger.test_split("f") is None
+    ledger.add_test_split("f", ExampleTargets(np.array([0, 299]), np.array([5, 70_000])))
+    ledger.add_test_split("f", ExampleTargets(np.array([1])))
+    ledger.add_test_split("g", ExampleTargets(np.array([1, 0, 0])))
+    first, second = ledger.test_split("f"), ledger.test_split("g")
+    assert first is not None
+    assert second is not None
+    assert (first.target_N.tolist(), first.numbers_N.tolist()) == ([0, 299], [5, 70_000])
+    assert (second.target_N.tolist(), second.numbers_N.tolist()) == ([1, 0, 0], [0, 1, 2])
 
 
 def test_what_is_let_go_is_free_again(ledger: Ledger) -> None:

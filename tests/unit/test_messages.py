@@ -35,6 +35,7 @@ def test_a_pack_survives_its_journey() -> None:
         replicates=tuple(of("a", 2)),
         checkpoint="/somewhere",
         keep_weights=True,
+        keep_predictions=("a0",),
     )
     assert Pack.from_json(pack.to_json()) == pack
 

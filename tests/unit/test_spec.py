@@ -377,6 +377,8 @@ sead: 4
         ("seeds: [1.5]", "seeds.0: must be a whole number, got 1.5"),
         ("objective: []", "objective: must have at least 1 entry, got []"),
         ("budget: {device_hours: -1}", "budget.device_hours: must be greater than 0, got -1"),
+        ("predictions: 1", "predictions: must be true, false or auto, got 1"),
+        ("predictions: best", "predictions: must be true, false or auto, got 'best'"),
         ("replicates: 2", "replicates: must be a mapping, got 2"),
         ("replicates: {}", "replicates.start: is required but missing"),
         ("replicates: {start: 0}", "replicates.start: must be greater than or equal to 1, got 0"),
@@ -411,8 +413,8 @@ def test_without_a_study() -> None:
         "x.yaml: line 1: task: is required but missing",
         (
             "x.yaml: line 1: title: unknown key 'title': it may be budget, description, encoders, "
-            "final, objective, paper, parts, replicates, resources, reuse, seeds, study, task, "
-            "tasks, training"
+            "final, objective, paper, parts, predictions, replicates, resources, reuse, seeds, "
+            "study, task, tasks, training"
         ),
     ]
 

@@ -280,6 +280,7 @@ def test_a_file_with_its_splits_apart(tmp_path: Path) -> None:
         np.testing.assert_array_equal(
             data.splits[split].inputs["a"], arrays["a"][r].astype(np.float32)
         )
+        assert data.splits[split].extras["rows"].tolist() == list(range(r.start, r.stop))
     apart["test_a"] = apart["test_a"][:, :2]
     with pytest.raises(DataError, match=r"'test_a' must have 18 rows of shape \(4,\), got the sh"):
         load(save(tmp_path / "x.npz", **apart), inputs=["a"])
@@ -339,6 +340,8 @@ def test_drawn_splits_are_stratified_and_cover_all_rows_once(tmp_path: Path) -> 
     )
     for split in data.splits.values():
         assert len(set(np.bincount(split.labels).tolist())) == 1
+        of_file = arrays["a"][split.extras["rows"]]
+        np.testing.assert_array_equal(split.inputs["a"], of_file.astype(np.float32))
     assert load(path, test_fraction=0.5).test.rows == 50
 
 

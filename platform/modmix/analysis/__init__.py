@@ -19,6 +19,8 @@ In: the ledger, nothing else. Out: pandas frames, tables in five formats, figure
     figure_data  data of figures of best configurations
     drawing      draws that data on an axis
     figures      all figures of a study, by name
+    predictions  stored test predictions as a Parquet or CSV file
+    overlearning  errors where a single modality is right
     summary      the sentences of the report
     over_tasks   methods by tasks, where a study has several, with mean ranks
     report       writes everything

@@ -153,6 +153,19 @@ def best_keys(snapshot: Snapshot, by: str | None = None) -> dict[Condition, dict
     }
 
 
+def best_values(snapshot: Snapshot, method: str, parameter: str, by: str) -> dict[str, str]:
+    """By value of a method's parameter, the key of the best configuration with that value.
+
+    Selected as in `best_configurations`; values without a complete configuration are left out.
+    """
+    main = snapshot.conditions.main
+    groups: dict[str, list[ConfigurationRecord]] = {}
+    for one in _competitors(snapshot, main).get(method, []) if main else ():
+        groups.setdefault(str(one.params.get(parameter)), []).append(one)
+    winners = {value: _winner(snapshot, found, by) for value, found in groups.items()}
+    return {value: winner.key for value, winner in winners.items() if winner is not None}
+
+
 def candidates(snapshot: Snapshot, condition: Condition, part: str | None = None) -> dict[str, int]:
     """By method, the number of configurations its best one was selected from."""
     return {

@@ -109,6 +109,32 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+# ---------------------------------------------------------------- single modalities
+
+
+def over_learning(
+    predicted_N: NDArray[np.int64], right_N: NDArray[np.bool_], target_N: NDArray[np.int64]
+) -> float:
+    """The error in percent on the examples that at least one single modality predicts correctly.
+
+    "Learn to Combine Modalities" (2018), section 6.2.5. NaN if there is no such example.
+
+    Args:
+        predicted_N: classes that the combined model predicts.
+        right_N: whether at least one single-modality model predicts the example correctly.
+        target_N: true classes.
+
+    Example:
+        >>> target = np.array([0, 1, 1, 0])
+        >>> over_learning(np.array([0, 0, 0, 1]), np.array([True, True, False, True]), target)
+        66.66666666666667
+    """
+    solvable = int(right_N.sum())
+    if not solvable:
+        return math.nan
+    return 100 * int((predicted_N[right_N] != target_N[right_N]).sum()) / solvable
+
+
 # ---------------------------------------------------------------- two methods, common seeds
 
 

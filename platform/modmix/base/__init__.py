@@ -8,6 +8,7 @@ Pure Python (`metrics` imports torch inside its functions); nothing here depends
     settings   training settings of a study file, with defaults
     messages   messages between driver and workers: packs, progress, results
     metrics    error, AUC, NLL, ECE, macro-F1, for one model or many at once
+    predictions  a replicate's test predictions as compressed bytes
     ties       comparison of values up to rounding error
     sources    users' own Python files: content-addressed, shipped to workers, executed
     signature  hyperparameters and options declared by keyword-only constructor arguments

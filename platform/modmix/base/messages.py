@@ -76,6 +76,8 @@ class Pack:
     replicates: tuple[Replicate, ...]
     checkpoint: str | None = None  # this pack's checkpoint folder; None: no checkpoints
     keep_weights: bool = False  # return each model's selected weights with its result
+    # Keys of the replicates whose test predictions are returned with their results.
+    keep_predictions: tuple[str, ...] = ()
     # Whether the training setting `halving` applies. False for packs that add seeds to
     # configurations that already have results: these have already been compared.
     halving: bool = True
@@ -98,11 +100,20 @@ class Pack:
         raw = json.loads(text)
         raw["task"] = TaskRef(**raw["task"])
         raw["replicates"] = tuple(Replicate(**r) for r in raw["replicates"])
+        raw["keep_predictions"] = tuple(raw["keep_predictions"])
         raw["ended"] = {key: Ended(**ended) for key, ended in raw["ended"].items()}
         return Pack(**raw)
 
 
 # ---------------------------------------------------------------- messages from workers
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedPredictions:
+    """Test predictions of one replicate: `predictions.ExamplePredictions` as bytes."""
+
+    rows: int
+    data: bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +159,7 @@ class Finished:
     history: Mapping[str, Sequence[float]] = field(default_factory=dict)  # column -> per evaluation
     seconds: float = 0.0  # this model's share of the pack's device time
     weights: bytes | None = None  # safetensors, if the pack keeps weights
+    predictions: PackedPredictions | None = None  # of the test split, if the pack keeps them
 
 
 Event = PackStarted | Progress | Finished

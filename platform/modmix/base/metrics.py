@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _ECE_BINS = 15
+# Not a metric of one model: see `analysis.overlearning`. In percent.
+OVER_LEARNING = "test/overlearning"
 
 
 def error(scores: Tensor, targets: Tensor) -> Tensor:

@@ -20,6 +20,9 @@ import typer
 
 from modmix.base.errors import InputError, ModmixError
 from modmix.cli.data import data_app
+from modmix.cli.export import export_app
+from modmix.cli.opening import open_ledger as _ledger
+from modmix.cli.opening import study_name as _study
 from modmix.cli.output import Outputs
 
 if TYPE_CHECKING:
@@ -27,7 +30,6 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from modmix.ledger.ledger import Ledger
 
 app = typer.Typer(
     name="modmix",
@@ -40,6 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
+app.add_typer(export_app, name="export")
 
 File = Annotated[Path, typer.Argument(help="Study file (YAML).", show_default=False)]
 Name = Annotated[
@@ -141,30 +144,6 @@ def _console(*, error: bool = False) -> Console:
     # With FORCE_COLOR, set on build servers, rich would draw a live table into log files.
     is_terminal = stream is not None and stream.isatty()
     return Console(stderr=error, soft_wrap=True, force_terminal=None if is_terminal else False)
-
-
-def _ledger() -> Ledger:
-    from modmix.base.home import Home, sqlite_path
-    from modmix.ledger.ledger import Ledger
-
-    home = Home.from_environment()
-    if not home.has_ledger:
-        path = sqlite_path(home.ledger_url)
-        where = home.path if path == home.path / "ledger.db" else path
-        raise InputError(
-            f"there are no studies in {where}: run one first, or set MODMIX_HOME to the folder "
-            "where they ran"
-        )
-    return Ledger(home.ledger_url)
-
-
-def _study(name: str) -> str:
-    """The name of a study given by its name or its file."""
-    if name.endswith((".yaml", ".yml")) and Path(name).exists():
-        from modmix.study import spec
-
-        return str(spec.read(Path(name)).raw.get("study"))
-    return name
 
 
 def _print_json(value: Any) -> None:
@@ -315,7 +294,8 @@ def table(
         str,
         typer.Option(
             help="configuration: one row per configuration; method: best configuration of each "
-            "method; task: the same, with a row per task."
+            "method; task: the same, with a row per task; overlearning: errors where a single "
+            "modality is right."
         ),
     ] = "configuration",
     task: Annotated[
@@ -326,13 +306,18 @@ def table(
     from modmix.analysis import frames, over_tasks, tables
 
     _check_format(format)
-    if by not in ("configuration", "method", "task"):
-        raise InputError(f"--by must be configuration, method or task, got {by!r}")
-    snapshot = frames.read(_ledger(), _study(study))
+    if by not in ("configuration", "method", "task", "overlearning"):
+        raise InputError(f"--by must be configuration, method, task or overlearning, got {by!r}")
+    ledger = _ledger()
+    snapshot = frames.read(ledger, _study(study))
     if task is not None:
         snapshot = snapshot.of_task(task)
     if by == "configuration":
         found = tables.configurations_of(snapshot)
+    elif by == "overlearning":
+        from modmix.analysis.overlearning import overlearning_table
+
+        found = overlearning_table(ledger, snapshot)
     else:
         found = over_tasks.results_of(snapshot, rows="tasks" if by == "task" else "methods")
     print(found.render(format).rstrip("\n"))

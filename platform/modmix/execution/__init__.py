@@ -6,6 +6,7 @@ In: a plan and the ledger. Out: results in the ledger.
     packing     divides replicates into packs (pure)
     costs       estimated cost of a pack
     queue       packs that wait for a worker
+    keeping     which test predictions are kept
     run         `StudyRun`: propose, pack, train, record, tell
     mailbox     messages between driver and workers
     seat        a worker's loop

@@ -31,6 +31,7 @@ from modmix.base.messages import (
     pack_id,
 )
 from modmix.execution.costs import Costs
+from modmix.execution.keeping import Keeping
 from modmix.execution.local import Verdict
 from modmix.execution.queue import Members, PackQueue
 from modmix.ledger.ledger import Ledger
@@ -87,6 +88,7 @@ class StudyRun:
         self._rungs = Rungs(self._state, ledger.histories)
         self._verdicts: dict[str, Verdict] = {}  # by pack, until it has ended
         self._costs = Costs(plan, self._state.tasks)
+        self._keeping = Keeping(plan, ledger)
         most = plan.spec.resources.largest_pack
         self._queue = PackQueue(slots=slots, max_models=most, cost=self._costs.of)
         self._may_propose = True  # a search was told something since the last proposals
@@ -122,6 +124,7 @@ class StudyRun:
         known = ledger.entries(name)
         present = {(e.part, e.method, e.number) for e in known}
         configurations: dict[str, Configuration] = {p.key: p for ps in wanted.values() for p in ps}
+        self._keeping.add_grid(configurations.values())
         entries = [
             Entry(part=part, method=method, number=i, configuration=configuration.key)
             for (part, method), ps in wanted.items()
@@ -358,18 +361,20 @@ class StudyRun:
             return None
         if not claimed:
             return None
+        task = self._state.tasks[replicates[0].structure]
         pack = Pack(
             id=name,
             study=self.plan.name,
-            task=self._state.tasks[replicates[0].structure],
+            task=task,
             replicates=replicates,
             checkpoint=str(self._home.checkpoints / name),
             keep_weights=self.plan.spec.final is not None,
+            keep_predictions=self._keeping.chosen(replicates, task),
             halving=not any(
                 self._state.has_results(r.configuration, replicates) for r in replicates
             ),
             ended=self._state.ended_of(replicates),
-            sources=sources_of(self._state.tasks[replicates[0].structure], replicates[0]),
+            sources=sources_of(task, replicates[0]),
         )
         for key in claimed:
             self._state.states[key] = "running"
@@ -427,6 +432,7 @@ class StudyRun:
                     metrics=e.metrics,
                     history=e.history,
                     seconds=e.seconds,
+                    predictions=e.predictions,
                 )
                 for e in finished
                 if e.replicate in self._state.replicates
@@ -551,6 +557,13 @@ class StudyRun:
                 f"{left} models have no result because their pack failed {MAX_FAILURES + 1} times "
                 f"({failure}): fix this and run the same command again"
             )
+
+    def without_predictions(self) -> int:
+        """With ``predictions: true``, how many finished replicates have none."""
+        if self.plan.spec.predictions is not True:
+            return 0
+        done = [key for key, state in self._state.states.items() if state == "done"]
+        return len(done) - len(self._ledger.with_predictions(done))
 
     def status(self) -> Status:
         """The current status, from memory."""

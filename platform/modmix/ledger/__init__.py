@@ -7,6 +7,7 @@ In: studies, proposed configurations, results. Out: the same as records. MLflow 
     studies    studies and their leases
     proposals  configurations, and the entries of grids and searches
     results    replicates, histories, packs
+    predictions  stored test predictions, and their test splits
     ledger     `Ledger`: all of the above on one database
     heartbeat  the thread that renews a lease
 

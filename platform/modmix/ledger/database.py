@@ -78,6 +78,21 @@ HISTORIES = Table(
     Column("replicate", String(32), primary_key=True),
     Column("columns", LargeBinary, nullable=False),
 )
+PREDICTIONS = Table(
+    "predictions",
+    METADATA,
+    Column("replicate", String(32), primary_key=True),
+    Column("rows", Integer, nullable=False),
+    Column("data", LargeBinary, nullable=False),  # of the test split; see `base.predictions`
+)
+TEST_SPLITS = Table(
+    "test_splits",
+    METADATA,
+    Column("fingerprint", String(64), primary_key=True),  # of the data
+    Column("rows", Integer, nullable=False),
+    Column("targets", LargeBinary, nullable=False),  # true classes
+    Column("numbers", LargeBinary),  # row numbers in the source; null: unknown
+)
 STUDY_CONFIGURATIONS = Table(
     "study_configurations",
     METADATA,

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from modmix.base.messages import PackedPredictions
+
 REPLICATE_STATES = ("pending", "running", "done", "pruned", "failed", "interrupted")
 ENDED = ("done", "pruned", "failed")
 
@@ -134,6 +136,7 @@ class Result:
     metrics: Mapping[str, float] = field(default_factory=dict)
     history: Mapping[str, Sequence[float]] = field(default_factory=dict)
     seconds: float = 0.0
+    predictions: PackedPredictions | None = None  # of the test split
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from modmix.ledger.database import (
     HISTORIES,
     PACKS,
+    PREDICTIONS,
     REPLICATES,
     STUDIES,
     STUDY_CONFIGURATIONS,
@@ -177,7 +178,10 @@ class Results(Database):
         return claimed
 
     def finish(self, lease: Lease, results: Sequence[Result]) -> list[str]:
-        """Record results; return the keys that had none before. Results are never overwritten."""
+        """Record results; return the keys that had none before. Results are never overwritten.
+
+        A result and its predictions are one transaction.
+        """
         now = time.time()
         with self._transaction() as db:
             # Write first: SQLite then takes its lock, and later reads stay valid.
@@ -227,6 +231,13 @@ class Results(Database):
                     .values(origin="trained")
                 )
             db.execute(sa.insert(HISTORIES), blobs)
+            kept = [
+                {"replicate": r.replicate, "rows": r.predictions.rows, "data": r.predictions.data}
+                for r in new
+                if r.predictions is not None and r.state == "done"
+            ]
+            if kept:
+                db.execute(sa.insert(PREDICTIONS), kept)
             seconds = sum(result.seconds for result in new)
             db.execute(mine.values(device_seconds=STUDIES.c.device_seconds + seconds, updated=now))
         return keys

@@ -205,6 +205,8 @@ class StudySpec(_Model):
     resources: ResourcesSpec = ResourcesSpec()
     budget: BudgetSpec = BudgetSpec()
     reuse: StrictBool = True
+    # Whose test predictions are kept in the ledger: see `execution.keeping`.
+    predictions: StrictBool | Literal["auto"] = "auto"
 
     @model_validator(mode="after")
     def _task_or_tasks(self) -> StudySpec:
@@ -241,6 +243,13 @@ class StudySpec(_Model):
     @classmethod
     def _one_objective(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    @field_validator("predictions", mode="before")
+    @classmethod
+    def _predictions_by_name(cls, value: Any) -> Any:
+        if not isinstance(value, bool) and value != "auto":
+            raise ValueError(f"must be true, false or auto, got {shown(value)}")
+        return value
 
 
 # ---------------------------------------------------------------- parsing

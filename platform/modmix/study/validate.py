@@ -18,7 +18,7 @@ from typing import Any, TypeGuard
 from modmix.base import sources
 from modmix.base.errors import InputError, Problem
 from modmix.base.home import NAME_RULE, is_name
-from modmix.base.metrics import METRICS
+from modmix.base.metrics import METRICS, OVER_LEARNING
 from modmix.base.settings import TRAINING
 from modmix.base.space import (
     Choices,
@@ -242,8 +242,9 @@ class Checker:
             if method not in self.methods and row not in labels:
                 self.add(("paper", row), unknown(method, self.methods, "method"))
             for metric, value in numbers.items() if isinstance(numbers, Mapping) else ():
-                if metric not in _metrics():
-                    self.add(("paper", row, metric), unknown(metric, _metrics(), "metric"))
+                known = [*_metrics(), OVER_LEARNING]
+                if metric not in known:
+                    self.add(("paper", row, metric), unknown(metric, known, "metric"))
                 if isinstance(value, list) and not 1 <= len(value) <= 2:
                     message = f"must be a mean or [mean, deviation], got {value!r}"
                     self.add(("paper", row, metric), message)

@@ -34,14 +34,15 @@ from modmix.tasks.arrays_labels import check_classes, encode_labels, given_split
 from modmix.tasks.arrays_npz import read_npz
 from modmix.tasks.arrays_read import Loaded, missing
 from modmix.tasks.base import Contents, Task
-from modmix.tasks.data import SPLITS, Augmentation
+from modmix.tasks.data import ROWS, SPLITS, Augmentation
 from modmix.tasks.files import Progress, Source
 from modmix.tasks.splits import stratified
-from modmix.tasks.writer import Writer, labels_file
+from modmix.tasks.writer import Writer, extra_file, labels_file
 
 
 class Arrays(Task):
     name: ClassVar[str] = "arrays"
+    layout: ClassVar[int] = 2  # with row numbers
 
     def sources(self) -> tuple[Source, ...]:
         return (Source(path=Path(self.options["path"]), mend="correct the option `path`"),)
@@ -73,10 +74,13 @@ class Arrays(Task):
             progress("write", len(inputs), len(views))
         for number, split in enumerate(SPLITS):
             writer.put(labels_file(split), labels_N[splits_N == number], np.int64)
+            rows_n = np.flatnonzero(splits_N == number)
+            writer.put(extra_file(split, ROWS), rows_n, np.int64)
         return Contents(
             inputs=tuple(inputs),
             class_names=class_names,
             rows={split: int((splits_N == n).sum()) for n, split in enumerate(SPLITS)},
+            extras=(ROWS,),
         )
 
     def _assign(self, loaded: Loaded, labels_N: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:

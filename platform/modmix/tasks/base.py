@@ -69,6 +69,8 @@ class Task(ABC):
     """
 
     name: ClassVar[str]
+    # Raised when files are added to the prepared folder and the fingerprint stays as it was.
+    layout: ClassVar[int] = 1
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self.options = options
@@ -237,7 +239,9 @@ def _known_sources(task: Task) -> list[str] | None:
 
 
 def _folder(task: Task, sums: list[str]) -> Path:
-    key = [PREPARED_VERSION, task.name, _array_options(task), sums]
+    key: list[Any] = [PREPARED_VERSION, task.name, _array_options(task), sums]
+    if task.layout > 1:
+        key.append(task.layout)
     return data_home() / "prepared" / digest(key)
 
 

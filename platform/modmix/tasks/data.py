@@ -21,6 +21,7 @@ Kind = Literal["dense", "image", "sequence", "tokens"]
 Array = npt.NDArray[Any]
 
 SPLITS = ("train", "val", "test")
+ROWS = "rows"  # of `Split.extras`
 
 _AXES: Mapping[Kind, int] = {"dense": 1, "image": 3, "sequence": 2, "tokens": 1}
 # Input names are used in file names, column prefixes and, joined by "+", names of mixtures.
@@ -90,8 +91,10 @@ class Split:
     """The examples of one split.
 
     ``inputs`` has one array (N, *shape) per input, in the task's order and the input's type;
-    ``labels`` is (N,) int64 in 0..classes-1. ``extras`` are further arrays for analysis only, such
-    as ``informative``, (N, M) bool, of the task ``weak``.
+    ``labels`` is (N,) int64 in 0..classes-1. ``extras`` are further arrays for analysis only:
+    ``informative``, (N, M) bool, of the tasks ``weak`` and ``gender``; ``rows``, (N,) int64, the
+    row numbers of the examples in the source, from 0, where the task draws its splits from one file
+    (``arrays``, ``digits``, ``gender`` from a CSV).
     """
 
     inputs: Mapping[str, Array]

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from modmix.tasks.base import Contents, Task
-from modmix.tasks.data import Array, Input
+from modmix.tasks.data import ROWS, Array, Input
 from modmix.tasks.files import Progress
 from modmix.tasks.splits import Moments, stratified
 from modmix.tasks.writer import Writer
@@ -23,6 +23,7 @@ SHARE = 0.2  # fraction of rows for test, and for validation
 
 class Digits(Task):
     name: ClassVar[str] = "digits"
+    layout: ClassVar[int] = 2  # with row numbers
 
     def write(self, writer: Writer, progress: Progress) -> Contents:  # noqa: ARG002 - fast
         from sklearn.datasets import load_digits  # type: ignore[import-untyped, unused-ignore]
@@ -45,11 +46,12 @@ class Digits(Task):
             writer.scaled(name, moments[name].mean_D, moments[name].scale_D)
         for split, rows_n in chosen.items():
             inputs = {name: moments[name].apply(views[name][rows_n]) for name in names}
-            writer.split(split, inputs, labels_N[rows_n])
+            writer.split(split, inputs, labels_N[rows_n], {ROWS: rows_n})
         return Contents(
             inputs=tuple(Input(name=n, shape=views[n].shape[1:]) for n in names),
             class_names=tuple(str(name) for name in scans.target_names),
             rows={split: len(rows_n) for split, rows_n in chosen.items()},
+            extras=(ROWS,),
         )
 
     def _splits(self, labels_N: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.int64]]:

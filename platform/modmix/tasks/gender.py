@@ -61,6 +61,7 @@ ROWS: Mapping[str, int] = {"train": 60_000, "val": 5_000, "test": 10_000}
 
 class Gender(Task):
     name: ClassVar[str] = "gender"
+    layout: ClassVar[int] = 2  # with row numbers
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         super().__init__(options)

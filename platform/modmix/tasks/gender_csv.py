@@ -31,10 +31,10 @@ from modmix.tasks.characters import (
     vocabulary_of,
 )
 from modmix.tasks.csv_file import line_of, read_blocks, read_header
-from modmix.tasks.data import SPLITS, Array, Input
+from modmix.tasks.data import ROWS, SPLITS, Array, Input
 from modmix.tasks.files import Progress
 from modmix.tasks.splits import Moments, permutation
-from modmix.tasks.writer import Writer, input_file, labels_file
+from modmix.tasks.writer import Writer, extra_file, input_file, labels_file
 
 TEXTS = ("name", "user_id")
 LABEL = "gender"
@@ -88,7 +88,8 @@ def write_csv(
     table.file.unlink()
     for number, split in enumerate(SPLITS):
         writer.put(labels_file(split), table.labels_N[splits_N == number], np.int64)
-    return Contents(inputs=inputs, class_names=CLASS_NAMES, rows=rows)
+        writer.put(extra_file(split, ROWS), np.flatnonzero(splits_N == number), np.int64)
+    return Contents(inputs=inputs, class_names=CLASS_NAMES, rows=rows, extras=(ROWS,))
 
 
 def token_inputs(vocabularies: Mapping[str, int], options: Mapping[str, Any]) -> tuple[Input, ...]:

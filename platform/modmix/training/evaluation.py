@@ -1,4 +1,4 @@
-"""Predictions of a stack on a whole split, and their metrics, in bounded memory."""
+"""Predictions of a stack on a whole split, their metrics and their stored form."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from modmix.base.metrics import METRICS, evaluate
+from modmix.base.predictions import ExamplePredictions
 from modmix.training.batches import Examples
 from modmix.training.device import is_out_of_memory
 from modmix.training.stack import Stack
@@ -25,6 +26,15 @@ def metrics_of(found: Predictions, target_N: Tensor) -> dict[str, Tensor]:
     )
     parts = [evaluate(scores, logs, target_N, METRICS) for scores, logs in pairs]
     return {name: torch.cat([part[name] for part in parts]) for name in METRICS}
+
+
+def packed(found: Predictions, row: int, target_N: Tensor) -> bytes:
+    """One model's predictions in the form that the ledger stores; see `ExamplePredictions`."""
+    log_NC = found.log_probabilities[row]
+    p_true_N = log_NC.gather(1, target_N.unsqueeze(1)).squeeze(1).double().exp().half()
+    classes_N = found.scores[row].argmax(-1)
+    stored = ExamplePredictions(classes_N.cpu().numpy(), p_true_N.cpu().numpy())
+    return stored.to_bytes(log_NC.shape[1])
 
 
 def predictions_of(

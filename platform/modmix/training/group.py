@@ -10,6 +10,7 @@ import copy
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from modmix.training.device import (
     release,
     seed_generators,
 )
-from modmix.training.evaluation import metrics_of, predictions_of
+from modmix.training.evaluation import metrics_of, packed, predictions_of
 from modmix.training.graphs import StepGraph
 from modmix.training.optimizers import Optimizer, Training
 from modmix.training.stack import Stack
@@ -40,6 +41,13 @@ class Member:
     index: int
     seed: int
     training: Training
+
+
+class Evaluated(NamedTuple):
+    """Models on a split: every metric, a mapping per model; predictions, by row of the group."""
+
+    metrics: list[dict[str, float]]
+    predictions: dict[int, bytes]
 
 
 class Group:
@@ -275,13 +283,20 @@ class Group:
         return self.judges_parts and self.best is not None
 
     def evaluate_chosen(
-        self, rows: Sequence[int], examples: Examples, size: int
-    ) -> list[dict[str, float]]:
-        """Every metric of the chosen weights (best or last) of these rows, a mapping per row."""
+        self, rows: Sequence[int], examples: Examples, size: int, keep: Collection[int] = ()
+    ) -> Evaluated:
+        """Every metric of the chosen weights (best or last) of these rows.
+
+        ``keep``: the rows whose predictions are returned as well.
+        """
         stack = self.stack.with_weights(self.chosen.select(rows))
-        values = metrics_of(predictions_of(stack, examples, size), examples.targets)
+        found = predictions_of(stack, examples, size)
+        values = metrics_of(found, examples.targets)
         table = torch.stack([v.double() for v in values.values()]).T.tolist()
-        return [dict(zip(values, row, strict=True)) for row in table]
+        kept = {
+            row: packed(found, i, examples.targets) for i, row in enumerate(rows) if row in keep
+        }
+        return Evaluated([dict(zip(values, row, strict=True)) for row in table], kept)
 
     @property
     def chosen(self) -> Weights:

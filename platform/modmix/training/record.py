@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from modmix.base.messages import Finished, Pack
+from modmix.base.messages import Finished, Pack, PackedPredictions
 from modmix.training.halving import mean, survivors
 
 # Position in the pack -> (state, reason), for models that end at an evaluation.
@@ -126,7 +126,14 @@ class Record:
             "metrics": metrics,
         }
 
-    def event(self, pack: str, replicate: str, weights: bytes | None) -> Finished:
+    def event(
+        self,
+        pack: str,
+        replicate: str,
+        *,
+        weights: bytes | None,
+        predictions: PackedPredictions | None,
+    ) -> Finished:
         """The result sent to the driver for a finished replicate."""
         assert self.finished is not None
         return Finished(
@@ -135,6 +142,7 @@ class Record:
             history=self.history,
             seconds=self.seconds,
             weights=weights,
+            predictions=predictions,
             **self.finished,
         )
 

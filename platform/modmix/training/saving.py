@@ -26,13 +26,17 @@ class SavedGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class Saved:
-    """All state needed to resume; ``weights`` of finished replicates, by position in the pack."""
+    """All state needed to resume.
+
+    ``weights`` and ``predictions`` are of finished replicates, by position in the pack.
+    """
 
     position: Position
     way: Way
     records: list[Record]
     groups: list[SavedGroup]
     weights: dict[int, bytes]
+    predictions: dict[int, bytes]
 
 
 def to_tensors(
@@ -40,7 +44,9 @@ def to_tensors(
     way: Way,
     records: Sequence[Record],
     groups: Sequence[Group],
+    *,
     weights: Mapping[int, bytes],
+    predictions: Mapping[int, bytes],
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors by name, and all other state as JSON values."""
     tensors = {
@@ -48,8 +54,9 @@ def to_tensors(
         for g, group in enumerate(groups)
         for name, value in group.state().items()
     }
-    for index, blob in weights.items():
-        tensors[f"weights/{index}"] = torch.frombuffer(bytearray(blob), dtype=torch.uint8)
+    for kind, blobs in (("weights", weights), ("predictions", predictions)):
+        for index, blob in blobs.items():
+            tensors[f"{kind}/{index}"] = torch.frombuffer(bytearray(blob), dtype=torch.uint8)
     state = {
         "position": asdict(position),
         "records": [asdict(record) for record in records],
@@ -75,12 +82,17 @@ def from_tensors(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Sav
         way=Way(**state["way"]),
         records=[_record(**record) for record in state["records"]],
         groups=groups,
-        weights={
-            int(name.partition("/")[2]): blob.numpy().tobytes()
-            for name, blob in tensors.items()
-            if name.startswith("weights/")
-        },
+        weights=_blobs(tensors, "weights"),
+        predictions=_blobs(tensors, "predictions"),
     )
+
+
+def _blobs(tensors: Mapping[str, Tensor], kind: str) -> dict[int, bytes]:
+    return {
+        int(name.partition("/")[2]): blob.numpy().tobytes()
+        for name, blob in tensors.items()
+        if name.startswith(f"{kind}/")
+    }
 
 
 def _record(

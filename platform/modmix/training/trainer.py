@@ -17,7 +17,14 @@ from typing import TypeVar
 
 import torch
 
-from modmix.base.messages import Event, Finished, Pack, PackStarted, Progress
+from modmix.base.messages import (
+    Event,
+    Finished,
+    Pack,
+    PackedPredictions,
+    PackStarted,
+    Progress,
+)
 from modmix.base.metrics import METRICS, higher_is_better
 from modmix.base.settings import selection
 from modmix.base.sources import explained
@@ -111,7 +118,9 @@ class _Run:
         self.higher = higher_is_better(self.settings["monitor"])
         self.way = Way(eval_rows=self.settings["eval_batch_size"])
         self.records = [Record() for _ in pack.replicates]
-        self.weights: dict[int, bytes] = {}  # of finished replicates, if the pack keeps weights
+        # Of finished replicates, as far as the pack keeps them.
+        self.weights: dict[int, bytes] = {}
+        self.predictions: dict[int, bytes] = {}
         self.groups: list[Group] = []
         self._beside: int | None = None  # other groups in `_on_groups`; None before its first call
         self.failing: Endings = {}  # models that did not fit, not reported yet
@@ -387,22 +396,29 @@ class _Run:
             return
         started = time.perf_counter()
         size = self.way.eval_rows
-        tests = group.evaluate_chosen(rows, self.splits["test"], size)
+        kept = frozenset(self.pack.keep_predictions)
+        keep = {row for row in rows if self._key(group, row) in kept}
+        tests = group.evaluate_chosen(rows, self.splits["test"], size, keep)
         # Weights that combine parts of different epochs have not been evaluated as a whole yet.
         vals = group.evaluate_chosen(rows, self.splits["val"], size) if group.best_parts else None
         share = (time.perf_counter() - started) / len(rows)
-        for i, (row, test) in enumerate(zip(rows, tests, strict=True)):
+        for i, (row, test) in enumerate(zip(rows, tests.metrics, strict=True)):
             index = group.members[row].index
             record = self.records[index]
             record.seconds += share
             chosen = record.chosen_at(self.select)
             metrics = results(record.row(chosen))
             if vals is not None:
-                metrics.update({f"val/{name}": value for name, value in vals[i].items()})
+                metrics.update({f"val/{name}": value for name, value in vals.metrics[i].items()})
             metrics.update({f"test/{name}": value for name, value in test.items()})
             if self.pack.keep_weights:
                 self.weights[index] = self._pack_weights(group, row)
+            if row in keep:
+                self.predictions[index] = tests.predictions[row]
             record.close("done", "", metrics, chosen=chosen)
+
+    def _key(self, group: Group, row: int) -> str:
+        return self.pack.replicates[group.members[row].index].key
 
     def _pack_weights(self, group: Group, row: int) -> bytes:
         replicate = self.pack.replicates[group.members[row].index]
@@ -443,7 +459,15 @@ class _Run:
 
     def _event(self, index: int) -> Finished:
         record, key = self.records[index], self.pack.replicates[index].key
-        return record.event(self.pack.id, key, self.weights.get(index))
+        data = self.predictions.get(index)
+        return record.event(
+            self.pack.id,
+            key,
+            weights=self.weights.get(index),
+            predictions=None
+            if data is None
+            else PackedPredictions(rows=self.splits["test"].rows, data=data),
+        )
 
     # ------------------------------------------------------------ checkpoints
 
@@ -470,7 +494,12 @@ class _Run:
         if self.pack.checkpoint is None or not self.groups:
             return
         tensors, state = to_tensors(
-            self.time.position, self.way, self.records, self.groups, self.weights
+            self.time.position,
+            self.way,
+            self.records,
+            self.groups,
+            weights=self.weights,
+            predictions=self.predictions,
         )
         checkpoint.save(Path(self.pack.checkpoint), self.pack.id, tensors, state)
         self.saved_at = time.monotonic()
@@ -489,13 +518,14 @@ class _Run:
             # An intact checkpoint of this pack, but written by different code.
             checkpoint.warn_unusable(folder, error)
             self.records = [Record() for _ in self.pack.replicates]
-            self.weights, self.failing, self.time.position = {}, {}, Position()
-            self.groups = []
+            self.weights, self.predictions, self.failing = {}, {}, {}
+            self.time.position, self.groups = Position(), []
             return False
         return True
 
     def _restore(self, saved: Saved) -> None:
-        self.way, self.records, self.weights = saved.way, saved.records, saved.weights
+        self.way, self.records = saved.way, saved.records
+        self.weights, self.predictions = saved.weights, saved.predictions
         self.time.position = saved.position
         self.groups = []
         entry = self.time.entry()
