@@ -7,6 +7,7 @@ is the part ``curve@higgs``, with its own grid or search, and a configuration be
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -83,17 +84,30 @@ class TasksPlan:
         name, _, task = part.partition(AT)
         found = self.of[task].configuration(method, assignment, name)
         # A configuration belongs to one task, and so do its results where two may be equal.
-        key = digest([task, found.key])
+        key, own = digest([task, found.key]), task in self._alike
         replicates = tuple(
-            replace(one, configuration=key, key=digest([task, one.key]) if self._alike else one.key)
+            replace(one, configuration=key, key=digest([task, one.key]) if own else one.key)
             for one in found.replicates
         )
         return replace(found, key=key, task_name=task, replicates=replicates)
 
     @cached_property
-    def _alike(self) -> bool:
-        """Whether two tasks may have the same data, with other encoders or training."""
-        return len({plan.task_name for plan in self.of.values()}) < len(self.of)
+    def _alike(self) -> frozenset[str]:
+        """Tasks whose data may be that of another task, with other encoders or training.
+
+        Their models are not shared with other studies.
+        """
+        pairs = itertools.permutations(self.of.items(), 2)
+        return frozenset(
+            name
+            for (name, one), (_, other) in pairs
+            if one.task_name == other.task_name
+            and (
+                one.data.fingerprint == other.data.fingerprint
+                or one.varied_options
+                or other.varied_options
+            )
+        )
 
     def seeds_of(self, part: str) -> tuple[int, ...]:
         """The seeds of a part's configurations."""

@@ -267,7 +267,7 @@ class Checker:
         search = _search(raw.get("search"))
         references = raw.get("references")
         for reference in references if isinstance(references, list) else ():
-            if not is_key_of(reference, self.methods) and reference not in self._labels():
+            if not is_key_of(reference, self.methods) and str(reference) not in self._labels():
                 self.add((*path, "references"), unknown(str(reference), self.methods, "method"))
         shared = raw.get("shared")
         shared = shared if isinstance(shared, Mapping) else {}
