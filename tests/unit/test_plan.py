@@ -417,8 +417,8 @@ paper: {nul: {test/error: 1}, mul: {tst/error: 1, test/auc: [1, 2, 3]}, mul (q):
         "line 7: paper.mul.test/auc: must be a mean or [mean, deviation], got [1, 2, 3]",
         "line 7: paper.mul.tst/error: unknown metric 'tst/error': did you mean 'test/error'?",
         "line 7: paper.nul: unknown method 'nul': did you mean 'mul'?",
-        ("line 11: parts.p.sort: unknown key 'sort': it may be methods, references, search, "
-        "shared, tasks, title, x"),
+        ("line 11: parts.p.sort: unknown key 'sort': it may be best_of, label, methods, "
+        "references, search, seeds, shared, tasks, title, x"),
         ("line 12: parts.p.shared.learning_rat: unknown setting of these methods 'learning_rat': "
         "did you mean 'learning_rate'?"),
         "line 12: parts.p.shared.momentum: must be at most 1, got 2",
