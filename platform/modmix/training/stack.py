@@ -29,6 +29,7 @@ from modmix.training.weights import Part, Predictions, Step, Weights
 
 Inputs = Mapping[str, Tensor]
 _DRAW = "draw"  # last component of the names of buffers that hold the step's seed
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class _Caller(nn.Module):
@@ -78,7 +79,7 @@ class Stack:
         for module in self.template.modules():
             if isinstance(module, Encoder):
                 module.stacked = stacked
-            elif stacked and isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
+            elif stacked and type(module) in _BATCH_NORMS:  # a subclass has its own forward
                 module.forward = types.MethodType(_batch_norm, module)  # type: ignore[method-assign]
         self._sources = [m for m in self.template.modules() if isinstance(m, Draws)]
         self._low_precision = low_precision
