@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import gpucases
-from modmix.base.messages import Finished, Replicate
+from modmix.base.messages import Finished, PackStarted, Replicate
 from modmix.methods.table import METHODS
 from modmix.tasks.data import Data
 from modmix.training import graphs
@@ -103,8 +103,8 @@ def test_the_branches_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     names.clear()
     broadcast.clear()
     train(gpucases.every_setting("add", "sgd", cuda_graphs="always"), gpucases.VECTORS)
-    assert TapedStep.recorded == 1
-    assert TapedStep.replayed == 50
+    assert TapedStep.recorded == 2  # to see whether the step can be captured, and for training
+    assert TapedStep.replayed == 52
     assert broadcast.count(4) < 10  # while probing and recording alone
 
 
@@ -216,6 +216,26 @@ def test_too_little_memory_halves_the_group(way: str, monkeypatch: pytest.Monkey
     assert_near(train(replicates, data, keep_weights=True), expected)
     assert max(sizes) == 8
     assert sizes[-1] <= 2
+
+
+@pytest.mark.usefixtures("gpu_paths")
+@pytest.mark.parametrize("stack", ["always", "auto", "never"])
+def test_steps_that_cannot_be_captured_run_without_graphs(
+    stack: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replicates = gpucases.many_ends(stack=stack, cuda_graphs="always", halving=None, epochs=1)
+    expected = plainly(monkeypatch, replicates, gpucases.images())
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing. More advice.")
+
+    monkeypatch.setattr(group_module, "StepGraph", refuse)
+    events = list(train_pack(make_pack(replicates, keep_weights=True), gpucases.images()))
+    assert_near(finished(events), expected)
+    assert isinstance(events[0], PackStarted)
+    assert events[0].why.endswith(
+        "; steps cannot be captured as CUDA graphs: operation not permitted when stream is capturing"
+    )
 
 
 @pytest.mark.usefixtures("gpu_paths")

@@ -55,6 +55,7 @@ class Group:
         self.optimizer: Optimizer  # set by enter_stage
         self._graphs = False
         self._graph: StepGraph | None = None
+        self.uncaptured: str | None = None  # the error of a step that cannot be captured
         self.loss_K = torch.zeros(len(members), dtype=torch.float64, device=self.device)
         self.wrong_K = torch.zeros_like(self.loss_K)
         self.parts: dict[str, Part] = {}
@@ -171,6 +172,8 @@ class Group:
         """Turn CUDA graphs on or off; they are used only on a GPU that holds the examples."""
         self._graphs = on and like_gpu(self.device)
         self._graph = None
+        if on:
+            self.uncaptured = None
 
     def forget_graph(self) -> None:
         """Drop the captured graph to free its memory; the next step captures it again."""
@@ -225,7 +228,10 @@ class Group:
         self.optimizer.steps = steps + 1  # a replay does not run Python code
 
     def _record(self, examples: Examples, index_SB: Tensor) -> None:
-        """Capture a step as a graph; if out of memory, run eager steps from now on."""
+        """Capture a step as a graph; if that fails, run eager steps from now on.
+
+        A mistake in the model's own code is raised by the eager step.
+        """
         saved = self.snapshot()
 
         def run(index_SB: Tensor) -> None:
@@ -233,9 +239,9 @@ class Group:
 
         try:
             self._graph = StepGraph(run, index_SB, lambda: self.load(*saved))
-        except Exception as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
-                raise
+                self.uncaptured = str(error)
         self.load(*saved)  # capture computes nothing, but increments `optimizer.steps`
         if self._graph is None:
             self._graphs = False
