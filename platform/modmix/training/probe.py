@@ -257,9 +257,9 @@ class Probe:
         return like_gpu(self._device) and self._train.place == self._device
 
     def _choose_graphs(self, way: Way, group: Group) -> None:
-        """Set whether to use CUDA graphs: as ``cuda_graphs`` says, or with "auto" if clearly faster.
+        """Set whether to use CUDA graphs: as ``cuda_graphs`` says; with "auto", if clearly faster.
 
-        If they are asked for and the step cannot be captured, ``way.why`` says so.
+        With "always", ``way.why`` says if the step cannot be captured.
         """
         setting = self._settings["cuda_graphs"]
         if setting == "never" or not self._can_record():

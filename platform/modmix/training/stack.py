@@ -80,7 +80,7 @@ class Stack:
             if isinstance(module, Encoder):
                 module.stacked = stacked
             elif stacked and type(module) in _BATCH_NORMS:  # a subclass has its own forward
-                module.forward = types.MethodType(_batch_norm, module)  # type: ignore[method-assign]
+                module.forward = types.MethodType(_batch_norm, module)
         self._sources = [m for m in self.template.modules() if isinstance(m, Draws)]
         self._low_precision = low_precision
         self._compile = False
@@ -219,6 +219,10 @@ class Stack:
             gradient_KP = torch.zeros_like(self.parameters_KP)
             self._bound = self.parameters_KP, leaves, gradient_KP, self._views(gradient_KP)
         return self._bound[1:]
+
+    def forget_gradient(self) -> None:
+        """Drop the gradient buffer to free its memory; the next step allocates it again."""
+        self._bound = None
 
     def compile(self, *, on: bool = True) -> None:
         """Turn `torch.compile` on or off for the forward and backward pass of training steps.
