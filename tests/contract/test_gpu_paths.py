@@ -311,6 +311,22 @@ def test_order_of_a_recording(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+def test_streams_meet_again_after_a_failed_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state is restored on the present stream, which must wait for the steps on the other."""
+    happened: list[str] = []
+    monkeypatch.setattr(torch, "cuda", Recorder(happened))
+
+    def step() -> None:
+        happened.append("step")
+        if happened.count("step") == 4:
+            raise RuntimeError("called a synchronizing operation")
+
+    with pytest.raises(RuntimeError, match="synchronizing"):
+        graphs._Recording(step, torch.device("cuda:0"), lambda: None)
+    graphs._side_stream.cache_clear()
+    assert happened[-3:] == ["step", "waiting: 0", "wait"]
+
+
 def test_memory_errors_while_recording() -> None:
     def end_of_recording() -> None:
         try:

@@ -172,6 +172,20 @@ def test_groups_are_halved_and_results_stay(
     assert raised
 
 
+def test_rows_of_pruned_models_stay_where_memory_is_short(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def ends() -> dict[str, Finished]:
+        pruned = {"busy-1-0": "worse than others", "busy-4-0": "worse than others"}
+        return finished(train_pack(make_pack(busy()), DATA, dropped=lambda: pruned))
+
+    expected = ends()
+    assert expected["busy-4-0"].state == "pruned"
+    raised = starve(monkeypatch, Group, "select", lambda _, rows: not isinstance(rows, range))
+    same(ends(), expected, rel=1e-3)
+    assert raised
+
+
 def test_halves_share_the_memory_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """There may be none left for copies, since the whole is still there."""
     starve(monkeypatch, Group, "train", over(2))
