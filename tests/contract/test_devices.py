@@ -133,7 +133,7 @@ def test_best_weights_rows_and_stages(method: str) -> None:
     group.load(*saved)
     assert devices(saved[0]) == {CUDA}
     for half in (*group.halves(), group):
-        half.select([1, 0])
+        half = half.select([1, 0])
         assert devices(half.state()) == {CUDA}
         half.optimizer.step(half.stack.parameters_KP, torch.empty_like(half.stack.parameters_KP))
         entry = StageEntry(stage=stage_of(half), epochs=1, from_best=True, keeps_best=False)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import gpucases
-from modmix.base.messages import Finished, Replicate
+from modmix.base.messages import Finished, PackStarted, Replicate
 from modmix.methods.table import METHODS
 from modmix.tasks.data import Data
 from modmix.training import graphs
@@ -103,8 +103,8 @@ def test_the_branches_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     names.clear()
     broadcast.clear()
     train(gpucases.every_setting("add", "sgd", cuda_graphs="always"), gpucases.VECTORS)
-    assert TapedStep.recorded == 1
-    assert TapedStep.replayed == 50
+    assert TapedStep.recorded == 2  # to see whether the step can be captured, and for training
+    assert TapedStep.replayed == 52
     assert broadcast.count(4) < 10  # while probing and recording alone
 
 
@@ -219,6 +219,25 @@ def test_too_little_memory_halves_the_group(way: str, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.usefixtures("gpu_paths")
+@pytest.mark.parametrize("stack", ["always", "auto", "never"])
+def test_steps_that_cannot_be_captured_run_without_graphs(
+    stack: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replicates = gpucases.many_ends(stack=stack, cuda_graphs="always", halving=None, epochs=1)
+    expected = plainly(monkeypatch, replicates, gpucases.images())
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing. More advice.")
+
+    monkeypatch.setattr(group_module, "StepGraph", refuse)
+    events = list(train_pack(make_pack(replicates, keep_weights=True), gpucases.images()))
+    assert_near(finished(events), expected)
+    assert isinstance(events[0], PackStarted)
+    reason = "operation not permitted when stream is capturing"
+    assert events[0].why.endswith(f"; steps cannot be captured as CUDA graphs: {reason}")
+
+
+@pytest.mark.usefixtures("gpu_paths")
 def test_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
     replicates = gpucases.many_ends(stack="never", halving=None, epochs=2)
     found = train(replicates, gpucases.images(), keep_weights=True)
@@ -290,6 +309,22 @@ def test_order_of_a_recording(monkeypatch: pytest.MonkeyPatch) -> None:
         *("into graph", "step", "out of graph", "out of stream", "out of device", "wait"),
         "replay",
     ]
+
+
+def test_streams_meet_again_after_a_failed_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state is restored on the present stream, which must wait for the steps on the other."""
+    happened: list[str] = []
+    monkeypatch.setattr(torch, "cuda", Recorder(happened))
+
+    def step() -> None:
+        happened.append("step")
+        if happened.count("step") == 4:
+            raise RuntimeError("called a synchronizing operation")
+
+    with pytest.raises(RuntimeError, match="synchronizing"):
+        graphs._Recording(step, torch.device("cuda:0"), lambda: None)
+    graphs._side_stream.cache_clear()
+    assert happened[-3:] == ["step", "waiting: 0", "wait"]
 
 
 def test_memory_errors_while_recording() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from modmix.encoders.base import Encoder
 from modmix.tasks.data import Augmentation, Data, Input, Split
+from modmix.training import batches, trainer
 from modmix.training.batches import Examples, Order
 from modmix.training.trainer import train_pack
 from toypack import add_encoder, finished, is_stacked, make_pack, make_replicates, train
@@ -162,3 +163,26 @@ def test_recorded_steps_are_counted_once(tmp_path: object, monkeypatch: pytest.M
     events.close()
     for key, end in finished(train_pack(pack, DATA)).items():
         assert end.history == undisturbed[key].history
+
+
+def test_a_split_stays_on_the_device_if_it_fits_into_the_share(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A row is 12 + 12 + 20 + 6 bytes: 40 of them are 2000, and 0.4 of the memory may be taken."""
+    monkeypatch.setattr(batches, "available", lambda device, share: int(share * 10_000))
+    device = torch.device("meta")
+    for share, streamed in ((1.0, False), (0.51, False), (0.49, True)):
+        assert Examples(DATA, "train", NAMES, device, share).streamed == streamed
+
+
+def test_training_tells_every_split_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[float] = []
+
+    def noted(data: Data, split: str, names: Any, device: torch.device, share: float) -> Examples:
+        shares.append(share)
+        return Examples(data, split, names, device, share)
+
+    monkeypatch.setattr(trainer, "Examples", noted)
+    add_encoder(monkeypatch, "bag", Bag)
+    next(train_pack(make_pack(replicates()), DATA, share=0.25))
+    assert shares == [0.25] * 3

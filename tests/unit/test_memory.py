@@ -139,6 +139,13 @@ PLACES: dict[str, tuple[type, str, Callable[..., bool]]] = {
     "evaluation": (Stack, "predict", over(2)),
     "metrics": (Group, "evaluate", over(2)),
     "the first best weights": (Group, "prepare_best", over(2)),
+    "keeping the best weights": (Group, "keep_best", over(2)),
+    "removing rows": (Group, "select", lambda _, rows: not isinstance(rows, range)),
+    "removing rows of the optimizer": (
+        Optimizer,
+        "select",
+        lambda _, rows: not isinstance(rows, range),
+    ),
     "weights of stopped models": (Group, "keep_stopped", over(2)),
     "the test split": (Group, "evaluate_chosen", over(2)),
 }
@@ -163,6 +170,39 @@ def test_groups_are_halved_and_results_stay(
     raised = starve(monkeypatch, kind, name, too_large, ERRORS[len(place) % 4])
     same(train(busy(), DATA), undisturbed, rel=1e-3)
     assert raised
+
+
+def test_rows_of_pruned_models_stay_where_memory_is_short(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def ends() -> dict[str, Finished]:
+        pruned = {"busy-1-0": "worse than others", "busy-4-0": "worse than others"}
+        return finished(train_pack(make_pack(busy()), DATA, dropped=lambda: pruned))
+
+    expected = ends()
+    assert expected["busy-4-0"].state == "pruned"
+    raised = starve(monkeypatch, Group, "select", lambda _, rows: not isinstance(rows, range))
+    same(ends(), expected, rel=1e-3)
+    assert raised
+
+
+def test_halves_share_the_memory_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be none left for copies, since the whole is still there."""
+    starve(monkeypatch, Group, "train", over(2))
+    original, halved = Group.halves, []
+
+    def memory(group: Group) -> set[int]:
+        return {value.untyped_storage().data_ptr() for value in group.state().values()}
+
+    def halves(self: Group) -> tuple[Group, Group]:
+        parts = original(self)
+        halved.append([len(part.members) for part in parts])
+        assert memory(parts[0]) == memory(parts[1]) == memory(self)
+        return parts
+
+    monkeypatch.setattr(Group, "halves", halves)
+    train(busy(epochs=1), DATA)
+    assert halved == [[3, 4], [1, 2], [2, 2]]
 
 
 @pytest.mark.parametrize("place", ["training", "evaluation", "a pass", "the test split"])

@@ -11,8 +11,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from modmix.methods.mul import Mul, boosted, class_losses, log_one_minus
+from modmix.methods.mulmix import MulMix
 
 Matrix = NDArray[np.float64]
 
@@ -106,6 +108,61 @@ def test_two_sources_by_hand() -> None:
     np.testing.assert_allclose(ours(logits, 1.0)[0].numpy(), expected, rtol=1e-12)
     smoothed = -math.sqrt(0.6) * math.log(0.8) - math.sqrt(0.2) * math.log(0.4)
     np.testing.assert_allclose(ours(logits, 0.5)[0, 0].item(), smoothed, rtol=1e-12)
+
+
+def double(rows: list[list[float]]) -> list[Tensor]:
+    """Logits (1, C) of each source, from its probabilities."""
+    return [torch.tensor([row], dtype=torch.float64).log() for row in rows]
+
+
+def test_probabilities_of_mul_by_hand() -> None:
+    """softmax(−ℓ/Σw) of the two sources above with weights 1 and 2."""
+    method = Mul({"a": 3, "b": 2}, 2, weights={"b": 2.0}).double()
+    found = method.log_probabilities(method.combine(double([[0.8, 0.2], [0.4, 0.6]])))
+    first = 0.6 * math.log(0.8) + 2 * 0.2 * math.log(0.4)
+    second = 0.4 * math.log(0.2) + 2 * 0.8 * math.log(0.6)
+    odds = math.exp((second - first) / 3)
+    expected = [math.log(1 / (1 + odds)), math.log(odds / (1 + odds))]
+    np.testing.assert_allclose(found[0].numpy(), expected, rtol=1e-12)
+
+
+def test_probabilities_of_mulmix_by_hand() -> None:
+    """Three sources: q is the square root of the others' product at β = 1, and Σw = 3."""
+    method = MulMix({"a": 3, "b": 2}, 2).double()
+    found = method.log_probabilities(method.combine(double([[0.8, 0.2], [0.4, 0.6], [0.5, 0.5]])))
+    first = (
+        math.sqrt(0.6 * 0.5) * math.log(0.8)
+        + math.sqrt(0.2 * 0.5) * math.log(0.4)
+        + math.sqrt(0.2 * 0.6) * math.log(0.5)
+    )
+    second = (
+        math.sqrt(0.4 * 0.5) * math.log(0.2)
+        + math.sqrt(0.8 * 0.5) * math.log(0.6)
+        + math.sqrt(0.8 * 0.4) * math.log(0.5)
+    )
+    odds = math.exp((second - first) / 3)
+    expected = [math.log(1 / (1 + odds)), math.log(odds / (1 + odds))]
+    np.testing.assert_allclose(found[0].numpy(), expected, rtol=1e-12)
+
+
+def test_agreeing_sources_do_not_sharpen_the_probabilities() -> None:
+    method = MulMix({"a": 3, "b": 2}, 2, beta=0.0).double()
+    found = method.log_probabilities(method.combine(double([[0.7, 0.3]] * 3)))
+    np.testing.assert_allclose(found[0].exp().numpy(), [0.7, 0.3], rtol=1e-12)
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_no_matrix_product_where_tf32_could_be_used(detach: bool) -> None:
+    """On every device but a CPU ("meta" runs the same operations without values), and backward."""
+    logits = torch.zeros(3, 4, 50, device="meta", requires_grad=True)
+    one = torch.ones((), device="meta")
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        losses = class_losses(logits, one, one, torch.ones(3, device="meta"), detach=detach)
+        losses.sum().backward()
+    names = {event.key for event in profiler.key_averages()}
+    assert {"aten::mul", "aten::_log_softmax_backward_data"} <= names
+    products = ("mm", "bmm", "addmm", "baddbmm", "matmul", "linear", "einsum", "mv", "dot")
+    assert not names & {f"aten::{name}" for name in products}
 
 
 def test_beta_zero_is_exactly_the_sum_of_the_losses() -> None:

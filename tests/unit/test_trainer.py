@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from modmix.base.messages import Ended, Finished, Pack, PackStarted, Progress, Replicate
 from modmix.base.metrics import METRICS
@@ -192,6 +193,34 @@ def test_a_compiled_pack_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch)
     compiled, plain = events(compile=True), events(compile=False)
     assert {end.state for end in finished(plain).values()} == {"done", "failed"}
     same(finished(compiled), finished(plain), rel=1e-4)
+
+
+def test_a_compiled_pack_that_becomes_smaller_stays_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the place of the compiler, something that notes the rows of every compiled step."""
+    compiled: list[int] = []
+    steps: list[int] = []
+    original = Stack.loss_and_gradient
+
+    def compiler(function: Callable[..., Any], **_: Any) -> Callable[..., Any]:
+        def run(leaves: Any, buffers: Any, inputs: Any, target_KB: Tensor) -> Any:
+            compiled.append(len(target_KB))
+            return function(leaves, buffers, inputs, target_KB)
+
+        return run
+
+    def noted(self: Stack, inputs: Any, target_KB: Tensor) -> Any:
+        steps.append(len(target_KB))
+        return original(self, inputs, target_KB)
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    monkeypatch.setattr(Stack, "loss_and_gradient", noted)
+    rates = (0.01, 0.02, 1e38, 1e38, 1e38)  # three diverge in the first epoch
+    configurations = [{"training": {"learning_rate": rate}} for rate in rates]
+    train(make_replicates("add", configurations, [0], data=DATA, epochs=3, compile=True), DATA)
+    assert steps.count(2) > 1
+    assert compiled.count(2) == steps.count(2)
 
 
 def test_kept_weights_are_those_that_were_tested() -> None:

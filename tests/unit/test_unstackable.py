@@ -129,6 +129,25 @@ class Attention(Linear):
         return logits_BC
 
 
+class OwnNorm(nn.BatchNorm1d):
+    """Batch norm with a forward pass of its own: it bounds what it normalised."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).tanh()
+
+
+class OwnNormed(Linear):
+    """The logits go through a user's batch norm."""
+
+    def __init__(self, features: Mapping[str, int], classes: int) -> None:
+        super().__init__(features, classes)
+        self.norm = OwnNorm(classes)
+
+    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
+        logits_BC: Tensor = self.norm(super().forward(features))
+        return logits_BC
+
+
 KINDS: dict[type[Method], str] = {
     Indexing: "vmap|nonzero|index",
     Branching: r"data-dependent|\.item\(\)|vmap",
@@ -221,6 +240,17 @@ def test_outputs_that_are_no_tensors_can_be_stacked_without_modulation(
         plain = train_plainly(replicate, DATA)
         found = list(ends[replicate.key].history["train/loss"])
         assert found == pytest.approx(plain.history["train/loss"], rel=1e-5)
+
+
+def test_a_subclass_of_batch_norm_keeps_its_own_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    add_method(monkeypatch, "toy", OwnNormed)
+    started, made, stacked = run(OwnNormed, "always")
+    assert started.stacked
+    _, _, alone = run(OwnNormed, "never")
+    for replicate in made:
+        history, other = stacked[replicate.key].history, alone[replicate.key].history
+        for name in ("train/loss", "val/error"):
+            assert list(history[name]) == pytest.approx(list(other[name]), rel=1e-5)
 
 
 @pytest.mark.parametrize("stack", ["auto", "always", "never"])

@@ -58,16 +58,18 @@ class _Recording:
         stream, present = _side_stream(device), torch.cuda.current_stream(device)
         stream.wait_stream(present)
         # Restores the current stream if capture fails, which `torch.cuda.graph` does not.
-        with torch.cuda.device(device), torch.cuda.stream(stream):
-            for _ in range(_WARM_UP):
-                step()
-            with _nothing_read_back():
-                step()
-            restore()
-            pool = next((one.graph.pool() for one in _alive if one.device == device), None)
-            with torch.cuda.graph(self.graph, pool=pool, stream=stream):
-                step()
-        present.wait_stream(stream)
+        try:
+            with torch.cuda.device(device), torch.cuda.stream(stream):
+                for _ in range(_WARM_UP):
+                    step()
+                with _nothing_read_back():
+                    step()
+                restore()
+                pool = next((one.graph.pool() for one in _alive if one.device == device), None)
+                with torch.cuda.graph(self.graph, pool=pool, stream=stream):
+                    step()
+        finally:  # also after a failure: the caller then undoes what the steps have written
+            present.wait_stream(stream)
         _alive.add(self)
 
 

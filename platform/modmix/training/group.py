@@ -31,7 +31,7 @@ from modmix.training.graphs import StepGraph
 from modmix.training.optimizers import Optimizer, Training
 from modmix.training.stack import Stack
 from modmix.training.timeline import StageEntry
-from modmix.training.weights import Part, Weights
+from modmix.training.weights import Part, Weights, pick
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +63,7 @@ class Group:
         self.optimizer: Optimizer  # set by enter_stage
         self._graphs = False
         self._graph: StepGraph | None = None
+        self.uncaptured: str | None = None  # the error of a step that cannot be captured
         self.loss_K = torch.zeros(len(members), dtype=torch.float64, device=self.device)
         self.wrong_K = torch.zeros_like(self.loss_K)
         self.parts: dict[str, Part] = {}
@@ -179,10 +180,13 @@ class Group:
         """Turn CUDA graphs on or off; they are used only on a GPU that holds the examples."""
         self._graphs = on and like_gpu(self.device)
         self._graph = None
+        if on:
+            self.uncaptured = None
 
-    def forget_graph(self) -> None:
-        """Drop the captured graph to free its memory; the next step captures it again."""
+    def free(self) -> None:
+        """Drop what the next step makes again, to free its memory: graph and gradient buffer."""
         self._graph = None
+        self.stack.forget_gradient()
 
     def train(self, examples: Examples, order: Order, start: int, stop: int) -> None:
         """Run training steps start, …, stop − 1 of the epoch."""
@@ -233,7 +237,10 @@ class Group:
         self.optimizer.steps = steps + 1  # a replay does not run Python code
 
     def _record(self, examples: Examples, index_SB: Tensor) -> None:
-        """Capture a step as a graph; if out of memory, run eager steps from now on."""
+        """Capture a step as a graph; if that fails, run eager steps from now on.
+
+        A mistake in the model's own code is raised by the eager step.
+        """
         saved = self.snapshot()
 
         def run(index_SB: Tensor) -> None:
@@ -241,9 +248,9 @@ class Group:
 
         try:
             self._graph = StepGraph(run, index_SB, lambda: self.load(*saved))
-        except Exception as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
-                raise
+                self.uncaptured = str(error)
         self.load(*saved)  # capture computes nothing, but increments `optimizer.steps`
         if self._graph is None:
             self._graphs = False
@@ -354,32 +361,33 @@ class Group:
 
     # ------------------------------------------------------------ rows
 
-    def select(self, rows: Sequence[int]) -> None:
-        """Keep these rows only, in this order."""
-        self.stack = self.stack.with_weights(self.stack.weights().select(rows))
-        self.best = None if self.best is None else self.best.select(rows)
-        self.stopped = None if self.stopped is None else self.stopped.select(rows)
-        self.optimizer.select(rows)
-        index = torch.tensor(rows, device=self.device)
-        self.loss_K, self.wrong_K = self.loss_K[index], self.wrong_K[index]
-        self._graph = None
-        seeds = self.seeds
-        self.members = [self.members[row] for row in rows]
-        self._read_seeds()
-        kept = torch.tensor([seeds.index(seed) for seed in self.seeds])
-        self._order_SN = self._order_SN[kept.to(self._order_SN.device)]
-        self._augment_S = self._augment_S[kept.to(self.device)]
-        self._draw_K = self._draw_K[index]
-        self._draws = [self._draws[row] for row in rows]
+    def select(self, rows: Sequence[int]) -> Group:
+        """A group of these rows, in this order, which replaces this one.
+
+        It shares this one's memory if ``rows`` is a range, see `pick`. This group is unchanged, so
+        that it can go on if memory is short.
+        """
+        new = copy.copy(self)
+        new.stack = self.stack.with_weights(self.stack.weights().select(rows))
+        new.best = None if self.best is None else self.best.select(rows)
+        new.stopped = None if self.stopped is None else self.stopped.select(rows)
+        new.optimizer = copy.copy(self.optimizer)
+        new.optimizer.select(rows)
+        new.loss_K, new.wrong_K = pick(self.loss_K, rows), pick(self.wrong_K, rows)
+        new._graph = None
+        new.members = [self.members[row] for row in rows]
+        new._read_seeds()
+        kept = [self.seeds.index(seed) for seed in new.seeds]
+        new._order_SN = pick(self._order_SN, kept)
+        new._augment_S = pick(self._augment_S, kept)
+        new._draw_K = pick(self._draw_K, rows)
+        new._draws = [self._draws[row] for row in rows]
+        return new
 
     def halves(self) -> tuple[Group, Group]:
-        """Split into two groups, which replace this one."""
+        """Split into two groups, which replace this one; their weights need no further memory."""
         middle = len(self.members) // 2
-        first, second = copy.copy(self), copy.copy(self)
-        second.optimizer = copy.copy(self.optimizer)
-        first.select(range(middle))
-        second.select(range(middle, len(self.members)))
-        return first, second
+        return self.select(range(middle)), self.select(range(middle, len(self.members)))
 
     # ------------------------------------------------------------ state
 

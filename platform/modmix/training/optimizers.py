@@ -25,6 +25,7 @@ from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
 from modmix.training.device import like_gpu
+from modmix.training.weights import pick
 
 Training = Mapping[str, Any]  # one model's training settings
 
@@ -270,16 +271,15 @@ class Optimizer:
     # ------------------------------------------------------------ rows and checkpoints
 
     def select(self, rows: Sequence[int]) -> None:
-        """Keep these rows only, in this order."""
-        index = torch.tensor(rows, device=self.rate_K1.device)
+        """Keep these rows only, in this order; see `pick`."""
         self.training = [self.training[row] for row in rows]
         self._count = self._count.clone()  # not shared between the halves of a split group
-        self.state = {name: value.index_select(0, index) for name, value in self.state.items()}
+        self.state = {name: pick(value, rows) for name, value in self.state.items()}
         for name in ("momentum_K1", "clip_K1", "rate_K1", "decay_KP", "_shrink_KP"):
             value = getattr(self, name)
-            setattr(self, name, None if value is None else value.index_select(0, index))
+            setattr(self, name, None if value is None else pick(value, rows))
         self.rates = [self.rates[row] for row in rows]
-        self._of = None
+        self._pieces, self._of = [], None
 
 
 def _segments(decays_P: Tensor, trained_P: Tensor | None) -> list[_Segment]:

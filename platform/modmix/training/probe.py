@@ -14,7 +14,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -68,8 +67,8 @@ class Probe:
         way, groups = self._stacked_or_not(indices, entry)
         if self._settings["compile"] and groups:
             self._compile(way, groups[0])
-        if groups and (way.compiled or not way.measured):
-            way.graphs = self._graphs(groups[0])
+        if groups:
+            self._choose_graphs(way, groups[0])
         return way, groups
 
     def _stacked_or_not(self, indices: Sequence[int], entry: StageEntry) -> tuple[Way, list[Group]]:
@@ -218,10 +217,10 @@ class Probe:
         setting = self._settings["cuda_graphs"]
         if not self._can_record() or setting == "never":
             return plain, False
-        recorded = self._seconds_recorded(group)
+        recorded = self._seconds_recorded(group, _STEPS)
         if recorded is not None and (setting == "always" or recorded < _CLEARLY * plain):
             return recorded, True
-        return plain, setting == "always"
+        return plain, False
 
     def _try_evaluation(self, group: Group, rows: int) -> None:
         """Run what a method does outside of training steps on a few examples, then undo it."""
@@ -257,25 +256,36 @@ class Probe:
     def _can_record(self) -> bool:
         return like_gpu(self._device) and self._train.place == self._device
 
-    def _graphs(self, group: Group) -> bool:
-        """Whether to use CUDA graphs: as ``cuda_graphs`` says, or with "auto" if clearly faster."""
+    def _choose_graphs(self, way: Way, group: Group) -> None:
+        """Set whether to use CUDA graphs: as ``cuda_graphs`` says; with "auto", if clearly faster.
+
+        With "always", ``way.why`` says if the step cannot be captured.
+        """
         setting = self._settings["cuda_graphs"]
-        if setting != "auto" or not self._can_record():
-            return setting == "always" and self._can_record()
-        plain = self._seconds(group, _STEPS)
-        return plain is not None and self._recorded_too(group, plain)[1]
+        if setting == "never" or not self._can_record():
+            way.graphs = False
+        elif setting == "always":
+            self._seconds_recorded(group, 1)
+            way.graphs = group.uncaptured is None
+            if group.uncaptured is not None:
+                reason = _first_sentence(group.uncaptured)
+                way.why += f"; steps cannot be captured as CUDA graphs: {reason}"
+        elif way.compiled or not way.measured:
+            plain = self._seconds(group, _STEPS)
+            way.graphs = plain is not None and self._recorded_too(group, plain)[1]
 
-    def _seconds_recorded(self, group: Group) -> float | None:
-        """As `_seconds` with CUDA graphs; None also if the step cannot be captured."""
-        seconds = None
+    def _seconds_recorded(self, group: Group, steps: int) -> float | None:
+        """As `_seconds` with CUDA graphs; None also if the step cannot be captured.
+
+        ``group.uncaptured`` then says why.
+        """
         group.use_graphs(on=True)
-        with suppress(RuntimeError):
-            seconds = self._seconds(group, _STEPS)
+        seconds = self._seconds(group, steps)
         group.use_graphs(on=False)
-        return seconds
+        return seconds if group.uncaptured is None else None
 
 
-def _first_sentence(error: BaseException) -> str:
+def _first_sentence(error: BaseException | str) -> str:
     """An error's first sentence, at most 200 characters: torch appends long advice."""
     text = " ".join(str(error).split())
     return text.partition(". ")[0].removesuffix(".")[:200]

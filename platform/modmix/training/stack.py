@@ -29,6 +29,7 @@ from modmix.training.weights import Part, Predictions, Step, Weights
 
 Inputs = Mapping[str, Tensor]
 _DRAW = "draw"  # last component of the names of buffers that hold the step's seed
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class _Caller(nn.Module):
@@ -78,8 +79,8 @@ class Stack:
         for module in self.template.modules():
             if isinstance(module, Encoder):
                 module.stacked = stacked
-            elif stacked and isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
-                module.forward = types.MethodType(_batch_norm, module)  # type: ignore[method-assign]
+            elif stacked and type(module) in _BATCH_NORMS:  # a subclass has its own forward
+                module.forward = types.MethodType(_batch_norm, module)
         self._sources = [m for m in self.template.modules() if isinstance(m, Draws)]
         self._low_precision = low_precision
         self._compile = False
@@ -218,6 +219,10 @@ class Stack:
             gradient_KP = torch.zeros_like(self.parameters_KP)
             self._bound = self.parameters_KP, leaves, gradient_KP, self._views(gradient_KP)
         return self._bound[1:]
+
+    def forget_gradient(self) -> None:
+        """Drop the gradient buffer to free its memory; the next step allocates it again."""
+        self._bound = None
 
     def compile(self, *, on: bool = True) -> None:
         """Turn `torch.compile` on or off for the forward and backward pass of training steps.

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -34,7 +34,7 @@ from modmix.training import checkpoint
 from modmix.training.batches import Examples, Order
 from modmix.training.builder import Builder
 from modmix.training.device import arithmetic, named
-from modmix.training.fitting import on_groups, too_large_reason
+from modmix.training.fitting import on_groups, smaller, too_large_reason
 from modmix.training.group import Group
 from modmix.training.probe import Probe, Way
 from modmix.training.record import Endings, Record, Rung, results, rung_of
@@ -86,6 +86,28 @@ def train_pack(
                 yield from _Run(pack, data, named(device), share, dropped).events()
     finally:
         torch.set_num_threads(before)
+
+
+@dataclass
+class _Better:
+    """The models that improved at an evaluation, by position in the pack; also for each part."""
+
+    models: set[int] = field(default_factory=set)
+    of_parts: dict[str, set[int]] = field(default_factory=dict)
+
+    def any(self) -> bool:
+        return any([self.models, *self.of_parts.values()])
+
+    def keep(self, group: Group) -> None:
+        """Keep the improved weights of a group, if it keeps its best ones."""
+        if group.keeps_best:
+            group.keep_best(
+                [member.index in self.models for member in group.members],
+                {
+                    part: [member.index in models for member in group.members]
+                    for part, models in self.of_parts.items()
+                },
+            )
 
 
 class _Run:
@@ -233,15 +255,17 @@ class _Run:
 
     # ------------------------------------------------------------ running out of memory
 
-    def _on_groups(self, action: Callable[[Group], T]) -> list[tuple[Group, T]]:
+    def _on_groups(
+        self, action: Callable[[Group], T], *, undo: bool = True
+    ) -> list[tuple[Group, T]]:
         """Run an action on every group; return the resulting groups with the action's results.
 
-        A group that runs out of memory is restored and split in two. A model that does not fit on
-        its own fails.
+        A group that runs out of memory is restored (see `on_groups`) and split in two. A model that
+        does not fit on its own fails.
         """
         groups, self.groups = self.groups, []
         self._beside = len(groups) - 1
-        done = on_groups(groups, action, self._too_large)
+        done = on_groups(groups, action, self._too_large, undo=undo)
         self.groups = [group for group, _ in done]
         return done
 
@@ -271,20 +295,23 @@ class _Run:
             return values, time.perf_counter() - started
 
         ending: Endings = {}
+        better = _Better()
         for group, (values, seconds) in self._on_groups(train):
-            ending.update(self._record(group, values, seconds))
+            ending.update(self._record(group, values, seconds, better))
+        if better.any():
+            self._on_groups(better.keep, undo=False)
         return ending
 
-    def _record(self, group: Group, values: dict[str, list[float]], seconds: float) -> Endings:
-        """Append an evaluation to the histories and keep improved weights.
+    def _record(
+        self, group: Group, values: dict[str, list[float]], seconds: float, better: _Better
+    ) -> Endings:
+        """Append an evaluation to the histories and note in ``better`` what has improved.
 
         ``seconds`` is the group's time, charged in equal shares to its models still training.
         """
         alive = sum(self.records[member.index].training for member in group.members)
         steps = self.time.steps[1]
-        better = [False] * len(group.members)
-        parts = [name for name in values if name.startswith("part/")]
-        of_parts = {name.removeprefix("part/"): list(better) for name in parts}
+        parts = [name.removeprefix("part/") for name in values if name.startswith("part/")]
         ending: Endings = {}
         for row, member in enumerate(group.members):
             record = self.records[member.index]
@@ -301,13 +328,13 @@ class _Run:
                 **{f"val/{name}": values[name][row] for name in METRICS},
                 "lr": group.optimizer.rates[row],
             }
-            better[row] = record.add(line, self.settings["monitor"], higher=self.higher)
-            for part, rows in of_parts.items():
-                rows[row] = record.add_part(
-                    part, values[f"part/{part}"][row], self.settings["patience"], higher=self.higher
-                )
-        if group.keeps_best:
-            group.keep_best(better, of_parts)
+            if record.add(line, self.settings["monitor"], higher=self.higher):
+                better.models.add(member.index)
+            for part in parts:
+                models = better.of_parts.setdefault(part, set())
+                value, patience = values[f"part/{part}"][row], self.settings["patience"]
+                if record.add_part(part, value, patience, higher=self.higher):
+                    models.add(member.index)
         return ending
 
     def _diverged(self) -> str:
@@ -437,10 +464,11 @@ class _Run:
         """
         below = 1.0 if at_once else _COMPACT_BELOW
         groups, self.groups = self.groups, []
-        for group in groups:
+        while groups:  # popped, so that a group is freed once its rows have been copied
+            group = groups.pop(0)
             rows = [r for r, m in enumerate(group.members) if self.records[m.index].training]
             if 0 < len(rows) < below * len(group.members):
-                group.select(rows)
+                group = smaller(group, rows)
             if rows:
                 self.groups.append(group)
 

@@ -39,10 +39,9 @@ class Weights(NamedTuple):
         return Weights(self.parameters_KP.detach().clone(), buffers)
 
     def select(self, rows: Sequence[int]) -> Weights:
-        """These rows only, in this order."""
-        index = torch.tensor(rows, device=self.parameters_KP.device)
-        buffers = {name: value.index_select(0, index) for name, value in self.buffers.items()}
-        return Weights(self.parameters_KP.detach().index_select(0, index), buffers)
+        """These rows only, in this order; see `pick`."""
+        buffers = {name: pick(value, rows) for name, value in self.buffers.items()}
+        return Weights(pick(self.parameters_KP.detach(), rows), buffers)
 
     @torch.no_grad()
     def take(self, rows_K: Tensor, new: Weights, part: Part | None = None) -> None:
@@ -54,6 +53,13 @@ class Weights(NamedTuple):
             if part is None or name in part.buffers:
                 mask = rows_K.view(-1, *[1] * (value.dim() - 1))
                 torch.where(mask, new.buffers[name], value, out=value)
+
+
+def pick(value: Tensor, rows: Sequence[int]) -> Tensor:
+    """These rows of a tensor, in this order: a view if ``rows`` is a range, else a copy."""
+    if isinstance(rows, range):
+        return value[rows.start : rows.stop : rows.step]
+    return value.index_select(0, torch.tensor(rows, device=value.device))
 
 
 class Part(NamedTuple):
