@@ -59,9 +59,21 @@ class Written:
         seeds: Sequence[int] = range(5),
         *,
         task: str = "",
-        fingerprint: str = "f" * 32,
+        fingerprint: str | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> str:
-        """Ask for a configuration; return its key."""
+        """Ask for a configuration; return its key.
+
+        ``options`` of the task: by default the study's with what ``params`` sets; ``fingerprint``:
+        by default the study's if these are its options.
+        """
+        details = self.ledger.study(self.name).details
+        given = dict(details.get("task_options") or {})
+        own = {k.removeprefix("task."): v for k, v in params.items() if k.startswith("task.")}
+        options = {**given, **own} if options is None else options
+        if fingerprint is None:
+            same = options == given
+            fingerprint = str(details["fingerprint"]) if same else digest(dict(options))
         key = digest([method, dict(params)])
         number = self.numbers.get((part, method), 0)
         self.numbers[part, method] = number + 1
@@ -76,6 +88,7 @@ class Written:
                     replicates=replicates,
                     task=task,
                     fingerprint=fingerprint,
+                    options=options,
                 )
             ],
             [Entry(part=part, method=method, number=number, configuration=key)],

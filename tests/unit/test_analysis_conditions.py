@@ -188,9 +188,10 @@ def test_an_option_that_makes_no_difference_is_not_named(fresh):
         for weakness in ("noise", "missing")
     }
     study = Written(fresh, parts=parts)
+    details(study, task_options={"weakness": "noise", "share": 0.9})
     for weakness in parts:
         params = {"task.weakness": "noise", "task.share": 0.0}
-        study.configuration(weakness, "mul", params, seeds=[0])
+        study.configuration(weakness, "mul", params, seeds=[0], options={"share": 0.0})
         study.configuration(
             weakness, "mul", {"task.weakness": weakness, "task.share": 0.4}, seeds=[0]
         )
@@ -216,7 +217,10 @@ def test_a_configuration_that_a_part_asks_for_without_touching_the_task_is_as_gi
     study = Written(fresh, parts=parts)
     details(study, task_options={"weakness": "noise", "share": 0.0})
     for part in parts:  # the ledger keeps what the last part showed
-        study.configuration(part, "mul", {"task.weakness": "missing", "task.share": 0.0}, seeds=[0])
+        study.configuration(
+            part, "mul", {"task.weakness": "missing", "task.share": 0.0}, seeds=[0],
+            options={"share": 0.0}, fingerprint=DETAILS["fingerprint"],
+        )  # fmt: skip
     study.configuration(
         "missing", "mul", {"task.weakness": "missing", "task.share": 0.4}, seeds=[0]
     )
@@ -578,7 +582,8 @@ def test_ten_thousand_configurations_in_conditions_take_a_few_seconds(fresh, con
     configurations = [
         ConfigurationRecord(key=f"{i:032x}", number=i, method=("mul", "add")[i % 2],
                     params={"task.share": (i // 2) % conditions / 1e4, "beta": float(i)},
-                    mlflow_run=None, mirrored=None)
+                    mlflow_run=None, mirrored=None, fingerprint=str((i // 2) % conditions),
+                    options={"share": (i // 2) % conditions / 1e4})
         for i in range(10_000)
     ]  # fmt: skip
     template = ReplicateRecord(

@@ -1,8 +1,7 @@
 """Conditions: the data of configurations, if a study varies its task.
 
-A configuration's parameters may contain task options (``task.share``). Configurations that differ
-in them were trained and tested on different data and cannot be compared; those with equal options
-form a condition.
+Configurations may set task options (``task.share``). The ledger says which data each was trained
+and tested on: those of one fingerprint form a condition and can be compared, others cannot.
 
     main     the condition in which a study's best configurations are selected: the task as given
               in the study file if a part uses it so, else the only condition
@@ -12,7 +11,7 @@ form a condition.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,40 +48,35 @@ class Conditions:
 
 def conditions_of(
     configurations: Sequence[ConfigurationRecord],
+    fingerprint: str,
     given: Mapping[str, Any],
     leaves_task: Callable[[ConfigurationRecord], bool],
-    idle: Callable[[ConfigurationRecord], Collection[str]] = lambda _: (),
 ) -> Conditions:
     """Group configurations by their data.
 
     Args:
-        configurations: in order of proposal. One may contain a task option with the value of the
-            task block, because another part varies it: that is the task as given.
-        given: task options of the study file's task block.
+        configurations: in order of proposal.
+        fingerprint: of the data with the options of the study file's task block.
+        given: those options.
         leaves_task: whether a part proposed the configuration without setting task options.
-        idle: task options that do not affect the configuration's data.
     """
-    names = list(
-        dict.fromkeys(
-            name for configuration in configurations for name in task_params(configuration)
-        )
-    )
-    unchanged = _key({name: given[name] for name in names if name in given}, names)
-    groups: dict[tuple[str, ...], list[ConfigurationRecord]] = {}
-    options: dict[tuple[str, ...], Mapping[str, Any]] = {}
+    used = dict.fromkeys(name for c in configurations for name in c.options)
+    names = [*(name for name in given if name in used), *(n for n in used if n not in given)]
+    groups: dict[str, list[ConfigurationRecord]] = {}
     for configuration in configurations:
-        values = {name: given[name] for name in names if name in given}
-        if not leaves_task(configuration):
-            without = idle(configuration)
-            values |= task_params(configuration)
-            values = {name: value for name, value in values.items() if name not in without}
-        key = _key(values, names)
-        groups.setdefault(key, []).append(configuration)
-        options[key] = values
-    varied = [n for i, n in enumerate(names) if len({key[i] for key in groups}) > 1]
+        groups.setdefault(configuration.fingerprint, []).append(configuration)
+    # Options on which configurations of the same data differ make no difference to them.
+    options = {
+        data: {name: given[name] for name in names if name in given}
+        if data == fingerprint
+        else _common(members)
+        for data, members in groups.items()
+    }
+    keys = {data: _key(values, names) for data, values in options.items()}
+    varied = [n for i, n in enumerate(names) if len({key[i] for key in keys.values()}) > 1]
     found = [
-        _condition(i, options[key], varied or names, key == unchanged)
-        for i, key in enumerate(groups)
+        _condition(i, options[data], varied or names, data == fingerprint)
+        for i, data in enumerate(groups)
     ]
     main = _main(dict(zip(found, groups.values(), strict=True)), leaves_task)
     if main is not None and len(found) > 1 and "as given" not in main.label:
@@ -99,6 +93,16 @@ def conditions_of(
         main=main,
         varied=tuple(varied),
     )
+
+
+def _common(configurations: Sequence[ConfigurationRecord]) -> dict[str, Any]:
+    """The options that all of them have, with the same value."""
+    first, *rest = configurations
+    return {
+        name: value
+        for name, value in first.options.items()
+        if all(name in one.options and one.options[name] == value for one in rest)
+    }
 
 
 def task_params(configuration: ConfigurationRecord) -> dict[str, Any]:

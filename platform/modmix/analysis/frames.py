@@ -154,8 +154,9 @@ class Snapshot:
     @cached_property
     def conditions(self) -> Conditions:
         """Configurations by their data; see `conditions`."""
-        given = self.record.details.get("task_options") or {}
-        return conditions_of(self.configurations, given, self._leaves_task, self._idle_options)
+        details = self.record.details
+        given, data = details.get("task_options") or {}, str(details.get("fingerprint") or "")
+        return conditions_of(self.configurations, data, given, self._leaves_task)
 
     def _leaves_task(self, configuration: ConfigurationRecord) -> bool:
         """Whether a part has this configuration without setting task options."""
@@ -163,20 +164,6 @@ class Snapshot:
             not any(name.startswith(PREFIX) for name in block)
             for block in self._blocks(configuration)
         )
-
-    def _idle_options(self, configuration: ConfigurationRecord) -> set[str]:
-        """Task options that differ between the parts with this configuration.
-
-        It is the same configuration, so they do not affect its data.
-        """
-        seen: dict[str, set[str]] = {}
-        for block in (
-            self._blocks(configuration) if len(self.parts_of.get(configuration.key, ())) > 1 else ()
-        ):
-            for name, value in block.items():
-                if name.startswith(PREFIX) and not isinstance(value, Mapping):
-                    seen.setdefault(name.removeprefix(PREFIX), set()).add(json.dumps(value))
-        return {name for name, values in seen.items() if len(values) > 1}
 
     def _blocks(self, configuration: ConfigurationRecord) -> list[dict[str, Any]]:
         """The blocks of a configuration's method in each part with the configuration."""

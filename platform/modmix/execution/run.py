@@ -123,7 +123,10 @@ class StudyRun:
         ledger.recover(name)
         known = ledger.entries(name)
         present = {(e.part, e.method, e.number) for e in known}
-        configurations: dict[str, Configuration] = {p.key: p for ps in wanted.values() for p in ps}
+        configurations: dict[str, Configuration] = {}
+        for asked in (p for ps in wanted.values() for p in ps):
+            present_one = configurations.get(asked.key)
+            configurations[asked.key] = asked if present_one is None else present_one.also(asked)
         self._keeping.add_grid(configurations.values())
         entries = [
             Entry(part=part, method=method, number=i, configuration=configuration.key)

@@ -53,9 +53,8 @@ class Proposals(Database):
                 sa.select(sa.func.max(STUDY_CONFIGURATIONS.c.number)).where(mine)
             ).scalar()
             first = 0 if last is None else last + 1  # not the count: some may have been removed
-            known = set(
-                db.execute(sa.select(STUDY_CONFIGURATIONS.c.configuration).where(mine)).scalars()
-            )
+            columns = (STUDY_CONFIGURATIONS.c.configuration, STUDY_CONFIGURATIONS.c.options)
+            known = {row[0]: row[1] for row in db.execute(sa.select(*columns).where(mine))}
             fresh = {p.key: p for p in configurations if p.key not in known}
             if fresh:
                 db.execute(
@@ -72,6 +71,14 @@ class Proposals(Database):
                         for i, (key, p) in enumerate(fresh.items())
                     ],
                 )
+            changed = {
+                p.key: dump(p.options)
+                for p in configurations
+                if p.key in known and known[p.key] != dump(p.options)
+            }
+            for key, options in changed.items():
+                where = mine & (STUDY_CONFIGURATIONS.c.configuration == key)
+                db.execute(sa.update(STUDY_CONFIGURATIONS).where(where).values(options=options))
             insert_new(
                 db,
                 STUDY_REPLICATES,

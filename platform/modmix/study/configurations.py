@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +24,11 @@ class Configuration:
     replicates: tuple[Replicate, ...]
     options: Mapping[str, Any] = field(default_factory=dict)  # of the task, that the study varies
     task_name: str = ""  # in a study of several tasks
+
+    def also(self, same: Configuration) -> Configuration:
+        """This configuration, asked for with other task options too: they make no difference."""
+        common = {k: v for k, v in self.options.items() if same.options.get(k, ...) == v}
+        return replace(self, options=common)
 
 
 @dataclass(frozen=True, kw_only=True)
