@@ -165,6 +165,7 @@ def test_a_best_file_is_the_same_configuration_on_fresh_seeds(studies: Studies) 
         assert plan.spec.final is not None
         assert plan.spec.final.model_dump() == {
             "of": "views",
+            "task": None,
             "method": method,
             "configuration": configuration.key,
         }

@@ -6,17 +6,21 @@ import math
 from pathlib import Path
 
 import pytest
+import yaml
 
 from analysis_ledger import DETAILS, open_ledger
 from modmix.analysis import over_tasks
 from modmix.analysis.best import best_configurations
+from modmix.analysis.compare import compare_table
 from modmix.analysis.figures import figure_names, figures_of
 from modmix.analysis.frames import read
 from modmix.analysis.report import report_html
 from modmix.base.errors import InputError
+from modmix.base.home import Home
 from modmix.base.messages import digest
 from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import Entry, NewConfiguration, Result
+from modmix.registry.best import write_best
 
 # Mean test error by task and method; `late` runs on the first task only.
 MEANS = {
@@ -135,6 +139,26 @@ def test_best_of_each_task(ledger: Ledger) -> None:
     found = [(best.task, best.method, best.mean) for best in best_configurations(ledger, "s")]
     assert found[:2] == [("easy", "mul", pytest.approx(2.0)), ("easy", "add", pytest.approx(3.0))]
     assert len(found) == 4 + 3 + 3
+
+
+def test_files_for_final_runs_name_the_task(ledger: Ledger, tmp_path: Path) -> None:
+    """So that a model of one task never takes the name of another task's."""
+    paths = write_best(ledger, Home(tmp_path / "home"), "s", best_configurations(ledger, "s"))
+    assert [path.name for path in paths[4:7]] == [
+        "hard.mul.yaml",
+        "hard.add.yaml",
+        "hard.mulmix.yaml",
+    ]
+    found = yaml.safe_load(paths[4].read_text())
+    assert found["study"] == "s-hard-mul-final"
+    assert (found["final"]["of"], found["final"]["task"]) == ("s", "hard")
+    assert found["paper"] == {"mul": {"test/error": [19.5, 0.2]}}
+    assert "tasks" not in found
+
+
+def test_compare_has_a_row_per_task(ledger: Ledger) -> None:
+    rows = [row[0].text for row in compare_table(ledger, ["s"]).cells]
+    assert rows == ["s/easy", "s/hard", "s/odd", "mean rank"]
 
 
 def test_panels(ledger: Ledger) -> None:
