@@ -46,4 +46,4 @@ def test_results_have_the_rows_of_labelled_parts_alone(snapshot: Snapshot) -> No
 
 def test_references_are_these_rows(snapshot: Snapshot) -> None:
     found = [(r.label, r.method, r.value.mean) for r in curve(snapshot, "curve").references]
-    assert found == [("add", "add", 9.0), ("mul", "mul", 8.0), ("mul*", "mul", 8.5)]
+    assert found == [("add (half)", "add", 9.0), ("mul (half)", "mul", 8.0), ("mul*", "mul", 8.5)]

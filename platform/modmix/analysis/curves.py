@@ -297,8 +297,9 @@ def _references(
     for part, spec in snapshot.parts.items():
         for one in best_of(snapshot, part=part, condition=condition) if spec.get("label") else ():
             label = str(spec["label"]).replace("{method}", one.method)
-            best[label] = one
-            names[label] = label
+            # A line may have the method's name already.
+            names[label] = f"{label} ({part})" if label in snapshot.methods else label
+            best[names[label]] = one
     references = [
         Reference(
             label=names[name],
