@@ -41,6 +41,8 @@ def test_results_have_the_rows_of_labelled_parts_alone(snapshot: Snapshot) -> No
     rows = {row[0].text: row[2].text for row in table.cells}
     assert rows == {"mul": "8.00 ± 0.00", "mul*": "8.50 ± 0.00", "add": "9.00 ± 0.00"}
     assert table.header[3] == "paper"
+    counts = "Number of configurations each was selected from: mul 1, mul* 2, add 1."
+    assert counts in table.notes  # mul* is the best of the two of the curve
     assert [row[3].text for row in table.cells] == ["–", "7.5", "–"]
 
 

@@ -237,12 +237,18 @@ def _notes(snapshot: Snapshot, found: OverTasks) -> tuple[str, ...]:
     by = snapshot.objectives[0]
     first = (
         f"Test metrics of each method's best configuration on each task by {by}: mean ± standard "
-        "deviation over seeds. Best bold, second best italic, by test mean."
+        "deviation over seeds."
     )
     notes = [
         first,
         *rank_notes(found.ranks, len(found.tasks), "tasks"),
     ]
+    counts = {
+        task: ", ".join(f"{label} {row.n_candidates}" for label, row in rows.items())
+        for task, rows in found.rows.items()
+    }
+    chosen = "; ".join(f"{task}: {text}" for task, text in counts.items())
+    notes.append(f"Number of configurations each was selected from: {chosen}.")
     unranked = [label for label in found.labels if label not in set(found.ranks.frame["method"])]
     if unranked and len(found.tasks) > 1:
         notes.append(f"Not ranked, without a result on every task: {', '.join(unranked)}.")

@@ -155,7 +155,7 @@ def _labelled_rows(snapshot: Snapshot, main: Condition, by: str | None) -> list[
             label=str(spec["label"]).replace("{method}", best.method),
             part=part,
             best=best,
-            n_candidates=candidates(snapshot, main, part)[best.method],
+            n_candidates=candidates(snapshot, main, spec.get("best_of") or part)[best.method],
         )
         for part, spec in snapshot.parts.items()
         if spec.get("label")

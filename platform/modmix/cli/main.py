@@ -206,11 +206,11 @@ def _run(file: Path, *, quiet: bool, **how: Any) -> Any:
         with Display(console, quiet=quiet) as display:
             study = api.run_plan(plan, start, mlflow=mlflow, changed=display.changed, log=log)
     _study_has_run = True
-    _print_summary(study, console)
+    _print_summary(study, console, mlflow=mlflow)
     return study
 
 
-def _print_summary(study: Any, console: Console) -> None:
+def _print_summary(study: Any, console: Console, *, mlflow: bool) -> None:
     from modmix.analysis.over_tasks import results_table
 
     counts = study.status()
@@ -237,7 +237,10 @@ def _print_summary(study: Any, console: Console) -> None:
         ("report", study.folder / "report.html"),
     ):
         console.print(f"  {what:8s} {path}", highlight=False)
-    console.print("  MLflow   modmix ui")
+    if mlflow:
+        console.print("  MLflow   modmix ui")
+    else:
+        console.print(f"  MLflow   not logged: modmix sync {study.name}", highlight=False)
 
 
 @app.command()

@@ -179,7 +179,7 @@ def check_task(name: str, options: Mapping[str, Any], progress: Progress = silen
         DataError: not prepared, or a checksum does not match.
     """
     task = make_task(name, options)
-    again = f"run `modmix data prepare {name}` with the same options"
+    again = f"run `modmix data prepare` on the study file (or on {name} with the same options)"
     sums = [
         source.sha256  # an official file may be deleted after preparation
         if source.sha256 is not None and not source.path.exists()
