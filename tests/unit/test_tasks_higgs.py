@@ -125,6 +125,25 @@ def test_the_real_file_equals_pandas(variant: str) -> None:
         np.testing.assert_allclose(split.inputs["high"], features[:, 21:], rtol=1e-5, atol=1e-5)
 
 
+def test_choices_of_the_papers_code(tmp_path: Path) -> None:
+    """Every third row, and moments of training and test rows, against numpy."""
+    path = write(tmp_path / "x.csv", lines(400))
+    table = np.loadtxt(path, delimiter=",", dtype=np.float64)
+    given = {"path": str(path), "test_rows": 100, "val_rows": 40, "variant": "small"}
+    data = load_task("higgs", {**given, "third": "every", "standardise": "train_and_test"})
+    rows = np.arange(0, 300, 3)
+    order = permutation(300, 0, "higgs", "small")
+    order = order[order % 3 == 0]
+    assert sorted(order) == list(rows)
+    train, test = table[np.sort(order[40:]), 1:], table[300:, 1:]
+    both = np.concatenate([train, test])
+    expected = (train - both.mean(0)) / both.std(0)
+    np.testing.assert_allclose(data.train.inputs["low"], expected[:, :21], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(data.train.inputs["high"], expected[:, 21:], rtol=1e-4, atol=1e-4)
+    plain = load_task("higgs", {**given, "third": "every"})
+    assert plain.fingerprint != data.fingerprint
+
+
 @needs_real
 def test_the_real_file_can_be_learned_and_high_helps() -> None:
     """Columns are where they should be: least squares reaches the known order of AUC."""
@@ -154,6 +173,8 @@ def test_options_of_the_split(tmp_path: Path) -> None:
         data = load_task("higgs", {**base, **options})
         assert (data.train.rows, data.val.rows, data.test.rows) == (train, val, 100)
         prints.add(data.fingerprint)
+    every = load_task("higgs", {**base, "variant": "small", "val_rows": 40, "third": "every"})
+    assert (every.train.rows, every.val.rows) == (60, 40)
     other = load_task("higgs", {**base, "split_seed": 1})
     assert len(prints | {other.fingerprint}) == 5
 

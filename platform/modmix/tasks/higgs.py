@@ -1,7 +1,7 @@
 """The task ``higgs``: signal or background, from low-level and high-level features.
 
 Baldi, Sadowski and Whiteson (2014), ``HIGGS.csv.gz`` from UCI: 11,000,000 rows, of which the last
-500,000 are the test split. The variant ``small`` keeps a random third of the remaining rows.
+500,000 are the test split. The variant ``small`` keeps a third of the remaining rows.
 Validation is drawn from the rows that are kept.
 """
 
@@ -60,8 +60,12 @@ class Higgs(Task):
         splits_N = self._assign(path, labels_N)
         writer.content("splits", splits_N)
         moments = Moments(COLUMNS - 1)
+        with_test = self.options["standardise"] == "train_and_test"
         for rows_NF, split_N in _chunks(rows_file, splits_N):
-            moments.add(rows_NF[split_N == 0, 1:])
+            counts_N = (split_N == 0) | (split_N == 2) if with_test else split_N == 0
+            moments.add(rows_NF[counts_N, 1:])
+        if with_test:  # else they follow from the rows and their splits
+            writer.content("moments", np.stack([moments.mean_D, moments.scale_D]))
         for view, columns in VIEWS.items():
             writer.scaled(view, moments.mean_D[columns], moments.scale_D[columns])
         _write_inputs(writer, rows_file, splits_N, moments, progress)
@@ -85,8 +89,9 @@ class Higgs(Task):
         splits_N = np.full(rows, 2, dtype=np.uint8)
         order = permutation(kept, seed, "higgs", "small")
         if self.options["variant"] == "small":
-            splits_N[order[kept // 3 :]] = UNUSED
-            order = order[: kept // 3]
+            every = self.options["third"] == "every"
+            order = order[order % 3 == 0] if every else order[: kept // 3]
+            splits_N[:kept] = UNUSED
         val_rows = self.options["val_rows"]
         if val_rows is None:
             val_rows = max(1, round(self.options["val_fraction"] * len(order)))

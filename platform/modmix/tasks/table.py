@@ -144,7 +144,22 @@ HIGGS = TaskEntry(
             kind="str",
             default="full",
             choices=("small", "full"),
-            doc="small: a random third of the training rows",
+            doc="small: a third of the training rows",
+        ),
+        Option(
+            name="third",
+            kind="str",
+            default="random",
+            choices=("random", "every"),
+            doc="which third is small: a random one, or every third row (the paper's code)",
+        ),
+        Option(
+            name="standardise",
+            kind="str",
+            default="train",
+            choices=("train", "train_and_test"),
+            doc="rows whose mean and deviation standardise the features; the paper's code takes "
+            "those of the test split, too",
         ),
         Option(
             name="path",
