@@ -1,4 +1,4 @@
-"""The task ``gender``: made-up users by their own rules, and a CSV against numpy."""
+"""The task ``gender``: synthetic users by their own rules, and a CSV against numpy."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def assert_share(found: np.ndarray, expected: float) -> None:
     assert abs(found.mean() - expected) <= 4 * deviation, (found.mean(), expected)
 
 
-# ---------------------------------------------------------------- made-up users
+# ---------------------------------------------------------------- synthetic users
 
 
 def test_inputs_are_two_texts_and_standardised_counts() -> None:
@@ -613,9 +613,12 @@ def test_missing_and_truncated_files_are_one_sentence(tmp_path: Path) -> None:
         ({"path": "/x.csv"}, "got source: generated and path /x.csv; correct one of the two"),
         (
             {"source": "csv", "path": "/x.csv", "names": "/n.csv"},
-            "`names` must not be given with source: csv, got /n.csv; it is for made-up users",
+            "`names` must not be given with source: csv, got /n.csv; it is for synthetic users",
         ),
-        ({"features": 23}, "`features` must be at most 22 for made-up users, got 23; set it lower"),
+        (
+            {"features": 23},
+            "`features` must be at most 22 for synthetic users, got 23; set it lower",
+        ),
         ({"missing": 1.2}, "option 'missing' must be at most 1, got 1.2"),
     ],
 )

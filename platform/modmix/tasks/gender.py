@@ -1,7 +1,7 @@
 """The task ``gender``: a user's gender from the first name, the user ID and activity counts.
 
 A stand-in for the Snapchat data of "Learn to Combine Modalities" (2018), which is not public:
-made-up users with the same three inputs, or a CSV of yours (`modmix.tasks.gender_csv`).
+synthetic users with the same three inputs, or a CSV of yours (`modmix.tasks.gender_csv`).
 
     name       the inferred first name: its first 15 characters as tokens; empty (all padding) where
                it is ``missing``, anybody's where it is ``wrong``
@@ -75,11 +75,11 @@ class Gender(Task):
         if is_csv and options["names"] is not None:
             raise DataError(
                 f"task gender: `names` must not be given with source: csv, got "
-                f"{options['names']}; it is for made-up users: leave it out"
+                f"{options['names']}; it is for synthetic users: leave it out"
             )
         if not is_csv and options["features"] > len(FEATURES):
             raise DataError(
-                f"task gender: `features` must be at most {len(FEATURES)} for made-up users, got "
+                f"task gender: `features` must be at most {len(FEATURES)} for synthetic users, got "
                 f"{options['features']}; set it lower"
             )
 

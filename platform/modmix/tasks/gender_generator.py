@@ -1,4 +1,4 @@
-"""Made-up users of the task ``gender``, block by block; `modmix.tasks.gender` says how.
+"""Synthetic users of the task ``gender``, block by block; `modmix.tasks.gender` says how.
 
 Every number comes from a generator of its own for each seed, split, block and purpose, and is
 drawn whether the options use it or not: users that two settings share differ only where the

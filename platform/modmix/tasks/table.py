@@ -264,14 +264,14 @@ CIFAR100 = TaskEntry(
 
 GENDER = TaskEntry(
     path="modmix.tasks.gender:Gender",
-    doc="first name, user ID and activity counts of made-up users, or of a CSV; male or female",
+    doc="first name, user ID and activity counts of synthetic users, or of a CSV; male or female",
     options=(
         Option(
             name="source",
             kind="str",
             default="generated",
             choices=("generated", "csv"),
-            doc="made-up users, or the file at ``path``",
+            doc="synthetic users, or the file at ``path``",
         ),
         Option(
             name="path",
@@ -293,7 +293,7 @@ GENDER = TaskEntry(
             kind="int",
             default=6,
             low=1,
-            doc="activity counts: the first of 22 made-up ones, or f1, f2… of the CSV",
+            doc="activity counts: the first of 22 synthetic ones, or f1, f2… of the CSV",
         ),
         Option(
             name="train_rows",
@@ -301,7 +301,7 @@ GENDER = TaskEntry(
             default=None,
             optional=True,
             low=1,
-            doc="training users; null: 60,000 made-up ones, what a CSV has beside the other splits",
+            doc="training users; null: 60,000 synthetic ones, or the remaining rows of a CSV",
         ),
         Option(
             name="val_rows",
@@ -309,7 +309,7 @@ GENDER = TaskEntry(
             default=None,
             optional=True,
             low=1,
-            doc="validation users; null: 5,000 made-up ones, a fifteenth of a CSV",
+            doc="validation users; null: 5,000 synthetic ones, a fifteenth of a CSV",
         ),
         Option(
             name="test_rows",
@@ -317,7 +317,7 @@ GENDER = TaskEntry(
             default=None,
             optional=True,
             low=1,
-            doc="test users; null: 10,000 made-up ones, two fifteenths of a CSV",
+            doc="test users; null: 10,000 synthetic ones, two fifteenths of a CSV",
         ),
         Option(
             name="length", kind="int", default=15, low=1, doc="characters kept of names and IDs"
@@ -328,7 +328,7 @@ GENDER = TaskEntry(
             default=0.5,
             low=0.01,
             high=0.99,
-            doc="probability that a made-up user is female",
+            doc="probability that a synthetic user is female",
         ),
         Option(
             name="missing",
@@ -336,7 +336,7 @@ GENDER = TaskEntry(
             default=0.25,
             low=0.0,
             high=1.0,
-            doc="probability that a made-up user has no name",
+            doc="probability that a synthetic user has no name",
         ),
         Option(
             name="wrong",
@@ -352,7 +352,7 @@ GENDER = TaskEntry(
             default=0.5,
             low=0.0,
             high=1.0,
-            doc="probability that a made-up user's ID does not show the name",
+            doc="probability that a synthetic user's ID does not show the name",
         ),
         Option(
             name="idle",
@@ -360,14 +360,14 @@ GENDER = TaskEntry(
             default=0.1,
             low=0.0,
             high=1.0,
-            doc="probability that a made-up user's activity says nothing of gender",
+            doc="probability that a synthetic user's activity says nothing of gender",
         ),
         Option(
             name="seed",
             kind="int",
             default=0,
             low=0,
-            doc="seed of the made-up users, or of a CSV's random split",
+            doc="seed of the synthetic users, or of a CSV's random split",
         ),
     ),
     encoders={
@@ -386,8 +386,8 @@ GENDER = TaskEntry(
         "patience": 15,
         "evaluations_per_epoch": 4,
     },
-    cost="under a second, 5 MB with the defaults; 2 seconds and 60 to 130 MB per million made-up "
-    "users, 5 seconds per million of a CSV",
+    cost="under a second, 5 MB with the defaults; 2 seconds and 60 to 130 MB per million "
+    "synthetic users, 5 seconds per million of a CSV",
     source="generated, or your file: the paper's data is not public",
 )
 
