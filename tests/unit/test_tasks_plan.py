@@ -213,7 +213,7 @@ def test_what_is_found_elsewhere_depends_on_that_part() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("best_of: search", "best_of: serch", "unknown part 'serch': did you mean 'search'?"),
+        ("best_of: search", "best_of: search_", "unknown part 'search_': did you mean 'search'?"),
         (
             "methods: {mul: null}",
             "methods: {add: null}",
