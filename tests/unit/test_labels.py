@@ -12,7 +12,12 @@ from modmix.analysis.frames import Snapshot, read
 from modmix.analysis.tables import results_of
 
 PARTS = {
-    "curve": {"x": "beta", "references": ["add", "mul", "mul*"], "methods": {"mul": {}}},
+    "curve": {
+        "x": "beta",
+        "seeds": [7, 8],
+        "references": ["add", "mul", "mul*"],
+        "methods": {"mul": {}},
+    },
     "half": {"label": "{method}", "methods": {"mul": {"beta": 0.5}, "add": None}},
     "tuned": {"label": "{method}*", "best_of": "curve", "methods": {"mul": None}},
 }
@@ -30,9 +35,10 @@ def snapshot(tmp_path: Path) -> Snapshot:
         ("half", "add", {}, 9.0),
         ("tuned", "mul", {"beta": 0.2, "again": 1}, 8.5),
     ):
-        key = study.configuration(part, method, params, seeds=range(2))
+        seeds = range(1 if part == "curve" else 2)
+        key = study.configuration(part, method, {**params, "part": part == "curve"}, seeds=seeds)
         found = {"test/error": error, "val/error": error - 1}
-        study.record([study.result(key, seed, found) for seed in range(2)])
+        study.record([study.result(key, seed, found) for seed in seeds])
     return read(ledger, "demo")
 
 
@@ -41,6 +47,7 @@ def test_results_have_the_rows_of_labelled_parts_alone(snapshot: Snapshot) -> No
     rows = {row[0].text: row[2].text for row in table.cells}
     assert rows == {"mul": "8.00 ± 0.00", "mul*": "8.50 ± 0.00", "add": "9.00 ± 0.00"}
     assert table.header[3] == "paper"
+    assert not any("fewer seeds" in note for note in table.notes)  # the curve has its own
     counts = "Number of configurations each was selected from: mul 1, mul* 2, add 1."
     assert counts in table.notes  # mul* is the best of the two of the curve
     assert [row[3].text for row in table.cells] == ["–", "7.5", "–"]

@@ -180,13 +180,21 @@ def unranked(ledger: Ledger, study: str) -> list[str]:
 
 
 def unranked_notes(snapshot: Snapshot) -> list[str]:
-    """Notes on configurations that have ended and are not ranked: pruned, or with fewer seeds."""
+    """Notes on configurations that have ended and are not ranked: pruned, or with fewer seeds.
+
+    Those of parts with seeds of their own are ranked within their parts.
+    """
+    apart = {part for part, spec in snapshot.parts.items() if spec.get("seeds")}
     most = _most_seeds(snapshot, snapshot.configurations)
     pruned, fewer = Counter[str](), Counter[str]()
     for configuration in snapshot.configurations:
         states = [replicate.state for replicate in snapshot.replicates_of[configuration.key]]
         if "pruned" in states and set(states) <= {"done", "pruned"}:
             pruned[configuration.method] += 1
+        elif apart.issuperset(
+            part.partition("@")[0] for part in snapshot.parts_of.get(configuration.key, [""])
+        ):
+            continue
         elif configuration.key in snapshot.complete and len(states) < most[configuration.method]:
             fewer[configuration.method] += 1
     found = []
