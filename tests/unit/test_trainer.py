@@ -275,6 +275,32 @@ def test_batches_depend_on_the_seed_and_the_epoch_alone() -> None:
     assert (small.steps, small.batch) == (1, 5)
 
 
+def test_windows_are_adjacent_rows_from_places_of_the_seed_and_the_epoch() -> None:
+    order = Order(50, 8, torch.device("cpu"), "windows")
+    both = order.epoch([4, 9], 3)
+    assert both.shape == (2, 6 * 8)
+    assert torch.equal(order.epoch([9], 3)[0], both[1])
+    assert not torch.equal(order.epoch([9], 4)[0], both[1])
+    starts = set()
+    for epoch in range(60):
+        for step in range(order.steps):
+            rows = order.step(order.epoch([1], epoch), step)[0].tolist()
+            assert rows == list(range(rows[0], rows[0] + 8))
+            starts.add(rows[0])
+    assert starts == set(range(43))  # 360 draws of 43: one is missed with odds of 1 in 100
+    assert Order(5, 8, torch.device("cpu"), "windows").epoch([0], 0).tolist() == [[0, 1, 2, 3, 4]]
+
+
+def test_windows_train_another_model() -> None:
+    shuffled = train(make_replicates("add", data=DATA, epochs=2), DATA)
+    windows = train(make_replicates("add", data=DATA, epochs=2, batches="windows"), DATA)
+    assert [end.state for end in windows.values()] == ["done"] * len(windows)
+    losses = [
+        [end.history["train/loss"][-1] for end in ends.values()] for ends in (shuffled, windows)
+    ]
+    assert losses[0] != losses[1]
+
+
 def test_the_global_generator_is_neither_read_nor_moved() -> None:
     replicates = make_replicates("mul", data=DATA, epochs=2)
     torch.manual_seed(1)

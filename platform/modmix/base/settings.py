@@ -115,6 +115,13 @@ _SETTINGS = (
         doc="evaluations without improvement before a model stops; null: it never stops early",
     ),
     Hyperparameter(
+        name="batches",
+        kind="str",
+        default="shuffled",
+        choices=("shuffled", "windows"),
+        doc="pieces of a random order of all rows, or adjacent rows from random places",
+    ),
+    Hyperparameter(
         name="evaluations_per_epoch", kind="int", default=1, low=1, doc="evaluations an epoch"
     ),
     Hyperparameter(

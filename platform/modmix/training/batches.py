@@ -190,23 +190,33 @@ class _Preparation:
 class Order:
     """The order of rows in each epoch, a function of seed and epoch only.
 
-    The last incomplete batch of an epoch is dropped; a split smaller than the batch size is one
-    batch.
+    Batches are pieces of a permutation of all rows, or with ``kind="windows"`` adjacent rows from
+    random places, as in the code of "Learn to Combine Modalities" for HIGGS: windows may overlap,
+    and an epoch need not see every row. The last incomplete batch of an epoch is dropped; a split
+    smaller than the batch size is one batch.
     """
 
-    def __init__(self, rows: int, batch_size: int, device: torch.device) -> None:
-        self.rows = rows
+    def __init__(
+        self, rows: int, batch_size: int, device: torch.device, kind: str = "shuffled"
+    ) -> None:
+        self.rows, self.kind = rows, kind
         self.batch = min(batch_size, rows)
         self.steps = rows // self.batch
         self.device = device
 
     def epoch(self, seeds: Sequence[int], epoch: int) -> Tensor:
-        """Row numbers (S, N) of an epoch (from 0), one permutation per seed."""
+        """Row numbers (S, N) of an epoch (from 0), batch after batch, for each seed."""
         orders = []
         for seed in seeds:
             generator = torch.Generator().manual_seed(derive_seed(seed, "batches", epoch))
             # int32 halves the memory, which matters with millions of rows
-            orders.append(torch.randperm(self.rows, generator=generator, dtype=torch.int32))
+            if self.kind == "windows":
+                most = self.rows - self.batch + 1
+                first_T = torch.randint(most, (self.steps,), generator=generator, dtype=torch.int32)
+                rows_TB = first_T[:, None] + torch.arange(self.batch, dtype=torch.int32)
+                orders.append(rows_TB.flatten())
+            else:
+                orders.append(torch.randperm(self.rows, generator=generator, dtype=torch.int32))
         return torch.stack(orders).to(self.device)
 
     def step(self, order_SN: Tensor, step: int) -> Tensor:

@@ -135,7 +135,12 @@ class _Run:
             for split in ("train", "val", "test")
         }
         self.train = self.splits["train"]
-        self.order = Order(self.train.rows, self.settings["batch_size"], self.train.place)
+        self.order = Order(
+            self.train.rows,
+            self.settings["batch_size"],
+            self.train.place,
+            self.settings["batches"],
+        )
         self.time = Timeline(template.method.stages(), self.settings, self.order.steps)
         self.higher = higher_is_better(self.settings["monitor"])
         self.way = Way(eval_rows=self.settings["eval_batch_size"])
