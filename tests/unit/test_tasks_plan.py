@@ -138,12 +138,12 @@ def test_an_edited_task_changes_its_parts_alone() -> None:
 
 def test_problems_are_said_of_the_line_where_they_stand() -> None:
     text = TWO.replace("epochs: 3", "epochs: many").replace("share: 0.2", "shar: 0.2")
-    text = text.replace("batch_size: 32", "batch: 32").replace("[two]", "[three]")
+    text = text.replace("batch_size: 32", "batch_sizes: 32").replace("[two]", "[three]")
     found = [problem.partition(" (did")[0] for problem in problems(text)]
     assert found == [
         "line 3: tasks.one.training.epochs: must be a whole number, got 'many'",
         "line 5: tasks.two.task.shar: is not an option of this task",
-        "line 7: training.batch: unknown setting 'batch': did you mean 'batch_size'?",
+        "line 7: training.batch_sizes: unknown setting 'batch_sizes': did you mean 'batch_size'?",
         "line 12: parts.only.tasks: unknown task 'three': it may be one, two",
     ]
 
