@@ -57,6 +57,9 @@ def test_the_best_on_validation_is_trained_with_other_seeds(tmp_path: Path) -> N
         tuned = models[models["seed"] < 7]
         assert sorted(tuned["seed"]) == [0, 1]
         assert set(tuned["learning_rate"]) == {rate_of_best(study, task)}
+        # Test predictions are kept of what is reported, not of what was searched.
+        kept = study._ledger.with_predictions(list(models["replicate"]))
+        assert kept == set(tuned["replicate"])
     before = set(study.replicates()["replicate"])
 
     study = run(tmp_path, SEARCH + TUNED)  # finished: nothing is trained

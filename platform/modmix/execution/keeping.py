@@ -21,19 +21,19 @@ class Keeping:
     """Decides for each replicate, and stores the test splits that predictions belong to.
 
     ``true`` keeps those of all replicates, ``false`` none. ``auto`` keeps those of grids (final
-    studies are grids) on test splits of at most `AUTO_ROWS` examples: a search proposes many
-    configurations that nobody looks at again.
+    studies are grids) and of parts with ``best_of``, on test splits of at most `AUTO_ROWS`
+    examples: a search proposes many configurations that nobody looks at again.
     """
 
     def __init__(self, plan: StudyPlan, ledger: Ledger) -> None:
         self._plan = plan
         self._ledger = ledger
         self._setting = plan.spec.predictions
-        self._of_grids: set[str] = set()  # replicates, with `auto`
+        self._kept: set[str] = set()  # replicates, with `auto`
         self._known: set[str] = set()  # fingerprints of the test splits in the ledger
 
-    def add_grid(self, configurations: Iterable[Configuration]) -> None:
-        """Note the configurations of a grid."""
+    def add(self, configurations: Iterable[Configuration]) -> None:
+        """Note configurations of a grid or of a part with ``best_of``."""
         if self._setting != "auto":
             return
         small: dict[str, bool] = {}  # by fingerprint
@@ -43,7 +43,7 @@ class Keeping:
                 rows = self._plan.data_for(task).test.rows
                 small[task.fingerprint] = rows <= AUTO_ROWS
             if small[task.fingerprint]:
-                self._of_grids |= {replicate.key for replicate in one.replicates}
+                self._kept |= {replicate.key for replicate in one.replicates}
 
     def chosen(self, replicates: Sequence[Replicate], task: TaskRef) -> tuple[str, ...]:
         """Those of a pack's replicates that are kept, by key.
@@ -51,7 +51,7 @@ class Keeping:
         The test split is stored first: where there are predictions, there is their split.
         """
         every = self._setting is True
-        keys = tuple(r.key for r in replicates if every or r.key in self._of_grids)
+        keys = tuple(r.key for r in replicates if every or r.key in self._kept)
         if keys and task.fingerprint not in self._known:
             test = self._plan.data_for(task).test
             numbers = test.extras.get(ROWS)

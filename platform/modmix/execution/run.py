@@ -125,9 +125,9 @@ class StudyRun:
         present = {(e.part, e.method, e.number) for e in known}
         configurations: dict[str, Configuration] = {}
         for asked in (p for ps in wanted.values() for p in ps):
-            present_one = configurations.get(asked.key)
-            configurations[asked.key] = asked if present_one is None else present_one.also(asked)
-        self._keeping.add_grid(configurations.values())
+            before = configurations.get(asked.key)
+            configurations[asked.key] = asked if before is None else before.also(asked)
+        self._keeping.add(configurations.values())
         entries = [
             Entry(part=part, method=method, number=i, configuration=configuration.key)
             for (part, method), ps in wanted.items()
@@ -141,6 +141,7 @@ class StudyRun:
             if entry.part in found_elsewhere:
                 configuration = self.plan.configuration(entry.method, entry.proposal, entry.part)
                 configurations[configuration.key] = configuration
+                self._keeping.add([configuration])
             elif entry.proposal:
                 configuration = self.plan.configuration(entry.method, entry.proposal, entry.part)
                 first = self.plan.first(configuration)
@@ -288,6 +289,7 @@ class StudyRun:
                 configuration=configuration.key,
                 proposal=dict(chosen),
             )
+            self._keeping.add([configuration])
             self._add([configuration], [entry])
             self._note_entries([entry])
             self._adopt_results(frozenset(r.key for r in configuration.replicates))

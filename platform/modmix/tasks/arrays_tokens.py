@@ -9,10 +9,10 @@ import numpy.typing as npt
 
 from modmix.base.errors import DataError
 from modmix.tasks.arrays_read import words
+from modmix.tasks.characters import lookup, text_of
 from modmix.tasks.data import Array
 
 Ids = npt.NDArray[np.int64]
-UNKNOWN = 1  # id of characters that do not occur in training
 
 
 def token_ids(
@@ -95,10 +95,7 @@ def characters(
         raise DataError(f"{where} must have text in the training rows, got none")
     kept = length or int(inside_NL[training_N].sum(axis=1).max())
     codes_NL, inside_NL = codes_NL[:, :kept], inside_NL[:, :kept]
-    place_NL = np.minimum(np.searchsorted(known, codes_NL), len(known) - 1)
-    ids_NL = np.where(known[place_NL] == codes_NL, place_NL + 2, UNKNOWN)
-    ids_NL = np.where(inside_NL, ids_NL, 0).astype(np.int64)
-    return ids_NL, "".join(map(chr, known.tolist()))
+    return np.where(inside_NL, lookup(codes_NL, known), 0), text_of(known)
 
 
 def _first(wrong_NL: npt.NDArray[np.bool_]) -> int | None:

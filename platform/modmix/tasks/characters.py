@@ -31,10 +31,14 @@ def alphabet_of(*codes: Codes) -> Codes:
 
 def ids_of(codes_NL: Codes, alphabet_A: Codes) -> Array:
     """Token ids (N, L) of code points, in the smallest type that holds the alphabet's."""
-    places_NL = np.searchsorted(alphabet_A, codes_NL)
-    known_NL = alphabet_A[np.minimum(places_NL, len(alphabet_A) - 1)] == codes_NL
-    ids_NL = np.where(known_NL, places_NL + FIRST, UNKNOWN)
-    return np.where(codes_NL == 0, 0, ids_NL).astype(id_type(vocabulary_of(alphabet_A)))
+    ids_NL = np.where(codes_NL == 0, 0, lookup(codes_NL, alphabet_A))
+    return ids_NL.astype(id_type(vocabulary_of(alphabet_A)))
+
+
+def lookup(codes_NL: Codes, alphabet_A: Codes) -> npt.NDArray[np.int64]:
+    """Token ids (N, L) of code points, padding included: `UNKNOWN` if not in the alphabet."""
+    found_NL = np.minimum(np.searchsorted(alphabet_A, codes_NL), len(alphabet_A) - 1)
+    return np.where(alphabet_A[found_NL] == codes_NL, found_NL + FIRST, UNKNOWN)
 
 
 def vocabulary_of(alphabet_A: Codes) -> int:
