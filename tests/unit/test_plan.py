@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
+from faketask import fake_data
 from modmix.base.errors import SpecError
 from modmix.base.messages import digest
 from modmix.base.space import Choices, Constant, Range, every_value
@@ -20,28 +20,9 @@ from modmix.study import plan as plan_module
 from modmix.study import spec
 from modmix.study.configurations import Configuration
 from modmix.study.plan import Plan
-from modmix.tasks.data import Data, Input, Split
+from modmix.tasks.data import Data
 
 FOLDER = Path("/studies")
-
-
-def fake_data(options: Mapping[str, Any]) -> Data:
-    """Two inputs of 4 and 3 numbers, three classes; any option makes other data."""
-    shapes = {"left": (4,), "right": (3,)}
-    split = Split(
-        inputs={name: np.zeros((6, *shape), np.float32) for name, shape in shapes.items()},
-        labels=np.arange(6, dtype=np.int64) % 3,
-    )
-    return Data(
-        name="fake",
-        inputs={name: Input(name=name, shape=shape) for name, shape in shapes.items()},
-        classes=3,
-        class_names=("a", "b", "c"),
-        train=split,
-        val=split,
-        test=split,
-        fingerprint=digest({k: v for k, v in options.items() if k != "path"}),
-    )
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +32,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     def load(_task: str, options: Mapping[str, Any], *_: Any) -> Data:
         seen.append(dict(options))
-        return fake_data(options)
+        return fake_data(digest({k: v for k, v in options.items() if k != "path"}))
 
     monkeypatch.setattr(plan_module, "_load", load)
     return seen

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
+from faketask import fake_data
 from modmix.base.errors import SpecError
 from modmix.base.messages import digest
 from modmix.study import plan as plan_module
 from modmix.study import spec, tasks_plan
 from modmix.study.plan import Plan
 from modmix.study.tasks_plan import TasksPlan
-from modmix.tasks.data import Data, Input, Split
 
 TWO = """\
 study: s
@@ -33,27 +30,11 @@ parts:
 """
 
 
-def fake_data(task: str, options: Mapping[str, Any]) -> Data:
-    shapes = {"left": (4,), "right": (3,)}
-    split = Split(
-        inputs={name: np.zeros((6, *shape), np.float32) for name, shape in shapes.items()},
-        labels=np.arange(6, dtype=np.int64) % 3,
-    )
-    return Data(
-        name="fake",
-        inputs={name: Input(name=name, shape=shape) for name, shape in shapes.items()},
-        classes=3,
-        class_names=("a", "b", "c"),
-        train=split,
-        val=split,
-        test=split,
-        fingerprint=digest([task, dict(options)]),
-    )
-
-
 @pytest.fixture(autouse=True)
 def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_module, "_load", lambda task, options, *_: fake_data(task, options))
+    monkeypatch.setattr(
+        plan_module, "_load", lambda task, options, *_: fake_data(digest([task, dict(options)]))
+    )
 
 
 def make(text: str) -> Plan | TasksPlan:
