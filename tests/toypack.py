@@ -13,7 +13,8 @@ from modmix.base.messages import Finished, Pack, PackStarted, Progress, Replicat
 from modmix.base.settings import TRAINING
 from modmix.encoders.table import ENCODERS, EncoderEntry
 from modmix.methods.base import Method, cross_entropy
-from modmix.methods.table import METHODS, MethodEntry
+from modmix.methods.entry import MethodEntry
+from modmix.methods.table import METHODS
 from modmix.tasks.data import Data, Input, Split
 from modmix.training.trainer import train_pack
 

@@ -31,7 +31,9 @@ from modmix.study.spec import (
     StudySpec,
 )
 from modmix.study.validate import Checker
-from modmix.tasks.table import ARRAYS, CIFAR100, GENDER, TaskEntry
+from modmix.tasks.entries_arrays import ARRAYS
+from modmix.tasks.entries_papers import CIFAR100, GENDER
+from modmix.tasks.entry import TaskEntry
 
 ROOT = Path(__file__).parents[2]
 PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}

@@ -2,16 +2,22 @@
 
 A method maps features (B, D_m), keyed by modality, to class scores and per-example losses.
 
-    table     names, hyperparameters and requirements of all methods (no torch)
-    base      the `Method` contract: one model, one batch
-    draws     counter-based random numbers and dropout
-    unimodal  single-modality baseline
-    early     early fusion of raw inputs, eq. 1
-    late      late fusion of independently trained classifiers, eq. 2
-    add       additive combination, eqs. 3-5
-    attend    additive combination with attention over modalities
-    mul       multiplicative combination, eqs. 8-10
-    mulmix    multiplicative combination of modality mixtures, eqs. 11-13
-    cldl      collaborative layer-wise discriminative learning
-    model     encoders plus a method: build, save and load a model
+    entry               `MethodEntry`, what the table says of a method (no torch)
+    entries_combine     entries of the paper's methods and baselines
+    entries_joint       entries of jointly trained fusion architectures
+    entries_balanced    entries of methods that balance how fast modalities learn
+    entries_confidence  entries of methods that weight modalities by confidence
+    entries_staged      entries of methods that train in stages or in turns
+    table               names, hyperparameters and requirements of all methods (no torch)
+    base                the `Method` contract: one model, one batch
+    draws               counter-based random numbers and dropout
+    unimodal            single-modality baseline
+    early               early fusion of raw inputs, eq. 1
+    late                late fusion of independently trained classifiers, eq. 2
+    add                 additive combination, eqs. 3-5
+    attend              additive combination with attention over modalities
+    mul                 multiplicative combination, eqs. 8-10
+    mulmix              multiplicative combination of modality mixtures, eqs. 11-13
+    cldl                collaborative layer-wise discriminative learning
+    model               encoders plus a method: build, save and load a model
 """

@@ -8,217 +8,25 @@ do not validate them again.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
 from math import comb
-from typing import Any, Literal
+from typing import Any
 
 from modmix.base import sources as own
 from modmix.base.settings import TRAINING
 from modmix.base.signature import hyperparameters, summary
-from modmix.base.space import Hyperparameter
+from modmix.methods.entries_balanced import BALANCED
+from modmix.methods.entries_combine import COMBINE
+from modmix.methods.entries_confidence import CONFIDENCE
+from modmix.methods.entries_joint import JOINT
+from modmix.methods.entries_staged import STAGED
+from modmix.methods.entry import MethodEntry
 
 MAX_SOURCES = 127  # 2⁷ − 1: all mixtures of seven modalities
 
 
-@dataclass(frozen=True, kw_only=True)
-class MethodEntry:
-    """One method of the table. With ``inputs`` "raw" it takes flattened inputs, not features."""
-
-    path: str  # "module:Class", or the reference of a user-defined class
-    doc: str
-    hyperparameters: tuple[Hyperparameter, ...] = ()
-    min_modalities: int = 1
-    inputs: Literal["features", "raw"] = "features"
-    # Whether each modality of a shared encoder (taps of a ResNet) gets its own copy of it.
-    separate_encoders: bool = False
-
-
-def _depth(default: int, what: str) -> Hyperparameter:
-    doc = f"hidden layers of {what}; 0 is a linear layer"
-    return Hyperparameter(name="depth", kind="int", default=default, low=0, doc=doc)
-
-
-_WIDTH = Hyperparameter(
-    name="width", kind="int", default=64, low=1, doc="units of each hidden layer"
-)
-_HIDDEN = Hyperparameter(
-    name="hidden",
-    kind="ints",
-    default=None,
-    optional=True,
-    low=1,
-    doc="units of each hidden layer of g, instead of depth and width; null: use those",
-)
-_PROJECT = Hyperparameter(
-    name="project",
-    kind="int",
-    default=None,
-    optional=True,
-    low=1,
-    doc="units of a linear layer with ReLU on each modality before the merge; null: none",
-)
-_MERGE = Hyperparameter(
-    name="merge",
-    kind="str",
-    default="concat",
-    choices=("concat", "sum", "mean"),
-    doc="how features become one vector; sum and mean need equal widths",
-)
-_COMBINATION = (
-    Hyperparameter(
-        name="beta",
-        kind="float",
-        default=1.0,
-        low=0.0,
-        stackable=True,
-        doc="β of eq. 8, how strongly correct sources suppress the others; 0: plain average",
-    ),
-    Hyperparameter(
-        name="margin",
-        kind="float",
-        default=None,
-        optional=True,
-        low=0.0,
-        stackable=True,
-        doc="δ of eq. 10 (boosted training), in units of the loss; null: every example counts",
-    ),
-    Hyperparameter(
-        name="detach_weights",
-        kind="bool",
-        default=True,
-        doc="whether to stop gradients through q and the focal factor",
-    ),
-    Hyperparameter(
-        name="alpha",
-        kind="float",
-        default=0.0,
-        low=0.0,
-        stackable=True,
-        doc="exponent of the focal factor (1 − p) on each source's own loss; 0: none",
-    ),
-    Hyperparameter(
-        name="weights",
-        kind="mapping",
-        default=None,
-        optional=True,
-        low=0.0,
-        stackable=True,
-        doc="weight of each source's loss by name (mixtures: a+b); missing names and null: 1",
-    ),
-)
-
-METHODS: dict[str, MethodEntry] = {
-    "base": MethodEntry(
-        path="modmix.methods.unimodal:Unimodal",
-        doc="one modality alone",
-        hyperparameters=(
-            Hyperparameter(
-                name="modality",
-                kind="str",
-                default=None,
-                optional=True,
-                doc="which modality; null: one configuration for each",
-            ),
-            _depth(0, "the classifier"),
-            _WIDTH,
-        ),
-    ),
-    "early": MethodEntry(
-        path="modmix.methods.early:Early",
-        doc="inputs flattened and concatenated, one network (eq. 1); no tokens",
-        hyperparameters=(
-            Hyperparameter(
-                name="hidden",
-                kind="ints",
-                default=[64],
-                low=1,
-                doc="units of each hidden layer; []: linear",
-            ),
-        ),
-        min_modalities=2,
-        inputs="raw",
-    ),
-    "late": MethodEntry(
-        path="modmix.methods.late:Late",
-        doc="independent classifiers, predictions combined (eq. 2)",
-        hyperparameters=(
-            Hyperparameter(
-                name="combine",
-                kind="str",
-                default="mean",
-                choices=("mean", "learned"),
-                doc="mean of the probabilities, or a linear layer on the log-probabilities",
-            ),
-            _depth(0, "each modality's classifier"),
-            _WIDTH,
-        ),
-        min_modalities=2,
-        separate_encoders=True,
-    ),
-    "add": MethodEntry(
-        path="modmix.methods.add:Add",
-        doc="features merged, then one network g (eqs. 3-5)",
-        hyperparameters=(_MERGE, _PROJECT, _depth(1, "g"), _WIDTH, _HIDDEN),
-        min_modalities=2,
-    ),
-    "attend": MethodEntry(
-        path="modmix.methods.attend:Attend",
-        doc="features weighted by modality attention and summed, then g (Moon et al. 2018)",
-        hyperparameters=(
-            Hyperparameter(
-                name="score",
-                kind="str",
-                default="joint",
-                choices=("joint", "tanh"),
-                doc="attention scores of all features jointly, or of each modality by a tanh layer",
-            ),
-            _PROJECT,
-            _depth(1, "g"),
-            _WIDTH,
-            _HIDDEN,
-        ),
-        min_modalities=2,
-    ),
-    "mul": MethodEntry(
-        path="modmix.methods.mul:Mul",
-        doc="a classifier per modality, combined multiplicatively (eqs. 8-10)",
-        hyperparameters=(
-            *_COMBINATION,
-            _depth(0, "each modality's classifier"),
-            _WIDTH,
-        ),
-        min_modalities=2,
-    ),
-    "cldl": MethodEntry(
-        path="modmix.methods.cldl:CLDL",
-        doc="mul with β = 1 and source weights 0.3, but 1 for the last modality (Jin et al. 2016)",
-        hyperparameters=(_depth(0, "each modality's classifier"), _WIDTH),
-        min_modalities=2,
-    ),
-    "mulmix": MethodEntry(
-        path="modmix.methods.mulmix:MulMix",
-        doc="a classifier per mixture of modalities, combined multiplicatively (eqs. 11-13)",
-        hyperparameters=(
-            *_COMBINATION,
-            _MERGE,
-            _PROJECT,
-            _depth(1, "each mixture's g"),
-            _WIDTH,
-            _HIDDEN,
-            Hyperparameter(
-                name="max_subset",
-                kind="int",
-                default=None,
-                optional=True,
-                low=1,
-                doc="largest number of modalities in a mixture; null: all",
-            ),
-        ),
-        min_modalities=2,
-    ),
-}
+METHODS: dict[str, MethodEntry] = {**COMBINE, **JOINT, **BALANCED, **CONFIDENCE, **STAGED}
 
 
 def method_entry(name: str) -> MethodEntry:

@@ -5,6 +5,12 @@ A task turns the options of a study file, and data files, into memory-mapped, fi
 
     data             `Data`: the inputs, splits and labels of a task
     options          declaration and validation of task options
+    entry            `TaskEntry`, what the table says of a task (no torch)
+    entries_bundled  entries of tasks without files
+    entries_papers   entries of the paper's data sets
+    entries_arrays   entry of the task for a user's own data
+    entries_video    entries of tasks with sound, images and video
+    entries_text     entries of tasks with text
     table            all tasks: options, default encoders and recipe, cost, source (no torch)
     files            cache folders, locks, checksums, disk errors
     splits           seeded splits and standardisation

@@ -27,6 +27,7 @@ from modmix.base import sources as own
 from modmix.base.errors import DataError
 from modmix.base.messages import digest
 from modmix.tasks.data import SPLITS, Array, Augmentation, Data, Input, Split
+from modmix.tasks.entry import TaskEntry
 from modmix.tasks.files import (
     Progress,
     Source,
@@ -39,7 +40,7 @@ from modmix.tasks.files import (
     read_json,
     silent,
 )
-from modmix.tasks.table import TaskEntry, resolve_options, task_entry
+from modmix.tasks.table import resolve_options, task_entry
 from modmix.tasks.writer import (
     PREPARED_VERSION,
     Writer,
