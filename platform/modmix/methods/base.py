@@ -65,6 +65,8 @@ class Method(nn.Module):
     and the hyperparameters as keyword-only arguments.
 
     The buffer ``epoch`` is the number of epochs completed in the current stage, for schedules.
+    ``encoder_prefixes`` maps each modality to the name prefix of its encoder's parameters, such as
+    "encoders.0."; it is set when the model is built.
 
     Example:
         >>> class Sum(Method):
@@ -87,6 +89,7 @@ class Method(nn.Module):
         super().__init__()
         self.modalities = tuple(features)
         self.classes = classes
+        self.encoder_prefixes: Mapping[str, str] = {}
         self.register_buffer("epoch", torch.zeros(()), persistent=False)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -138,12 +141,11 @@ class Method(nn.Module):
         """Log-probabilities (B, C), from which NLL, ECE and AUC are computed."""
         return F.log_softmax(lift(self.scores(outputs)), dim=-1)
 
-    def parts(self, encoders: Mapping[str, str]) -> Mapping[str, tuple[str, ...]]:  # noqa: ARG002
+    def parts(self) -> Mapping[str, tuple[str, ...]]:
         """Parts of the model that train independently: part name -> parameter name prefixes.
 
         Each part is clipped by its own gradient norm and has its own best epoch, evaluated with
-        `part_log_probabilities`. By default there are no parts. ``encoders`` maps each modality to
-        the name prefix of its encoder's parameters.
+        `part_log_probabilities`. By default there are no parts.
         """
         return {}
 

@@ -63,9 +63,10 @@ class Late(Method):
         assert isinstance(own_B, Tensor)
         return own_B
 
-    def parts(self, encoders: Mapping[str, str]) -> Mapping[str, tuple[str, ...]]:
+    def parts(self) -> Mapping[str, tuple[str, ...]]:
         return {
-            name: (encoders[name], f"method.heads.{i}.") for i, name in enumerate(self.modalities)
+            name: (self.encoder_prefixes[name], f"method.heads.{i}.")
+            for i, name in enumerate(self.modalities)
         }
 
     def part_log_probabilities(self, outputs: LateOutputs) -> Mapping[str, Tensor]:

@@ -162,6 +162,9 @@ class Model(nn.Module):
         self.inputs = tuple(dict.fromkeys(use.input for use in uses))
         self.encoders = nn.ModuleList(encoders)
         self.method = method
+        method.encoder_prefixes = {
+            modality: f"encoders.{i}." for i, use in enumerate(uses) for modality in use.modalities
+        }
 
     def features(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Encode inputs (B, *shape) into features (B, D_m) by modality."""
@@ -186,12 +189,7 @@ class Model(nn.Module):
 
     def parts(self) -> Mapping[str, tuple[str, ...]]:
         """Parts that train independently, see `Method.parts`."""
-        prefixes = {
-            modality: f"encoders.{i}."
-            for i, use in enumerate(self.uses)
-            for modality in use.modalities
-        }
-        return self.method.parts(prefixes)
+        return self.method.parts()
 
 
 def build_model(spec: ModelSpec, seed: int) -> Model:
