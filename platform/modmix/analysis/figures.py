@@ -11,11 +11,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from modmix.analysis import curves, drawing, figure_data, searches
+from modmix.analysis import critical_difference, curves, drawing, figure_data, searches
 from modmix.analysis.conditions import PREFIX
 from modmix.analysis.curves import Curve, x_text
 from modmix.analysis.frames import Snapshot, read
 from modmix.analysis.labels import metric_name, parameter_name
+from modmix.analysis.over_tasks import over_tasks
 from modmix.analysis.style import (
     WIDTH,
     MethodStyle,
@@ -39,6 +40,7 @@ RESERVED = (
     "learning",
     "importance",
     "trade_off",
+    "critical_difference",
 )
 
 
@@ -75,8 +77,8 @@ def figure(ledger: Ledger, study: str, name: str, *, errors: str = "ci") -> Figu
 def figures_of(ledger: Ledger, snapshot: Snapshot, *, errors: str = "ci") -> dict[str, FigureOf]:
     """All figures of a study by name; each is drawn on demand.
 
-    Of a study of several tasks: results and curves with a panel per task, then the other figures
-    of each task as "task.name".
+    Of a study of several tasks: results and curves with a panel per task, mean ranks with their
+    critical difference, then the other figures of each task as "task.name".
     """
     drawing.check_error_bars(errors)
     styles = method_styles(snapshot.methods)
@@ -89,6 +91,7 @@ def figures_of(ledger: Ledger, snapshot: Snapshot, *, errors: str = "ci") -> dic
         if spec.get("x"):
             found.append(_panels_of_curves(of_tasks, part, styles, errors))
             drawn |= {found[-1].name, part}
+    found += _critical_difference(snapshot, styles)
     for task, one in of_tasks.items():
         found += [
             replace(each, name=f"{task}.{name}", caption=f"{task}: {each.caption}")
@@ -185,6 +188,28 @@ def _panels_of_results(
         draw=lambda: _panels(list(found), draw, 1.2 + 0.36 * max(2, rows), notes),
         numbers=lambda: _by_task({task: one.frame() for task, one in found.items()}),
     )
+
+
+def _critical_difference(snapshot: Snapshot, styles: Mapping[str, MethodStyle]) -> list[FigureOf]:
+    """The diagram of mean ranks, if at least two rows have results on at least two tasks."""
+    over = over_tasks(snapshot)
+    if over.ranks.blocks < 2 or len(over.ranks.frame) < 2:
+        return []
+    found = critical_difference.critical_difference(over.ranks)
+    methods = {label: row.best.method for rows in over.rows.values() for label, row in rows.items()}
+    colours = {label: styles[methods[label]].colour for label in found.labels}
+    return [
+        FigureOf(
+            name="critical_difference",
+            caption="Mean ranks over tasks; bars join methods that Nemenyi's test does not tell "
+            "apart at the 5 % level.",
+            draw=lambda: _one(
+                lambda ax: critical_difference.draw(ax, found, colours),
+                critical_difference.height(found),
+            ),
+            numbers=found.frame,
+        )
+    ]
 
 
 def _panels_of_curves(
