@@ -143,6 +143,14 @@ class Method(nn.Module):
         """Log-probabilities (B, C), from which NLL, ECE and AUC are computed."""
         return F.log_softmax(lift(self.scores(outputs)), dim=-1)
 
+    def reports(self, outputs: Outputs) -> Mapping[str, Tensor]:  # noqa: ARG002
+        """Log-probabilities (B, C) of further predictors, by name, such as unimodal classifiers.
+
+        Their errors are recorded at every evaluation as "val/<name>/error" and at the end as
+        "test/<name>/error". By default there are none.
+        """
+        return {}
+
     def parts(self) -> Mapping[str, tuple[str, ...]]:
         """Parts of the model that train independently: part name -> parameter name prefixes.
 

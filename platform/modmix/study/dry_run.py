@@ -39,7 +39,7 @@ def build_without_memory(spec: ModelSpec) -> Model:
 
 
 def check_model(spec: ModelSpec) -> None:
-    """Compute features, loss, gradients and scores of a new model on a batch of zeros.
+    """Compute features, loss, gradients, scores and reports of a new model on a batch of zeros.
 
     Raises:
         InputError: a step fails, a shape is wrong, the loss depends on no parameter, a buffer is
@@ -71,11 +71,15 @@ def check_model(spec: ModelSpec) -> None:
             scores_BC = model.scores(outputs)
         with sources.explained(f"{where}: log_probabilities fails"):
             log_p_BC = model.log_probabilities(outputs)
+        with sources.explained(f"{where}: reports fails"):
+            reports = dict(model.method.reports(outputs))
     for name, loss_B in losses.items():
         _check_shape(f"{where}: {name}", loss_B, (ROWS,), "one number per example")
     why = "a number per example and class"
     _check_shape(f"{where}: scores", scores_BC, (ROWS, spec.classes), why)
     _check_shape(f"{where}: log_probabilities", log_p_BC, (ROWS, spec.classes), why)
+    for name, report_BC in reports.items():
+        _check_shape(f"{where}: reports: {name}", report_BC, (ROWS, spec.classes), why)
     _check_buffers(buffers, model)
     _check_stackable(spec)
 
