@@ -66,7 +66,9 @@ class Method(nn.Module):
 
     The buffer ``epoch`` is the number of epochs completed in the current stage, for schedules.
     ``encoder_prefixes`` maps each modality to the name prefix of its encoder's parameters, such as
-    "encoders.0."; it is set when the model is built.
+    "encoders.0."; it is set when the model is built. A method with several sets of encoders (class
+    attribute ``encoder_sets``) gets the features and prefixes of a set "teacher/" under
+    "teacher/audio" and so on; ``modalities`` and the constructor have the plain names only.
 
     Example:
         >>> class Sum(Method):
@@ -140,6 +142,14 @@ class Method(nn.Module):
     def log_probabilities(self, outputs: Outputs) -> Tensor:
         """Log-probabilities (B, C), from which NLL, ECE and AUC are computed."""
         return F.log_softmax(lift(self.scores(outputs)), dim=-1)
+
+    def reports(self, outputs: Outputs) -> Mapping[str, Tensor]:  # noqa: ARG002
+        """Log-probabilities (B, C) of further predictors, by name, such as unimodal classifiers.
+
+        Their errors are recorded at every evaluation as "val/<name>/error" and at the end as
+        "test/<name>/error". By default there are none.
+        """
+        return {}
 
     def parts(self) -> Mapping[str, tuple[str, ...]]:
         """Parts of the model that train independently: part name -> parameter name prefixes.

@@ -39,7 +39,7 @@ def build_without_memory(spec: ModelSpec) -> Model:
 
 
 def check_model(spec: ModelSpec) -> None:
-    """Compute features, loss, gradients and scores of a new model on a batch of zeros.
+    """Compute features, loss, gradients, scores and reports of a new model on a batch of zeros.
 
     Raises:
         InputError: a step fails, a shape is wrong, the loss depends on no parameter, a buffer is
@@ -71,11 +71,15 @@ def check_model(spec: ModelSpec) -> None:
             scores_BC = model.scores(outputs)
         with sources.explained(f"{where}: log_probabilities fails"):
             log_p_BC = model.log_probabilities(outputs)
+        with sources.explained(f"{where}: reports fails"):
+            reports = dict(model.method.reports(outputs))
     for name, loss_B in losses.items():
         _check_shape(f"{where}: {name}", loss_B, (ROWS,), "one number per example")
     why = "a number per example and class"
     _check_shape(f"{where}: scores", scores_BC, (ROWS, spec.classes), why)
     _check_shape(f"{where}: log_probabilities", log_p_BC, (ROWS, spec.classes), why)
+    for name, report_BC in reports.items():
+        _check_shape(f"{where}: reports: {name}", report_BC, (ROWS, spec.classes), why)
     _check_buffers(buffers, model)
     _check_stackable(spec)
 
@@ -122,7 +126,7 @@ def _features(spec: ModelSpec, model: Model) -> dict[str, Tensor]:
         with sources.explained(f"{what} does not take it"):
             found: Any = encoder(_zeros(spec, name))
         widths: Any = encoder.features
-        for modality, part in use.modalities.items():
+        for feature, part in use.features.items():
             if isinstance(found, Mapping) != (part is not None):
                 must = "a tensor" if part is None else "a mapping of tensors"
                 raise InputError(f"{what} must return {must}, got {type(found).__name__}")
@@ -130,8 +134,8 @@ def _features(spec: ModelSpec, model: Model) -> dict[str, Tensor]:
             value = found if part is None else found.get(part)
             width = widths if part is None else widths[part]
             _check_shape(label, value, (ROWS, width), "as its attribute features says")
-            made[modality] = value
-    return {modality: made[modality] for modality in spec.modalities}
+            made[feature] = value
+    return {name: made[name] for name in model.feature_names}
 
 
 def _zeros(spec: ModelSpec, name: str) -> Tensor:

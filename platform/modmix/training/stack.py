@@ -246,16 +246,17 @@ class Stack:
         """Predictions in evaluation mode; all models see the same inputs (B, *shape)."""
         self._set_mode(training=False)
         found = self._map(self._predict, shared=(dict(inputs), parts))
-        scores, logs, of_parts = found
-        return Predictions(scores.float(), logs.float(), of_parts)
+        scores, logs, of_parts, reports = found
+        return Predictions(scores.float(), logs.float(), of_parts, reports)
 
     def _predict(
         self, model: Model, inputs: Inputs, parts: bool
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]:
         with self._precision():
             outputs = model(inputs)
             of_parts = model.method.part_log_probabilities(outputs) if parts else {}
-            return model.scores(outputs), model.log_probabilities(outputs), dict(of_parts)
+            reports = {n: x.argmax(-1) for n, x in model.method.reports(outputs).items()}
+            return model.scores(outputs), model.log_probabilities(outputs), dict(of_parts), reports
 
     @torch.no_grad()
     def start_pass(self, one: Pass) -> State:
