@@ -153,6 +153,6 @@ class FusionHead(nn.Module):
         return torch.stack(parts).sum(0)
 
     def _gated(self, features: Sequence[Tensor]) -> Tensor:
-        gate_BD, *others = [layer(f_BD) for layer, f_BD in zip(self.inner, features, strict=True)]
-        others_BD = torch.stack(others).sum(0)
-        return others_BD * gate_BD.sigmoid()
+        first_BD, *others = [layer(f_BD) for layer, f_BD in zip(self.inner, features, strict=True)]
+        gated_BD: Tensor = first_BD.sigmoid() * torch.stack(others).sum(0)
+        return gated_BD
