@@ -23,6 +23,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "add": {"merge": "mean"},
     "mul": {"beta": 0.5, "margin": 0.3},
     "mulmix": {"beta": 0.8, "project": 6, "merge": "sum"},
+    "dimml": {"warmup": 2, "head_epochs": 2},
 }
 
 

@@ -84,6 +84,42 @@ def multiplicative(
     return loss, -losses
 
 
+def detached(
+    method: Any, params: Mapping[str, Any], parts: list[Matrix], target: NDArray[np.int64]
+) -> tuple[Matrix, Matrix]:
+    """The loss of stage 1 and the final prediction; DUC is on all dimensions or off."""
+    if method.project is not None:
+        parts = [dense(g, x) for g, x in zip(method.project, parts, strict=True)]
+    logits = [dense(g, x) for g, x in zip(method.classifiers, parts, strict=True)]
+    loss = np.zeros(len(target))
+    for z, x in zip(logits, parts, strict=True):
+        loss -= own(log_softmax(z), target)
+        loss -= params["shared_weight"] * own(log_softmax(dense(method.shared, x)), target)
+    for t, u in itertools.combinations(range(len(parts)), 2):  # forward
+        if not params["separate"]:
+            log_p = log_softmax(parts[u] @ parts[t].T / params["tau"])
+            loss -= params["duc_weight"] * np.diag(log_p)
+    match params["head"]:
+        case "concat":
+            logits.append(dense(method.head, np.concatenate(parts, axis=1)))
+        case "sum":
+            layers = zip(method.head.inner, parts, strict=True)
+            logits.append(np.asarray(sum(dense(g, x) for g, x in layers)))
+        case "film":
+            layers = zip(method.head.inner, parts[1:], strict=True)
+            pairs = [(np.split(dense(g, parts[0]), 2, axis=1), x) for g, x in layers]
+            u = sum(gamma * x + beta for (gamma, beta), x in pairs)
+            logits.append(dense(method.head.out, np.asarray(u)))
+        case "gated":
+            first, *others = [dense(g, x) for g, x in zip(method.head.inner, parts, strict=True)]
+            logits.append(dense(method.head.out, sum(others) / (1 + np.exp(-first))))
+    certainty = np.array([np.exp(log_softmax(z)).max(-1) for z in logits]) / params["temperature"]
+    if not params["weighting"]:
+        certainty = np.zeros_like(certainty)
+    weights = np.exp(log_softmax(certainty.T)).T
+    return loss, np.asarray(sum(w[:, None] * z for w, z in zip(weights, logits, strict=True)))
+
+
 def in_numpy(
     name: str,
     method: Any,
@@ -112,6 +148,8 @@ def in_numpy(
         if params["combine"] == "mean":
             return loss, np.log(np.mean(np.exp(log_p), axis=0))
         return loss, dense(method.combine, np.concatenate(log_p, axis=1))
+    if name == "dimml":
+        return detached(method, params, parts, target)
     match name:
         case "base":
             logits_BC = dense(method.head, parts[0])
@@ -163,6 +201,12 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("mulmix", {"max_subset": 1, "beta": 2.0}),
     ("cldl", {}),
     ("cldl", {"depth": 1, "width": 5}),
+    ("dimml", {}),
+    ("dimml", {"head": "sum", "shared_weight": 0.5, "temperature": 0.25}),
+    ("dimml", {"head": "film", "weighting": False}),
+    ("dimml", {"head": "gated", "project": 5, "shared_weight": 0.0}),
+    ("dimml", {"head": "none", "temperature": 2.0}),
+    ("dimml", {"separate": False, "directions": "forward", "warmup": 0, "tau": 4.0}),
 ]
 
 
@@ -216,12 +260,12 @@ def test_loss_and_scores_are_the_equations(
     np.testing.assert_allclose(method.scores(outputs).detach().numpy(), scores, rtol=1e-6)
 
 
-# Gradients of the learned combination, which has its own test below, and of CLDL's q are cut on
-# purpose.
+# Gradients of the learned combination, which has its own test below, of CLDL's q and of DUC's
+# teachers are cut on purpose.
 WHOLE = [
     (name, params)
     for name, params in CASES
-    if params.get("combine") != "learned" and name != "cldl"
+    if params.get("combine") != "learned" and name != "cldl" and "separate" not in params
 ]
 
 

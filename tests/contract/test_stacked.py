@@ -33,6 +33,10 @@ CONFIGURATIONS: dict[str, list[dict[str, Any]]] = {
         {"beta": 0.3, "margin": 0.2, "alpha": 0.5, "weights": {"m0": 0.3, "m2": 2.0}},
     ],
     "mulmix": [{"beta": 1.0}, {"beta": 2.0, "margin": 0.0, "weights": {"m0+m1": 0.5}}],
+    "dimml": [  # in one stage without passes, which the plain loop does not have
+        {"head": "none", "separate": False, "warmup": 0, "tau": 5.0, "duc_weight": 0.5},
+        {"head": "none", "separate": False, "warmup": 0, "shared_weight": 0.2, "temperature": 0.5},
+    ],
 }
 RECIPES: dict[str, dict[str, Any]] = {
     "sgd": {

@@ -2,6 +2,66 @@
 
 from __future__ import annotations
 
-from modmix.methods.entry import MethodEntry
+from dataclasses import replace
 
-STAGED: dict[str, MethodEntry] = {}
+from modmix.base.space import Hyperparameter
+from modmix.methods.entry import PROJECT, MethodEntry
+
+
+def _stackable(name: str, default: float, low: float, doc: str) -> Hyperparameter:
+    return Hyperparameter(
+        name=name, kind="float", default=default, low=low, stackable=True, doc=doc
+    )
+
+
+STAGED: dict[str, MethodEntry] = {
+    "dimml": MethodEntry(
+        path="modmix.methods.dimml:Dimml",
+        doc="detached and interactive: own and shared classifiers, DUC, then a head (DI-MML 2024)",
+        hyperparameters=(
+            _stackable("shared_weight", 1.0, 0.0, "w, weight of the shared classifier's loss"),
+            _stackable("duc_weight", 1.0, 0.0, "λ, weight of DUC; 0: no DUC"),
+            _stackable("tau", 10.0, 1e-6, "τ, temperature of DUC's dot products"),
+            _stackable("temperature", 1.0, 1e-6, "T, temperature of the logit weighting"),
+            Hyperparameter(
+                name="warmup",
+                kind="int",
+                default=20,
+                low=0,
+                doc="epochs before DUC; with as many as training has, there is no DUC",
+            ),
+            Hyperparameter(
+                name="directions",
+                kind="str",
+                default="both",
+                choices=("both", "forward", "backward"),
+                doc="which modalities teach others; forward: earlier later ones, backward: reverse",
+            ),
+            Hyperparameter(
+                name="separate",
+                kind="bool",
+                default=True,
+                doc="whether DUC acts only on dimensions effective for the teacher alone",
+            ),
+            Hyperparameter(
+                name="head",
+                kind="str",
+                default="concat",
+                choices=("concat", "sum", "film", "gated", "none"),
+                doc="head of stage 2 on the frozen features; none: no stage 2",
+            ),
+            Hyperparameter(
+                name="head_epochs", kind="int", default=20, low=1, doc="epochs of stage 2"
+            ),
+            Hyperparameter(
+                name="weighting",
+                kind="bool",
+                default=True,
+                doc="whether logits are weighted by certainty; false: their mean",
+            ),
+            replace(PROJECT, doc="units of a linear layer with ReLU on each modality; null: none"),
+        ),
+        min_modalities=2,
+        separate_encoders=True,
+    ),
+}
