@@ -27,7 +27,7 @@ from torch.utils.backend_registration import (  # noqa: E402
 )
 
 import gpucases  # noqa: E402
-from modmix.methods.base import remembers
+from modmix.methods.base import remembers  # noqa: E402
 from modmix.methods.model import build_model, model_spec  # noqa: E402
 from modmix.methods.table import METHODS  # noqa: E402
 from modmix.training import batches  # noqa: E402
