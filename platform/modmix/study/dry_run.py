@@ -47,12 +47,17 @@ def check_model(spec: ModelSpec) -> None:
     """
     import torch
 
+    from modmix.methods.base import remembers
     from modmix.methods.model import build_model
     from modmix.training.timeline import check_stages
 
     model = build_model(spec, 0)
-    buffers = dict(model.named_buffers())
     where = f"method {sources.place(spec.method)}"
+    with sources.explained(f"{where}: remember fails"):
+        remembers(model.method, ROWS)
+    if model.method.uses_index:
+        model.method.index = torch.arange(ROWS)
+    buffers = dict(model.named_buffers())
     with torch.random.fork_rng(devices=[]):
         features = _features(spec, model)
         target_B = torch.zeros(ROWS, dtype=torch.int64)

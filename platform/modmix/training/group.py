@@ -217,10 +217,12 @@ class Group:
         self, examples: Examples, raw: Mapping[str, Tensor], target: Tensor, index_SB: Tensor
     ) -> None:
         inputs = examples.prepare(raw, index_SB, self._augment_S)
+        index = index_SB.long() if self.stack.uses_index else None
         if self._seed_K is not None:
             inputs = {name: x.index_select(0, self._seed_K) for name, x in inputs.items()}
             target = target.index_select(0, self._seed_K)
-        result = self.stack.loss_and_gradient(inputs, target)
+            index = None if index is None else index.index_select(0, self._seed_K)
+        result = self.stack.loss_and_gradient(inputs, target, index)
         self.loss_K += result.loss_K
         self.wrong_K += result.wrong_K
         self.optimizer.step(self.stack.parameters_KP, result.gradient_KP)
