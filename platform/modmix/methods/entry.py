@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from modmix.base.space import Hyperparameter
 
@@ -19,6 +20,9 @@ class MethodEntry:
     inputs: Literal["features", "raw"] = "features"
     # Whether each modality of a shared encoder (taps of a ResNet) gets its own copy of it.
     separate_encoders: bool = False
+    # Further problems of a configuration, as `modmix.methods.table.problems`, from the names of
+    # the modalities and the hyperparameters.
+    check: Callable[[Sequence[str], Mapping[str, Any]], list[str]] | None = None
 
 
 def depth(default: int, what: str) -> Hyperparameter:
