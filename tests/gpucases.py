@@ -30,6 +30,9 @@ CONFIGURATIONS: dict[str, list[dict[str, Any]]] = {
         {"beta": 0.3, "margin": 0.2, "alpha": 0.5, "weights": {"m0": 0.3, "m2": 2.0}},
     ],
     "mulmix": [{"beta": 1.0}, {"beta": 2.0, "margin": 0.0, "weights": {"m0+m1": 0.5}}],
+    "mmcosine": [{"scale": 3.0}, {"scale": 15.0}],
+    "moddrop": [{"drop": 0.2}, {"drop": 0.6}],
+    "centralnet": [{"weight": 0.0}, {"weight": 0.7}],
 }
 # Everything that the optimizer can do, in three packs.
 RECIPES: dict[str, dict[str, Any]] = {

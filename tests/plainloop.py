@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from modmix.base.messages import Replicate
+from modmix.methods.draws import Draws
 from modmix.methods.model import Model, build_model, derive_seed, model_spec
 from modmix.tasks.data import Data, Split
 
@@ -84,6 +85,14 @@ def part_errors(model: Model, split: Split) -> dict[str, float]:
     return {n: 100 * (x.argmax(-1) != labels).double().mean().item() for n, x in found.items()}
 
 
+def set_draws(model: Model, seed: int) -> None:
+    """Seed the random numbers of a step."""
+    for module in model.modules():
+        if isinstance(module, Draws):
+            module.draw.fill_(seed)
+            module.calls = 0
+
+
 def train_plainly(replicate: Replicate, data: Data, model: Model | None = None) -> Plain:
     """Train one replicate; early stopping and best-epoch weights by validation error.
 
@@ -108,6 +117,7 @@ def train_plainly(replicate: Replicate, data: Data, model: Model | None = None) 
                 group["lr"] = rate_at(t, epoch, step, steps)
             rows = order[step * batch : (step + 1) * batch]
             optimizer.zero_grad()
+            set_draws(model, derive_seed(r.seed, "draws", epoch) + step)
             outputs = model({name: x[rows] for name, x in inputs.items()})
             loss = model.loss(outputs, labels[rows]).mean()
             loss.backward()

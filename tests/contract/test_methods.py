@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+import jointmethods
 from modmix.base.errors import InputError
 from modmix.methods.base import Method
 from modmix.methods.late import Late
@@ -150,6 +151,8 @@ def in_numpy(
         return loss, dense(method.combine, np.concatenate(log_p, axis=1))
     if name == "dimml":
         return detached(method, params, parts, target)
+    if name in {*jointmethods.LOGITS, "centralnet"}:
+        return jointmethods.loss_and_logits(name, method, params, parts, target)
     match name:
         case "base":
             logits_BC = dense(method.head, parts[0])
@@ -207,6 +210,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("dimml", {"head": "gated", "project": 5, "shared_weight": 0.0}),
     ("dimml", {"head": "none", "temperature": 2.0}),
     ("dimml", {"separate": False, "directions": "forward", "warmup": 0, "tau": 4.0}),
+    *jointmethods.CASES,
 ]
 
 
@@ -228,12 +232,12 @@ def built(*what: Any, seed: int = 0) -> Model:
 
 
 def make(name: str, params: Mapping[str, Any], modalities: int, classes: int) -> Method:
-    """A method in float64 on features of width 4."""
+    """A method in float64 on features of width 4, in evaluation mode."""
     used = 1 if name == "base" else modalities
     shapes = {f"m{i}": (4,) for i in range(used)}
     values = {**defaults(name), **params}
     encoders = dict.fromkeys(shapes, MLP)
-    return built(name, values, encoders, shapes, classes, seed=7).method.double()
+    return built(name, values, encoders, shapes, classes, seed=7).method.double().eval()
 
 
 def test_every_method_of_the_table_has_cases() -> None:
@@ -368,6 +372,15 @@ def test_mixtures_and_their_names() -> None:
         ("base", ["a", "b"], {"modality": "c"}, "modality must be one of a, b, got 'c'"),
         ("mul", ["a", "b"], {"weights": {"a+b": 1.0}}, "weights must name sources (a, b), got"),
         ("mulmix", ["a", "b"], {"weights": {"b+a": 1.0}}, "(a, b, a+b), got 'b+a'"),
+        ("film", ["a"], {}, "needs at least 2 modalities, got a"),
+        ("film", ["a", "b"], {"condition": "c"}, "condition must be one of a, b, got 'c'"),
+        ("gated", ["a", "b"], {"condition": "c"}, "condition must be one of a, b, got 'c'"),
+        (
+            *("tfn", list("abcde"), {}),
+            "must have at most 131072 elements, got 1419857 with 5 modalities and project: 16; set",
+        ),
+        ("tfn", ["a", "b"], {"project": 362}, "at most 131072 elements, got 131769 with 2"),
+        ("late_transformer", ["a", "b"], {"heads": 5}, "a multiple of heads (5), got 64"),
     ],
 )
 def test_what_speaks_against_a_configuration(
@@ -383,6 +396,9 @@ def test_nothing_speaks_against_good_configurations() -> None:
         assert problems(name, ["a", "b"], defaults(name)) == []
     assert problems("mulmix", list("abcdefgh"), {**defaults("mulmix"), "max_subset": 2}) == []
     assert problems("mulmix", list("abcdefg"), defaults("mulmix")) == []
+    assert problems("tfn", list("abcd"), defaults("tfn")) == []
+    assert problems("tfn", ["a", "b"], {**defaults("tfn"), "project": 361}) == []
+    assert problems("gated", ["a", "b"], {**defaults("gated"), "condition": "b"}) == []
 
 
 @pytest.mark.parametrize("name", ["add", "mulmix"])

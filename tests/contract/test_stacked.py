@@ -38,6 +38,9 @@ CONFIGURATIONS: dict[str, list[dict[str, Any]]] = {
         {"head": "none", "separate": False, "warmup": 0, "tau": 5.0, "duc_weight": 0.5},
         {"head": "none", "separate": False, "warmup": 0, "shared_weight": 0.2, "temperature": 0.5},
     ],
+    "mmcosine": [{"scale": 3.0}, {"scale": 15.0}],
+    "moddrop": [{"drop": 0.2}, {"drop": 0.6}],
+    "centralnet": [{"weight": 0.0}, {"weight": 0.7}],
 }
 RECIPES: dict[str, dict[str, Any]] = {
     "sgd": {

@@ -173,14 +173,13 @@ def test_variables_exist() -> None:
 
 
 def rows(page: str, heading: str, first: str) -> Iterator[tuple[str, str, str]]:
-    """The rows of the table below a heading whose first cell is ``first``."""
+    """The rows of the table in a section whose first cell is ``first``; none without a table."""
     text = re.split(rf"^#+ {re.escape(heading)}$", PAGES[page], flags=re.MULTILINE)[1]
-    lines = iter(text.splitlines())
+    lines = iter(re.split(r"^#+ ", text, flags=re.MULTILINE)[0].splitlines())
     for line in lines:
         if line.startswith(f"| {first} |"):
             break
-    next(lines)
-    for line in lines:
+    for line in list(lines)[1:]:
         if not line.startswith("|"):
             return
         name, default, doc = (cell.strip() for cell in line.strip("|").split(" | "))

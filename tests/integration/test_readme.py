@@ -75,5 +75,5 @@ def test_your_own_method(tmp_path: Path) -> None:
     file["task"], file["seeds"] = {"name": "digits", "train_rows": 300}, 2
     file["training"] = {"learning_rate": 0.01}
     frame = run(file, tmp_path).frame()
-    assert sorted(frame["method"]) == ["add", "mulmix", "sum", "sum"]
+    assert sorted(frame["method"]) == ["add", "mulmix", "my_sum", "my_sum"]
     assert (frame["test/error/mean"] < 15).all()

@@ -14,6 +14,7 @@ from modmix.base.errors import SpecError
 from modmix.base.messages import Pack
 from modmix.execution.costs import Costs
 from modmix.methods.model import build_model, model_spec, pack_weights, unpack_weights
+from modmix.methods.table import METHODS
 from modmix.study import plan as plan_module
 from modmix.study import spec
 from modmix.study.configurations import Configuration, sources_of
@@ -251,8 +252,8 @@ def test_weights_carry_the_sources(bench: Bench) -> None:
         (
             "  p: {methods: {zzz: {}}}",
             (
-                "line 5: parts.p.methods.zzz: unknown method 'zzz': it may be add, attend, base, "
-                "cldl, early, late, mul, mulmix, or have a class: FILE.py:CLASS"
+                "line 5: parts.p.methods.zzz: unknown method 'zzz': it may be "
+                f"{', '.join(sorted(METHODS))}, or have a class: FILE.py:CLASS"
             ),
         ),
     ],

@@ -21,5 +21,17 @@ A method maps features (B, D_m), keyed by modality, to class scores and per-exam
     cldl                collaborative layer-wise discriminative learning
     dimml_parts         DUC, dimension selection, logit weighting and heads of dimml
     dimml               detached and interactive multimodal learning, in two stages
+    joint               base class of methods with one classifier of all modalities
+    concat              linear classifier on the concatenation
+    sum                 linear classifier per modality, logits summed
+    film                one modality scales and shifts the others
+    gated               one modality gates the others
+    mmcosine            summed cosines of features and class weights
+    gmu                 gated multimodal unit
+    moddrop             whole modalities dropped at random in training
+    tfn                 tensor fusion: outer product of all modalities
+    lmf                 tensor fusion with weights of low rank
+    late_transformer    one token per modality, joined by a Transformer layer
+    centralnet          a central network joins hidden layers of each modality's
     model               encoders plus a method: build, save and load a model
 """

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from modmix.base.space import Hyperparameter
 
@@ -22,6 +23,9 @@ class MethodEntry:
     # Sets of encoders with their own initial weights. "" is the plain one; the features of a set
     # "teacher/" are called "teacher/audio" and so on.
     encoder_sets: tuple[str, ...] = ("",)
+    # Further problems of a configuration, as `modmix.methods.table.problems`, from the names of
+    # the modalities and the hyperparameters.
+    check: Callable[[Sequence[str], Mapping[str, Any]], list[str]] | None = None
 
 
 def depth(default: int, what: str) -> Hyperparameter:

@@ -118,6 +118,8 @@ def problems(method: str, names: Sequence[str], params: Mapping[str, Any]) -> li
         unknown = [name for name in params["weights"] if name not in known]
         if unknown:
             found.append(f"weights must name sources ({', '.join(known)}), got {unknown[0]!r}")
+    if entry.check is not None and not found:
+        found += entry.check(names, params)
     return found
 
 
