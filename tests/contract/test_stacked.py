@@ -33,6 +33,12 @@ CONFIGURATIONS: dict[str, list[dict[str, Any]]] = {
         {"beta": 0.3, "margin": 0.2, "alpha": 0.5, "weights": {"m0": 0.3, "m2": 2.0}},
     ],
     "mulmix": [{"beta": 1.0}, {"beta": 2.0, "margin": 0.0, "weights": {"m0+m1": 0.5}}],
+    "ogm_ge": [{"last_epoch": 0}, {"alpha": 0.1, "noise": 0.2, "first_epoch": 1}],
+    "agm": [{}, {"alpha": 0.2}],
+    "mmpareto": [{}, {"gamma": 1.0}],
+    "pmr": [{}, {"alpha": 0.5, "momentum": 0.9}],
+    "gblending": [{"super_epoch": 1}, {"super_epoch": 1}],
+    "dgl": [{}, {"alpha": 0.5}],
 }
 RECIPES: dict[str, dict[str, Any]] = {
     "sgd": {
@@ -169,7 +175,7 @@ def test_everything_stays_on_one_device(method: str) -> None:
         target = torch.empty(2, 5, device=cuda, dtype=torch.long)
         # The backward pass would ask for a real device.
         losses, wrong, _ = stack._map(stack._loss, inputs, target)
-        assert losses["loss"].device == wrong.device == cuda
+        assert all(loss.device == cuda for loss in (*losses.values(), wrong))
         group.optimizer.step(stack.parameters_KP, torch.empty_like(stack.parameters_KP))
         found = stack.predict({name: x[0] for name, x in inputs.items()}, parts=bool(group.parts))
         assert found.scores.shape == found.log_probabilities.shape == (2, 5, 3)

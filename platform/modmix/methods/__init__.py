@@ -19,5 +19,12 @@ A method maps features (B, D_m), keyed by modality, to class scores and per-exam
     mul                 multiplicative combination, eqs. 8-10
     mulmix              multiplicative combination of modality mixtures, eqs. 11-13
     cldl                collaborative layer-wise discriminative learning
+    balanced            what the methods that balance modalities share: fusion, unimodal logits
+    ogm_ge              on-the-fly gradient modulation with noise
+    agm                 adaptive gradient modulation
+    mmpareto            Pareto integration of multimodal and unimodal gradients
+    pmr                 prototypical modal rebalance
+    gblending           gradient blending: losses weighted by generalisation and overfitting
+    dgl                 disentangled gradient learning
     model               encoders plus a method: build, save and load a model
 """
