@@ -23,6 +23,8 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "add": {"merge": "mean"},
     "mul": {"beta": 0.5, "margin": 0.3},
     "mulmix": {"beta": 0.8, "project": 6, "merge": "sum"},
+    "ogm_ge": {"last_epoch": 2},
+    "gblending": {"super_epoch": 1},
 }
 
 

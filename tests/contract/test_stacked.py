@@ -36,7 +36,7 @@ CONFIGURATIONS: dict[str, list[dict[str, Any]]] = {
     "ogm_ge": [{"last_epoch": 0}, {"alpha": 0.1, "noise": 0.2, "first_epoch": 1}],
     "agm": [{}, {"alpha": 0.2}],
     "mmpareto": [{}, {"gamma": 1.0}],
-    "pmr": [{}, {"alpha": 0.5, "momentum": 0.9}],
+    "pmr": [{}, {"alpha": 0.5, "keep": 0.9}],
     "gblending": [{"super_epoch": 1}, {"super_epoch": 1}],
     "dgl": [{}, {"alpha": 0.5}],
 }

@@ -65,7 +65,7 @@ BALANCED: dict[str, MethodEntry] = {
         "modmix.methods.pmr:PMR",
         "slower modalities are also trained by class prototypes (Fan et al. 2023)",
         _number("alpha", 1.0, "α, weight of the prototype loss of slower modalities"),
-        _number("momentum", 0.2, "weight of the old prototypes in each update", high=1.0),
+        _number("keep", 0.2, "weight of the old prototypes in each update; 0: none", high=1.0),
     ),
     "gblending": _entry(
         "modmix.methods.gblending:GBlending",

@@ -33,7 +33,7 @@ class GBlending(OwnHeads):
     Differs from the paper: it estimates a super-epoch's weights in advance, by training each
     classifier alone for that long from the present weights and discarding the result; here they are
     those of the joint model in the previous super-epoch, at the cost of two passes over the data.
-    G is an absolute value as in re-implementations; the paper assumes that it is positive.
+    G is an absolute value, as in re-implementations of the method.
 
     Validation examples influence the weights of the losses.
     """

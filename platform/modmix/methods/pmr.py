@@ -39,18 +39,18 @@ class PMR(Balanced):
         loss = CE(z) + α Σ_m [ρ_m < 1] CE(−|f_m − c_m|)
 
     The prototypes are computed before every epoch, in evaluation mode, and from the second epoch on
-    mixed with the old ones: c ← (1 − momentum) c_new + momentum c. A class without examples has the
+    mixed with the old ones: c ← (1 − keep) c_new + keep c. A class without examples has the
     prototype 0. The gradient of the distance is 0 at distance 0.
 
     Generalised: the paper and its code have two modalities, where ρ is the ratio of the two sums
     and one modality is the slower one. Differs from the published code: prototypes are means over
-    all training examples (there: over a tenth of the batches), momentum starts one epoch earlier,
+    all training examples (there: over a tenth of the batches), mixing starts one epoch earlier,
     and the loss keeps its form to the end of the training. As in that code, there is no entropy
     regularisation in early epochs, and the slower modality's weight is α.
     """
 
     alpha: Tensor
-    momentum: Tensor
+    keep: Tensor
 
     def __init__(
         self,
@@ -58,11 +58,11 @@ class PMR(Balanced):
         classes: int,
         *,
         alpha: float = 1.0,
-        momentum: float = 0.2,
+        keep: float = 0.2,
     ) -> None:
         super().__init__(features, classes)
         self.register_buffer("alpha", torch.tensor(float(alpha)))
-        self.register_buffer("momentum", torch.tensor(float(momentum)))
+        self.register_buffer("keep", torch.tensor(float(keep)))
         for i, width in enumerate(features.values()):
             self.register_buffer(_buffer(i), torch.zeros(classes, width))
 
@@ -96,7 +96,7 @@ class PMR(Balanced):
 
         def finish(state: State) -> Mapping[str, Tensor]:
             count_C1 = state["count_C"].clamp_min(1).unsqueeze(1)
-            kept = self.momentum if epoch > 0 else torch.zeros_like(self.momentum)
+            kept = self.keep if epoch > 0 else torch.zeros_like(self.keep)
             return {
                 _buffer(i): (1 - kept) * state[_buffer(i)] / count_C1 + kept * old_CD
                 for i, old_CD in enumerate(self._prototypes())
