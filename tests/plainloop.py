@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from modmix.base.messages import Replicate
+from modmix.methods.base import modulates
 from modmix.methods.draws import Draws
 from modmix.methods.model import Model, build_model, derive_seed, model_spec
 from modmix.tasks.data import Data, Split
@@ -85,12 +86,47 @@ def part_errors(model: Model, split: Split) -> dict[str, float]:
     return {n: 100 * (x.argmax(-1) != labels).double().mean().item() for n, x in found.items()}
 
 
+@torch.no_grad()
+def make_passes(model: Model, data: Data, epoch: int) -> None:
+    """The method's passes before an epoch, each split in one chunk."""
+    model.eval()
+    for one in model.method.passes(epoch):
+        inputs, labels = tensors(data.splits[one.split])
+        state = one.step(one.start(), model.features(inputs), labels)
+        for name, value in one.finish(state).items():
+            model.method.get_buffer(name).copy_(value)
+    model.train()
+
+
 def set_draws(model: Model, seed: int) -> None:
-    """Seed the random numbers of a step."""
+    """The seed of a step's random numbers inside the model."""
     for module in model.modules():
         if isinstance(module, Draws):
             module.draw.fill_(seed)
             module.calls = 0
+
+
+def set_gradients(model: Model, outputs: Any, labels: Tensor) -> float:
+    """One backward pass per loss, then the method's own change of the gradients; the loss."""
+    if not modulates(model.method):
+        loss = model.loss(outputs, labels).mean()
+        loss.backward()
+        return loss.item()
+    losses = {n: x.mean() for n, x in model.method.losses(outputs, labels).items()}
+    gradients: dict[str, dict[str, Tensor]] = {}
+    for name, loss in losses.items():
+        model.zero_grad()
+        loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+        gradients[name] = {
+            n: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+            for n, p in model.named_parameters()
+        }
+    with torch.no_grad():
+        changed = model.method.modulate(outputs, labels, gradients)
+    for name, parameter in model.named_parameters():
+        summed = torch.stack([g[name] for g in gradients.values()]).sum(0)
+        parameter.grad = changed.get(name, summed)
+    return float(sum(x.item() for x in losses.values()))
 
 
 def train_plainly(replicate: Replicate, data: Data, model: Model | None = None) -> Plain:
@@ -111,6 +147,8 @@ def train_plainly(replicate: Replicate, data: Data, model: Model | None = None) 
     for epoch in range(t["epochs"]):
         generator = torch.Generator().manual_seed(derive_seed(r.seed, "batches", epoch))
         order = torch.randperm(len(labels), generator=generator)
+        make_passes(model, data, epoch)
+        model.method.epoch.fill_(epoch)
         losses: list[float] = []
         for step in range(steps):
             for group in optimizer.param_groups:
@@ -119,13 +157,12 @@ def train_plainly(replicate: Replicate, data: Data, model: Model | None = None) 
             optimizer.zero_grad()
             set_draws(model, derive_seed(r.seed, "draws", epoch) + step)
             outputs = model({name: x[rows] for name, x in inputs.items()})
-            loss = model.loss(outputs, labels[rows]).mean()
-            loss.backward()
+            loss = set_gradients(model, outputs, labels[rows])
             if t["clip_norm"] is not None:
                 for part in independent_parts(model):
                     nn.utils.clip_grad_norm_(part, t["clip_norm"])
             optimizer.step()
-            losses.append(loss.item())
+            losses.append(loss)
             if step + 1 not in ends:
                 continue
             value = error_of(model, data.val)

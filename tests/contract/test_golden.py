@@ -24,6 +24,8 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "mul": {"beta": 0.5, "margin": 0.3},
     "mulmix": {"beta": 0.8, "project": 6, "merge": "sum"},
     "dimml": {"warmup": 2, "head_epochs": 2},
+    "ogm_ge": {"last_epoch": 2},
+    "gblending": {"super_epoch": 1},
 }
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import jointmethods
 from modmix.base.errors import InputError
 from modmix.methods.base import Method
+from modmix.methods.entries_balanced import BALANCED
 from modmix.methods.late import Late
 from modmix.methods.model import (
     InputSpec,
@@ -121,6 +122,35 @@ def detached(
     return loss, np.asarray(sum(w[:, None] * z for w, z in zip(weights, logits, strict=True)))
 
 
+def balanced(
+    name: str,
+    method: Any,
+    params: Mapping[str, Any],
+    parts: list[Matrix],
+    target: NDArray[np.int64],
+) -> tuple[Matrix, Matrix]:
+    """A linear layer on the concatenated features, and losses of the modalities beside its own."""
+    linear = method.fusion.linear
+    fused_BC = dense(linear, np.concatenate(parts, axis=1))
+    loss = -own(log_softmax(fused_BC), target)
+    if name in ("mmpareto", "gblending"):
+        logits = [dense(g, x) for g, x in zip(method.heads, parts, strict=True)]
+    elif name == "dgl":
+        logits = [
+            dense(linear, np.concatenate([x * (i == j) for j, x in enumerate(parts)], axis=1))
+            for i in range(len(parts))
+        ]
+    elif name == "pmr":  # before the first pass, all prototypes are 0
+        logits = [-np.linalg.norm(x, axis=1, keepdims=True) * np.ones_like(fused_BC) for x in parts]
+    else:
+        return loss, fused_BC
+    alone = [-own(log_softmax(z), target) for z in logits]
+    if name == "gblending":
+        return np.mean([loss, *alone], axis=0), fused_BC
+    weight = params["alpha"] if name == "dgl" else 1.0 if name == "mmpareto" else 0.0
+    return np.asarray(loss + weight * sum(alone)), fused_BC
+
+
 def in_numpy(
     name: str,
     method: Any,
@@ -153,6 +183,8 @@ def in_numpy(
         return detached(method, params, parts, target)
     if name in {*jointmethods.LOGITS, "centralnet"}:
         return jointmethods.loss_and_logits(name, method, params, parts, target)
+    if name in BALANCED:
+        return balanced(name, method, params, parts, target)
     match name:
         case "base":
             logits_BC = dense(method.head, parts[0])
@@ -211,6 +243,13 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("dimml", {"head": "none", "temperature": 2.0}),
     ("dimml", {"separate": False, "directions": "forward", "warmup": 0, "tau": 4.0}),
     *jointmethods.CASES,
+    ("ogm_ge", {}),
+    ("agm", {}),
+    ("mmpareto", {}),
+    ("pmr", {}),
+    ("gblending", {}),
+    ("dgl", {}),
+    ("dgl", {"alpha": 0.5}),
 ]
 
 
@@ -264,12 +303,14 @@ def test_loss_and_scores_are_the_equations(
     np.testing.assert_allclose(method.scores(outputs).detach().numpy(), scores, rtol=1e-6)
 
 
-# Gradients of the learned combination, which has its own test below, of CLDL's q and of DUC's
-# teachers are cut on purpose.
+# Gradients of the learned combination, which has its own test below, of CLDL's q, of DUC's teachers
+# and of DGL's losses are cut on purpose.
 WHOLE = [
     (name, params)
     for name, params in CASES
-    if params.get("combine") != "learned" and name != "cldl" and "separate" not in params
+    if params.get("combine") != "learned"
+    and name not in ("cldl", "dgl")
+    and "separate" not in params
 ]
 
 

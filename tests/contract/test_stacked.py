@@ -41,6 +41,12 @@ CONFIGURATIONS: dict[str, list[dict[str, Any]]] = {
     "mmcosine": [{"scale": 3.0}, {"scale": 15.0}],
     "moddrop": [{"drop": 0.2}, {"drop": 0.6}],
     "centralnet": [{"weight": 0.0}, {"weight": 0.7}],
+    "ogm_ge": [{"last_epoch": 0}, {"alpha": 0.1, "noise": 0.2, "first_epoch": 1}],
+    "agm": [{}, {"alpha": 0.2}],
+    "mmpareto": [{}, {"gamma": 1.0}],
+    "pmr": [{}, {"alpha": 0.5, "keep": 0.9}],
+    "gblending": [{"super_epoch": 1}, {"super_epoch": 1}],
+    "dgl": [{}, {"alpha": 0.5}],
 }
 RECIPES: dict[str, dict[str, Any]] = {
     "sgd": {
@@ -180,7 +186,7 @@ def test_everything_stays_on_one_device(method: str) -> None:
         # The backward pass would ask for a real device.
         buffers = stack._with_index(torch.empty(2, 5, device=cuda, dtype=torch.long))
         losses, wrong, _ = stack._map(stack._loss, inputs, target, buffers=buffers)
-        assert losses["loss"].device == wrong.device == cuda
+        assert all(loss.device == cuda for loss in (*losses.values(), wrong))
         group.optimizer.step(stack.parameters_KP, torch.empty_like(stack.parameters_KP))
         found = stack.predict({name: x[0] for name, x in inputs.items()}, parts=bool(group.parts))
         assert found.scores.shape == found.log_probabilities.shape == (2, 5, 3)

@@ -33,5 +33,12 @@ A method maps features (B, D_m), keyed by modality, to class scores and per-exam
     lmf                 tensor fusion with weights of low rank
     late_transformer    one token per modality, joined by a Transformer layer
     centralnet          a central network joins hidden layers of each modality's
+    balanced            what the methods that balance modalities share: fusion, unimodal logits
+    ogm_ge              on-the-fly gradient modulation with noise
+    agm                 adaptive gradient modulation
+    mmpareto            Pareto integration of multimodal and unimodal gradients
+    pmr                 prototypical modal rebalance
+    gblending           gradient blending: losses weighted by generalisation and overfitting
+    dgl                 disentangled gradient learning
     model               encoders plus a method: build, save and load a model
 """

@@ -2,6 +2,85 @@
 
 from __future__ import annotations
 
+from modmix.base.space import Hyperparameter
 from modmix.methods.entry import MethodEntry
 
-BALANCED: dict[str, MethodEntry] = {}
+
+def _number(name: str, default: float, doc: str, *, high: float | None = None) -> Hyperparameter:
+    """A non-negative number that may differ between stacked models."""
+    return Hyperparameter(
+        name=name, kind="float", default=default, low=0.0, high=high, stackable=True, doc=doc
+    )
+
+
+def _epoch(name: str, default: int, doc: str) -> Hyperparameter:
+    return Hyperparameter(name=name, kind="int", default=default, low=0, stackable=True, doc=doc)
+
+
+def _entry(path: str, doc: str, *hyperparameters: Hyperparameter) -> MethodEntry:
+    return MethodEntry(
+        path=path,
+        doc=doc,
+        hyperparameters=hyperparameters,
+        min_modalities=2,
+        separate_encoders=True,
+    )
+
+
+BALANCED: dict[str, MethodEntry] = {
+    "ogm_ge": _entry(
+        "modmix.methods.ogm_ge:OGMGE",
+        "the leading modality's encoder gets a smaller gradient, plus noise (Peng et al. 2022)",
+        _number("alpha", 0.3, "α, how strongly the leading modality is slowed down"),
+        _number("noise", 1.0, "standard deviation of the noise in units of the gradient's; 0: OGM"),
+        _epoch("first_epoch", 0, "first epoch with modulation, from 0"),
+        _epoch("last_epoch", 50, "last epoch with modulation, from 0"),
+        Hyperparameter(
+            name="tensors",
+            kind="str",
+            default="all",
+            choices=("all", "convolutions"),
+            doc="which gradients of an encoder to change: all, or those of convolution weights",
+        ),
+    ),
+    "agm": _entry(
+        "modmix.methods.agm:AGM",
+        "encoder gradients scaled by each modality's lead against its usual one (Li et al. 2023)",
+        # The factor is at most exp(10 α), which must be finite.
+        _number("alpha", 1.0, "α, how strongly gradients are scaled; 0: not at all", high=8.0),
+    ),
+    "mmpareto": _entry(
+        "modmix.methods.mmpareto:MMPareto",
+        "joint and unimodal losses, conflicting gradients resolved (Wei and Hu 2024)",
+        _number("gamma", 1.5, "γ, by which the encoders' gradients are enlarged"),
+        Hyperparameter(
+            name="norm",
+            kind="str",
+            default="encoder",
+            choices=("encoder", "tensor"),
+            doc="what is rescaled to the norm of the summed gradients: an encoder, or each tensor",
+        ),
+    ),
+    "pmr": _entry(
+        "modmix.methods.pmr:PMR",
+        "slower modalities are also trained by class prototypes (Fan et al. 2023)",
+        _number("alpha", 1.0, "α, weight of the prototype loss of slower modalities"),
+        _number("keep", 0.2, "weight of the old prototypes in each update; 0: none", high=1.0),
+    ),
+    "gblending": _entry(
+        "modmix.methods.gblending:GBlending",
+        "losses weighted by generalisation and overfitting (Wang et al. 2020)",
+        Hyperparameter(
+            name="super_epoch",
+            kind="int",
+            default=10,
+            low=1,
+            doc="epochs between two estimates of the weights",
+        ),
+    ),
+    "dgl": _entry(
+        "modmix.methods.dgl:DGL",
+        "encoders trained by unimodal losses, the fusion by the fused one (Wei et al. 2025)",
+        _number("alpha", 4.0, "α, weight of the unimodal losses"),
+    ),
+}
