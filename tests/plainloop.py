@@ -103,6 +103,7 @@ def train_plainly(replicate: Replicate, data: Data, model: Model | None = None) 
         generator = torch.Generator().manual_seed(derive_seed(r.seed, "batches", epoch))
         order = torch.randperm(len(labels), generator=generator)
         losses: list[float] = []
+        model.method.epoch.fill_(epoch)
         for step in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(t, epoch, step, steps)

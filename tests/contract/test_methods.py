@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from equations_confidence import EQUATIONS
 from modmix.base.errors import InputError
 from modmix.methods.base import Method
 from modmix.methods.late import Late
@@ -92,6 +93,9 @@ def in_numpy(
     target: NDArray[np.int64],
 ) -> tuple[Matrix, Matrix]:
     """Loss (B,) and scores (B, C) of a method from its weights and its equations."""
+    if name in EQUATIONS:
+        logits = [dense(g, part) for g, part in zip(method.heads, parts, strict=True)]
+        return EQUATIONS[name](method, params, logits, target)
     if name in ("mul", "mulmix", "cldl"):
         if name == "cldl":
             *others, last = method.modalities
@@ -163,6 +167,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("mulmix", {"max_subset": 1, "beta": 2.0}),
     ("cldl", {}),
     ("cldl", {"depth": 1, "width": 5}),
+    ("tmc", {}),
+    ("tmc", {"annealing_epochs": 2.0, "depth": 1, "width": 5}),
 ]
 
 

@@ -33,6 +33,7 @@ CONFIGURATIONS: dict[str, list[dict[str, Any]]] = {
         {"beta": 0.3, "margin": 0.2, "alpha": 0.5, "weights": {"m0": 0.3, "m2": 2.0}},
     ],
     "mulmix": [{"beta": 1.0}, {"beta": 2.0, "margin": 0.0, "weights": {"m0+m1": 0.5}}],
+    "tmc": [{"annealing_epochs": 0.0}, {"annealing_epochs": 3.0}],
 }
 RECIPES: dict[str, dict[str, Any]] = {
     "sgd": {

@@ -19,5 +19,6 @@ A method maps features (B, D_m), keyed by modality, to class scores and per-exam
     mul                 multiplicative combination, eqs. 8-10
     mulmix              multiplicative combination of modality mixtures, eqs. 11-13
     cldl                collaborative layer-wise discriminative learning
+    tmc                 evidence of each modality, combined by Dempster's rule
     model               encoders plus a method: build, save and load a model
 """
