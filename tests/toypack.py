@@ -39,10 +39,12 @@ class Dropping(Method):
         return cross_entropy(outputs, target_B)
 
 
-def add_method(monkeypatch: pytest.MonkeyPatch, name: str, kind: type[Method]) -> None:
-    """Put a class of a test's own on the table of methods."""
+def add_method(
+    monkeypatch: pytest.MonkeyPatch, name: str, kind: type[Method], **fields: Any
+) -> None:
+    """Put a class of a test's own on the table of methods; ``fields`` are of its `MethodEntry`."""
     path = f"{kind.__module__}:{kind.__name__}"
-    monkeypatch.setitem(METHODS, name, MethodEntry(path=path, doc=""))
+    monkeypatch.setitem(METHODS, name, MethodEntry(path=path, doc="", **fields))
 
 
 def add_encoder(monkeypatch: pytest.MonkeyPatch, name: str, kind: type[nn.Module]) -> None:

@@ -66,7 +66,9 @@ class Method(nn.Module):
 
     The buffer ``epoch`` is the number of epochs completed in the current stage, for schedules.
     ``encoder_prefixes`` maps each modality to the name prefix of its encoder's parameters, such as
-    "encoders.0."; it is set when the model is built.
+    "encoders.0."; it is set when the model is built. A method with several sets of encoders (class
+    attribute ``encoder_sets``) gets the features and prefixes of a set "teacher/" under
+    "teacher/audio" and so on; ``modalities`` and the constructor have the plain names only.
 
     Example:
         >>> class Sum(Method):

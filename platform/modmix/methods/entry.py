@@ -19,6 +19,9 @@ class MethodEntry:
     inputs: Literal["features", "raw"] = "features"
     # Whether each modality of a shared encoder (taps of a ResNet) gets its own copy of it.
     separate_encoders: bool = False
+    # Sets of encoders with their own initial weights. "" is the plain one; the features of a set
+    # "teacher/" are called "teacher/audio" and so on.
+    encoder_sets: tuple[str, ...] = ("",)
 
 
 def depth(default: int, what: str) -> Hyperparameter:

@@ -7,7 +7,7 @@ import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +51,7 @@ class InputSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderUse:
-    """One encoder of a model: its input and the modalities it provides.
+    """One encoder of a model: its input, the modalities it provides, and its set of encoders.
 
     ``modalities`` maps each modality to the encoder's name for it, or to None if the encoder has a
     single output.
@@ -59,6 +59,12 @@ class EncoderUse:
 
     input: str
     modalities: Mapping[str, str | None]
+    encoder_set: str = ""
+
+    @property
+    def features(self) -> Mapping[str, str | None]:
+        """As ``modalities``, by the names of the features: with the set before the modality's."""
+        return {f"{self.encoder_set}{name}": part for name, part in self.modalities.items()}
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -97,17 +103,19 @@ class ModelSpec:
 
     @cached_property
     def encoders_built(self) -> tuple[EncoderUse, ...]:
-        """Every encoder of the model, in the order of the task's inputs.
+        """Every encoder of the model, set after set, each in the order of the task's inputs.
 
-        There is one per input, or one per modality for methods with separate encoders (`late`).
+        A set has one per input, or one per modality for methods with separate encoders (`late`).
         """
-        alone = method_entry(self.method).separate_encoders
+        entry = method_entry(self.method)
+        alone = entry.separate_encoders
         uses: dict[tuple[str, str], dict[str, str | None]] = {}
         for modality, (name, part) in self.modalities.items():
             uses.setdefault((name, modality if alone else ""), {})[modality] = part
         built = [EncoderUse(input=name, modalities=parts) for (name, _), parts in uses.items()]
         order = list(self.inputs)
-        return tuple(sorted(built, key=lambda use: order.index(use.input)))
+        built.sort(key=lambda use: order.index(use.input))
+        return tuple(replace(use, encoder_set=each) for each in entry.encoder_sets for use in built)
 
     @cached_property
     def reads(self) -> tuple[str, ...]:
@@ -162,18 +170,20 @@ class Model(nn.Module):
         self.inputs = tuple(dict.fromkeys(use.input for use in uses))
         self.encoders = nn.ModuleList(encoders)
         self.method = method
+        sets = dict.fromkeys(use.encoder_set for use in uses)
+        self.feature_names = tuple(f"{each}{name}" for each in sets for name in method.modalities)
         method.encoder_prefixes = {
-            modality: f"encoders.{i}." for i, use in enumerate(uses) for modality in use.modalities
+            name: f"encoders.{i}." for i, use in enumerate(uses) for name in use.features
         }
 
     def features(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Encode inputs (B, *shape) into features (B, D_m) by modality."""
+        """Encode inputs (B, *shape) into features (B, D_m) by modality, of every encoder set."""
         found: dict[str, Tensor] = {}
         for use, encoder in zip(self.uses, self.encoders, strict=True):
             made = encoder(inputs[use.input])
-            for modality, part in use.modalities.items():
-                found[modality] = made if part is None else made[part]
-        return {modality: found[modality] for modality in self.modalities}
+            for name, part in use.features.items():
+                found[name] = made if part is None else made[part]
+        return {name: found[name] for name in self.feature_names}
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Outputs:
         return self.method(self.features(inputs))
@@ -196,8 +206,8 @@ def build_model(spec: ModelSpec, seed: int) -> Model:
     """Build and initialise a model; the state of torch's global generator is left unchanged.
 
     An encoder's initial weights depend on the seed and the name of its input only (with separate
-    encoders for one input, also on the modality), the method's on the seed only. So adding or
-    removing an encoder does not change the others.
+    encoders for one input, also on the modality; in further encoder sets, also on the set), the
+    method's on the seed only. So adding or removing an encoder does not change the others.
 
     Raises:
         InputError: values that are valid one by one but not together (features of unequal width
@@ -208,7 +218,9 @@ def build_model(spec: ModelSpec, seed: int) -> Model:
     widths: dict[str, int] = {}
     apart = method_entry(spec.method).separate_encoders
     for use in spec.encoders_built:
-        words = ("encoder", use.input, *(use.parts if apart else ()))
+        words = ["encoder", use.input, *(use.parts if apart else ())]
+        if use.encoder_set:
+            words += ["set", use.encoder_set]
         with _generator(seed, *words):
             encoder = _build_encoder(spec, use)
         encoders.append(encoder)

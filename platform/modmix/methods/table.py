@@ -14,6 +14,7 @@ from math import comb
 from typing import Any
 
 from modmix.base import sources as own
+from modmix.base.errors import InputError
 from modmix.base.settings import TRAINING
 from modmix.base.signature import hyperparameters, summary
 from modmix.methods.entries_balanced import BALANCED
@@ -32,8 +33,12 @@ METHODS: dict[str, MethodEntry] = {**COMBINE, **JOINT, **BALANCED, **CONFIDENCE,
 def method_entry(name: str) -> MethodEntry:
     """The entry of a method, built-in or user-defined.
 
+    A user-defined class may have the class attributes ``encoder_sets`` and ``separate_encoders``,
+    see `MethodEntry`.
+
     Raises:
-        InputError: the class is missing, is not a `Method`, or has an unsupported signature.
+        InputError: the class is missing, is not a `Method`, or has an unsupported signature or
+            encoder sets that are not names.
     """
     return METHODS[name] if name in METHODS else _own_entry(name)
 
@@ -44,7 +49,25 @@ def _own_entry(name: str) -> MethodEntry:
 
     found = own.load_subclass(name, Method, "modmix.Method")
     declared = hyperparameters(found, own.place(name), reserved={*TRAINING, "class"})
-    return MethodEntry(path=name, doc=summary(found), hyperparameters=declared)
+    sets = getattr(found, "encoder_sets", ("",))
+    if not _are_sets(sets):
+        raise InputError(
+            f"{own.place(name)}: encoder_sets must be a tuple of different names that begins with "
+            f'"" (the plain set), such as ("", "teacher/"), got {sets!r}'
+        )
+    return MethodEntry(
+        path=name,
+        doc=summary(found),
+        hyperparameters=declared,
+        separate_encoders=bool(getattr(found, "separate_encoders", False)),
+        encoder_sets=sets,
+    )
+
+
+def _are_sets(sets: object) -> bool:
+    if not isinstance(sets, tuple) or not all(isinstance(name, str) for name in sets):
+        return False
+    return sets[:1] == ("",) and len(set(sets)) == len(sets)
 
 
 def modalities(method: str, names: Sequence[str], params: Mapping[str, Any]) -> tuple[str, ...]:

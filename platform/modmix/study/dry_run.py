@@ -122,7 +122,7 @@ def _features(spec: ModelSpec, model: Model) -> dict[str, Tensor]:
         with sources.explained(f"{what} does not take it"):
             found: Any = encoder(_zeros(spec, name))
         widths: Any = encoder.features
-        for modality, part in use.modalities.items():
+        for feature, part in use.features.items():
             if isinstance(found, Mapping) != (part is not None):
                 must = "a tensor" if part is None else "a mapping of tensors"
                 raise InputError(f"{what} must return {must}, got {type(found).__name__}")
@@ -130,8 +130,8 @@ def _features(spec: ModelSpec, model: Model) -> dict[str, Tensor]:
             value = found if part is None else found.get(part)
             width = widths if part is None else widths[part]
             _check_shape(label, value, (ROWS, width), "as its attribute features says")
-            made[modality] = value
-    return {modality: made[modality] for modality in spec.modalities}
+            made[feature] = value
+    return {name: made[name] for name in model.feature_names}
 
 
 def _zeros(spec: ModelSpec, name: str) -> Tensor:
