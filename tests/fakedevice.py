@@ -27,6 +27,7 @@ from torch.utils.backend_registration import (  # noqa: E402
 )
 
 import gpucases  # noqa: E402
+from modmix.methods.base import remembers  # noqa: E402
 from modmix.methods.model import build_model, model_spec  # noqa: E402
 from modmix.methods.table import METHODS  # noqa: E402
 from modmix.training import batches  # noqa: E402
@@ -70,6 +71,8 @@ def steps(replicates: Any, data: Any, device: torch.device, *, stacked: bool = T
     if not stacked:
         replicates = replicates[:1]
     models = [build_model(model_spec(r, data), r.seed) for r in replicates]
+    for model in models:
+        remembers(model.method, data.train.rows)
     stack = Stack(models, device, stacked=stacked)
     members = [Member(index=i, seed=r.seed, training=r.training) for i, r in enumerate(replicates)]
     group = Group(members, stack)

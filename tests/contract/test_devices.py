@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import gpucases
 from modmix.base.metrics import METRICS, evaluate
-from modmix.methods.base import Pass
+from modmix.methods.base import Pass, remembers
 from modmix.methods.model import build_model, model_spec
 from modmix.methods.table import METHODS
 from modmix.tasks.data import Data
@@ -56,6 +56,8 @@ def make_group(method: str, data: Data, encoder: Mapping[str, Any], **training: 
     specs = dict.fromkeys(data.shapes, encoder)
     replicates = tuple(replace(r, encoders=specs) for r in replicates)
     models = [build_model(model_spec(r, data), r.seed) for r in replicates]
+    for model in models:
+        remembers(model.method, data.train.rows)
     members = [Member(index=i, seed=r.seed, training=r.training) for i, r in enumerate(replicates)]
     group = Group(members, Stack(models, CUDA))
     group.start_stage(StageEntry(stage=stage_of(group), epochs=2, from_best=False, keeps_best=True))
@@ -80,7 +82,8 @@ def test_a_step_without_its_backward_pass(method: str, optimizer: str) -> None:
     stack = group.stack
     inputs = {name: torch.empty(4, 5, *s, device=CUDA) for name, s in data.shapes.items()}
     target = torch.empty(4, 5, device=CUDA, dtype=torch.long)
-    losses, wrong_K, _ = stack._map(stack._loss, inputs, target)
+    buffers = stack._with_index(torch.empty(4, 5, device=CUDA, dtype=torch.long))
+    losses, wrong_K, _ = stack._map(stack._loss, inputs, target, buffers=buffers)
     assert devices(losses) == {wrong_K.device} == {CUDA}
     group.optimizer.start_epoch(1)
     group.optimizer.step(stack.parameters_KP, torch.empty_like(stack.parameters_KP))

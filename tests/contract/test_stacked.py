@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from modmix.base.messages import Finished, Replicate
 from modmix.base.metrics import METRICS, evaluate
+from modmix.methods.base import remembers
 from modmix.methods.entries_staged import STAGED
 from modmix.methods.model import build_model, model_spec, unpack_weights
 from modmix.methods.table import METHODS
@@ -166,6 +167,8 @@ def test_everything_stays_on_one_device(method: str) -> None:
         models = [
             build_model(model_spec(replace(r, encoders=encoders), DATA), r.seed) for r in replicates
         ]
+        for model in models:
+            remembers(model.method, DATA.train.rows)
         stack = Stack(models, cuda)
         training = replicates[0].training
         group = Group([Member(index=i, seed=i, training=training) for i in (0, 1)], stack)
@@ -174,7 +177,8 @@ def test_everything_stays_on_one_device(method: str) -> None:
         inputs = {name: torch.empty(2, 5, *s, device=cuda) for name, s in DATA.shapes.items()}
         target = torch.empty(2, 5, device=cuda, dtype=torch.long)
         # The backward pass would ask for a real device.
-        losses, wrong, _ = stack._map(stack._loss, inputs, target)
+        buffers = stack._with_index(torch.empty(2, 5, device=cuda, dtype=torch.long))
+        losses, wrong, _ = stack._map(stack._loss, inputs, target, buffers=buffers)
         assert losses["loss"].device == wrong.device == cuda
         group.optimizer.step(stack.parameters_KP, torch.empty_like(stack.parameters_KP))
         found = stack.predict({name: x[0] for name, x in inputs.items()}, parts=bool(group.parts))

@@ -210,9 +210,9 @@ def test_a_compiled_pack_that_becomes_smaller_stays_compiled(
 
         return run
 
-    def noted(self: Stack, inputs: Any, target_KB: Tensor) -> Any:
+    def noted(self: Stack, inputs: Any, target_KB: Tensor, *index: Any) -> Any:
         steps.append(len(target_KB))
-        return original(self, inputs, target_KB)
+        return original(self, inputs, target_KB, *index)
 
     monkeypatch.setattr(torch, "compile", compiler)
     monkeypatch.setattr(Stack, "loss_and_gradient", noted)

@@ -21,9 +21,22 @@ def split_of(metric: str) -> str:
 
 
 def is_metric(metric: str) -> bool:
-    """Whether a name is one of the known metrics on a split: "val/error" is, "val/x" is not."""
-    split, _, name = metric.partition("/")
+    """Whether a name is one of the known metrics on a split: "val/error" is, "val/x" is not.
+
+    So is one of a predictor that a method reports: "val/audio/error".
+    """
+    split, _, name = _pieces(metric)
     return split in SPLITS and name in METRICS
+
+
+def _pieces(metric: str) -> tuple[str, str, str]:
+    """Split, reported predictor and name of a metric: "test", "audio" and "error".
+
+    The predictor is "" in "test/error".
+    """
+    split, _, rest = metric.partition("/")
+    predictor, _, name = rest.rpartition("/")
+    return split, predictor, name
 
 
 def on_test(metric: str) -> str:
@@ -38,7 +51,7 @@ def higher_is_better(metric: str) -> bool:
 
 def unit(metric: str) -> str:
     """The printed unit of a metric: "%" for errors, "" for fractions."""
-    name = metric.partition("/")[2]
+    name = _pieces(metric)[2]
     if name not in METRICS:
         return ""
     found = METRICS[name].unit
@@ -46,9 +59,10 @@ def unit(metric: str) -> str:
 
 
 def metric_name(metric: str) -> str:
-    """A metric's display name: "test error", "validation AUC"."""
-    split, _, name = metric.partition("/")
-    return f"{SPLITS.get(split, split)} {_NAMES.get(name, name)}"
+    """A metric's display name: "test error", "validation AUC", "test error of audio"."""
+    split, predictor, name = _pieces(metric)
+    shown = f"{SPLITS.get(split, split)} {_NAMES.get(name, name)}"
+    return f"{shown} of {predictor}" if predictor else shown
 
 
 def metric_label(metric: str) -> str:

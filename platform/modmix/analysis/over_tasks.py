@@ -20,7 +20,7 @@ from modmix.analysis.comparisons import best_and_second, rank_notes
 from modmix.analysis.frames import Snapshot, read
 from modmix.analysis.labels import higher_is_better, metric_label, p_clause, plus_minus
 from modmix.analysis.render import Cell, Table
-from modmix.analysis.tables import Row, paper_number, result_rows
+from modmix.analysis.tables import Row, check_test_metrics, paper_number, result_rows
 from modmix.base.errors import InputError
 from modmix.ledger.ledger import Ledger
 
@@ -76,11 +76,16 @@ def over_tasks(
         metrics: test metrics, for all tasks; by default the objectives, the error, and for two
             classes the AUC.
         by: the validation metric that selects; by default the first objective.
+
+    Raises:
+        InputError: one of the metrics is not recorded on test in every task.
     """
     snapshots = {task: snapshot.of_task(task) for task in snapshot.tasks}
     shown = {
         task: tuple(metrics) if metrics else default_metrics(one) for task, one in snapshots.items()
     }
+    for task, one in snapshots.items():
+        check_test_metrics(one, shown[task])
     rows = {
         task: {row.label: row for row in result_rows(one, shown[task][0], by)}
         for task, one in snapshots.items()

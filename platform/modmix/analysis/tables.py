@@ -85,10 +85,7 @@ def results_of(
 ) -> Table:
     """`results_table` of a snapshot."""
     shown = tuple(metrics) if metrics else default_metrics(snapshot)
-    for metric in shown:
-        if metric not in snapshot.metrics or split_of(metric) != "test":
-            known = ", ".join(m for m in snapshot.metrics if split_of(m) == "test")
-            raise InputError(f"a results table shows test metrics ({known}), got {metric!r}")
+    check_test_metrics(snapshot, shown)
     if snapshot.conditions.is_split:
         return replace(conditions_table(snapshot, shown, by), title=f"Results of {snapshot.name}")
     rows = result_rows(snapshot, shown[0], by)
@@ -123,6 +120,18 @@ def results_of(
         frame=_results_frame(snapshot, rows, papers, by),
         notes=_results_notes(snapshot, rows, shown, by),
     )
+
+
+def check_test_metrics(snapshot: Snapshot, metrics: Sequence[str]) -> None:
+    """Check that metrics are on test and recorded.
+
+    Raises:
+        InputError: one is not.
+    """
+    for metric in metrics:
+        if metric not in snapshot.metrics or split_of(metric) != "test":
+            known = ", ".join(m for m in snapshot.metrics if split_of(m) == "test")
+            raise InputError(f"a results table shows test metrics ({known}), got {metric!r}")
 
 
 def result_rows(snapshot: Snapshot, metric: str, by: str | None = None) -> list[Row]:
@@ -354,12 +363,23 @@ def configurations_table(ledger: Ledger, study: str) -> Table:
     return configurations_of(read(ledger, study))
 
 
-def configurations_of(snapshot: Snapshot) -> Table:
-    """`configurations_table` of a snapshot."""
+def configurations_of(snapshot: Snapshot, metrics: Sequence[str] | None = None) -> Table:
+    """`configurations_table` of a snapshot.
+
+    Args:
+        metrics: recorded metrics to show; by default the objectives and those of the results table.
+
+    Raises:
+        InputError: one of the metrics is not recorded.
+    """
+    for metric in metrics or ():
+        if metric not in snapshot.metrics:
+            known = ", ".join(snapshot.metrics)
+            raise InputError(f"a metric must be one that is recorded ({known}), got {metric!r}")
     frame = snapshot.configurations_table.reset_index(drop=True)
     varied = varied_parameters(snapshot)
     names = list(dict.fromkeys(n for mine in varied.values() for n in mine))
-    metrics = list(dict.fromkeys([*snapshot.objectives, *default_metrics(snapshot)]))
+    metrics = list(dict.fromkeys(metrics or [*snapshot.objectives, *default_metrics(snapshot)]))
     header = ["task"] if snapshot.tasks else []
     header += ["method", *(parameter_name(n) for n in names), "n"]
     header += [*(metric_label(m) for m in metrics), "state", "parts", "configuration"]

@@ -304,6 +304,13 @@ def table(
     task: Annotated[
         str | None, typer.Option(help="In a study of several tasks, the results of this one.")
     ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A recorded metric to show, such as test/auc or test/audio/error; may be repeated "
+            "(default: the objectives and the error)."
+        ),
+    ] = None,
 ) -> None:
     """Print the results of a study, per configuration, per method, or per task."""
     from modmix.analysis import frames, over_tasks, tables
@@ -316,13 +323,14 @@ def table(
     if task is not None:
         snapshot = snapshot.of_task(task)
     if by == "configuration":
-        found = tables.configurations_of(snapshot)
+        found = tables.configurations_of(snapshot, metric)
     elif by == "overlearning":
         from modmix.analysis.overlearning import overlearning_table
 
         found = overlearning_table(ledger, snapshot)
     else:
-        found = over_tasks.results_of(snapshot, rows="tasks" if by == "task" else "methods")
+        rows = "tasks" if by == "task" else "methods"
+        found = over_tasks.results_of(snapshot, metric, rows=rows)
     print(found.render(format).rstrip("\n"))
 
 

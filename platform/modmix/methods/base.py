@@ -14,11 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from modmix.base.errors import InputError
 
 Outputs = Any  # a tensor, or a (named) tuple or dict of tensors; up to the method
 State = dict[str, Tensor]
@@ -85,7 +87,12 @@ class Method(nn.Module):
         torch.Size([5, 4])
     """
 
+    # Whether the buffer ``index`` holds the batch's row numbers (B,) in the training split, from 0,
+    # during training steps. It is empty at all other times.
+    uses_index: ClassVar[bool] = False
+
     epoch: Tensor
+    index: Tensor
 
     def __init__(self, features: Mapping[str, int], classes: int) -> None:
         super().__init__()
@@ -93,6 +100,8 @@ class Method(nn.Module):
         self.classes = classes
         self.encoder_prefixes: Mapping[str, str] = {}
         self.register_buffer("epoch", torch.zeros(()), persistent=False)
+        if self.uses_index:
+            self.register_buffer("index", torch.zeros(0, dtype=torch.int64), persistent=False)
 
     def __setattr__(self, name: str, value: Any) -> None:
         # nn.Module finds layers through __getattr__: the class's function would shadow the layer.
@@ -143,6 +152,14 @@ class Method(nn.Module):
         """Log-probabilities (B, C), from which NLL, ECE and AUC are computed."""
         return F.log_softmax(lift(self.scores(outputs)), dim=-1)
 
+    def reports(self, outputs: Outputs) -> Mapping[str, Tensor]:  # noqa: ARG002
+        """Log-probabilities (B, C) of further predictors, by name, such as unimodal classifiers.
+
+        Their errors are recorded at every evaluation as "val/<name>/error" and at the end as
+        "test/<name>/error". By default there are none.
+        """
+        return {}
+
     def parts(self) -> Mapping[str, tuple[str, ...]]:
         """Parts of the model that train independently: part name -> parameter name prefixes.
 
@@ -165,6 +182,13 @@ class Method(nn.Module):
     def enter(self, stage: Stage) -> None:
         """Called before a stage starts, so that a method can store which one is running."""
 
+    def remember(self, rows: int) -> None:
+        """Called once before training with the number of training examples.
+
+        Register buffers with an entry per example here, with ``persistent=False``: they are not
+        part of a saved model. ``losses`` and ``modulate`` update them in place, at rows ``index``.
+        """
+
     def passes(self, epoch: int) -> Sequence[Pass]:  # noqa: ARG002
         """Passes over the data to run before this epoch (0-based, within the stage), in order."""
         return ()
@@ -173,6 +197,22 @@ class Method(nn.Module):
 def modulates(method: Method) -> bool:
     """Whether the method overrides `Method.modulate`."""
     return type(method).modulate is not Method.modulate
+
+
+def remembers(method: Method, rows: int) -> None:
+    """Call `Method.remember` and check what it has registered.
+
+    Raises:
+        InputError: a buffer that would be saved with the model.
+    """
+    before = set(method.state_dict())
+    method.remember(rows)
+    saved = sorted(set(method.state_dict()) - before)
+    if saved:
+        raise InputError(
+            f"remember must register buffers with persistent=False, got {saved[0]!r}, which would "
+            "be saved with every model"
+        )
 
 
 def head(features: int, hidden: Sequence[int], classes: int) -> nn.Sequential:

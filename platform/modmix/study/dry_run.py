@@ -39,7 +39,7 @@ def build_without_memory(spec: ModelSpec) -> Model:
 
 
 def check_model(spec: ModelSpec) -> None:
-    """Compute features, loss, gradients and scores of a new model on a batch of zeros.
+    """Compute features, loss, gradients, scores and reports of a new model on a batch of zeros.
 
     Raises:
         InputError: a step fails, a shape is wrong, the loss depends on no parameter, a buffer is
@@ -47,12 +47,17 @@ def check_model(spec: ModelSpec) -> None:
     """
     import torch
 
+    from modmix.methods.base import remembers
     from modmix.methods.model import build_model
     from modmix.training.timeline import check_stages
 
     model = build_model(spec, 0)
-    buffers = dict(model.named_buffers())
     where = f"method {sources.place(spec.method)}"
+    with sources.explained(f"{where}: remember fails"):
+        remembers(model.method, ROWS)
+    if model.method.uses_index:
+        model.method.index = torch.arange(ROWS)
+    buffers = dict(model.named_buffers())
     with torch.random.fork_rng(devices=[]):
         features = _features(spec, model)
         target_B = torch.zeros(ROWS, dtype=torch.int64)
@@ -71,11 +76,15 @@ def check_model(spec: ModelSpec) -> None:
             scores_BC = model.scores(outputs)
         with sources.explained(f"{where}: log_probabilities fails"):
             log_p_BC = model.log_probabilities(outputs)
+        with sources.explained(f"{where}: reports fails"):
+            reports = dict(model.method.reports(outputs))
     for name, loss_B in losses.items():
         _check_shape(f"{where}: {name}", loss_B, (ROWS,), "one number per example")
     why = "a number per example and class"
     _check_shape(f"{where}: scores", scores_BC, (ROWS, spec.classes), why)
     _check_shape(f"{where}: log_probabilities", log_p_BC, (ROWS, spec.classes), why)
+    for name, report_BC in reports.items():
+        _check_shape(f"{where}: reports: {name}", report_BC, (ROWS, spec.classes), why)
     _check_buffers(buffers, model)
     _check_stackable(spec)
 

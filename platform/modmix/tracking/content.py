@@ -19,6 +19,7 @@ from __future__ import annotations
 import getpass
 import json
 import math
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -46,6 +47,7 @@ STATUS = {"running": "RUNNING", "finished": "FINISHED", "stopped": "KILLED", "fa
 _FINAL = tuple(
     f"{split}/{name}" for split in ("val", "test") for name in ("error", "auc", "nll", "ece", "f1")
 )
+_NOT_OF_KEYS = re.compile(r"[^\w\-. /:]")  # characters that MLflow refuses in a metric's key
 _ON_EVERY_RUN = ("modmix.task", "modmix.fingerprint", "mlflow.source.git.commit", "mlflow.user")
 # Tags that depend on a configuration's state.
 STATE_TAGS = ("modmix.reason", "modmix.failed", "modmix.pruned")
@@ -182,17 +184,25 @@ def _summary(
     rows = [("replicates", float(len(good))), ("seconds", sum(r.seconds for r in ended))]
     objectives = set(study.spec.get("objective", ()))
     with_interval = objectives | {f"test/{name.partition('/')[2]}" for name in objectives}
-    for name in (*_FINAL, "train/loss"):
+    final = (*_FINAL, *_reported(good))
+    for name in (*final, "train/loss"):
         values = _finite(r.metrics.get(name, math.nan) for r in good)
         if not values:
             continue
         mean, std = _mean_and_std(values)
-        rows.append((name, mean))
-        if len(values) > 1 and name in _FINAL:
-            rows.append((f"{name}_std", std))
+        key = _NOT_OF_KEYS.sub("_", name)
+        rows.append((key, mean))
+        if len(values) > 1 and name in final:
+            rows.append((f"{key}_std", std))
             if name in with_interval:
-                rows.append((f"{name}_ci", half_interval(values)))
+                rows.append((f"{key}_ci", half_interval(values)))
     return [Value(key=key, value=value, time=time, step=step) for key, value in rows]
+
+
+def _reported(replicates: Sequence[ReplicateRecord]) -> list[str]:
+    """Metrics of the predictors that a method reports, such as "test/audio/error"."""
+    names = dict.fromkeys(name for r in replicates for name in r.metrics)
+    return [name for name in names if name.startswith(("val/", "test/")) and name.count("/") > 1]
 
 
 def half_interval(values: Sequence[float]) -> float:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from modmix.base.messages import Pack
+from modmix.methods.base import remembers
 from modmix.methods.model import Model, build_model, model_spec
 from modmix.tasks.data import Data
 from modmix.training.device import is_out_of_memory, release
@@ -33,7 +34,9 @@ class Builder:
     def model(self, index: int) -> Model:
         """The freshly initialised model of the replicate at this position, on the host."""
         replicate = self.pack.replicates[index]
-        return build_model(model_spec(replicate, self.data), replicate.seed)
+        model = build_model(model_spec(replicate, self.data), replicate.seed)
+        remembers(model.method, self.data.train.rows)
+        return model
 
     def group(self, indices: Sequence[int], *, stacked: bool | None = None) -> Group:
         """A group of the replicates at these positions; by default stacked if more than one."""

@@ -65,7 +65,9 @@ def count_stages(
     """
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they appear when the model is trained
-        stack = Stack([build()], torch.device("meta"), stacked=False)
+        model = build()
+        model.method.remember(batch)
+        stack = Stack([model], torch.device("meta"), stacked=False)
         stages = stack.template.method.stages()
         return [(stage, _count(stack, stage, inputs, batch)) for stage in stages]
 
@@ -84,8 +86,9 @@ def _count(stack: Stack, stage: Stage, inputs: Mapping[str, Input], batch: int) 
         stack.freeze(stage.frozen)
         examples = {name: _zeros(one, batch) for name, one in inputs.items()}
         target_KB = torch.zeros(1, batch, dtype=torch.int64)
+        index_KB = torch.arange(batch).unsqueeze(0)
         with counter, saved_tensors_hooks(saved.note, lambda tensor: tensor):
-            stack.loss_and_gradient(examples, target_KB)
+            stack.loss_and_gradient(examples, target_KB, index_KB)
     except Exception:  # user code may raise anything; training will report it
         return StepCount(
             flops=6 * batch * sum(trained),

@@ -28,6 +28,14 @@ def metrics_of(found: Predictions, target_N: Tensor) -> dict[str, Tensor]:
     return {name: torch.cat([part[name] for part in parts]) for name in METRICS}
 
 
+def report_errors(found: Predictions, target_N: Tensor) -> dict[str, Tensor]:
+    """The error in percent of each reported predictor, (K,) each, as "<name>/error"."""
+    return {
+        f"{name}/error": 100.0 * (classes_KN != target_N).sum(-1).double() / len(target_N)
+        for name, classes_KN in found.reports.items()
+    }
+
+
 def packed(found: Predictions, row: int, target_N: Tensor) -> bytes:
     """One model's predictions in the form that the ledger stores; see `ExamplePredictions`."""
     log_NC = found.log_probabilities[row]
@@ -53,4 +61,5 @@ def predictions_of(
         torch.cat([chunk.scores for chunk in chunks], dim=1),
         torch.cat([chunk.log_probabilities for chunk in chunks], dim=1),
         {name: torch.cat([c.parts[name] for c in chunks], dim=1) for name in chunks[0].parts},
+        {name: torch.cat([c.reports[name] for c in chunks], dim=1) for name in chunks[0].reports},
     )

@@ -26,7 +26,7 @@ from modmix.training.device import (
     release,
     seed_generators,
 )
-from modmix.training.evaluation import metrics_of, packed, predictions_of
+from modmix.training.evaluation import metrics_of, packed, predictions_of, report_errors
 from modmix.training.graphs import StepGraph
 from modmix.training.optimizers import Optimizer, Training
 from modmix.training.stack import Stack
@@ -217,10 +217,12 @@ class Group:
         self, examples: Examples, raw: Mapping[str, Tensor], target: Tensor, index_SB: Tensor
     ) -> None:
         inputs = examples.prepare(raw, index_SB, self._augment_S)
+        index = index_SB.long() if self.stack.uses_index else None
         if self._seed_K is not None:
             inputs = {name: x.index_select(0, self._seed_K) for name, x in inputs.items()}
             target = target.index_select(0, self._seed_K)
-        result = self.stack.loss_and_gradient(inputs, target)
+            index = None if index is None else index.index_select(0, self._seed_K)
+        result = self.stack.loss_and_gradient(inputs, target, index)
         self.loss_K += result.loss_K
         self.wrong_K += result.wrong_K
         self.optimizer.step(self.stack.parameters_KP, result.gradient_KP)
@@ -262,8 +264,8 @@ class Group:
         """Every metric of the current weights on a split, as a list with one value per row.
 
         Also the running sums ``loss`` and ``wrong``; ``finite``, 1 if scores, parameters and loss
-        are finite, else 0; and ``part/<name>``, the monitored metric of each part that has a best
-        epoch of its own.
+        are finite, else 0; ``part/<name>``, the monitored metric of each part that has a best
+        epoch of its own; and ``report/<name>/error`` of each reported predictor.
         """
         found = predictions_of(self.stack, examples, size, parts=self.judges_parts)
         values = metrics_of(found, examples.targets)
@@ -271,6 +273,8 @@ class Group:
         for name, log_KNC in found.parts.items():
             part = evaluate(log_KNC, log_KNC, examples.targets, [monitor])[monitor]
             values[f"part/{name}"] = part
+        errors = report_errors(found, examples.targets)
+        values.update({f"report/{name}": error for name, error in errors.items()})
         # The maximum propagates NaN and infinity, without a mask of all elements.
         largest = [found.scores.flatten(1), self.stack.parameters_KP]
         finite = [x.abs().amax(1).isfinite() for x in largest] + [self.loss_K.isfinite()]
@@ -294,11 +298,13 @@ class Group:
     ) -> Evaluated:
         """Every metric of the chosen weights (best or last) of these rows.
 
+        Also the errors of reported predictors, as "<name>/error".
+
         ``keep``: the rows whose predictions are returned as well.
         """
         stack = self.stack.with_weights(self.chosen.select(rows))
         found = predictions_of(stack, examples, size)
-        values = metrics_of(found, examples.targets)
+        values = metrics_of(found, examples.targets) | report_errors(found, examples.targets)
         table = torch.stack([v.double() for v in values.values()]).T.tolist()
         kept = {
             row: packed(found, i, examples.targets) for i, row in enumerate(rows) if row in keep

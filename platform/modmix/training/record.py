@@ -75,9 +75,14 @@ class Record:
         return {name: column[evaluation] for name, column in self.history.items()}
 
     def add(self, line: Mapping[str, float], monitor: str, *, higher: bool) -> bool:
-        """Append an evaluation; return whether its weights are the best so far in the stage."""
-        for name, number in line.items():
-            self.history.setdefault(name, []).append(number)
+        """Append an evaluation; return whether its weights are the best so far in the stage.
+
+        A method's reports may differ between stages: columns are NaN where they are missing.
+        """
+        before = len(self.history.get("epoch", ()))
+        for name in {**self.history, **line}:
+            column = self.history.setdefault(name, [math.nan] * before)
+            column.append(line.get(name, math.nan))
         self.last = line[monitor]
         return self.best.add(self.last, len(self.history[monitor]) - 1, higher=higher)
 

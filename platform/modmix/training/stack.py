@@ -29,6 +29,7 @@ from modmix.training.weights import Part, Predictions, Step, Weights
 
 Inputs = Mapping[str, Tensor]
 _DRAW = "draw"  # last component of the names of buffers that hold the step's seed
+_INDEX = "method.index"  # the buffer that holds the step's row numbers
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -70,8 +71,9 @@ class Stack:
         self.draw_K = torch.zeros(len(models), dtype=torch.int64, device=device)
         self.buffers: dict[str, Tensor] = {}
         self._draws = [name for name in per_model[0] if name.rpartition(".")[2] == _DRAW]
+        self.uses_index = models[0].method.uses_index
         for name in per_model[0]:
-            if name not in self._draws:
+            if name not in (*self._draws, _INDEX):
                 stacked_buffers = [buffers[name] for buffers in per_model]
                 self.buffers[name] = torch.stack(stacked_buffers).to(device)
         self._caller = _Caller(models[0])
@@ -139,26 +141,37 @@ class Stack:
 
     # ------------------------------------------------------------ training
 
-    def loss_and_gradient(self, inputs: Inputs, target_KB: Tensor) -> Step:
+    def loss_and_gradient(
+        self, inputs: Inputs, target_KB: Tensor, index_KB: Tensor | None = None
+    ) -> Step:
         """Mean loss, number of wrong predictions and gradient on training inputs (K, B, *shape).
 
-        The gradient is a buffer that the next call overwrites.
+        ``index_KB`` are the examples' row numbers, for methods that use them. The gradient is a
+        buffer that the next call overwrites.
         """
         self._set_mode(training=True)
+        buffers = self._with_index(index_KB)
         leaves, gradient_KP, views = self._bind()
         if self._compile and self._compiled is None:
             self._compiled = torch.compile(_copied(self._losses), dynamic=False, fullgraph=True)
         run = self._losses if self._compiled is None else self._compiled
-        losses, wrong_K, outputs = run(leaves, dict(self.buffers), dict(inputs), target_KB)
+        losses, wrong_K, outputs = run(leaves, buffers, dict(inputs), target_KB)
         trained = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
         if modulates(self.template.method):
-            self._modulated(losses, outputs, target_KB, trained, views)
+            self._modulated(losses, outputs, target_KB, trained, views, buffers)
         else:
             total = torch.stack(list(losses.values())).sum()
             found = torch.autograd.grad(total, list(trained.values()), allow_unused=True)
             _collect(views, dict(zip(trained, found, strict=True)))
         loss_K = torch.stack(list(losses.values())).detach().sum(0)
         return Step(loss_K, wrong_K, gradient_KP)
+
+    def _with_index(self, index_KB: Tensor | None) -> dict[str, Tensor]:
+        """The buffers, with the batch's row numbers for methods that use them."""
+        if not self.uses_index:
+            return dict(self.buffers)
+        assert index_KB is not None
+        return {**self.buffers, _INDEX: index_KB}
 
     def _losses(
         self, leaves: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Inputs, target: Tensor
@@ -186,6 +199,7 @@ class Stack:
         target_KB: Tensor,
         trained: Mapping[str, Tensor],
         views: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
     ) -> None:
         """Compute each loss's gradients, let the method modulate them, and collect the result."""
         gradients: dict[str, dict[str, Tensor]] = {}
@@ -202,7 +216,9 @@ class Stack:
             pairs = zip(trained.items(), found, strict=True)
             gradients[name] = {n: torch.zeros_like(x) if g is None else g for (n, x), g in pairs}
         summed = {n: torch.stack([g[n] for g in gradients.values()]).sum(0) for n in trained}
-        changed = self._map(self._modulate, _detached(outputs), target_KB, gradients)
+        changed = self._map(
+            self._modulate, _detached(outputs), target_KB, gradients, buffers=buffers
+        )
         _collect(views, {**summed, **changed})
 
     def _modulate(
@@ -246,16 +262,17 @@ class Stack:
         """Predictions in evaluation mode; all models see the same inputs (B, *shape)."""
         self._set_mode(training=False)
         found = self._map(self._predict, shared=(dict(inputs), parts))
-        scores, logs, of_parts = found
-        return Predictions(scores.float(), logs.float(), of_parts)
+        scores, logs, of_parts, reports = found
+        return Predictions(scores.float(), logs.float(), of_parts, reports)
 
     def _predict(
         self, model: Model, inputs: Inputs, parts: bool
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]:
         with self._precision():
             outputs = model(inputs)
             of_parts = model.method.part_log_probabilities(outputs) if parts else {}
-            return model.scores(outputs), model.log_probabilities(outputs), dict(of_parts)
+            reports = {n: x.argmax(-1) for n, x in model.method.reports(outputs).items()}
+            return model.scores(outputs), model.log_probabilities(outputs), dict(of_parts), reports
 
     @torch.no_grad()
     def start_pass(self, one: Pass) -> State:
@@ -298,6 +315,8 @@ class Stack:
         leaves = self._views(self.parameters_KP) if leaves is None else leaves
         state = {**leaves, **(self.buffers if buffers is None else buffers)}
         state.update(dict.fromkeys(self._draws, self.draw_K))
+        if self.uses_index and _INDEX not in state:
+            state[_INDEX] = self.draw_K.new_zeros(self.models, 0)
         state = {f"model.{name}": value for name, value in state.items()}
 
         def one(state: dict[str, Tensor], *mapped: Any) -> Any:

@@ -317,6 +317,7 @@ class _Run:
         alive = sum(self.records[member.index].training for member in group.members)
         steps = self.time.steps[1]
         parts = [name.removeprefix("part/") for name in values if name.startswith("part/")]
+        reports = [name.removeprefix("report/") for name in values if name.startswith("report/")]
         ending: Endings = {}
         for row, member in enumerate(group.members):
             record = self.records[member.index]
@@ -331,6 +332,7 @@ class _Run:
                 "train/loss": values["loss"][row] / steps,
                 "train/error": 100 * values["wrong"][row] / (steps * self.order.batch),
                 **{f"val/{name}": values[name][row] for name in METRICS},
+                **{f"val/{name}": values[f"report/{name}"][row] for name in reports},
                 "lr": group.optimizer.rates[row],
             }
             if record.add(line, self.settings["monitor"], higher=self.higher):

@@ -21,11 +21,14 @@ class Step(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """Scores and log-probabilities (K, B, C), and log-probabilities of separately judged parts."""
+    """Scores and log-probabilities (K, B, C), of separately judged parts log-probabilities as well,
+    and the classes (K, B) that reported predictors predict, by name.
+    """
 
     scores: Tensor
     log_probabilities: Tensor
     parts: Mapping[str, Tensor]
+    reports: Mapping[str, Tensor]
 
 
 class Weights(NamedTuple):
