@@ -60,5 +60,34 @@ def tmc(
     return np.array(loss), np.array(scores)
 
 
+# ---------------------------------------------------------------- qmf
+
+
+def log_softmax(z: Matrix) -> Matrix:
+    z = z - z.max(-1, keepdims=True)
+    return np.asarray(z - np.log(np.exp(z).sum(-1, keepdims=True)))
+
+
+def cross_entropies(z: Matrix, target: Labels) -> Matrix:
+    return np.asarray(-log_softmax(z)[np.arange(len(target)), target])
+
+
+def confidence(z: Matrix, params: Mapping[str, Any]) -> Matrix:
+    """(B,) of logits (B, C)."""
+    largest = z.max(-1)
+    energy = largest + np.log(np.exp(z - largest[:, None]).sum(-1))
+    return np.asarray(energy / params["temperature"])
+
+
+def qmf(
+    _: Any, params: Mapping[str, Any], logits: Sequence[Matrix], target: Labels
+) -> tuple[Matrix, Matrix]:
+    """Without a history, as in the first step."""
+    fused = sum(confidence(z, params)[:, None] * z for z in logits)
+    own = sum(cross_entropies(z, target) for z in logits)
+    loss = cross_entropies(np.asarray(fused), target) + params["unimodal_weight"] * own
+    return np.asarray(loss), np.asarray(fused)
+
+
 # Of methods with a head per modality: loss (B,) and scores (B, C) from the heads' logits.
-EQUATIONS: dict[str, Callable[..., tuple[Matrix, Matrix]]] = {"tmc": tmc}
+EQUATIONS: dict[str, Callable[..., tuple[Matrix, Matrix]]] = {"tmc": tmc, "qmf": qmf}

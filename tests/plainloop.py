@@ -92,6 +92,7 @@ def train_plainly(replicate: Replicate, data: Data, model: Model | None = None) 
     t, r = replicate.training, replicate
     if model is None:
         model = build_model(model_spec(r, data), r.seed)
+    model.method.remember(len(data.train.labels))
     optimizer = make_optimizer(model, t)
     inputs, labels = tensors(data.train)
     batch = min(t["batch_size"], len(labels))
@@ -108,6 +109,8 @@ def train_plainly(replicate: Replicate, data: Data, model: Model | None = None) 
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(t, epoch, step, steps)
             rows = order[step * batch : (step + 1) * batch]
+            if model.method.uses_index:
+                model.method.index = rows
             optimizer.zero_grad()
             outputs = model({name: x[rows] for name, x in inputs.items()})
             loss = model.loss(outputs, labels[rows]).mean()

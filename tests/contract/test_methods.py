@@ -176,6 +176,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("cldl", {"depth": 1, "width": 5}),
     ("tmc", {}),
     ("tmc", {"annealing_epochs": 2.0, "depth": 1, "width": 5}),
+    ("qmf", {}),
+    ("qmf", {"temperature": 2.0, "unimodal_weight": 0.5, "depth": 1, "width": 5}),
     ("umt", {}),
     ("umt", {"distillation": 0.25, "depth": 1, "width": 5}),
 ]
@@ -236,9 +238,9 @@ def test_loss_and_scores_are_the_equations(
     np.testing.assert_allclose(method.scores(outputs).detach().numpy(), scores, rtol=1e-6)
 
 
-# Gradients of the learned combination, which has its own test below, of CLDL's q and of UMT's
-# teachers are cut on purpose.
-CUT = {"cldl", "umt"}
+# Gradients of the learned combination, which has its own test below, of CLDL's q, of QMF's weights
+# and of UMT's teachers are cut on purpose.
+CUT = {"cldl", "qmf", "umt"}
 WHOLE = [
     (name, params)
     for name, params in CASES

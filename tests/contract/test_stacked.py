@@ -35,6 +35,7 @@ CONFIGURATIONS: dict[str, list[dict[str, Any]]] = {
         {"beta": 0.3, "margin": 0.2, "alpha": 0.5, "weights": {"m0": 0.3, "m2": 2.0}},
     ],
     "mulmix": [{"beta": 1.0}, {"beta": 2.0, "margin": 0.0, "weights": {"m0+m1": 0.5}}],
+    "qmf": [{"rank_weight": 0.0}, {"rank_weight": 2.0, "unimodal_weight": 0.5, "temperature": 3.0}],
     "umt": [{"distillation": 0.0}, {"distillation": 3.0}],
     "tmc": [{"annealing_epochs": 0.0}, {"annealing_epochs": 3.0}],
 }

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from modmix.methods.base import remembers
 from modmix.methods.draws import Draws
 from modmix.methods.model import InputSpec, Model, ModelSpec, build_model
 from modmix.methods.table import METHODS
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.slow
 
 # Batch norm over fewer examples than these is so unstable that float64's last digit decides.
 STEPS, BATCH, CLASSES, MODELS = 50, 16, 3, 2
+ROWS = 40  # of the training split that batches are said to come from
 TOKENS = InputSpec(shape=(5,), kind="tokens", vocabulary=7)
 MLP = {"name": "mlp", "hidden": [4], "activation": "tanh", "batch_norm": True}
 BESIDE = ("dense", MLP, InputSpec(shape=(3,)))
@@ -99,7 +101,10 @@ def models_of(method: str, encoder: str) -> list[Model]:
         inputs={name: given for name, _, given in inputs},
         classes=CLASSES,
     )
-    return [build_model(whole, seed).double() for seed in range(1, MODELS + 1)]
+    models = [build_model(whole, seed) for seed in range(1, MODELS + 1)]
+    for model in models:
+        remembers(model.method, ROWS)
+    return [model.double() for model in models]
 
 
 def enter_last_stage(models: list[Model]) -> tuple[str, ...]:
@@ -150,12 +155,15 @@ def test_stacked_equals_single(
     for step, (batch, target) in enumerate(batches(encoder)):
         read = {name: batch[name] for name in stack.template.inputs}
         stack.draw_K.copy_(torch.arange(MODELS) + 10 * step)
-        found = stack.loss_and_gradient(read, target)
+        index_B = (torch.arange(BATCH) + 7 * step) % ROWS
+        found = stack.loss_and_gradient(read, target, index_B.expand(MODELS, -1))
         optimizer.step(stack.parameters_KP, found.gradient_KP)
         for row, (model, single) in enumerate(zip(alone, singles, strict=True)):
             for source in (m for m in model.modules() if isinstance(m, Draws)):
                 source.draw.fill_(row + 10 * step)
                 source.calls = 0
+            if model.method.uses_index:
+                model.method.index = index_B
             single.zero_grad()
             outputs = model({name: x[row] for name, x in read.items()})
             loss = model.loss(outputs, target[row]).mean()

@@ -20,6 +20,7 @@ A method maps features (B, D_m), keyed by modality, to class scores and per-exam
     mulmix              multiplicative combination of modality mixtures, eqs. 11-13
     cldl                collaborative layer-wise discriminative learning
     tmc                 evidence of each modality, combined by Dempster's rule
+    qmf                 logits weighted by confidence, with a rank loss
     umt                 joint training that follows unimodal teachers
     model               encoders plus a method: build, save and load a model
 """

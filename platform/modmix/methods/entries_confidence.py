@@ -23,4 +23,37 @@ CONFIDENCE: dict[str, MethodEntry] = {
         ),
         min_modalities=2,
     ),
+    "qmf": MethodEntry(
+        path="modmix.methods.qmf:QMF",
+        doc="logits weighted by energy-based confidence, with a rank loss (Zhang et al. 2023)",
+        hyperparameters=(
+            Hyperparameter(
+                name="temperature",
+                kind="float",
+                default=10.0,
+                low=1e-3,
+                stackable=True,
+                doc="T in the confidence logsumexp(z) / T of a modality",
+            ),
+            Hyperparameter(
+                name="unimodal_weight",
+                kind="float",
+                default=1.0,
+                low=0.0,
+                stackable=True,
+                doc="weight of the modalities' own losses",
+            ),
+            Hyperparameter(
+                name="rank_weight",
+                kind="float",
+                default=0.1,
+                low=0.0,
+                stackable=True,
+                doc="weight of the rank loss; 0: none",
+            ),
+            depth(0, "each modality's head"),
+            WIDTH,
+        ),
+        min_modalities=2,
+    ),
 }
