@@ -137,6 +137,7 @@ def train_plainly(replicate: Replicate, data: Data, model: Model | None = None) 
     t, r = replicate.training, replicate
     if model is None:
         model = build_model(model_spec(r, data), r.seed)
+    model.method.remember(len(data.train.labels))
     optimizer = make_optimizer(model, t)
     inputs, labels = tensors(data.train)
     batch = min(t["batch_size"], len(labels))
@@ -150,10 +151,13 @@ def train_plainly(replicate: Replicate, data: Data, model: Model | None = None) 
         make_passes(model, data, epoch)
         model.method.epoch.fill_(epoch)
         losses: list[float] = []
+        model.method.epoch.fill_(epoch)
         for step in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(t, epoch, step, steps)
             rows = order[step * batch : (step + 1) * batch]
+            if model.method.uses_index:
+                model.method.index = rows
             optimizer.zero_grad()
             set_draws(model, derive_seed(r.seed, "draws", epoch) + step)
             outputs = model({name: x[rows] for name, x in inputs.items()})

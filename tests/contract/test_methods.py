@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import jointmethods
+from equations_confidence import EQUATIONS
 from modmix.base.errors import InputError
 from modmix.methods.base import Method
 from modmix.methods.entries_balanced import BALANCED
@@ -159,6 +160,9 @@ def in_numpy(
     target: NDArray[np.int64],
 ) -> tuple[Matrix, Matrix]:
     """Loss (B,) and scores (B, C) of a method from its weights and its equations."""
+    if name in EQUATIONS:
+        logits = [dense(g, part) for g, part in zip(method.heads, parts, strict=True)]
+        return EQUATIONS[name](method, params, logits, target)
     if name in ("mul", "mulmix", "cldl"):
         if name == "cldl":
             *others, last = method.modalities
@@ -186,6 +190,13 @@ def in_numpy(
     if name in BALANCED:
         return balanced(name, method, params, parts, target)
     match name:
+        case "umt":
+            own_parts, theirs = parts[: len(parts) // 2], parts[len(parts) // 2 :]
+            logits_BC = dense(method.head, np.concatenate(own_parts, axis=1))
+            pairs = zip(own_parts, theirs, strict=True)
+            distance = sum(((f - t) ** 2).mean(1) for f, t in pairs)
+            loss = params["distillation"] * distance - own(log_softmax(logits_BC), target)
+            return np.asarray(loss), logits_BC
         case "base":
             logits_BC = dense(method.head, parts[0])
         case "early":
@@ -250,6 +261,12 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("gblending", {}),
     ("dgl", {}),
     ("dgl", {"alpha": 0.5}),
+    ("tmc", {}),
+    ("tmc", {"annealing_epochs": 2.0, "depth": 1, "width": 5}),
+    ("qmf", {}),
+    ("qmf", {"temperature": 2.0, "unimodal_weight": 0.5, "depth": 1, "width": 5}),
+    ("umt", {}),
+    ("umt", {"distillation": 0.25, "depth": 1, "width": 5}),
 ]
 
 
@@ -279,6 +296,11 @@ def make(name: str, params: Mapping[str, Any], modalities: int, classes: int) ->
     return built(name, values, encoders, shapes, classes, seed=7).method.double().eval()
 
 
+def feature_names(name: str, method: Method) -> list[str]:
+    """Names of a method's features, of every encoder set."""
+    return [f"{each}{m}" for each in METHODS[name].encoder_sets for m in method.modalities]
+
+
 def test_every_method_of_the_table_has_cases() -> None:
     assert {name for name, _ in CASES} >= set(METHODS)
 
@@ -291,7 +313,7 @@ def test_loss_and_scores_are_the_equations(
 ) -> None:
     method = make(name, params, modalities, classes)
     generator = np.random.default_rng(1)
-    features = {m: 2 * generator.normal(size=(9, 4)) for m in method.modalities}
+    features = {m: 2 * generator.normal(size=(9, 4)) for m in feature_names(name, method)}
     target = generator.integers(0, classes, 9)
     values = {**defaults(name), **params}
     loss, scores = in_numpy(name, method, values, list(features.values()), target)
@@ -303,14 +325,13 @@ def test_loss_and_scores_are_the_equations(
     np.testing.assert_allclose(method.scores(outputs).detach().numpy(), scores, rtol=1e-6)
 
 
-# Gradients of the learned combination, which has its own test below, of CLDL's q, of DUC's teachers
-# and of DGL's losses are cut on purpose.
+# Gradients of the learned combination, which has its own test below, of the q of CLDL, the teachers of
+# DUC and UMT, the losses of DGL and the weights of QMF are cut on purpose.
+CUT = {"cldl", "dgl", "qmf", "umt"}
 WHOLE = [
     (name, params)
     for name, params in CASES
-    if params.get("combine") != "learned"
-    and name not in ("cldl", "dgl")
-    and "separate" not in params
+    if params.get("combine") != "learned" and name not in CUT and "separate" not in params
 ]
 
 
@@ -319,6 +340,7 @@ def test_gradients_are_those_of_the_loss(name: str, params: dict[str, Any]) -> N
     if name.startswith("mul"):
         params = {**params, "detach_weights": False}
     method = make(name, params, 2, 3)
+    names = feature_names(name, method)
     generator = torch.Generator().manual_seed(2)
     target = torch.tensor([0, 1, 2, 1])
 
@@ -326,9 +348,9 @@ def test_gradients_are_those_of_the_loss(name: str, params: dict[str, Any]) -> N
         return torch.randn(4, 4, dtype=torch.float64, generator=generator).requires_grad_()
 
     def loss(*parts: Tensor) -> Tensor:
-        return method.loss(method(dict(zip(method.modalities, parts, strict=True))), target)
+        return method.loss(method(dict(zip(names, parts, strict=True))), target)
 
-    inputs = tuple(features() for _ in method.modalities)
+    inputs = tuple(features() for _ in names)
     assert torch.autograd.gradcheck(loss, inputs)
     for parameter in method.parameters():
         assert torch.autograd.gradcheck(lambda _: loss(*inputs), parameter)
@@ -345,7 +367,8 @@ def test_extreme_features_give_finite_losses_and_gradients(
             parameter.sign_()  # logits of about ±1e4
     values = torch.tensor([-2500.0, 0.0, 2500.0], dtype=dtype)
     rows = torch.cartesian_prod(*[values] * 4)
-    features = {m: rows.roll(i, 0).requires_grad_() for i, m in enumerate(method.modalities)}
+    names = feature_names(name, method)
+    features = {m: rows.roll(i, 0).requires_grad_() for i, m in enumerate(names)}
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         outputs = method(features)
         for target in range(3):

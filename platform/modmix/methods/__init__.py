@@ -40,5 +40,8 @@ A method maps features (B, D_m), keyed by modality, to class scores and per-exam
     pmr                 prototypical modal rebalance
     gblending           gradient blending: losses weighted by generalisation and overfitting
     dgl                 disentangled gradient learning
+    tmc                 evidence of each modality, combined by Dempster's rule
+    qmf                 logits weighted by confidence, with a rank loss
+    umt                 joint training that follows unimodal teachers
     model               encoders plus a method: build, save and load a model
 """
