@@ -325,8 +325,8 @@ def test_loss_and_scores_are_the_equations(
     np.testing.assert_allclose(method.scores(outputs).detach().numpy(), scores, rtol=1e-6)
 
 
-# Gradients of the learned combination, which has its own test below, of the q of CLDL, the teachers of
-# DUC and UMT, the losses of DGL and the weights of QMF are cut on purpose.
+# Gradients of the learned combination, which has its own test below, of the q of CLDL, the teachers
+# of DUC and UMT, the losses of DGL and the weights of QMF are cut on purpose.
 CUT = {"cldl", "dgl", "qmf", "umt"}
 WHOLE = [
     (name, params)
