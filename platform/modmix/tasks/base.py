@@ -17,7 +17,7 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -26,7 +26,7 @@ import numpy as np
 from modmix.base import sources as own
 from modmix.base.errors import DataError
 from modmix.base.messages import digest
-from modmix.tasks.data import SPLITS, Array, Augmentation, Data, Input, Split
+from modmix.tasks.data import PICTURES, SPLITS, Array, Augmentation, Data, Input, Split
 from modmix.tasks.entry import TaskEntry
 from modmix.tasks.files import (
     Progress,
@@ -85,7 +85,7 @@ class Task(ABC):
         return []
 
     def augmentation(self) -> Mapping[str, Augmentation]:
-        """Training augmentation by image input; none by default."""
+        """Augmentation by input; none by default."""
         return {}
 
     @abstractmethod
@@ -329,21 +329,33 @@ def _inputs(meta: Mapping[str, Any]) -> dict[str, Input]:
 def _fingerprint(task: Task, meta: Mapping[str, Any]) -> str:
     """Digest of the prepared content and, if there is any, of the augmentation."""
     content: str = meta["fingerprint"]
-    augmentation = {name: asdict(value) for name, value in task.augmentation().items()}
+    augmentation = {name: value.identity for name, value in task.augmentation().items()}
     return digest([content, augmentation]) if augmentation else content
+
+
+def _check_augmentation(
+    task: str, inputs: Mapping[str, Input], name: str, settings: Augmentation
+) -> None:
+    pictures = [i.name for i in inputs.values() if i.kind in PICTURES]
+    numbers = [i.name for i in inputs.values() if i.kind != "tokens"]
+    if name not in pictures and (settings.moves or not settings.noise):
+        raise DataError(
+            f"task {task}: the option `augment` must name images, got {name!r}; the images are: "
+            f"{', '.join(pictures) or 'none'}"
+        )
+    if name not in numbers:
+        raise DataError(
+            f"task {task}: the option `noise` must name inputs other than tokens, got {name!r}; "
+            f"they are: {', '.join(numbers) or 'none'}"
+        )
 
 
 def _map_folder(task: Task, folder: Path) -> Data:
     meta = read_json(folder / "meta.json")
     inputs = _inputs(meta)
     augmentation = task.augmentation()
-    for name in augmentation:
-        if name not in inputs or inputs[name].kind != "image":
-            images = ", ".join(i.name for i in inputs.values() if i.kind == "image") or "none"
-            raise DataError(
-                f"task {task.name}: the option `augment` must name images, got {name!r}; the "
-                f"images are: {images}"
-            )
+    for name, settings in augmentation.items():
+        _check_augmentation(task.name, inputs, name, settings)
 
     def array(name: str) -> Array:
         mapped: Array = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
