@@ -28,6 +28,9 @@ A task turns the options of a study file, and data files, into memory-mapped, fi
     media_lists      split files, and validation drawn from the training items
     media_worker     the process that decodes
     clips            tasks of video clips with sound
+    cremad           CREMA-D: acted emotions
+    ave              AVE: events seen and heard
+    kinetics_sounds  Kinetics-Sounds: actions seen and heard
     cifar100         CIFAR-100: small photographs, read by torchvision
     characters       texts as token ids
     gender_names     first names and the shares of their bearers' genders
