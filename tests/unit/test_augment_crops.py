@@ -204,13 +204,16 @@ def windows(count: int = 300, **settings: Any) -> Data:
 
 
 def test_windows_are_anywhere_in_training_and_in_the_middle_in_evaluation() -> None:
-    examples = Examples(windows(), "train", ["image"], torch.device("cpu"))
+    examples = Examples(windows(shift=True), "train", ["image"], torch.device("cpu"))
     found = examples.prepare(examples.take(rows(300)).inputs, rows(300), SEEDS[:1])["image"][0]
     corners = {tuple(divmod(int(x), 9)) for x in found[:, 0, 0, 0]}
     assert corners == {(y, x) for y in range(5) for x in range(4)}
     for window in found:
         expected = window[0, 0, 0] + torch.arange(4)[:, None] * 9 + torch.arange(6)
         assert torch.equal(window[..., 0], expected)
+    still = Examples(windows(flip=True), "train", ["image"], torch.device("cpu"))
+    fixed = still.prepare(still.take(rows(300)).inputs, rows(300), SEEDS[:1])["image"][0]
+    assert {tuple(sorted(ends)) for ends in fixed[:, 0, [0, 5], 0].tolist()} == {(19.0, 24.0)}
     ((seen, _),) = [(inputs["image"], labels) for inputs, labels in examples.chunks(300)]
     middle = (2 * 9 + 1) + torch.arange(4)[:, None] * 9 + torch.arange(6)
     assert torch.equal(seen[..., 0], middle.float().expand(300, 4, 6))

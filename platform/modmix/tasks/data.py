@@ -17,13 +17,13 @@ import numpy.typing as npt
 
 from modmix.base.errors import DataError
 
-Kind = Literal["dense", "image", "sequence", "tokens"]
+Kind = Literal["dense", "image", "sequence", "tokens", "video"]
 Array = npt.NDArray[Any]
 
 SPLITS = ("train", "val", "test")
 ROWS = "rows"  # of `Split.extras`
 
-_AXES: Mapping[Kind, int] = {"dense": 1, "image": 3, "sequence": 2, "tokens": 1}
+_AXES: Mapping[Kind, int] = {"dense": 1, "image": 3, "sequence": 2, "tokens": 1, "video": 4}
 # Kinds that can be cropped and flipped.
 PICTURES = ("image", "video")
 # Input names are used in file names, column prefixes and, joined by "+", names of mixtures.
@@ -47,7 +47,8 @@ def check_input_name(name: str, source: str) -> None:
 class Input:
     """Description of one input array of a task.
 
-    Shape of one example by kind: dense (D,), image (H, W, C), sequence (T, D), tokens (L,).
+    Shape of one example by kind: dense (D,), image (H, W, C), sequence (T, D), tokens (L,), video
+    (T, H, W, C).
     """
 
     name: str
@@ -61,13 +62,14 @@ class Input:
 
     mean: npt.NDArray[np.float32] | None = field(default=None, compare=False)
     scale: npt.NDArray[np.float32] | None = field(default=None, compare=False)
-    """Normalisation (x − mean) / scale, applied on the device to integer images: per channel (C,)
-    or per pixel and channel (H, W, C). None for floats, which are standardised in preparation.
+    """Normalisation (x − mean) / scale, applied on the device to integer images and videos: per
+    channel (C,) or per pixel and channel (H, W, C). None for floats, which are standardised in
+    preparation.
     """
 
     stored: tuple[int, ...] | None = None
     """Shape of one stored example if it is larger in height and width than ``shape``, which then is
-    a window: at a random place in training, in the middle otherwise. None: the same as ``shape``.
+    a window in its middle (or elsewhere, see `Augmentation.shift`). None: the same as ``shape``.
     """
 
     def __post_init__(self) -> None:
@@ -87,6 +89,11 @@ class Input:
         """Number of elements of one example."""
         return int(np.prod(self.shape))
 
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Shape of one example in the prepared array."""
+        return self.stored or self.shape
+
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
@@ -101,6 +108,9 @@ class Augmentation:
 
     flip: bool = False
     """Whether to flip horizontally with probability 1/2."""
+
+    shift: bool = False
+    """Whether the window of an input that is stored larger than it is seen is at a random place."""
 
     crop: tuple[float, float] | None = None
     """Range of the area share of a random box that is resized to the original size, bilinearly; its
@@ -125,7 +135,7 @@ class Augmentation:
     @property
     def moves(self) -> bool:
         """Whether pixels are moved, which only images and videos allow."""
-        return bool(self.pad or self.flip or self.crop or self.negate)
+        return bool(self.pad or self.flip or self.shift or self.crop or self.negate)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -190,8 +200,7 @@ class Data:
         for split in (self.train, self.val, self.test):
             assert list(split.inputs) == list(self.inputs), list(split.inputs)
             for name, described in self.inputs.items():
-                expected = described.stored or described.shape
-                assert split.inputs[name].shape[1:] == expected, name
+                assert split.inputs[name].shape[1:] == described.stored_shape, name
 
     @property
     def splits(self) -> Mapping[str, Split]:

@@ -179,10 +179,10 @@ class _Preparation:
         if self._tokens:
             return values.long()
         settings = self._augmentation
-        if training and (settings.moves or self._size is not None):
-            values = augment(values, settings, index, draw, self._salt, self._size)
-        elif self._size is not None:
+        if self._size is not None and not (training and (settings.shift or settings.crop)):
             values = _central(values, *self._size)
+        if training and settings.moves:
+            values = augment(values, settings, index, draw, self._salt, self._size)
         values = values.float()
         if self._mean is not None:
             values = values - self._mean
