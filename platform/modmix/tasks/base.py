@@ -220,11 +220,11 @@ def describe_task(name: str, options: Mapping[str, Any] | None = None) -> Descri
     if options is None and any(option.required for option in entry.options):
         return Description(name=name, entry=entry, options={})
     task = make_task(name, options or {})
-    known = _known_sources(task)
-    if known is None:
-        with suppress(DataError):
-            known = [check_source(source) for source in task.sources()]
-    if known is None or not _intact(folder := _folder(task, known)):
+    folder = None
+    with suppress(DataError):
+        known = _known_sources(task)
+        folder = _folder(task, known or [check_source(source) for source in task.sources()])
+    if folder is None or not _intact(folder):
         return Description(name=name, entry=entry, options=task.options)
     meta = read_json(folder / "meta.json")
     return Description(
@@ -309,8 +309,9 @@ def _sweep(prepared: Path) -> None:
     The scratch folder of a preparation that was not completed is kept, to be resumed.
     """
     for scratch in _scratch("").glob("*"):
-        if (prepared / scratch.name / "meta.json").exists():
-            shutil.rmtree(scratch, ignore_errors=True)
+        with if_free(prepared / scratch.name) as free:
+            if free and (prepared / scratch.name / "meta.json").exists():
+                shutil.rmtree(scratch, ignore_errors=True)
     for temporary in prepared.glob(".*.tmp"):
         folder = prepared / temporary.name.removeprefix(".").removesuffix(".tmp")
         with if_free(folder) as free:

@@ -232,13 +232,17 @@ class _Worker(threading.Thread):
         if self._process is None:
             # One thread each: there is a process per core.
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-            environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+            environment["PYTHONPATH"] = os.pathsep.join(
+                path or str(Path.cwd()) for path in sys.path
+            )
+            environment["PYTHONSAFEPATH"] = "1"
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "modmix.tasks.media_worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
                 env=environment,
+                start_new_session=True,  # Ctrl-C is for this process, which ends the other
             )
             _send(self._process, self._start_line)
         return self._process
