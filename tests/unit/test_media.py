@@ -257,7 +257,7 @@ def test_too_many_unreadable_items(folder: Path, home: Path) -> None:
     assert len(listed.read_text().splitlines()) == 7
     assert not list((home / "prepared").glob("[0-9a-f]*"))
     decoded: list[int] = []
-    with pytest.raises(DataError, match="^7 of 24 items"):
+    with pytest.raises(DataError, match=r"^7 of 24 items"):
         load(
             folder,
             lambda stage, done, _: decoded.append(done) if stage == "decode" else None,

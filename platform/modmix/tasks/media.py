@@ -164,8 +164,8 @@ class MediaTask(Task):
         if needed > free:
             raise DataError(
                 f"{data_home()}: {needed / 1e9:.1f} GB must be free to prepare task "
-                f"{own.place(self.name)} (half of it only meanwhile), {free / 1e9:.1f} GB are; free "
-                "some space or set MODMIX_DATA to a folder on another disk"
+                f"{own.place(self.name)} (half of it only meanwhile), {free / 1e9:.1f} GB are; "
+                "free some space or set MODMIX_DATA to a folder on another disk"
             )
 
     def _check_missing(self, items: Sequence[Item], listing: Sequence[Any]) -> None:
