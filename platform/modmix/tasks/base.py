@@ -291,8 +291,8 @@ def _prepare_locked(task: Task, folder: Path, sums: list[str], progress: Progres
             _write(task, Writer(temporary, scratch), sums, progress)
             if _folder(task, sums) != folder:
                 raise DataError(
-                    f"the files of task {task.name} were changed while they were read; run the "
-                    "command again"
+                    f"the files of task {own.place(task.name)} were changed while they were read; "
+                    "run the command again"
                 )
             if folder.exists():  # damaged; processes that have mapped it keep their maps
                 shutil.rmtree(folder)

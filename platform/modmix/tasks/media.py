@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from modmix.base import sources as own
 from modmix.base.errors import DataError
 from modmix.tasks.base import Contents, Task, array_options
 from modmix.tasks.data import SPLITS, Array, Input
@@ -167,9 +168,9 @@ class MediaTask(Task):
         progress("space", needed, free)
         if needed > free:
             raise DataError(
-                f"{data_home()}: {needed / 1e9:.1f} GB must be free to prepare task {self.name} "
-                f"(half of it only meanwhile), {free / 1e9:.1f} GB are; free some space or set "
-                "MODMIX_DATA to a folder on another disk"
+                f"{data_home()}: {needed / 1e9:.1f} GB must be free to prepare task "
+                f"{own.place(self.name)} (half of it only meanwhile), {free / 1e9:.1f} GB are; "
+                "free some space or set MODMIX_DATA to a folder on another disk"
             )
 
     def _check_missing(self, items: Sequence[Item], listing: Sequence[Any]) -> None:
@@ -208,7 +209,8 @@ class MediaTask(Task):
         if not reasons:
             return
         some = ", ".join(items[n].files[0] for n in sorted(reasons)[:_NAMED])
-        count = f"{len(reasons):,} of {len(items):,} items of task {self.name} cannot be read"
+        total = f"{len(items):,} items of task {own.place(self.name)}"
+        count = f"{len(reasons):,} of {total} cannot be read"
         if len(reasons) > self._allowed(len(items)):
             path = writer.scratch / UNREADABLE
             path.write_text(text, encoding="utf-8")

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from modmix.base import sources as own
 from modmix.base.errors import DataError
 from modmix.tasks.data import Array
 from modmix.tasks.files import Progress
@@ -176,7 +177,8 @@ class _Worker(threading.Thread):
         events: SimpleQueue[Any],
     ) -> None:
         super().__init__(name="modmix-decode", daemon=True)
-        self._start_line = json.dumps({"task": task, "options": dict(options)})
+        sources = own.bundles([task])
+        self._start_line = json.dumps({"task": task, "options": dict(options), "sources": sources})
         self._items, self._requests, self._events = items, requests, events
         self._process: subprocess.Popen[str] | None = None
         self._stopped = False

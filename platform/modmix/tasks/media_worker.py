@@ -1,8 +1,9 @@
 """The process that decodes items for `media_decode`: one JSON line in, one JSON line out.
 
-The first line names the task and its options. Each further one asks for a shard: ``path``,
-``items``, and ``crashed``, the items not to try again with the reasons. Answers are {"item": row}
-before each item and {"done": true} after the shard is written, or {"error": text, …}.
+The first line has the task, its options, and its source if it is a user's own. Each further one
+asks for a shard: ``path``, ``items``, and ``crashed``, the items not to try again with the reasons.
+Answers are {"item": row} before each item and {"done": true} after the shard is written, or
+{"error": text, …}.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from modmix.base import sources as own
 from modmix.base.errors import ModmixError
 from modmix.tasks.base import make_task
 from modmix.tasks.data import Array, Input
@@ -40,6 +42,7 @@ def main() -> None:
 def _answers() -> Iterator[dict[str, Any]]:
     try:
         started = json.loads(sys.stdin.readline())
+        own.register(started["sources"])
         task = make_task(started["task"], started["options"])
         assert isinstance(task, MediaTask), task
         for line in sys.stdin:
