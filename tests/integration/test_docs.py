@@ -33,6 +33,7 @@ from modmix.study.spec import (
 from modmix.study.validate import Checker
 from modmix.tasks.entries_arrays import ARRAYS
 from modmix.tasks.entries_papers import CIFAR100, GENDER
+from modmix.tasks.entries_video import MODELNET40, UCF101
 from modmix.tasks.entry import TaskEntry
 
 ROOT = Path(__file__).parents[2]
@@ -209,6 +210,8 @@ def test_training_settings() -> None:
         ("arrays: your own file", ARRAYS),
         ("cifar100: small photographs", CIFAR100),
         ("gender: names, user IDs and activity", GENDER),
+        ("ucf101: a frame and optical flow", UCF101),
+        ("modelnet40: objects from several sides", MODELNET40),
     ],
 )
 def test_options_of_tasks(heading: str, entry: TaskEntry) -> None:
