@@ -17,8 +17,8 @@ from modmix.base.errors import DataError
 from modmix.tasks.base import load_task, make_task, prepare_task
 from modmix.tasks.data import Augmentation
 from modmix.tasks.media_decode import Item
-from modmix.tasks.media_read import Unreadable
-from modmix.tasks.ucf101 import clip_frames, square
+from modmix.tasks.media_read import Unreadable, middle_pixels
+from modmix.tasks.ucf101 import clip_frames
 from modmix.tasks.ucf101_lists import Video, read_classes, read_videos, validation_videos
 from modmix.training.batches import Examples
 
@@ -226,9 +226,11 @@ def test_clips_are_of_frames_that_all_folders_have(tmp_path: Path) -> None:
 def test_the_middle_of_a_frame_is_stored(tmp_path: Path) -> None:
     place = np.arange(26 * 7, dtype=np.uint8).reshape(7, 26)
     Image.fromarray(place).save(tmp_path / "x.png")
-    np.testing.assert_array_equal(square(tmp_path / "x.png", 4, "L")[..., 0], place[1:5, 11:15])
+    np.testing.assert_array_equal(
+        middle_pixels(tmp_path / "x.png", 4, "L")[..., 0], place[1:5, 11:15]
+    )
     with pytest.raises(Unreadable, match=r"x\.png: has 26 x 7 pixels, 8 x 8 are needed"):
-        square(tmp_path / "x.png", 8, "L")
+        middle_pixels(tmp_path / "x.png", 8, "L")
 
 
 # ---------------------------------------------------------------- the whole

@@ -80,7 +80,8 @@ class ClipTask(MediaTask):
             end=item.end,
             max_seconds=self.max_seconds,
         )
-        sound = waveform(self.root / item.files[-1], RATE, start=item.start, end=item.end)
+        end = item.start + self.options["seconds"] if item.end is None else item.end
+        sound = waveform(self.root / item.files[-1], RATE, start=item.start, end=end)
         return {VIDEO: frames, AUDIO: self._spectrogram(item, sound)}
 
     @property

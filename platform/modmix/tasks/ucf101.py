@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
 from modmix.base.errors import DataError
 from modmix.tasks.data import Array, Augmentation, Input
 from modmix.tasks.files import Source
 from modmix.tasks.media import Listed, MediaTask
 from modmix.tasks.media_decode import Item
-from modmix.tasks.media_read import Unreadable
+from modmix.tasks.media_read import Unreadable, middle_pixels
 from modmix.tasks.ucf101_lists import read_classes, read_videos, validation_videos
 
 RGB, FLOW = "rgb", "flow"
@@ -38,8 +37,6 @@ LISTS = "ucfTrainTestlist"
 # between the bytes 127 and 128.
 RGB_MEAN, RGB_SCALE = (106.46, 101.47, 93.22), (68.28, 66.41, 67.59)
 FLOW_MEAN, FLOW_SCALE = 127.5, 1.0
-
-Pixels = npt.NDArray[np.uint8]
 
 
 class Ucf101(MediaTask):
@@ -124,9 +121,9 @@ class Ucf101(MediaTask):
         rgb, *flow = (self.root / name for name in item.files)
         frames, size = self.options["frames"], self.options["stored"]
         names = clip_frames((rgb, *flow), frames, int(item.start), int(item.end))
-        channels = [square(folder / name, size, "L") for name in names for folder in flow]
+        channels = [middle_pixels(folder / name, size, "L") for name in names for folder in flow]
         return {
-            RGB: square(rgb / names[frames // 2], size, "RGB"),
+            RGB: middle_pixels(rgb / names[frames // 2], size, "RGB"),
             FLOW: np.concatenate(channels, axis=-1),
         }
 
@@ -152,28 +149,6 @@ def clip_frames(folders: tuple[Path, ...], frames: int, clip: int, clips: int) -
         )
     first = (2 * clip + 1) * (len(ordered) - frames) // (2 * clips)
     return ordered[first : first + frames]
-
-
-def square(path: Path, size: int, mode: str) -> Pixels:
-    """The square of ``size`` pixels in the middle of an image, (size, size, channels).
-
-    Raises:
-        Unreadable: missing, truncated, smaller, or not an image.
-    """
-    from PIL import Image
-
-    where = f"{path.parent.name}/{path.name}"
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert(mode), dtype=np.uint8)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise Unreadable(f"{where}: {error}") from error
-    height, width = pixels.shape[:2]
-    if min(height, width) < size:
-        raise Unreadable(f"{where}: has {width} x {height} pixels, {size} x {size} are needed")
-    top, left = (height - size) // 2, (width - size) // 2
-    cut = pixels[top : top + size, left : left + size]
-    return cut if cut.ndim == 3 else cut[..., None]
 
 
 def _folders(parent: Path) -> dict[str, str]:
