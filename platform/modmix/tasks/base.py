@@ -17,7 +17,7 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -26,7 +26,7 @@ import numpy as np
 from modmix.base import sources as own
 from modmix.base.errors import DataError
 from modmix.base.messages import digest
-from modmix.tasks.data import SPLITS, Array, Augmentation, Data, Input, Split
+from modmix.tasks.data import PICTURES, SPLITS, Array, Augmentation, Data, Input, Split
 from modmix.tasks.entry import TaskEntry
 from modmix.tasks.files import (
     Progress,
@@ -80,12 +80,22 @@ class Task(ABC):
         """The files this task reads; none for synthetic data or data bundled with a library."""
         return ()
 
+    def listing(self) -> list[Any] | None:
+        """What identifies files that are too many to be hashed; None if there are none.
+
+        A list of JSON values, by convention [relative name, size] of each file, read anew at every
+        call. Together with the checksums of `sources` and the options it names the prepared folder.
+        A file whose content changes while its name and size stay the same is not noticed: after
+        such a change, delete the prepared folder.
+        """
+        return None
+
     def get(self, progress: Progress) -> list[Path]:  # noqa: ARG002 - used by overrides
         """Download the source files and return them; nothing by default."""
         return []
 
     def augmentation(self) -> Mapping[str, Augmentation]:
-        """Training augmentation by image input; none by default."""
+        """Augmentation by input; none by default."""
         return {}
 
     @abstractmethod
@@ -210,11 +220,11 @@ def describe_task(name: str, options: Mapping[str, Any] | None = None) -> Descri
     if options is None and any(option.required for option in entry.options):
         return Description(name=name, entry=entry, options={})
     task = make_task(name, options or {})
-    known = _known_sources(task)
-    if known is None:
-        with suppress(DataError):
-            known = [check_source(source) for source in task.sources()]
-    if known is None or not _intact(folder := _folder(task, known)):
+    folder = None
+    with suppress(DataError):
+        known = _known_sources(task)
+        folder = _folder(task, known or [check_source(source) for source in task.sources()])
+    if folder is None or not _intact(folder):
         return Description(name=name, entry=entry, options=task.options)
     meta = read_json(folder / "meta.json")
     return Description(
@@ -240,13 +250,15 @@ def _known_sources(task: Task) -> list[str] | None:
 
 
 def _folder(task: Task, sums: list[str]) -> Path:
-    key: list[Any] = [PREPARED_VERSION, task.name, _array_options(task), sums]
+    key: list[Any] = [PREPARED_VERSION, task.name, array_options(task), sums]
     if task.layout > 1:
         key.append(task.layout)
+    if (listing := task.listing()) is not None:
+        key.append({"listing": listing})
     return data_home() / "prepared" / digest(key)
 
 
-def _array_options(task: Task) -> dict[str, Any]:
+def array_options(task: Task) -> dict[str, Any]:
     """Options that affect the arrays; paths do not, as sources are identified by content."""
     shape = {o.name: o.shapes_arrays and o.kind != "path" for o in task_entry(task.name).options}
     return {name: value for name, value in task.options.items() if shape[name]}
@@ -274,18 +286,32 @@ def _prepare_locked(task: Task, folder: Path, sums: list[str], progress: Progres
         shutil.rmtree(temporary, ignore_errors=True)
         _sweep(folder.parent)
         temporary.mkdir()
+        scratch = _scratch(folder.name)
         try:
-            _write(task, temporary, sums, progress)
+            _write(task, Writer(temporary, scratch), sums, progress)
+            if _folder(task, sums) != folder:
+                raise DataError(
+                    f"the files of task {own.place(task.name)} were changed while they were read; "
+                    "run the command again"
+                )
             if folder.exists():  # damaged; processes that have mapped it keep their maps
                 shutil.rmtree(folder)
             temporary.rename(folder)
+            shutil.rmtree(scratch, ignore_errors=True)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
 
 
 def _sweep(prepared: Path) -> None:
-    """Remove the partial folders of killed processes: those whose lock is free."""
+    """Remove the partial folders of killed processes: those whose lock is free.
+
+    The scratch folder of a preparation that was not completed is kept, to be resumed.
+    """
+    for scratch in _scratch("").glob("*"):
+        with if_free(prepared / scratch.name) as free:
+            if free and (prepared / scratch.name / "meta.json").exists():
+                shutil.rmtree(scratch, ignore_errors=True)
     for temporary in prepared.glob(".*.tmp"):
         folder = prepared / temporary.name.removeprefix(".").removesuffix(".tmp")
         with if_free(folder) as free:
@@ -293,8 +319,11 @@ def _sweep(prepared: Path) -> None:
                 shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write(task: Task, folder: Path, sums: Sequence[str], progress: Progress) -> None:
-    writer = Writer(folder)
+def _scratch(key: str) -> Path:
+    return data_home() / "decoded" / key
+
+
+def _write(task: Task, writer: Writer, sums: Sequence[str], progress: Progress) -> None:
     with (
         own.explained(f"the task {own.place(task.name)} cannot be written")
         if (own.is_reference(task.name))
@@ -310,7 +339,7 @@ def _write(task: Task, folder: Path, sums: Sequence[str], progress: Progress) ->
             raise DataError(f"{source.path}: was changed while it was read; run the command again")
     writer.finish(
         task=task.name,
-        options=_array_options(task),
+        options=array_options(task),
         inputs={m.name: m for m in contents.inputs},
         class_names=contents.class_names,
         rows=contents.rows,
@@ -329,21 +358,33 @@ def _inputs(meta: Mapping[str, Any]) -> dict[str, Input]:
 def _fingerprint(task: Task, meta: Mapping[str, Any]) -> str:
     """Digest of the prepared content and, if there is any, of the augmentation."""
     content: str = meta["fingerprint"]
-    augmentation = {name: asdict(value) for name, value in task.augmentation().items()}
+    augmentation = {name: value.identity for name, value in task.augmentation().items()}
     return digest([content, augmentation]) if augmentation else content
+
+
+def _check_augmentation(
+    task: str, inputs: Mapping[str, Input], name: str, settings: Augmentation
+) -> None:
+    pictures = [i.name for i in inputs.values() if i.kind in PICTURES]
+    numbers = [i.name for i in inputs.values() if i.kind != "tokens"]
+    if name not in pictures and (settings.moves or not settings.noise):
+        raise DataError(
+            f"task {task}: the option `augment` must name images, got {name!r}; the images are: "
+            f"{', '.join(pictures) or 'none'}"
+        )
+    if name not in numbers:
+        raise DataError(
+            f"task {task}: the option `noise` must name inputs other than tokens, got {name!r}; "
+            f"they are: {', '.join(numbers) or 'none'}"
+        )
 
 
 def _map_folder(task: Task, folder: Path) -> Data:
     meta = read_json(folder / "meta.json")
     inputs = _inputs(meta)
     augmentation = task.augmentation()
-    for name in augmentation:
-        if name not in inputs or inputs[name].kind != "image":
-            images = ", ".join(i.name for i in inputs.values() if i.kind == "image") or "none"
-            raise DataError(
-                f"task {task.name}: the option `augment` must name images, got {name!r}; the "
-                f"images are: {images}"
-            )
+    for name, settings in augmentation.items():
+        _check_augmentation(task.name, inputs, name, settings)
 
     def array(name: str) -> Array:
         mapped: Array = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)

@@ -67,13 +67,17 @@ class ArrayFile:
 class Writer:
     """Writer of a folder of prepared arrays.
 
+    ``scratch`` is a folder, not yet made, for intermediate files that survive a kill: the next
+    attempt at the same preparation finds them. It is removed once the preparation is complete.
+
     A task passes everything that determines its data to `content`, before floating-point operations
     whose last bits could differ between machines. It writes arrays with `split`, `put` or, block by
     block, `array`. Afterwards the caller writes meta.json with `finish`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, scratch: Path | None = None) -> None:
         self.folder = folder
+        self.scratch = scratch or folder.with_name(f"{folder.name}.scratch")
         self.files: dict[str, dict[str, Any]] = {}
         self._scaling: dict[str, dict[str, list[float]]] = {}
         self._alphabets: dict[str, str] = {}
@@ -122,6 +126,12 @@ class Writer:
         with self.array(name, values.shape, dtype) as file:
             file.append(values)
 
+    def text(self, name: str, text: str) -> None:
+        """Write a text file for people beside the arrays; it does not enter the fingerprint."""
+        content = text.encode(errors="backslashreplace")
+        (self.folder / name).write_bytes(content)
+        self.files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
     def split(
         self,
         split: str,
@@ -152,7 +162,9 @@ class Writer:
             check_input_name(name, f"task {task}")
         assert all(rows[split] > 0 for split in SPLITS), rows
         described = [
-            [m.name, list(m.shape), m.kind, m.dtype, m.vocabulary] for m in inputs.values()
+            [m.name, list(m.shape), m.kind, m.dtype, m.vocabulary]
+            + ([] if m.stored is None else [list(m.stored)])
+            for m in inputs.values()
         ]
         content = self._content.hexdigest()
         write_json(
@@ -177,6 +189,8 @@ class Writer:
 def _input_json(described: Input) -> dict[str, Any]:
     """JSON form of an input for meta.json; the inverse of `input_from_json`."""
     value = asdict(described)
+    if described.stored is None:
+        del value["stored"]
     for name in ("mean", "scale"):
         if value[name] is not None:
             value[name] = value[name].tolist()
@@ -188,7 +202,8 @@ def input_from_json(value: Mapping[str, Any]) -> Input:
         name: None if value[name] is None else np.asarray(value[name], np.float32)
         for name in ("mean", "scale")
     }
-    return Input(**{**value, "shape": tuple(value["shape"]), **arrays})
+    stored = None if value.get("stored") is None else tuple(value["stored"])
+    return Input(**{**value, "shape": tuple(value["shape"]), "stored": stored, **arrays})
 
 
 def input_file(split: str, name: str) -> str:
