@@ -175,7 +175,7 @@ PLACES = {
     "rich": ("cli",),
     "psutil": ("ledger",),
     "safetensors": ("training", "methods"),
-    "pickle": (),
+    "pickle": ("tasks.restricted_pickle",),
     "joblib": (),
 }
 
