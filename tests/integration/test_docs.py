@@ -33,6 +33,7 @@ from modmix.study.spec import (
 from modmix.study.validate import Checker
 from modmix.tasks.entries_arrays import ARRAYS
 from modmix.tasks.entries_papers import CIFAR100, GENDER
+from modmix.tasks.entries_text import MOSEI, MOSI
 from modmix.tasks.entry import TaskEntry
 
 ROOT = Path(__file__).parents[2]
@@ -209,6 +210,8 @@ def test_training_settings() -> None:
         ("arrays: your own file", ARRAYS),
         ("cifar100: small photographs", CIFAR100),
         ("gender: names, user IDs and activity", GENDER),
+        ("mosi, mosei: sentiment from words, voice and face", MOSI),
+        ("mosi, mosei: sentiment from words, voice and face", MOSEI),
     ],
 )
 def test_options_of_tasks(heading: str, entry: TaskEntry) -> None:
