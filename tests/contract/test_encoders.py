@@ -23,6 +23,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "image": (8, 8, 3),
     "sequence": (6, 4),
     "tokens": (7,),
+    "video": (2, 8, 8, 3),
 }
 VOCABULARY = 11
 # Small ones, each with what its defaults leave out.

@@ -207,6 +207,7 @@ class DataProgress:
     _LABELS: ClassVar[dict[str, str]] = {
         "download": "downloading",
         "read": "reading",
+        "decode": "decoding",
         "write": "preparing",
         "check": "checking",
         "wait": "waiting for another process to prepare the data",
@@ -214,6 +215,7 @@ class DataProgress:
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
         self._console = console
+        self._quiet = quiet
         self._on = console.is_terminal and not quiet
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
@@ -227,6 +229,9 @@ class DataProgress:
             self._bars.stop()
 
     def __call__(self, stage: str, done: int, total: int | None) -> None:
+        if stage == "space":
+            self._show_space(done, total)
+            return
         if not self._on or time.monotonic() - self._began < 0.5:
             return
         if self._bars is None:
@@ -242,3 +247,9 @@ class DataProgress:
         if stage not in self._tasks:
             self._tasks[stage] = self._bars.add_task(self._LABELS.get(stage, stage), total=total)
         self._bars.update(self._tasks[stage], completed=done, total=total)
+
+    def _show_space(self, needed: int, free: int | None) -> None:
+        """Print the disk space that the preparation needs, on a terminal or not."""
+        if not self._quiet:
+            room = "" if free is None else f", {free / 1e9:.1f} GB are free"
+            self._console.print(f"needs up to {needed / 1e9:.1f} GB of disk{room}", highlight=False)

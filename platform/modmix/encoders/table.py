@@ -16,7 +16,7 @@ from modmix.base.errors import InputError
 from modmix.base.signature import hyperparameters, summary
 from modmix.base.space import Hyperparameter
 
-Inputs = Literal["dense", "image", "sequence", "tokens", "any"]
+Inputs = Literal["dense", "image", "sequence", "tokens", "video", "any"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class EncoderEntry:
 
 
 # Token ids are not numeric values: an encoder must accept them explicitly.
-_NUMBERS: tuple[Inputs, ...] = ("dense", "image", "sequence")
+_NUMBERS: tuple[Inputs, ...] = ("dense", "image", "sequence", "video")
 
 _EMBEDDING = Hyperparameter(
     name="embedding", kind="int", default=128, low=1, doc="embedding dimension of a token"
@@ -106,8 +106,8 @@ ENCODERS: dict[str, EncoderEntry] = {
     ),
     "resnet18": EncoderEntry(
         path="modmix.encoders.resnet18:ResNet18",
-        doc="ResNet-18 without its classifier, for images, spectrograms and optical flow",
-        inputs=("image",),
+        doc="ResNet-18 without its classifier, for images, spectrograms, optical flow and video",
+        inputs=("image", "video"),
         hyperparameters=(
             Hyperparameter(
                 name="width",

@@ -22,6 +22,15 @@ A task turns the options of a study file, and data files, into memory-mapped, fi
     digits           8x8 digit images from scikit-learn
     weak             synthetic data with inputs that are uninformative for some examples
     higgs            UCI HIGGS: signal or background
+    media_read       frames, sound and images from media files
+    media_decode     decodes items in several processes, in shards that survive a kill
+    media            tasks whose sources are thousands of media files
+    media_lists      split files, and validation drawn from the training items
+    media_worker     the process that decodes
+    clips            tasks of video clips with sound
+    cremad           CREMA-D: acted emotions
+    ave              AVE: events seen and heard
+    kinetics_sounds  Kinetics-Sounds: actions seen and heard
     cifar100         CIFAR-100: small photographs, read by torchvision
     characters       texts as token ids
     gender_names     first names and the shares of their bearers' genders

@@ -80,6 +80,16 @@ class Task(ABC):
         """The files this task reads; none for synthetic data or data bundled with a library."""
         return ()
 
+    def listing(self) -> list[Any] | None:
+        """What identifies files that are too many to be hashed; None if there are none.
+
+        A list of JSON values, by convention [relative name, size] of each file, read anew at every
+        call. Together with the checksums of `sources` and the options it names the prepared folder.
+        A file whose content changes while its name and size stay the same is not noticed: after
+        such a change, delete the prepared folder.
+        """
+        return None
+
     def get(self, progress: Progress) -> list[Path]:  # noqa: ARG002 - used by overrides
         """Download the source files and return them; nothing by default."""
         return []
@@ -240,13 +250,15 @@ def _known_sources(task: Task) -> list[str] | None:
 
 
 def _folder(task: Task, sums: list[str]) -> Path:
-    key: list[Any] = [PREPARED_VERSION, task.name, _array_options(task), sums]
+    key: list[Any] = [PREPARED_VERSION, task.name, array_options(task), sums]
     if task.layout > 1:
         key.append(task.layout)
+    if (listing := task.listing()) is not None:
+        key.append({"listing": listing})
     return data_home() / "prepared" / digest(key)
 
 
-def _array_options(task: Task) -> dict[str, Any]:
+def array_options(task: Task) -> dict[str, Any]:
     """Options that affect the arrays; paths do not, as sources are identified by content."""
     shape = {o.name: o.shapes_arrays and o.kind != "path" for o in task_entry(task.name).options}
     return {name: value for name, value in task.options.items() if shape[name]}
@@ -274,18 +286,31 @@ def _prepare_locked(task: Task, folder: Path, sums: list[str], progress: Progres
         shutil.rmtree(temporary, ignore_errors=True)
         _sweep(folder.parent)
         temporary.mkdir()
+        scratch = _scratch(folder.name)
         try:
-            _write(task, temporary, sums, progress)
+            _write(task, Writer(temporary, scratch), sums, progress)
+            if _folder(task, sums) != folder:
+                raise DataError(
+                    f"the files of task {task.name} were changed while they were read; run the "
+                    "command again"
+                )
             if folder.exists():  # damaged; processes that have mapped it keep their maps
                 shutil.rmtree(folder)
             temporary.rename(folder)
+            shutil.rmtree(scratch, ignore_errors=True)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
 
 
 def _sweep(prepared: Path) -> None:
-    """Remove the partial folders of killed processes: those whose lock is free."""
+    """Remove the partial folders of killed processes: those whose lock is free.
+
+    The scratch folder of a preparation that was not completed is kept, to be resumed.
+    """
+    for scratch in _scratch("").glob("*"):
+        if (prepared / scratch.name / "meta.json").exists():
+            shutil.rmtree(scratch, ignore_errors=True)
     for temporary in prepared.glob(".*.tmp"):
         folder = prepared / temporary.name.removeprefix(".").removesuffix(".tmp")
         with if_free(folder) as free:
@@ -293,8 +318,11 @@ def _sweep(prepared: Path) -> None:
                 shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write(task: Task, folder: Path, sums: Sequence[str], progress: Progress) -> None:
-    writer = Writer(folder)
+def _scratch(key: str) -> Path:
+    return data_home() / "decoded" / key
+
+
+def _write(task: Task, writer: Writer, sums: Sequence[str], progress: Progress) -> None:
     with (
         own.explained(f"the task {own.place(task.name)} cannot be written")
         if (own.is_reference(task.name))
@@ -310,7 +338,7 @@ def _write(task: Task, folder: Path, sums: Sequence[str], progress: Progress) ->
             raise DataError(f"{source.path}: was changed while it was read; run the command again")
     writer.finish(
         task=task.name,
-        options=_array_options(task),
+        options=array_options(task),
         inputs={m.name: m for m in contents.inputs},
         class_names=contents.class_names,
         rows=contents.rows,

@@ -17,13 +17,13 @@ import numpy.typing as npt
 
 from modmix.base.errors import DataError
 
-Kind = Literal["dense", "image", "sequence", "tokens"]
+Kind = Literal["dense", "image", "sequence", "tokens", "video"]
 Array = npt.NDArray[Any]
 
 SPLITS = ("train", "val", "test")
 ROWS = "rows"  # of `Split.extras`
 
-_AXES: Mapping[Kind, int] = {"dense": 1, "image": 3, "sequence": 2, "tokens": 1}
+_AXES: Mapping[Kind, int] = {"dense": 1, "image": 3, "sequence": 2, "tokens": 1, "video": 4}
 # Input names are used in file names, column prefixes and, joined by "+", names of mixtures.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
@@ -45,7 +45,8 @@ def check_input_name(name: str, source: str) -> None:
 class Input:
     """Description of one input array of a task.
 
-    Shape of one example by kind: dense (D,), image (H, W, C), sequence (T, D), tokens (L,).
+    Shape of one example by kind: dense (D,), image (H, W, C), sequence (T, D), tokens (L,), video
+    (T, H, W, C).
     """
 
     name: str
@@ -59,8 +60,9 @@ class Input:
 
     mean: npt.NDArray[np.float32] | None = field(default=None, compare=False)
     scale: npt.NDArray[np.float32] | None = field(default=None, compare=False)
-    """Normalisation (x − mean) / scale, applied on the device to integer images: per channel (C,)
-    or per pixel and channel (H, W, C). None for floats, which are standardised in preparation.
+    """Normalisation (x − mean) / scale, applied on the device to integer images and videos: per
+    channel (C,) or per pixel and channel (H, W, C). None for floats, which are standardised in
+    preparation.
     """
 
     def __post_init__(self) -> None:

@@ -2,6 +2,200 @@
 
 from __future__ import annotations
 
-from modmix.tasks.entry import TaskEntry
+from collections.abc import Mapping
+from typing import Any
 
-VIDEO: dict[str, TaskEntry] = {}
+from modmix.tasks.entry import SPLIT_SEED, TaskEntry
+from modmix.tasks.options import Option
+
+RESNETS: Mapping[str, Mapping[str, Any]] = {"*": {"name": "resnet18"}}
+# The recipe of DI-MML's code (2024); its joint baseline has the same.
+RECIPE: Mapping[str, Any] = {
+    "optimizer": "sgd",
+    "learning_rate": 1e-3,
+    "momentum": 0.9,
+    "weight_decay": 1e-4,
+    "batch_size": 16,
+    "epochs": 150,
+    "schedule": "step",
+    "decay_rate": 0.1,
+    "milestones": [70, 140],
+    "select": "best",
+}
+
+MAX_UNREADABLE = Option(
+    name="max_unreadable",
+    kind="float",
+    default=0.1,
+    low=0.0,
+    high=1.0,
+    shapes_arrays=False,
+    doc="share of the items that may be missing or unreadable; they are left out",
+)
+AUGMENT = Option(
+    name="augment",
+    kind="bool",
+    default=True,
+    shapes_arrays=False,
+    doc="in training, crop frames at random, resize them to the old size and mirror them",
+)
+VAL_FRACTION = Option(
+    name="val_fraction",
+    kind="float",
+    default=0.1,
+    low=0.0001,
+    high=0.9,
+    doc="share of the training list that becomes validation, class by class, without val_list",
+)
+
+
+def path(doc: str) -> Option:
+    return Option(name="path", kind="path", default=None, required=True, doc=doc)
+
+
+def split_list(split: str, doc: str, *, required: bool = False) -> Option:
+    return Option(
+        name=f"{split}_list",
+        kind="path",
+        default=None,
+        optional=not required,
+        required=required,
+        doc=doc,
+    )
+
+
+def clip_options(*, frames: int, seconds: float) -> tuple[Option, ...]:
+    """Options of `modmix.tasks.clips.ClipTask`."""
+    return (
+        Option(
+            name="frames",
+            kind="int",
+            default=frames,
+            low=1,
+            doc="frames of a clip, evenly spaced: the middles of as many equal parts of its time",
+        ),
+        Option(
+            name="size",
+            kind="int",
+            default=224,
+            low=8,
+            high=2048,
+            doc="height and width of the frames in pixels",
+        ),
+        Option(
+            name="seconds",
+            kind="float",
+            default=seconds,
+            low=0.1,
+            high=600.0,
+            doc="length of the sound; what is longer is cut off at the end",
+        ),
+        Option(
+            name="window",
+            kind="int",
+            default=512,
+            low=2,
+            doc="samples of one window of the spectrogram, at 16,000 a second",
+        ),
+        Option(
+            name="overlap",
+            kind="int",
+            default=353,
+            low=0,
+            doc="samples by which windows overlap, fewer than window",
+        ),
+        Option(
+            name="short_audio",
+            kind="str",
+            default="tile",
+            choices=("tile", "pad"),
+            doc="shorter sounds are repeated (tile) or followed by silence (pad)",
+        ),
+        Option(
+            name="standardise",
+            kind="bool",
+            default=True,
+            doc="whether spectrograms have the mean of the training split subtracted and are "
+            "divided by its deviation",
+        ),
+        AUGMENT,
+        MAX_UNREADABLE,
+    )
+
+
+CREMAD = TaskEntry(
+    path="modmix.tasks.cremad:CremaD",
+    doc="CREMA-D: 7,442 clips of actors, video and sound; six emotions",
+    options=(
+        path("the folder that holds AudioWAV and VideoFlash"),
+        split_list("train", "lines STEM,EMOTION; null: actors are divided at random"),
+        split_list("val", "the same; null: drawn from train_list by val_fraction"),
+        split_list("test", "the same, with train_list"),
+        Option(
+            name="test_actors",
+            kind="int",
+            default=19,
+            low=1,
+            doc="actors whose clips are the test split, without lists",
+        ),
+        Option(
+            name="val_actors",
+            kind="int",
+            default=9,
+            low=1,
+            doc="actors whose clips are the validation split, without lists",
+        ),
+        VAL_FRACTION,
+        SPLIT_SEED,
+        *clip_options(frames=3, seconds=3.0),
+        Option(
+            name="image_noise",
+            kind="float",
+            default=0.0,
+            low=0.0,
+            shapes_arrays=False,
+            doc="deviation of Gaussian noise on normalised frames, in training and evaluation",
+        ),
+    ),
+    encoders=RESNETS,
+    training=RECIPE,
+    cost="unknown",
+    source="https://github.com/CheyneyComputerScience/CREMA-D, by hand",
+)
+
+AVE = TaskEntry(
+    path="modmix.tasks.ave:Ave",
+    doc="AVE: 4,143 events in video and sound; 28 classes",
+    options=(
+        path("the folder that holds trainSet.txt, valSet.txt, testSet.txt and AVE"),
+        *clip_options(frames=4, seconds=10.0),
+    ),
+    encoders=RESNETS,
+    training=RECIPE,
+    cost="unknown",
+    source="https://github.com/YapengTian/AVE-ECCV18, by hand",
+)
+
+KINETICS_SOUNDS = TaskEntry(
+    path="modmix.tasks.kinetics_sounds:KineticsSounds",
+    doc="Kinetics-Sounds: 17,396 clips of 10 s, video and sound; 31 actions",
+    options=(
+        path("a folder with the clips as ID_START_END.mp4, in subfolders or not"),
+        split_list("train", "lines ID_START,10,LABEL or ID_START_END,10,LABEL", required=True),
+        split_list("val", "the same; null: drawn from train_list by val_fraction"),
+        split_list("test", "the same", required=True),
+        VAL_FRACTION,
+        SPLIT_SEED,
+        *clip_options(frames=3, seconds=10.0),
+    ),
+    encoders=RESNETS,
+    training=RECIPE,
+    cost="unknown",
+    source="the clips of Kinetics, by hand",
+)
+
+VIDEO: dict[str, TaskEntry] = {
+    "cremad": CREMAD,
+    "ave": AVE,
+    "kinetics_sounds": KINETICS_SOUNDS,
+}

@@ -4,6 +4,7 @@ Layout below `data_home`:
 
     downloads/<task>/   downloaded files
     prepared/<key>/     prepared arrays; meta.json is written last
+    decoded/<key>/      decoded media files of a preparation that is not complete
     sources/            cached checksums of source files, so that large files are hashed once
 """
 
@@ -23,8 +24,9 @@ from modmix.base.errors import DataError
 from modmix.base.home import environment_folder, write_text
 from modmix.base.messages import digest
 
-# Progress callback: stage ("download", "read", "write", "check" or "wait"), amount done and total
-# (None: unknown). In bytes for download, read and check; in rows or inputs for write.
+# Progress callback: stage ("download", "read", "decode", "write", "check" or "wait"), amount done
+# and total (None: unknown). In bytes for download, read and check; in rows or inputs for write; in
+# items for decode. The stage "space" comes once, with the bytes needed on disk and the bytes free.
 Progress = Callable[[str, int, "int | None"], None]
 
 _BLOCK = 1 << 22

@@ -67,13 +67,17 @@ class ArrayFile:
 class Writer:
     """Writer of a folder of prepared arrays.
 
+    ``scratch`` is a folder, not yet made, for intermediate files that survive a kill: the next
+    attempt at the same preparation finds them. It is removed once the preparation is complete.
+
     A task passes everything that determines its data to `content`, before floating-point operations
     whose last bits could differ between machines. It writes arrays with `split`, `put` or, block by
     block, `array`. Afterwards the caller writes meta.json with `finish`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, scratch: Path | None = None) -> None:
         self.folder = folder
+        self.scratch = scratch or folder.with_name(f"{folder.name}.scratch")
         self.files: dict[str, dict[str, Any]] = {}
         self._scaling: dict[str, dict[str, list[float]]] = {}
         self._alphabets: dict[str, str | list[str]] = {}
@@ -124,6 +128,12 @@ class Writer:
         """Write an array held in memory."""
         with self.array(name, values.shape, dtype) as file:
             file.append(values)
+
+    def text(self, name: str, text: str) -> None:
+        """Write a text file for people beside the arrays; it does not enter the fingerprint."""
+        content = text.encode()
+        (self.folder / name).write_bytes(content)
+        self.files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
     def split(
         self,

@@ -1,0 +1,91 @@
+"""Tasks of video clips with sound: some frames of each, and the spectrogram of its sound.
+
+Shapes: T frames, H × W pixels; F frequencies, W windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from modmix.base.errors import DataError
+from modmix.tasks.data import Array, Input
+from modmix.tasks.media import MediaTask
+from modmix.tasks.media_decode import Item
+from modmix.tasks.media_read import Unreadable, fitted, video_frames, waveform
+from modmix.tasks.signals import spectrogram, spectrogram_shape
+
+AUDIO, VIDEO = "audio", "video"
+RATE = 16_000  # samples per second
+# Mean and deviation of ImageNet's pixels (red, green, blue), in bytes.
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_SCALE = (58.395, 57.12, 57.375)
+
+
+class ClipTask(MediaTask):
+    """Inputs ``audio``, an image (F, W, 1) of float16, and ``video`` (T, H, W, 3) of bytes.
+
+    An item's first file is the video, its last one the sound (the same, or a file of its own).
+    Options: frames, size, seconds, window, overlap, short_audio, standardise.
+    """
+
+    max_seconds: ClassVar[float | None] = None  # longer videos are broken ones
+
+    def inputs(self) -> tuple[Input, ...]:
+        options = self.options
+        if not options["overlap"] < options["window"] <= self._samples:
+            raise DataError(
+                f"task {self.name}: overlap ({options['overlap']}) must be less than window "
+                f"({options['window']}), and window at most the {self._samples:,} samples of "
+                f"{options['seconds']:g} s; correct the options"
+            )
+        return (
+            Input(
+                name=AUDIO,
+                shape=spectrogram_shape(self._samples, options["window"], options["overlap"]),
+                kind="image",
+                dtype="float16",
+            ),
+            Input(
+                name=VIDEO,
+                shape=(options["frames"], options["size"], options["size"], 3),
+                kind="video",
+                dtype="uint8",
+                mean=np.array(IMAGENET_MEAN, dtype=np.float32),
+                scale=np.array(IMAGENET_SCALE, dtype=np.float32),
+            ),
+        )
+
+    def standardised(self) -> tuple[str, ...]:
+        return (AUDIO,) if self.options["standardise"] else ()
+
+    def decode(self, item: Item) -> Mapping[str, Array]:
+        frames = video_frames(
+            self.root / item.files[0],
+            self.options["frames"],
+            self.options["size"],
+            start=item.start,
+            end=item.end,
+            max_seconds=self.max_seconds,
+        )
+        sound = waveform(self.root / item.files[-1], RATE, start=item.start, end=item.end)
+        return {VIDEO: frames, AUDIO: self._spectrogram(item, sound)}
+
+    @property
+    def _samples(self) -> int:
+        seconds: float = self.options["seconds"]
+        return round(seconds * RATE)
+
+    def _spectrogram(self, item: Item, sound_S: Any) -> Array:
+        window = self.options["window"]
+        if len(sound_S) < window:
+            raise Unreadable(
+                f"{item.files[-1]}: has {len(sound_S)} samples of sound, {window} are needed"
+            )
+        overlap: int = self.options["overlap"]
+        tile = self.options["short_audio"] == "tile"
+        samples_1S = fitted(sound_S, self._samples, tile=tile)[None]
+        found: Array = spectrogram(samples_1S, RATE, window, overlap)[0]
+        return found

@@ -1,0 +1,250 @@
+"""Tasks whose sources are thousands of media files: sounds, images, videos.
+
+A subclass of `MediaTask` lists its items from the official split files (`listed`), describes its
+inputs (`inputs`) and decodes one item (`decode`); preparing, resuming after a kill, leaving out
+unreadable items and standardising are done here. `decode` runs in other processes, on a task built
+anew from its name and options.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from modmix.base.errors import DataError
+from modmix.tasks.base import Contents, Task, array_options
+from modmix.tasks.data import SPLITS, Array, Input
+from modmix.tasks.files import Progress, data_home
+from modmix.tasks.media_decode import Item, Shard, decode, shards_of
+from modmix.tasks.splits import Moments
+from modmix.tasks.writer import Writer, input_file, labels_file
+
+UNREADABLE = "unreadable.txt"
+_NAMED = 3  # unreadable items named in a message
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """What the split files say: the items in a fixed order, and the names of the classes."""
+
+    items: tuple[Item, ...]
+    class_names: tuple[str, ...]
+
+
+class MediaTask(Task):
+    """Base class of tasks whose items are media files below the folder of the option ``path``.
+
+    The options ``path`` and ``max_unreadable`` (a share of the items) must be declared.
+
+    Which files there are is identified by their names and sizes (`listing`) and by the checksums of
+    the split files (`sources`), not by hashing terabytes: a file that is replaced by another of the
+    same size is not noticed.
+    """
+
+    @abstractmethod
+    def listed(self) -> Listed:
+        """Read the split files.
+
+        Raises:
+            DataError: a file is missing or a line is wrong.
+        """
+
+    @abstractmethod
+    def inputs(self) -> tuple[Input, ...]:
+        """The inputs, described from the options alone."""
+
+    @abstractmethod
+    def decode(self, item: Item) -> Mapping[str, Array]:
+        """The arrays of one item, by input.
+
+        Raises:
+            Unreadable: a file of the item cannot be used; the item is left out.
+        """
+
+    def standardised(self) -> tuple[str, ...]:
+        """Float inputs whose channels are standardised with the training split's mean and scale."""
+        return ()
+
+    @property
+    def root(self) -> Path:
+        return Path(self.options["path"])
+
+    @cached_property
+    def _found(self) -> Listed:
+        """`listed`, with the items ordered by split."""
+        found = self.listed()
+        order = {split: number for number, split in enumerate(SPLITS)}
+        items = tuple(sorted(found.items, key=lambda item: order[item.split]))
+        return Listed(items=items, class_names=found.class_names)
+
+    def listing(self) -> list[Any]:
+        """[name, size] of every file that an item names; of a folder, the number of its entries.
+
+        The size of a missing file is null.
+        """
+        names = sorted({name for item in self._found.items for name in item.files})
+        return [[name, _size(self.root / name)] for name in names]
+
+    def write(self, writer: Writer, progress: Progress) -> Contents:
+        items, class_names = self._found.items, self._found.class_names
+        listing = self.listing()
+        self._check_missing(items, listing)
+        shards = shards_of(writer.scratch, len(items), self._bytes_per_item())
+        self._check_space(items, shards, progress)
+        writer.scratch.mkdir(parents=True, exist_ok=True)
+        decode(self.name, self.options, items, shards, progress)
+        reasons = {n: reason for shard in shards for n, reason in shard.reasons().items()}
+        self._report(items, reasons, writer)
+        kept = [n for n in range(len(items)) if n not in reasons]
+        writer.content("options", array_options(self))
+        writer.content("class_names", list(class_names))
+        writer.content("listing", listing)
+        writer.content("items", [_identity(items[n]) for n in kept])
+        splits_N = np.array([SPLITS.index(items[n].split) for n in kept])
+        labels_N = np.array([items[n].label for n in kept], dtype=np.int64)
+        self._check_splits(splits_N)
+        rows = {split: int((splits_N == number).sum()) for number, split in enumerate(SPLITS)}
+        for number, split in enumerate(SPLITS):
+            writer.put(labels_file(split), labels_N[splits_N == number], np.int64)
+        done = 0
+        for one in self.inputs():
+            moments = self._moments(one, shards, splits_N, writer)
+            with ExitStack() as stack:
+                files = [
+                    stack.enter_context(
+                        writer.array(
+                            input_file(split, one.name), (rows[split], *one.shape), one.dtype
+                        )
+                    )
+                    for split in SPLITS
+                ]
+                for values_n, split_n in _rows(one.name, shards, splits_N):
+                    for number, file in enumerate(files):
+                        chosen = values_n[split_n == number]
+                        file.append(chosen if moments is None else _scaled(chosen, moments))
+                    done += len(split_n)
+                    progress("write", done, len(kept) * len(self.inputs()))
+        return Contents(inputs=self.inputs(), class_names=class_names, rows=rows)
+
+    def _bytes_per_item(self) -> int:
+        return sum(one.size * np.dtype(one.dtype).itemsize for one in self.inputs())
+
+    def _check_space(
+        self, items: Sequence[Item], shards: Sequence[Shard], progress: Progress
+    ) -> None:
+        """Show the disk space that is needed: for the shards and the arrays made of them.
+
+        Raises:
+            DataError: less is free.
+        """
+        there = sum(s.path.stat().st_size for s in shards if s.path.exists())
+        needed = max(0, 2 * len(items) * self._bytes_per_item() - there)
+        free = shutil.disk_usage(data_home()).free
+        progress("space", needed, free)
+        if needed > free:
+            raise DataError(
+                f"{data_home()}: {needed / 1e9:.1f} GB must be free to prepare task {self.name} "
+                f"(half of it only meanwhile), {free / 1e9:.1f} GB are; free some space or set "
+                "MODMIX_DATA to a folder on another disk"
+            )
+
+    def _check_missing(self, items: Sequence[Item], listing: Sequence[Any]) -> None:
+        """Refuse at once what would be refused after hours of decoding."""
+        missing = {name for name, size in listing if size is None}
+        without = [item for item in items if missing & set(item.files)]
+        if len(without) > self._allowed(len(items)):
+            names = ", ".join(sorted(missing)[:_NAMED])
+            raise DataError(
+                f"{self.root}: files of {len(without):,} of {len(items):,} items are missing, "
+                f"such as {names}; {self._remedy()}"
+            )
+
+    def _allowed(self, items: int) -> float:
+        share: float = self.options["max_unreadable"]
+        return share * items
+
+    def _remedy(self) -> str:
+        return (
+            "correct the option `path` or get the files, or set `max_unreadable` (now "
+            f"{self.options['max_unreadable']:g} of the items) higher"
+        )
+
+    def _report(self, items: Sequence[Item], reasons: Mapping[int, str], writer: Writer) -> None:
+        """List the items that could not be read in a file, and summarise them in one warning.
+
+        Raises:
+            DataError: they are too many.
+        """
+        lines = [f"{items[n].files[0]}\t{reason}" for n, reason in sorted(reasons.items())]
+        text = "".join(f"{line}\n" for line in lines)
+        if not reasons:
+            return
+        some = ", ".join(items[n].files[0] for n in sorted(reasons)[:_NAMED])
+        count = f"{len(reasons):,} of {len(items):,} items of task {self.name} cannot be read"
+        if len(reasons) > self._allowed(len(items)):
+            path = writer.scratch / UNREADABLE
+            path.write_text(text, encoding="utf-8")
+            raise DataError(f"{count}, such as {some}; {path} has all; {self._remedy()}")
+        writer.text(UNREADABLE, text)
+        path = data_home() / "prepared" / writer.scratch.name / UNREADABLE
+        _log.warning("%s and are left out: %s%s; reasons in %s", count, some, _more(reasons), path)
+
+    def _check_splits(self, splits_N: Array) -> None:
+        for number, split in enumerate(SPLITS):
+            if not (splits_N == number).any():
+                raise DataError(
+                    f"{self.root}: no item of the {split} split can be read; {self._remedy()}"
+                )
+
+    def _moments(
+        self, one: Input, shards: Sequence[Shard], splits_N: Array, writer: Writer
+    ) -> Moments | None:
+        """Mean and deviation of an input's channels in training; None: it is not standardised."""
+        if one.name not in self.standardised():
+            return None
+        moments = Moments(one.shape[-1])
+        for values_n, split_n in _rows(one.name, shards, splits_N):
+            for values in values_n[split_n == 0]:
+                moments.add(values.reshape(-1, one.shape[-1]))
+        writer.scaled(one.name, moments.mean_D, moments.scale_D)
+        return moments
+
+
+def _more(reasons: Mapping[int, str]) -> str:
+    return "" if len(reasons) <= _NAMED else ", …"
+
+
+def _identity(item: Item) -> list[Any]:
+    return [list(item.files), item.label, item.split, item.start, item.end]
+
+
+def _rows(name: str, shards: Sequence[Shard], splits_N: Array) -> Iterator[tuple[Array, Array]]:
+    """An input's rows (n, ...) of each shard, with the numbers of their splits (n,)."""
+    before = 0
+    for shard in shards:
+        values_n = shard.read(name)
+        yield values_n, splits_N[before : before + len(values_n)]
+        before += len(values_n)
+
+
+def _scaled(values_N: Array, moments: Moments) -> npt.NDArray[np.float32]:
+    return moments.apply(values_N.reshape(-1, values_N.shape[-1])).reshape(values_N.shape)
+
+
+def _size(path: Path) -> int | None:
+    try:
+        status = path.stat()
+        return sum(1 for _ in path.iterdir()) if path.is_dir() else status.st_size
+    except OSError:
+        return None
