@@ -33,7 +33,7 @@ from modmix.study.spec import (
 from modmix.study.validate import Checker
 from modmix.tasks.entries_arrays import ARRAYS
 from modmix.tasks.entries_papers import CIFAR100, GENDER
-from modmix.tasks.entries_text import MOSEI, MOSI
+from modmix.tasks.entries_text import FOOD101, HATEFUL_MEMES, MOSEI, MOSI, MVSA
 from modmix.tasks.entry import TaskEntry
 
 ROOT = Path(__file__).parents[2]
@@ -210,6 +210,9 @@ def test_training_settings() -> None:
         ("arrays: your own file", ARRAYS),
         ("cifar100: small photographs", CIFAR100),
         ("gender: names, user IDs and activity", GENDER),
+        ("food101", FOOD101),
+        ("mvsa", MVSA),
+        ("hateful_memes", HATEFUL_MEMES),
         ("mosi, mosei: sentiment from words, voice and face", MOSI),
         ("mosi, mosei: sentiment from words, voice and face", MOSEI),
     ],

@@ -76,6 +76,17 @@ class MediaTask(Task):
         """Float inputs whose channels are standardised with the training split's mean and scale."""
         return ()
 
+    def write_beside(
+        self,
+        items: Sequence[Item],  # noqa: ARG002 - used by overrides
+        writer: Writer,  # noqa: ARG002
+    ) -> tuple[Input, ...]:
+        """Write further inputs, which need no decoding, of these items, ordered by split.
+
+        An override passes to `Writer.content` what determines them.
+        """
+        return ()
+
     @property
     def root(self) -> Path:
         return Path(self.options["path"])
@@ -135,7 +146,8 @@ class MediaTask(Task):
                         file.append(chosen if moments is None else _scaled(chosen, moments))
                     done += len(split_n)
                     progress("write", done, len(kept) * len(self.inputs()))
-        return Contents(inputs=self.inputs(), class_names=class_names, rows=rows)
+        beside = self.write_beside([items[n] for n in kept], writer)
+        return Contents(inputs=(*self.inputs(), *beside), class_names=class_names, rows=rows)
 
     def _bytes_per_item(self) -> int:
         return sum(one.size * np.dtype(one.dtype).itemsize for one in self.inputs())
