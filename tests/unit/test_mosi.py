@@ -360,3 +360,24 @@ def test_wrong_files_are_one_sentence(tmp_path: Path, content: bytes | None, mes
 def test_the_path_is_required() -> None:
     with pytest.raises(DataError, match=r"task mosei: option 'path' is required: the pickle \{tra"):
         load_task("mosei", {})
+
+
+@pytest.mark.slow
+def test_a_small_study_of_it(tmp_path: Path, whole: Whole) -> None:
+    import modmix
+
+    save(tmp_path / "x.pkl", whole)
+    (tmp_path / "small.yaml").write_text(
+        "study: small\n"
+        "task: {name: mosi, path: x.pkl, classes: seven}\n"
+        "seeds: 2\n"
+        "encoders: {default: {name: transformer, width: 8, heads: 2, feedforward: 8}}\n"
+        "training: {epochs: 2, batch_size: 4}\n"
+        "parts: {one: {methods: {add: , mulmix: }}}\n"
+    )
+    study = modmix.run(
+        tmp_path / "small.yaml", runner="local", home=tmp_path / "runs", mlflow=False
+    )
+    frame = study.replicates()
+    assert frame["state"].tolist() == ["done"] * 4
+    assert np.isfinite(frame["test/error"]).all()

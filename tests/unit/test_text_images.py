@@ -547,3 +547,25 @@ def test_wrong_memes(memes: Path, line: str | bytes, message: str) -> None:
 def test_the_path_is_required(task: str) -> None:
     with pytest.raises(DataError, match=f"task {task}: option 'path' is required: the folder that"):
         load_task(task, {})
+
+
+@pytest.mark.slow
+def test_a_small_study_of_it(food: Path, tmp_path: Path) -> None:
+    import modmix
+
+    (tmp_path / "small.yaml").write_text(
+        "study: small\n"
+        f"task: {{name: food101, path: '{food}', size: 16, length: 4}}\n"
+        "seeds: 2\n"
+        "encoders:\n"
+        "  image: {name: resnet18, width: 2}\n"
+        "  text: {name: transformer, width: 8, heads: 2, feedforward: 8}\n"
+        "training: {epochs: 2, batch_size: 6}\n"
+        "parts: {one: {methods: {add: , base: {modality: text}}}}\n"
+    )
+    study = modmix.run(
+        tmp_path / "small.yaml", runner="local", home=tmp_path / "runs", mlflow=False
+    )
+    frame = study.replicates()
+    assert frame["state"].tolist() == ["done"] * 4
+    assert np.isfinite(frame["test/error"]).all()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from modmix.tasks.entries_video import MAX_UNREADABLE
 from modmix.tasks.entries_video import path as path_option
-from modmix.tasks.entry import CHAR_CNN, MLP_64, SPLIT_SEED, TaskEntry
+from modmix.tasks.entry import SPLIT_SEED, TaskEntry
 from modmix.tasks.options import Option
 
+_TRANSFORMER = {"name": "transformer"}
 _SEQUENCES_RECIPE = {
     "optimizer": "adam",
     "learning_rate": 1e-3,
@@ -66,7 +67,7 @@ MOSI = TaskEntry(
     path="modmix.tasks.mosi:Mosi",
     doc="CMU-MOSI: words, voice and face of 2,199 spoken opinions on films; their sentiment",
     options=_SENTIMENT_OPTIONS,
-    encoders={"*": MLP_64},
+    encoders={"*": _TRANSFORMER},
     training=_SEQUENCES_RECIPE,
     cost="seconds; the pickle in memory, and as much disk in float32",
     source="your copy of the prepared pickle of CMU-MOSI",
@@ -76,7 +77,7 @@ MOSEI = TaskEntry(
     path="modmix.tasks.mosi:Mosei",
     doc="CMU-MOSEI: words, voice and face of some 22,800 spoken opinions; their sentiment",
     options=_SENTIMENT_OPTIONS,
-    encoders={"*": MLP_64},
+    encoders={"*": _TRANSFORMER},
     training=_SEQUENCES_RECIPE,
     cost="a minute; the pickle in memory (up to 4 GB), and 2 GB of disk",
     source="your copy of the prepared pickle of CMU-MOSEI",
@@ -92,7 +93,7 @@ _IMAGES_RECIPE = {
     "schedule": "cosine",
     "patience": 10,
 }
-_IMAGE_ENCODERS = {"image": {"name": "resnet18"}, "text": CHAR_CNN}
+_IMAGE_ENCODERS = {"image": {"name": "resnet18"}, "text": _TRANSFORMER}
 
 
 def _image_options(*, size: int, vocabulary: int, length: int, augment: str) -> tuple[Option, ...]:
