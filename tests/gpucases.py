@@ -117,7 +117,10 @@ def images(*, rows: tuple[int, int, int] = (160, 60, 40), side: int = 6, seed: i
     return Data(
         name="pictures",
         inputs={"picture": picture, "vector": Input(name="vector", shape=(5,))},
-        augmentation={"picture": Augmentation(pad=1, flip=True)},
+        augmentation={
+            "picture": Augmentation(pad=1, flip=True, crop=(0.3, 1.0), noise=0.1),
+            "vector": Augmentation(noise=0.1),
+        },
         classes=3,
         class_names=("a", "b", "c"),
         train=split(rows[0]),

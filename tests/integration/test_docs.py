@@ -34,6 +34,7 @@ from modmix.study.validate import Checker
 from modmix.tasks.entries_arrays import ARRAYS
 from modmix.tasks.entries_papers import CIFAR100, GENDER
 from modmix.tasks.entries_text import FOOD101, HATEFUL_MEMES, MOSEI, MOSI, MVSA
+from modmix.tasks.entries_video import MODELNET40, UCF101
 from modmix.tasks.entry import TaskEntry
 
 ROOT = Path(__file__).parents[2]
@@ -215,6 +216,8 @@ def test_training_settings() -> None:
         ("hateful_memes", HATEFUL_MEMES),
         ("mosi, mosei: sentiment from words, voice and face", MOSI),
         ("mosi, mosei: sentiment from words, voice and face", MOSEI),
+        ("ucf101: a frame and optical flow", UCF101),
+        ("modelnet40: objects from several sides", MODELNET40),
     ],
 )
 def test_options_of_tasks(heading: str, entry: TaskEntry) -> None:

@@ -116,7 +116,7 @@ def test_settings_by_input_are_completed() -> None:
         "spectrogram": {"b": None, "c": {"rate": 8}},
     }
     resolved = resolve_options("arrays", given)
-    assert resolved["augment"] == {"a": {"pad": 2, "flip": False}}
+    assert resolved["augment"] == {"a": {"pad": 2, "flip": False, "crop": None}}
     default = {"rate": 1.0, "window": 256, "overlap": None, "mu_law": None}
     assert resolved["spectrogram"] == {"b": default, "c": {**default, "rate": 8.0}}
 

@@ -114,7 +114,7 @@ def test_food_images_titles_and_classes(food: Path) -> None:
     assert [split.rows for split in data.splits.values()] == [12, 3, 6]
     assert np.bincount(data.train.labels).tolist() == [4, 4, 4]
     assert np.bincount(data.val.labels).tolist() == [1, 1, 1]
-    assert data.augmentation == {"image": Augmentation(pad=1, flip=True)}
+    assert data.augmentation == {"image": Augmentation(crop=(0.08, 1.0), flip=True)}
     described = data.inputs["text"]
     assert described.kind == "tokens"
     assert described.dtype == str(data.train.inputs["text"].dtype) == "uint8"
@@ -462,7 +462,7 @@ def test_memes(memes: Path) -> None:
     options = {"path": str(memes), **SMALL}
     data = load_task("hateful_memes", options)
     assert data.class_names == ("not hateful", "hateful")
-    assert data.augmentation == {"image": Augmentation(pad=1)}  # texts are not mirrored
+    assert data.augmentation == {"image": Augmentation(crop=(0.5, 1.0))}  # texts are not mirrored
     for split, numbers in zip(("train", "val", "test"), MEMES.values(), strict=True):
         assert colours(data, split) == [colour(f"{n:05}") for n in numbers]
         assert data.splits[split].labels.tolist() == [n % 2 for n in numbers]

@@ -252,4 +252,6 @@ class DataProgress:
         """Print the disk space that the preparation needs, on a terminal or not."""
         if not self._quiet:
             room = "" if free is None else f", {free / 1e9:.1f} GB are free"
-            self._console.print(f"needs up to {needed / 1e9:.1f} GB of disk{room}", highlight=False)
+            self._console.print(
+                f"needs {max(0.1, needed / 1e9):.1f} GB of disk{room}", highlight=False
+            )

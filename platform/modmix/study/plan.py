@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -182,7 +182,7 @@ class Plan:
             training=training,
             encoders=encoders,
             task=self._task_ref(options, data),
-            augmentation={name: asdict(one) for name, one in data.augmentation.items()},
+            augmentation={name: one.identity for name, one in data.augmentation.items()},
         )
         shown = self.shown.get(method, ())
         # The same hyperparameters with other seeds are another configuration.

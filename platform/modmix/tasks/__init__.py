@@ -31,6 +31,9 @@ A task turns the options of a study file, and data files, into memory-mapped, fi
     cremad           CREMA-D: acted emotions
     ave              AVE: events seen and heard
     kinetics_sounds  Kinetics-Sounds: actions seen and heard
+    ucf101_lists     the official lists of UCF101, and validation drawn by group
+    ucf101           UCF101: a frame of a video and its optical flow
+    modelnet40       ModelNet40: objects seen from several sides
     cifar100         CIFAR-100: small photographs, read by torchvision
     characters       texts as token ids
     gender_names     first names and the shares of their bearers' genders

@@ -21,6 +21,7 @@ most names. The option `columns` assigns its columns to inputs.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -48,8 +49,15 @@ class Arrays(Task):
         return (Source(path=Path(self.options["path"]), mend="correct the option `path`"),)
 
     def augmentation(self) -> Mapping[str, Augmentation]:
-        asked = self.options["augment"] or {}
-        return {name: Augmentation(**settings) for name, settings in asked.items()}
+        found = {}
+        for name, settings in (self.options["augment"] or {}).items():
+            smallest = settings["crop"]
+            crop = None if smallest is None else (smallest, 1.0)
+            found[name] = Augmentation(pad=settings["pad"], flip=settings["flip"], crop=crop)
+        for name, noise in (self.options["noise"] or {}).items():
+            if noise:
+                found[name] = replace(found.get(name, Augmentation()), noise=noise)
+        return found
 
     def write(self, writer: Writer, progress: Progress) -> Contents:
         loaded = read_file(Path(self.options["path"]), self.options, writer.folder, progress)

@@ -17,7 +17,7 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -26,7 +26,7 @@ import numpy as np
 from modmix.base import sources as own
 from modmix.base.errors import DataError
 from modmix.base.messages import digest
-from modmix.tasks.data import SPLITS, Array, Augmentation, Data, Input, Split
+from modmix.tasks.data import PICTURES, SPLITS, Array, Augmentation, Data, Input, Split
 from modmix.tasks.entry import TaskEntry
 from modmix.tasks.files import (
     Progress,
@@ -95,7 +95,7 @@ class Task(ABC):
         return []
 
     def augmentation(self) -> Mapping[str, Augmentation]:
-        """Training augmentation by image input; none by default."""
+        """Augmentation by input; none by default."""
         return {}
 
     @abstractmethod
@@ -220,11 +220,11 @@ def describe_task(name: str, options: Mapping[str, Any] | None = None) -> Descri
     if options is None and any(option.required for option in entry.options):
         return Description(name=name, entry=entry, options={})
     task = make_task(name, options or {})
-    known = _known_sources(task)
-    if known is None:
-        with suppress(DataError):
-            known = [check_source(source) for source in task.sources()]
-    if known is None or not _intact(folder := _folder(task, known)):
+    folder = None
+    with suppress(DataError):
+        known = _known_sources(task)
+        folder = _folder(task, known or [check_source(source) for source in task.sources()])
+    if folder is None or not _intact(folder):
         return Description(name=name, entry=entry, options=task.options)
     meta = read_json(folder / "meta.json")
     return Description(
@@ -291,8 +291,8 @@ def _prepare_locked(task: Task, folder: Path, sums: list[str], progress: Progres
             _write(task, Writer(temporary, scratch), sums, progress)
             if _folder(task, sums) != folder:
                 raise DataError(
-                    f"the files of task {task.name} were changed while they were read; run the "
-                    "command again"
+                    f"the files of task {own.place(task.name)} were changed while they were read; "
+                    "run the command again"
                 )
             if folder.exists():  # damaged; processes that have mapped it keep their maps
                 shutil.rmtree(folder)
@@ -309,8 +309,9 @@ def _sweep(prepared: Path) -> None:
     The scratch folder of a preparation that was not completed is kept, to be resumed.
     """
     for scratch in _scratch("").glob("*"):
-        if (prepared / scratch.name / "meta.json").exists():
-            shutil.rmtree(scratch, ignore_errors=True)
+        with if_free(prepared / scratch.name) as free:
+            if free and (prepared / scratch.name / "meta.json").exists():
+                shutil.rmtree(scratch, ignore_errors=True)
     for temporary in prepared.glob(".*.tmp"):
         folder = prepared / temporary.name.removeprefix(".").removesuffix(".tmp")
         with if_free(folder) as free:
@@ -357,21 +358,33 @@ def _inputs(meta: Mapping[str, Any]) -> dict[str, Input]:
 def _fingerprint(task: Task, meta: Mapping[str, Any]) -> str:
     """Digest of the prepared content and, if there is any, of the augmentation."""
     content: str = meta["fingerprint"]
-    augmentation = {name: asdict(value) for name, value in task.augmentation().items()}
+    augmentation = {name: value.identity for name, value in task.augmentation().items()}
     return digest([content, augmentation]) if augmentation else content
+
+
+def _check_augmentation(
+    task: str, inputs: Mapping[str, Input], name: str, settings: Augmentation
+) -> None:
+    pictures = [i.name for i in inputs.values() if i.kind in PICTURES]
+    numbers = [i.name for i in inputs.values() if i.kind != "tokens"]
+    if name not in pictures and (settings.moves or not settings.noise):
+        raise DataError(
+            f"task {task}: the option `augment` must name images, got {name!r}; the images are: "
+            f"{', '.join(pictures) or 'none'}"
+        )
+    if name not in numbers:
+        raise DataError(
+            f"task {task}: the option `noise` must name inputs other than tokens, got {name!r}; "
+            f"they are: {', '.join(numbers) or 'none'}"
+        )
 
 
 def _map_folder(task: Task, folder: Path) -> Data:
     meta = read_json(folder / "meta.json")
     inputs = _inputs(meta)
     augmentation = task.augmentation()
-    for name in augmentation:
-        if name not in inputs or inputs[name].kind != "image":
-            images = ", ".join(i.name for i in inputs.values() if i.kind == "image") or "none"
-            raise DataError(
-                f"task {task.name}: the option `augment` must name images, got {name!r}; the "
-                f"images are: {images}"
-            )
+    for name, settings in augmentation.items():
+        _check_augmentation(task.name, inputs, name, settings)
 
     def array(name: str) -> Array:
         mapped: Array = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +24,8 @@ SPLITS = ("train", "val", "test")
 ROWS = "rows"  # of `Split.extras`
 
 _AXES: Mapping[Kind, int] = {"dense": 1, "image": 3, "sequence": 2, "tokens": 1, "video": 4}
+# Kinds that can be cropped and flipped.
+PICTURES = ("image", "video")
 # Input names are used in file names, column prefixes and, joined by "+", names of mixtures.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
@@ -65,8 +67,19 @@ class Input:
     preparation.
     """
 
+    stored: tuple[int, ...] | None = None
+    """Shape of one stored example if it is larger in height and width than ``shape``, which then is
+    a window in its middle (or elsewhere, see `Augmentation.shift`). None: the same as ``shape``.
+    """
+
     def __post_init__(self) -> None:
         assert len(self.shape) == _AXES[self.kind], self
+        if self.stored is not None:
+            assert self.kind in PICTURES, self
+            assert self.stored[:-3] == self.shape[:-3], self
+            assert self.stored[-1] == self.shape[-1], self
+            assert self.stored[-3] >= self.shape[-3], self
+            assert self.stored[-2] >= self.shape[-2], self
         assert all(size > 0 for size in self.shape), self
         assert (self.kind == "tokens") == (self.vocabulary is not None), self
         assert (self.mean is None) == (self.scale is None), self
@@ -76,16 +89,62 @@ class Input:
         """Number of elements of one example."""
         return int(np.prod(self.shape))
 
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Shape of one example in the prepared array."""
+        return self.stored or self.shape
+
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Image augmentation, applied on the device before normalisation, in training only."""
+    """Random changes of an input, applied on the device.
+
+    Images and videos are cropped and flipped in training only, before normalisation, all frames of
+    a video alike. Noise is added after normalisation, in training and in evaluation.
+    """
 
     pad: int = 0
     """Pixels of zero padding on each side, followed by a random crop to the original size."""
 
     flip: bool = False
     """Whether to flip horizontally with probability 1/2."""
+
+    shift: bool = False
+    """Whether the window of an input that is stored larger than it is seen is at a random place."""
+
+    crop: tuple[float, float] | None = None
+    """Range of the area share of a random box that is resized to the original size, bilinearly; its
+    aspect ratio is between 3/4 and 4/3. None: no such crop.
+    """
+
+    negate: tuple[int, ...] = ()
+    """Channels whose sign changes with a flip, such as horizontal optical flow: x becomes 255 − x
+    in uint8 and −x otherwise.
+    """
+
+    noise: float = 0.0
+    """Standard deviation of Gaussian noise, in units of the normalised input. It is a function of
+    seed, epoch and example in training, and of the example alone in evaluation.
+    """
+
+    def __post_init__(self) -> None:
+        assert self.pad >= 0, self
+        assert self.noise >= 0, self
+        assert self.crop is None or 0 < self.crop[0] <= self.crop[1] <= 1, self
+
+    @property
+    def moves(self) -> bool:
+        """Whether pixels are moved, which only images and videos allow."""
+        return bool(self.pad or self.flip or self.shift or self.crop or self.negate)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What results depend on, for digests: ``pad``, ``flip`` and what is not the default."""
+        return {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.name in ("pad", "flip") or getattr(self, f.name) != f.default
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,11 +193,14 @@ class Data:
 
     def __post_init__(self) -> None:
         assert len(self.class_names) == self.classes >= 2, self.class_names
-        assert all(self.inputs[name].kind == "image" for name in self.augmentation)
+        for name, settings in self.augmentation.items():
+            kind = self.inputs[name].kind
+            assert kind in PICTURES or not settings.moves, name
+            assert kind != "tokens", name
         for split in (self.train, self.val, self.test):
             assert list(split.inputs) == list(self.inputs), list(split.inputs)
             for name, described in self.inputs.items():
-                assert split.inputs[name].shape[1:] == described.shape, name
+                assert split.inputs[name].shape[1:] == described.stored_shape, name
 
     @property
     def splits(self) -> Mapping[str, Split]:

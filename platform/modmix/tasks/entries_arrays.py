@@ -32,6 +32,15 @@ _AUGMENTATION = (
         name="pad", kind="int", default=0, low=0, doc="zeros on each side before a random crop"
     ),
     Hyperparameter(name="flip", kind="bool", default=False, doc="mirror left-right at random"),
+    Hyperparameter(
+        name="crop",
+        kind="float",
+        default=None,
+        optional=True,
+        low=0.01,
+        high=1.0,
+        doc="smallest area share of a random box that is resized to the whole; null: no such crop",
+    ),
 )
 
 ARRAYS = TaskEntry(
@@ -136,6 +145,16 @@ ARRAYS = TaskEntry(
             shapes_arrays=False,
             fields=_AUGMENTATION,
             doc="random changes of images in training, as {image: {pad: 4, flip: true}}",
+        ),
+        Option(
+            name="noise",
+            kind="mapping",
+            default=None,
+            optional=True,
+            shapes_arrays=False,
+            low=0.0,
+            doc="deviation of Gaussian noise on normalised inputs in training and evaluation, as "
+            "{image: 0.1}",
         ),
     ),
     encoders={"*": MLP_64},

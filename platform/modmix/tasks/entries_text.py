@@ -127,8 +127,8 @@ def _image_options(*, size: int, vocabulary: int, length: int, augment: str) -> 
     )
 
 
-_CROP_AND_MIRROR = "in training, shift images by up to an eighth of their size and mirror them"
-_CROP = "in training, shift images by up to an eighth of their size"
+_CROP_AND_MIRROR = "in training, random boxes of images, of 8 to 100 %, resized and mirrored"
+_CROP = "in training, random boxes of images, of 50 to 100 %, resized"
 
 
 def _fraction(name: str, doc: str) -> Option:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from modmix.base.errors import DataError
+from modmix.tasks.data import Augmentation
 from modmix.tasks.files import Source
 from modmix.tasks.media import Listed
 from modmix.tasks.media_decode import Item
@@ -28,7 +29,8 @@ LAYOUT = (
 
 class HatefulMemes(TextImageTask):
     name: ClassVar[str] = "hateful_memes"
-    mirrored: ClassVar[bool] = False  # there is text on the images
+    # Larger crops than of photographs, and no mirroring: there is text on the images.
+    augmented: ClassVar[Augmentation] = Augmentation(crop=(0.5, 1.0))
 
     def sources(self) -> tuple[Source, ...]:
         return tuple(Source(path=path, mend=LAYOUT) for path in self._files().values())

@@ -91,7 +91,7 @@ def _rows(path: Path) -> Iterator[tuple[str, str]]:
                 f"{path}: line {number:,} must be ID_START,10,LABEL, got {line[:80]!r}; correct "
                 "or remove it"
             )
-        yield fields[0], ",".join(fields[2:])  # a label with commas, whether quoted or not
+        yield fields[0], ", ".join(fields[2:])  # a label may have commas without quotes
 
 
 def _is_number(text: str) -> bool:

@@ -9,6 +9,8 @@ anew from its name and options.
 from __future__ import annotations
 
 import logging
+import math
+import os
 import shutil
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from modmix.base import sources as own
 from modmix.base.errors import DataError
 from modmix.tasks.base import Contents, Task, array_options
 from modmix.tasks.data import SPLITS, Array, Input
@@ -30,6 +33,7 @@ from modmix.tasks.splits import Moments
 from modmix.tasks.writer import Writer, input_file, labels_file
 
 UNREADABLE = "unreadable.txt"
+MAX_UNREADABLE = 0.1  # share, without an option of this name
 _NAMED = 3  # unreadable items named in a message
 _log = logging.getLogger(__name__)
 
@@ -45,7 +49,7 @@ class Listed:
 class MediaTask(Task):
     """Base class of tasks whose items are media files below the folder of the option ``path``.
 
-    The options ``path`` and ``max_unreadable`` (a share of the items) must be declared.
+    The option ``path`` must be declared; ``max_unreadable``, a share of the items, may be.
 
     Which files there are is identified by their names and sizes (`listing`) and by the checksums of
     the split files (`sources`), not by hashing terabytes: a file that is replaced by another of the
@@ -108,8 +112,7 @@ class MediaTask(Task):
         return [[name, _size(self.root / name)] for name in names]
 
     def write(self, writer: Writer, progress: Progress) -> Contents:
-        items, class_names = self._found.items, self._found.class_names
-        listing = self.listing()
+        items, listing = self._found.items, self.listing()
         self._check_missing(items, listing)
         shards = shards_of(writer.scratch, len(items), self._bytes_per_item())
         self._check_space(items, shards, progress)
@@ -117,40 +120,50 @@ class MediaTask(Task):
         decode(self.name, self.options, items, shards, progress)
         reasons = {n: reason for shard in shards for n, reason in shard.reasons().items()}
         self._report(items, reasons, writer)
-        kept = [n for n in range(len(items)) if n not in reasons]
-        writer.content("options", array_options(self))
-        writer.content("class_names", list(class_names))
-        writer.content("listing", listing)
-        writer.content("items", [_identity(items[n]) for n in kept])
-        splits_N = np.array([SPLITS.index(items[n].split) for n in kept])
-        labels_N = np.array([items[n].label for n in kept], dtype=np.int64)
+        kept = [item for n, item in enumerate(items) if n not in reasons]
+        for name, value in (
+            ("options", array_options(self)),
+            ("class_names", list(self._found.class_names)),
+            ("listing", listing),
+            ("items", [[list(i.files), i.label, i.split, i.start, i.end] for i in kept]),
+        ):
+            writer.content(name, value)
+        splits_N = np.array([SPLITS.index(item.split) for item in kept])
+        labels_N = np.array([item.label for item in kept], dtype=np.int64)
         self._check_splits(splits_N)
-        rows = {split: int((splits_N == number).sum()) for number, split in enumerate(SPLITS)}
         for number, split in enumerate(SPLITS):
             writer.put(labels_file(split), labels_N[splits_N == number], np.int64)
-        done = 0
+        self._write_inputs(shards, splits_N, writer, progress)
+        return Contents(
+            inputs=(*self.inputs(), *self.write_beside(kept, writer)),
+            class_names=self._found.class_names,
+            rows={split: int((splits_N == n).sum()) for n, split in enumerate(SPLITS)},
+        )
+
+    def _write_inputs(
+        self, shards: Sequence[Shard], splits_N: Array, writer: Writer, progress: Progress
+    ) -> None:
+        """Copy the inputs from the shards, one input after the other."""
+        done, total = 0, len(splits_N) * len(self.inputs())
         for one in self.inputs():
             moments = self._moments(one, shards, splits_N, writer)
             with ExitStack() as stack:
-                files = [
-                    stack.enter_context(
-                        writer.array(
-                            input_file(split, one.name), (rows[split], *one.shape), one.dtype
-                        )
-                    )
-                    for split in SPLITS
-                ]
+                files = []
+                for number, split in enumerate(SPLITS):
+                    shape = int((splits_N == number).sum()), *one.stored_shape
+                    array = writer.array(input_file(split, one.name), shape, one.dtype)
+                    files.append(stack.enter_context(array))
                 for values_n, split_n in _rows(one.name, shards, splits_N):
                     for number, file in enumerate(files):
                         chosen = values_n[split_n == number]
                         file.append(chosen if moments is None else _scaled(chosen, moments))
-                    done += len(split_n)
-                    progress("write", done, len(kept) * len(self.inputs()))
-        beside = self.write_beside([items[n] for n in kept], writer)
-        return Contents(inputs=(*self.inputs(), *beside), class_names=class_names, rows=rows)
+                    progress("write", done := done + len(split_n), total)
 
     def _bytes_per_item(self) -> int:
-        return sum(one.size * np.dtype(one.dtype).itemsize for one in self.inputs())
+        sizes = (
+            math.prod(one.stored_shape) * np.dtype(one.dtype).itemsize for one in self.inputs()
+        )
+        return sum(sizes)
 
     def _check_space(
         self, items: Sequence[Item], shards: Sequence[Shard], progress: Progress
@@ -166,9 +179,9 @@ class MediaTask(Task):
         progress("space", needed, free)
         if needed > free:
             raise DataError(
-                f"{data_home()}: {needed / 1e9:.1f} GB must be free to prepare task {self.name} "
-                f"(half of it only meanwhile), {free / 1e9:.1f} GB are; free some space or set "
-                "MODMIX_DATA to a folder on another disk"
+                f"{data_home()}: {needed / 1e9:.1f} GB must be free to prepare task "
+                f"{own.place(self.name)} (half of it only meanwhile), {free / 1e9:.1f} GB are; "
+                "free some space or set MODMIX_DATA to a folder on another disk"
             )
 
     def _check_missing(self, items: Sequence[Item], listing: Sequence[Any]) -> None:
@@ -183,13 +196,17 @@ class MediaTask(Task):
             )
 
     def _allowed(self, items: int) -> float:
-        share: float = self.options["max_unreadable"]
-        return share * items
+        return self._share * items
+
+    @property
+    def _share(self) -> float:
+        share: float = self.options.get("max_unreadable", MAX_UNREADABLE)
+        return share
 
     def _remedy(self) -> str:
         return (
             "correct the option `path` or get the files, or set `max_unreadable` (now "
-            f"{self.options['max_unreadable']:g} of the items) higher"
+            f"{self._share:g} of the items) higher"
         )
 
     def _report(self, items: Sequence[Item], reasons: Mapping[int, str], writer: Writer) -> None:
@@ -203,7 +220,8 @@ class MediaTask(Task):
         if not reasons:
             return
         some = ", ".join(items[n].files[0] for n in sorted(reasons)[:_NAMED])
-        count = f"{len(reasons):,} of {len(items):,} items of task {self.name} cannot be read"
+        total = f"{len(items):,} items of task {own.place(self.name)}"
+        count = f"{len(reasons):,} of {total} cannot be read"
         if len(reasons) > self._allowed(len(items)):
             path = writer.scratch / UNREADABLE
             path.write_text(text, encoding="utf-8")
@@ -237,10 +255,6 @@ def _more(reasons: Mapping[int, str]) -> str:
     return "" if len(reasons) <= _NAMED else ", …"
 
 
-def _identity(item: Item) -> list[Any]:
-    return [list(item.files), item.label, item.split, item.start, item.end]
-
-
 def _rows(name: str, shards: Sequence[Shard], splits_N: Array) -> Iterator[tuple[Array, Array]]:
     """An input's rows (n, ...) of each shard, with the numbers of their splits (n,)."""
     before = 0
@@ -257,6 +271,9 @@ def _scaled(values_N: Array, moments: Moments) -> npt.NDArray[np.float32]:
 def _size(path: Path) -> int | None:
     try:
         status = path.stat()
-        return sum(1 for _ in path.iterdir()) if path.is_dir() else status.st_size
+        if not path.is_dir():
+            return status.st_size
+        with os.scandir(path) as entries:
+            return sum(1 for _ in entries)
     except OSError:
         return None

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from modmix.base import sources as own
 from modmix.base.errors import DataError
 from modmix.tasks.data import Array
 from modmix.tasks.files import Progress
@@ -177,7 +178,8 @@ class _Worker(threading.Thread):
         events: SimpleQueue[Any],
     ) -> None:
         super().__init__(name="modmix-decode", daemon=True)
-        self._start_line = json.dumps({"task": task, "options": dict(options)})
+        sources = own.bundles([task])
+        self._start_line = json.dumps({"task": task, "options": dict(options), "sources": sources})
         self._items, self._requests, self._events = items, requests, events
         self._process: subprocess.Popen[str] | None = None
         self._stopped = False
@@ -233,13 +235,17 @@ class _Worker(threading.Thread):
         if self._process is None:
             # One thread each: there is a process per core.
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-            environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+            environment["PYTHONPATH"] = os.pathsep.join(
+                path or str(Path.cwd()) for path in sys.path
+            )
+            environment["PYTHONSAFEPATH"] = "1"
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "modmix.tasks.media_worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
                 env=environment,
+                start_new_session=True,  # Ctrl-C is for this process, which ends the other
             )
             _send(self._process, self._start_line)
         return self._process

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.frame import VideoFrame
+    from PIL.Image import Image
 
 # A wanted moment may lie this far behind the start of the last frame: durations are rounded, and
 # the last frame lasts until the end.
@@ -187,13 +188,34 @@ def image_pixels(path: Path, size: int | None) -> Frames:
     Raises:
         Unreadable: missing, truncated, or not an image.
     """
-    from PIL import Image
+    from PIL.Image import Resampling
+
+    image = _image(path, "RGB")
+    if size is not None:
+        image = image.resize((size, size), Resampling.BILINEAR)
+    return np.asarray(image, dtype=np.uint8)
+
+
+def middle_pixels(path: Path, size: int, mode: Literal["RGB", "L"]) -> Frames:
+    """The square in the middle of an image, (size, size, 3), or (size, size, 1) for mode L (grey).
+
+    Raises:
+        Unreadable: missing, truncated, smaller, or not an image.
+    """
+    image = _image(path, mode)
+    if min(image.size) < size:
+        width, height = image.size
+        raise Unreadable(f"{path.name}: has {width} x {height} pixels, {size} x {size} are needed")
+    left, top = ((length - size) // 2 for length in image.size)
+    pixels = np.asarray(image.crop((left, top, left + size, top + size)), dtype=np.uint8)
+    return pixels.reshape(size, size, -1)
+
+
+def _image(path: Path, mode: Literal["RGB", "L"]) -> Image:
+    import PIL.Image
 
     try:
-        with Image.open(path) as image:
-            pixels = image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        with PIL.Image.open(path) as image:
+            return image.convert(mode)
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         raise Unreadable(f"{path.name}: {error}") from error
-    if size is not None:
-        pixels = pixels.resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(pixels, dtype=np.uint8)

@@ -1,8 +1,9 @@
 """The process that decodes items for `media_decode`: one JSON line in, one JSON line out.
 
-The first line names the task and its options. Each further one asks for a shard: ``path``,
-``items``, and ``crashed``, the items not to try again with the reasons. Answers are {"item": row}
-before each item and {"done": true} after the shard is written, or {"error": text, …}.
+The first line has the task, its options, and its source if it is a user's own. Each further one
+asks for a shard: ``path``, ``items``, and ``crashed``, the items not to try again with the reasons.
+Answers are {"item": row} before each item and {"done": true} after the shard is written, or
+{"error": text, …}.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from modmix.base import sources as own
 from modmix.base.errors import ModmixError
 from modmix.tasks.base import make_task
 from modmix.tasks.data import Array, Input
@@ -40,6 +42,7 @@ def main() -> None:
 def _answers() -> Iterator[dict[str, Any]]:
     try:
         started = json.loads(sys.stdin.readline())
+        own.register(started["sources"])
         task = make_task(started["task"], started["options"])
         assert isinstance(task, MediaTask), task
         for line in sys.stdin:
@@ -73,7 +76,8 @@ def _shard(task: MediaTask, request: Mapping[str, Any]) -> Iterator[dict[str, An
 
 
 def _checked(one: Input, values: Array) -> Array:
-    assert values.shape == one.shape, f"{one.name}: {values.shape}, not {one.shape}"
+    expected = one.stored_shape
+    assert values.shape == expected, f"{one.name}: {values.shape}, not {expected}"
     return values.astype(one.dtype, copy=False)
 
 
@@ -87,7 +91,7 @@ def _write(
     whole: dict[str, Any] = {
         one.name: np.stack(arrays[one.name])
         if arrays[one.name]
-        else np.empty((0, *one.shape), one.dtype)
+        else np.empty((0, *one.stored_shape), one.dtype)
         for one in inputs
     }
     whole[REASONS] = np.frombuffer(json.dumps(reasons).encode(), dtype=np.uint8)

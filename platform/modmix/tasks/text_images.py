@@ -32,7 +32,7 @@ class TextImageTask(MediaTask):
     Options: size, vocabulary, length, augment.
     """
 
-    mirrored: ClassVar[bool] = True  # whether augmentation may mirror images
+    augmented: ClassVar[Augmentation] = Augmentation(crop=(0.08, 1.0), flip=True)
 
     def inputs(self) -> tuple[Input, ...]:
         size = self.options["size"]
@@ -48,9 +48,7 @@ class TextImageTask(MediaTask):
         )
 
     def augmentation(self) -> Mapping[str, Augmentation]:
-        if not self.options["augment"]:
-            return {}
-        return {IMAGE: Augmentation(pad=self.options["size"] // 8, flip=self.mirrored)}
+        return {IMAGE: self.augmented} if self.options["augment"] else {}
 
     def decode(self, item: Item) -> Mapping[str, Array]:
         if len(item.files) > 1:

@@ -165,7 +165,9 @@ class Writer:
             check_input_name(name, f"task {task}")
         assert all(rows[split] > 0 for split in SPLITS), rows
         described = [
-            [m.name, list(m.shape), m.kind, m.dtype, m.vocabulary] for m in inputs.values()
+            [m.name, list(m.shape), m.kind, m.dtype, m.vocabulary]
+            + ([] if m.stored is None else [list(m.stored)])
+            for m in inputs.values()
         ]
         content = self._content.hexdigest()
         write_json(
@@ -190,6 +192,8 @@ class Writer:
 def _input_json(described: Input) -> dict[str, Any]:
     """JSON form of an input for meta.json; the inverse of `input_from_json`."""
     value = asdict(described)
+    if described.stored is None:
+        del value["stored"]
     for name in ("mean", "scale"):
         if value[name] is not None:
             value[name] = value[name].tolist()
@@ -201,7 +205,8 @@ def input_from_json(value: Mapping[str, Any]) -> Input:
         name: None if value[name] is None else np.asarray(value[name], np.float32)
         for name in ("mean", "scale")
     }
-    return Input(**{**value, "shape": tuple(value["shape"]), **arrays})
+    stored = None if value.get("stored") is None else tuple(value["stored"])
+    return Input(**{**value, "shape": tuple(value["shape"]), "stored": stored, **arrays})
 
 
 def input_file(split: str, name: str) -> str:

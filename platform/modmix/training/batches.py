@@ -21,7 +21,7 @@ from torch import Tensor
 
 from modmix.methods.model import derive_seed
 from modmix.tasks.data import Array, Augmentation, Data, Input
-from modmix.training.augment import augment
+from modmix.training.augment import add_noise, augment
 from modmix.training.device import available, forced
 
 # Largest fraction of the available accelerator memory that a split kept on the device may take.
@@ -61,13 +61,12 @@ class Examples:
         if not self.streamed:
             self.inputs = {name: value.to(device) for name, value in self.inputs.items()}
             self.labels_N = self.labels_N.to(device)
-        training = split == "train"
         self._prepare = {
-            name: _Preparation(
-                data.inputs[name], data.augmentation.get(name) if training else None, i, device
-            )
+            name: _Preparation(data.inputs[name], data.augmentation.get(name), i, device)
             for i, name in enumerate(names)
         }
+        # Of noise in evaluation, which is the same for all models.
+        self._draw = torch.tensor(derive_seed(0, "noise", split), device=device)
         self._targets_N: Tensor | None = None
 
     def _fits(self, share: float) -> bool:
@@ -134,10 +133,15 @@ class Examples:
         }
 
     def chunks(self, size: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        """Yield inputs (≤ size, *shape) and labels of the whole split in order, not augmented."""
+        """Yield inputs (≤ size, *shape) and labels of the whole split in order, as in evaluation:
+        not cropped or flipped, with the same noise every time.
+        """
         for start in range(0, self.rows, size):
+            index_B = torch.arange(start, min(start + size, self.rows), device=self.device)
             inputs = {
-                name: self._prepare[name](value[start : start + size].to(self.device))
+                name: self._prepare[name](
+                    value[start : start + size].to(self.device), index_B, self._draw
+                )
                 for name, value in self.inputs.items()
             }
             yield inputs, self.targets[start : start + size]
@@ -151,7 +155,7 @@ class Examples:
 
 
 class _Preparation:
-    """Preprocess one stored input on the device: augment, convert to float32, normalise.
+    """Preprocess one stored input on the device: augment, convert to float32, normalise, add noise.
 
     Token ids are only converted to int64.
     """
@@ -160,7 +164,8 @@ class _Preparation:
         self, source: Input, augmentation: Augmentation | None, salt: int, device: torch.device
     ) -> None:
         self._tokens = source.kind == "tokens"
-        self._augmentation, self._salt = augmentation, salt
+        self._augmentation, self._salt = augmentation or Augmentation(), salt
+        self._size = None if source.stored is None else (source.shape[-3], source.shape[-2])
         # Float inputs were standardised when the data was prepared.
         raw = not np.issubdtype(np.dtype(source.dtype), np.floating)
         mean, scale = (source.mean, source.scale) if raw else (None, None)
@@ -168,23 +173,30 @@ class _Preparation:
         self._scale = None if scale is None else torch.tensor(scale, device=device)
 
     def __call__(
-        self,
-        values: Tensor,
-        index: Tensor | None = None,
-        draw: Tensor | None = None,
-        *,
-        training: bool = False,
+        self, values: Tensor, index: Tensor, draw: Tensor, *, training: bool = False
     ) -> Tensor:
+        """Values (S, B, *shape) with row numbers (S, B) and seeds (S,), or without axis S."""
         if self._tokens:
             return values.long()
-        if training and self._augmentation is not None:
-            assert index is not None
-            assert draw is not None
-            values = augment(values, self._augmentation, index, draw, self._salt)
+        settings = self._augmentation
+        if self._size is not None and not (training and (settings.shift or settings.crop)):
+            values = _central(values, *self._size)
+        if training and settings.moves:
+            values = augment(values, settings, index, draw, self._salt, self._size)
         values = values.float()
         if self._mean is not None:
             values = values - self._mean
-        return values if self._scale is None else values / self._scale
+        if self._scale is not None:
+            values = values / self._scale
+        if settings.noise:
+            values = add_noise(values, settings.noise, index, draw, self._salt)
+        return values
+
+
+def _central(images: Tensor, height: int, width: int) -> Tensor:
+    """The window (height, width) in the middle of images (…, H, W, C)."""
+    top, left = (images.shape[-3] - height) // 2, (images.shape[-2] - width) // 2
+    return images[..., top : top + height, left : left + width, :]
 
 
 class Order:
