@@ -54,16 +54,23 @@ def torchs(made: Transformer) -> nn.TransformerEncoder:
         layer, LAYERS, nn.LayerNorm(WIDTH), enable_nested_tensor=False
     ).double()
     pairs = {
-        "attention_in.": "self_attn.in_proj_",
         "attention_out.": "self_attn.out_proj.",
         **{f"{name}.": f"{name}." for name in ("norm1", "norm2", "linear1", "linear2")},
     }
     state = {}
+    for number, own in enumerate(made.layers):
+        biases = [own.query.bias, torch.zeros(WIDTH), own.value.bias]
+        attention = f"layers.{number}.self_attn.in_proj_"
+        state[f"{attention}weight"] = torch.cat(
+            [own.query.weight, own.key.weight, own.value.weight]
+        )
+        state[f"{attention}bias"] = torch.cat(biases)
     for name, value in made.state_dict().items():
         key = name
         for ours, theirs in pairs.items():
             key = key.replace(ours, theirs)
-        if key.startswith(("layers.", "norm.")):
+        of_attention = any(f".{part}." in key for part in ("query", "key", "value"))
+        if key.startswith(("layers.", "norm.")) and not of_attention:
             state[key] = value
     whole.load_state_dict(state)
     return whole
@@ -155,6 +162,20 @@ def test_dropout_is_the_models_own() -> None:
     trained = encoder(tokens())
     encoder.eval()
     assert not torch.equal(trained, encoder(tokens()))
+
+
+def test_initial_weights_are_torchs() -> None:
+    torch.manual_seed(0)
+    layer = Transformer((6, 3), width=64, heads=4, layers=1).layers[0]
+    attention = nn.MultiheadAttention(64, 4)
+    bound = attention.in_proj_weight.abs().max().item()
+    spread = attention.in_proj_weight.std().item()
+    for linear in (layer.query, layer.key, layer.value):
+        assert linear.weight.abs().max().item() == pytest.approx(bound, rel=0.01)
+        assert linear.weight.std().item() == pytest.approx(spread, rel=0.05)
+    assert layer.key.bias is None
+    assert (layer.query.bias == 0).all()
+    assert (layer.value.bias == 0).all()
 
 
 def test_heads_must_divide_the_width() -> None:

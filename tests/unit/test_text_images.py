@@ -19,6 +19,7 @@ from modmix.tasks.base import load_task, make_task, prepare_task
 from modmix.tasks.data import Augmentation, Data
 from modmix.tasks.media import Listed, MediaTask
 from modmix.tasks.mvsa import label_of
+from modmix.tasks.text_images import plain_path
 
 SMALL: dict[str, Any] = {"size": 8, "vocabulary": 50, "length": 5}
 
@@ -67,6 +68,28 @@ def refusal(name: str, root: Path, **options: Any) -> str:
     message = str(caught.value)
     assert "\n" not in message
     return message
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("a.jpg", "a.jpg"),
+        (" img/00001.png\r", "img/00001.png"),
+        ("img\\\\a b.png", "img/a b.png"),
+        ("./img//a.png", "img/a.png"),
+        ("a..b", "a..b"),
+        ("", None),
+        (" ", None),
+        (".", None),
+        ("/etc/passwd", None),
+        ("\\\\server\\x", None),
+        ("img/../../x", None),
+        ("..", None),
+        ("a\0b", None),
+    ],
+)
+def test_paths_of_split_files_stay_in_their_folder(text: str, path: str | None) -> None:
+    assert plain_path(text) == path
 
 
 # ---------------------------------------------------------------- Food-101

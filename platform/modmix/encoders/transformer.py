@@ -23,8 +23,8 @@ class Transformer(Encoder):
     padding give zeros.
 
     Layers are those of `torch.nn.TransformerEncoderLayer` with ``norm_first`` and GELU, followed by
-    a last layer norm. Attention is two matrix products and a softmax, as torch's fused attention
-    has no batching rule under `torch.func.vmap`.
+    a last layer norm; keys have no bias, which the softmax would cancel. Attention is two matrix
+    products and a softmax, as torch's fused attention has no batching rule under `torch.func.vmap`.
 
     Raises:
         InputError: ``heads`` does not divide ``width``.
@@ -87,12 +87,14 @@ class _Layer(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention_in = nn.Linear(width, 3 * width)  # queries, keys, values
+        self.query, self.value = nn.Linear(width, width), nn.Linear(width, width)
+        self.key = nn.Linear(width, width, bias=False)
         self.attention_out = nn.Linear(width, width)
         self.linear1, self.linear2 = nn.Linear(width, feedforward), nn.Linear(feedforward, width)
         self.dropouts = nn.ModuleList(_dropout(dropout) for _ in range(4))
-        nn.init.xavier_uniform_(self.attention_in.weight)
-        for linear in (self.attention_in, self.attention_out):
+        for linear in (self.query, self.key, self.value):
+            nn.init.xavier_uniform_(linear.weight, gain=0.5**0.5)  # torch's, for all in one matrix
+        for linear in (self.query, self.value, self.attention_out):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x_BLD: Tensor, padding_BL: Tensor) -> Tensor:
@@ -104,10 +106,10 @@ class _Layer(nn.Module):
         return result_BLD
 
     def _attended(self, x_BLD: Tensor, padding_BL: Tensor, dropout: nn.Module) -> Tensor:
-        parts_BLHE = [
-            part.unflatten(2, (self.heads, -1)) for part in self.attention_in(x_BLD).chunk(3, 2)
-        ]
-        query_BHLE, key_BHLE, value_BHLE = (part.transpose(1, 2) for part in parts_BLHE)
+        query_BHLE, key_BHLE, value_BHLE = (
+            part(x_BLD).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for part in (self.query, self.key, self.value)
+        )
         scores_BHLL = query_BHLE @ key_BHLE.mT / math.sqrt(key_BHLE.shape[-1])
         # Finite, as a softmax over nothing but -inf is NaN.
         lowest = torch.finfo(scores_BHLL.dtype).min

@@ -70,7 +70,7 @@ MOSI = TaskEntry(
     encoders={"*": _TRANSFORMER},
     training=_SEQUENCES_RECIPE,
     cost="seconds; the pickle in memory, and as much disk in float32",
-    source="your copy of the prepared pickle of CMU-MOSI",
+    source="https://github.com/pliang279/MultiBench links the prepared pickles, by hand",
 )
 
 MOSEI = TaskEntry(
@@ -80,7 +80,7 @@ MOSEI = TaskEntry(
     encoders={"*": _TRANSFORMER},
     training=_SEQUENCES_RECIPE,
     cost="a minute; the pickle in memory (up to 4 GB), and 2 GB of disk",
-    source="your copy of the prepared pickle of CMU-MOSEI",
+    source="https://github.com/pliang279/MultiBench links the prepared pickles, by hand",
 )
 
 # From scratch: no pretrained weights.
@@ -149,7 +149,7 @@ FOOD101 = TaskEntry(
     encoders=_IMAGE_ENCODERS,
     training=_IMAGES_RECIPE,
     cost="minutes; 28 GB of disk at 224 pixels, half of it kept",
-    source="your copy of UPMC Food-101",
+    source="http://visiir.lip6.fr, by hand",
 )
 
 MVSA = TaskEntry(
@@ -173,7 +173,7 @@ MVSA = TaskEntry(
     encoders=_IMAGE_ENCODERS,
     training=_IMAGES_RECIPE,
     cost="a minute; 1.4 GB of disk (Multiple: 5 GB) at 224 pixels, half of it kept",
-    source="your copy of MVSA",
+    source="https://mcrlab.net/research/mvsa-sentiment-analysis-on-multi-view-social-data, by hand",
 )
 
 HATEFUL_MEMES = TaskEntry(
@@ -200,7 +200,7 @@ HATEFUL_MEMES = TaskEntry(
     encoders=_IMAGE_ENCODERS,
     training=_IMAGES_RECIPE,
     cost="a minute; 3 GB of disk at 224 pixels, half of it kept",
-    source="your copy of Hateful Memes",
+    source="the Hateful Memes Challenge (arXiv 2005.04790), by hand",
 )
 
 TEXT: dict[str, TaskEntry] = {

@@ -9,7 +9,7 @@ Shapes: N examples, H × W pixels, L words.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -107,7 +107,8 @@ def decoded(content: bytes) -> str:
 
 def plain_path(text: str) -> str | None:
     """A relative path of a split file with slashes, or None if it leads out of its folder."""
-    path = PurePosixPath(text.strip().replace("\\", "/"))
-    if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in text:
+    whole = text.strip().replace("\\", "/")
+    parts = [part for part in whole.split("/") if part not in ("", ".")]  # much faster than pathlib
+    if not parts or whole.startswith("/") or ".." in parts or "\0" in whole:
         return None
-    return str(path)
+    return "/".join(parts)
