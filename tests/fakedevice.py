@@ -100,9 +100,8 @@ def cases() -> Iterator[tuple[str, Any, Any, bool]]:
     yield "augmented, with dropout", gpucases.many_ends(), gpucases.images(), True
     small = gpucases.images(rows=(24, 12, 12), side=8)
     yield "resnet", gpucases.on_images(), small, True
-    for encoder in ("char_cnn", "char_lstm"):
-        replicates = gpucases.on_tokens({"name": encoder, "embedding": 3})
-        yield encoder, replicates, gpucases.texts(), True
+    for encoder, spec in gpucases.TOKEN_ENCODERS.items():
+        yield encoder, gpucases.on_tokens(spec), gpucases.texts(), True
 
 
 def by_way_of_the_host(make: Any) -> Any:

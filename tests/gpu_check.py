@@ -100,7 +100,7 @@ class Checks:
         yield "augmentation, dropout, halving", self.many_ends
         yield "recorded equals not recorded", self.recorded_equals_plain
         yield "resumed equals undisturbed", self.resumed
-        for encoder in ("char_cnn", "char_lstm"):
+        for encoder in gpucases.TOKEN_ENCODERS:
             yield encoder, lambda e=encoder: self.tokens(e)
         yield "resnet", self.convolutions
         yield "nothing waits inside a step", self.nothing_waits
@@ -137,8 +137,7 @@ class Checks:
         return gpucases.differences(found, expected), NEAR
 
     def tokens(self, encoder: str) -> tuple[float, float]:
-        sizes = {"widths": [2], "filters": 4} if encoder == "char_cnn" else {"units": 4}
-        spec = {"name": encoder, "embedding": 3, **sizes}
+        spec = gpucases.TOKEN_ENCODERS[encoder]
         data = gpucases.texts()
         expected = self._on_processor(encoder, gpucases.on_tokens(spec), data)
         found = self._train(gpucases.on_tokens(spec, **GRAPHS), data)

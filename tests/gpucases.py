@@ -199,6 +199,21 @@ def many_ends(**training: Any) -> tuple[Replicate, ...]:
     )
 
 
+# Small encoders of tokens, by name.
+TOKEN_ENCODERS: dict[str, dict[str, Any]] = {
+    "char_cnn": {"name": "char_cnn", "embedding": 3, "widths": [2], "filters": 4},
+    "char_lstm": {"name": "char_lstm", "embedding": 3, "units": 4},
+    "transformer": {
+        "name": "transformer",
+        "width": 4,
+        "layers": 1,
+        "heads": 2,
+        "feedforward": 4,
+        "dropout": 0.0,
+    },
+}
+
+
 def on_tokens(encoder: Mapping[str, Any], **training: Any) -> tuple[Replicate, ...]:
     """Two seeds of an encoder of tokens on `texts`."""
     settings: dict[str, Any] = {"epochs": 4, "batch_size": 16}

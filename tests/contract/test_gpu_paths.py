@@ -132,12 +132,9 @@ def test_plain_loop(way: str) -> None:
 
 @pytest.mark.usefixtures("gpu_paths")
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("encoder", ["char_cnn", "char_lstm"])
+@pytest.mark.parametrize("encoder", gpucases.TOKEN_ENCODERS)
 def test_tokens(encoder: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = {"widths": [2], "filters": 4} if encoder == "char_cnn" else {"units": 4}
-    replicates = gpucases.on_tokens(
-        {"name": encoder, "embedding": 3, **sizes}, cuda_graphs=WAYS[way]
-    )
+    replicates = gpucases.on_tokens(gpucases.TOKEN_ENCODERS[encoder], cuda_graphs=WAYS[way])
     found = train(replicates, gpucases.texts(), keep_weights=True)
     assert_near(found, plainly(monkeypatch, replicates, gpucases.texts()))
 

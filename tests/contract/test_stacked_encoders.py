@@ -53,6 +53,21 @@ ENCODERS: dict[str, list[tuple[str, dict[str, Any], InputSpec]]] = {
         ("text", {"name": "char_cnn", "embedding": 3, "filters": 2, "widths": [2, 3]}, TOKENS),
         BESIDE,
     ],
+    "transformer": [
+        (
+            "text",
+            {
+                "name": "transformer",
+                "width": 4,
+                "layers": 1,
+                "heads": 2,
+                "feedforward": 4,
+                "dropout": 0.25,
+            },
+            TOKENS,
+        ),
+        BESIDE,
+    ],
     "mlp": [("wide", MLP, InputSpec(shape=(5,))), BESIDE],
 }
 # The trainer keeps these numbers in float32: powers of two have no rounding to be amplified.

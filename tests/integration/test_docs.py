@@ -37,6 +37,7 @@ from modmix.study.validate import Checker
 from modmix.tasks.base import load_task
 from modmix.tasks.entries_arrays import ARRAYS
 from modmix.tasks.entries_papers import CIFAR100, GENDER
+from modmix.tasks.entries_text import FOOD101, HATEFUL_MEMES, MOSEI, MOSI, MVSA
 from modmix.tasks.entries_video import AVE, CREMAD, KINETICS_SOUNDS, MODELNET40, UCF101
 from modmix.tasks.entry import TaskEntry
 
@@ -216,6 +217,11 @@ def test_training_settings() -> None:
         ("cremad: acted emotions", CREMAD),
         ("ave: events seen and heard", AVE),
         ("kinetics_sounds: actions seen and heard", KINETICS_SOUNDS),
+        ("food101", FOOD101),
+        ("mvsa", MVSA),
+        ("hateful_memes", HATEFUL_MEMES),
+        ("mosi, mosei: sentiment from words, voice and face", MOSI),
+        ("mosi, mosei: sentiment from words, voice and face", MOSEI),
         ("ucf101: a frame and optical flow", UCF101),
         ("modelnet40: objects from several sides", MODELNET40),
     ],

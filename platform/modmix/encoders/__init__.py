@@ -10,4 +10,5 @@ An encoder maps a batch (B, *shape) to features (B, D), or to several of them by
     resnet18   ResNet-18 for images, video frames, optical flow and spectrograms
     char_lstm  LSTM over token ids
     char_cnn   convolutions over token ids
+    transformer self-attention over token ids or the frames of a sequence
 """

@@ -148,6 +148,39 @@ ENCODERS: dict[str, EncoderEntry] = {
             ),
         ),
     ),
+    "transformer": EncoderEntry(
+        path="modmix.encoders.transformer:Transformer",
+        doc="Transformer over tokens or frames of a sequence; the mean of its real positions",
+        inputs=("tokens", "sequence"),
+        hyperparameters=(
+            Hyperparameter(
+                name="width",
+                kind="int",
+                default=64,
+                low=1,
+                doc="numbers per position, and width of the features; a multiple of heads",
+            ),
+            Hyperparameter(name="layers", kind="int", default=2, low=1, doc="layers of attention"),
+            Hyperparameter(
+                name="heads", kind="int", default=4, low=1, doc="attention heads of each layer"
+            ),
+            Hyperparameter(
+                name="feedforward",
+                kind="int",
+                default=128,
+                low=1,
+                doc="hidden units of each layer's feed-forward network",
+            ),
+            Hyperparameter(
+                name="dropout",
+                kind="float",
+                default=0.1,
+                low=0.0,
+                high=0.99,
+                doc="probability of dropping a number in training",
+            ),
+        ),
+    ),
 }
 
 

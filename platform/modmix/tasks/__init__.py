@@ -40,6 +40,13 @@ A task turns the options of a study file, and data files, into memory-mapped, fi
     gender_generator synthetic users
     gender_csv       users from a CSV
     gender           gender from name, user ID and activity
+    words            words of texts as token ids
+    text_images      tasks of images with texts
+    food101          UPMC Food-101: dishes and titles
+    mvsa             MVSA: sentiment of tweets with images
+    hateful_memes    Hateful Memes: images with the text on them
+    restricted_pickle reads pickles of arrays without running code
+    mosi             CMU-MOSI and CMU-MOSEI: sentiment from words, voice and face
     arrays_read      contents of a user's file, and the lookup of names in it
     arrays_labels    labels and splits of a user's file
     arrays_tokens    text and token ids of a user's file

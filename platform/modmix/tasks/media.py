@@ -80,6 +80,17 @@ class MediaTask(Task):
         """Float inputs whose channels are standardised with the training split's mean and scale."""
         return ()
 
+    def write_beside(
+        self,
+        items: Sequence[Item],  # noqa: ARG002 - used by overrides
+        writer: Writer,  # noqa: ARG002
+    ) -> tuple[Input, ...]:
+        """Write further inputs, which need no decoding, of these items, ordered by split.
+
+        An override passes to `Writer.content` what determines them.
+        """
+        return ()
+
     @property
     def root(self) -> Path:
         return Path(self.options["path"])
@@ -124,7 +135,7 @@ class MediaTask(Task):
             writer.put(labels_file(split), labels_N[splits_N == number], np.int64)
         self._write_inputs(shards, splits_N, writer, progress)
         return Contents(
-            inputs=self.inputs(),
+            inputs=(*self.inputs(), *self.write_beside(kept, writer)),
             class_names=self._found.class_names,
             rows={split: int((splits_N == n).sum()) for n, split in enumerate(SPLITS)},
         )

@@ -45,7 +45,7 @@ class Item:
     """One example of a media task.
 
     ``files`` are relative to the task's `root`; a folder stands for the files in it. ``start`` and
-    ``end`` are in seconds (None: the end of the file).
+    ``end`` are in seconds (None: the end of the file). ``text`` belongs to the item itself.
     """
 
     files: tuple[str, ...]
@@ -53,6 +53,7 @@ class Item:
     split: str
     start: float = 0.0
     end: float | None = None
+    text: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

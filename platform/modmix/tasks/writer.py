@@ -80,7 +80,7 @@ class Writer:
         self.scratch = scratch or folder.with_name(f"{folder.name}.scratch")
         self.files: dict[str, dict[str, Any]] = {}
         self._scaling: dict[str, dict[str, list[float]]] = {}
-        self._alphabets: dict[str, str] = {}
+        self._alphabets: dict[str, str | list[str]] = {}
         self._content = hashlib.sha256()
 
     def content(self, name: str, value: Any) -> None:
@@ -107,9 +107,12 @@ class Writer:
             "scale": np.asarray(scale_D, dtype=np.float64).tolist(),
         }
 
-    def alphabet(self, name: str, characters: str) -> None:
-        """Record the characters of a text input, which have the ids 2, 3, … (1: unknown)."""
-        self._alphabets[name] = characters
+    def alphabet(self, name: str, tokens: str | Sequence[str]) -> None:
+        """Record the characters, or words, of a text input: they have the ids 2, 3, … (1: unknown).
+
+        A string is one of characters, any other sequence is a list of words.
+        """
+        self._alphabets[name] = tokens if isinstance(tokens, str) else list(tokens)
 
     @contextmanager
     def array(

@@ -1,0 +1,161 @@
+"""Reads pickles of NumPy arrays in plain containers without running code from the file.
+
+A pickle names the functions that rebuild its objects, so an ordinary unpickler runs whatever the
+file asks for. This one admits the few names that NumPy writes into the pickle of an array. Each
+stands for a function below, which rebuilds an array and nothing else; NumPy's own functions are
+never called through the file. All other names are refused.
+
+Admitted are pickles of protocols 0 to 5, written by Python 2 or 3 and NumPy 1 or 2. Texts of
+Python 2 are read as latin-1, which keeps every byte.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modmix.base.errors import DataError
+from modmix.tasks.data import Array
+
+_KINDS = "biufcSUO"  # of types: no records, whose fields could lie about what their bytes are
+
+
+class _Type:
+    """A NumPy type: its code, to which ``__setstate__`` adds the byte order."""
+
+    def __init__(self, code: str, *_: Any) -> None:
+        self.dtype = np.dtype(code)
+        if not isinstance(code, str) or self.dtype.kind not in _KINDS:
+            raise ValueError(f"an array of type {code!r}")
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, order, *parts = state
+        if order not in ("<", ">", "|", "=") or any(part is not None for part in parts[:3]):
+            raise ValueError("an array of records")
+        self.dtype = self.dtype.newbyteorder(order)
+
+
+class _Array(np.ndarray[Any, Any]):
+    """An array that is filled from a state whose type is a `_Type`."""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        version, shape, kind, fortran, values = state
+        whole: Any = (version, shape, _dtype_of(kind), bool(fortran), values)
+        super().__setstate__(whole)
+
+
+def _dtype_of(kind: Any) -> np.dtype[Any]:
+    if not isinstance(kind, _Type):
+        raise ValueError("an array without a type")
+    return kind.dtype
+
+
+def _empty_array(kind: Any, *_: Any) -> Array:
+    """An empty array, to be filled by its ``__setstate__``: what NumPy's pickles begin with."""
+    if kind is not _ADMITTED["numpy.ndarray"]:
+        raise ValueError("a subclass of numpy.ndarray")
+    return _Array((0,), dtype="b")
+
+
+def _array_of_buffer(
+    buffer: bytes | bytearray, kind: Any, shape: Any, order: Any = "C", axes: Any = None
+) -> Array:
+    """A contiguous array, as protocol 5 stores it."""
+    values = np.frombuffer(buffer, dtype=_dtype_of(kind))
+    if order == "K" and axes is not None:
+        return values.reshape(shape).transpose(axes)
+    return values.reshape(shape, order="F" if order == "F" else "C")
+
+
+def _latin1(text: str, encoding: str = "latin1") -> bytes:
+    """Bytes that Python 3 wrote as text, for want of an opcode in protocols 0 to 2."""
+    if encoding not in ("latin1", "latin-1"):
+        raise ValueError("bytes in an encoding other than latin1")
+    return text.encode("latin1")
+
+
+def _no_bytes() -> bytes:
+    """Bytes of length 0, as protocols 0 to 2 store them."""
+    return b""
+
+
+def _not_called() -> None:
+    raise ValueError("an array that NumPy did not write")
+
+
+class _Admitted:
+    """A function that a pickle can call but not change."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self._call = call
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._call(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise ValueError("a change of a function")
+
+
+_OF_NUMPY = {
+    "multiarray._reconstruct": _Admitted(_empty_array),
+    "numeric._frombuffer": _Admitted(_array_of_buffer),
+}
+_ADMITTED: Mapping[str, _Admitted] = {
+    "numpy.ndarray": _Admitted(_not_called),  # pickles only name it as an argument
+    "numpy.dtype": _Admitted(_Type),
+    "_codecs.encode": _Admitted(_latin1),
+    "builtins.bytes": _Admitted(_no_bytes),
+    "__builtin__.bytes": _Admitted(_no_bytes),
+    **{f"numpy.core.{name}": function for name, function in _OF_NUMPY.items()},
+    **{f"numpy._core.{name}": function for name, function in _OF_NUMPY.items()},
+}
+
+
+class _Refused(Exception):
+    """A pickle names something that is not admitted."""
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Callable[..., Any]:
+        if (full := f"{module}.{name}") not in _ADMITTED:
+            raise _Refused(full)
+        return _ADMITTED[full]
+
+    def persistent_load(self, pid: Any) -> Any:  # noqa: ARG002
+        raise _Refused("a persistent object")
+
+
+def read_pickle(path: Path, mend: str) -> Any:
+    """Read a pickle of arrays, texts and numbers in dicts, lists and tuples.
+
+    Args:
+        path: the file.
+        mend: clause for error messages that says what the file should be.
+
+    Raises:
+        DataError: not a pickle, damaged, too large for the memory, or it names anything else; the
+            message says what.
+    """
+    try:
+        with path.open("rb") as file:
+            return _Unpickler(file, encoding="latin1").load()
+    except _Refused as refused:
+        raise DataError(
+            f"{path}: must hold only NumPy arrays in dicts and lists, as other pickles can run "
+            f"code when they are read, got {str(refused)!r}; {mend}"
+        ) from None
+    except MemoryError as error:
+        raise DataError(f"{path}: does not fit into the memory; {mend}") from error
+    except OSError:
+        raise
+    except Exception as error:  # whatever damaged bytes make the unpickler or NumPy raise
+        reason = "".join(c if c.isprintable() else "?" for c in str(error)[:200])
+        raise DataError(
+            f"{path}: must be a whole pickle, got {reason or type(error).__name__}; {mend}"
+        ) from error
