@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from modmix.methods.agm import AGM
-from modmix.methods.balanced import Balanced, BalancedOutputs
+from modmix.methods.balanced import Balanced, BalancedOutputs, ratios_to_others
 from modmix.methods.dgl import DGL
 from modmix.methods.gblending import GBlending
 from modmix.methods.mmpareto import MMPareto
@@ -163,6 +163,14 @@ def test_ogm_changes_convolutions_only_if_asked() -> None:
     method = made(OGMGE, 2, tensors="convolutions")
     changed = method.modulate(outputs_of(own), torch.tensor(target), {"loss": gradients(2)})
     assert set(changed) == {"encoders.0.kernel", "encoders.10.kernel"}
+
+
+def test_ratios_do_not_cancel_in_float32() -> None:
+    """A modality that is far ahead, modalities that are all wrong, equal ones."""
+    found = ratios_to_others(torch.tensor([64.0, 1e-6]))
+    np.testing.assert_allclose(found, [6.4e7, 1e-6 / 64], rtol=1e-6)
+    for equal in ([0.0, 0.0, 0.0], [0.1] * 3, [0.7] * 5):
+        assert ratios_to_others(torch.tensor(equal)).tolist() == [1.0] * len(equal)
 
 
 # ---------------------------------------------------------------- AGM

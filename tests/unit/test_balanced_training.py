@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from modmix.base.messages import Progress
 from modmix.methods import gblending
 from modmix.methods.draws import normal
 from modmix.methods.model import Model, build_model, derive_seed, model_spec, unpack_weights
 from modmix.methods.pmr import PMR, PMROutputs
 from modmix.tasks.data import Split
 from modmix.training.stack import Stack
+from modmix.training.trainer import train_pack
 from plainloop import tensors
-from toypack import is_stacked, make_data, make_replicates, train
+from toypack import finished, is_stacked, make_data, make_pack, make_replicates, same, train
 
 DATA = make_data(widths=(6, 5, 4), rows=(96, 50, 30))
 ENCODER = {"name": "mlp", "hidden": [7, 5], "batch_norm": True}
@@ -279,6 +282,28 @@ def test_models_are_those_of_a_hand_written_loop(case: str, stack: str) -> None:
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(found[name], parameter, rtol=1e-3, atol=1e-4, msg=name)
     assert len(set(curves)) == len(curves)  # the hyperparameters matter
+
+
+@pytest.mark.parametrize("method", ["ogm_ge", "agm", "pmr", "gblending"])
+def test_interrupted_and_resumed_is_uninterrupted(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Noise, running means, prototypes and weights go on where they were."""
+    monkeypatch.setenv("MODMIX_CHECKPOINT_SECONDS", "0")
+    params = {"super_epoch": 1} if method == "gblending" else {}
+    replicates = make_replicates(
+        method, [params], data=DATA, encoder=ENCODER, epochs=3, batch_size=BATCH,
+        evaluations_per_epoch=2, learning_rate=0.01, select="last",
+    )  # fmt: skip
+    whole = train(replicates, DATA, keep_weights=True)
+    pack = make_pack(replicates, checkpoint=str(tmp_path / "pack"), keep_weights=True)
+    for _ in range(2):
+        events = train_pack(pack, DATA)
+        left = 3
+        while left:
+            left -= isinstance(next(events), Progress)
+        events.close()
+    same(finished(train_pack(pack, DATA)), whole)
 
 
 # ---------------------------------------------------------------- passes

@@ -32,10 +32,10 @@ class AGM(Balanced):
     for the gradients of encoder m. The running means are over all earlier batches; before the first
     one r* is 1.
 
-    Differs from the published code: features are set to zero, not inputs, so batch norm sees every
-    batch once; the factor scales the gradients of the encoder only (the published code scales the
-    gradient at φ_m, whose gradient with respect to the other modality is not cut); modulation lasts
-    the whole training.
+    Generalised: for two modalities the definition is the published code's. Differs from that code:
+    features are set to zero, not inputs, and in training mode, so batch norm sees every batch once;
+    the factor scales the gradients of the encoder's parameters (there, the gradient at φ_m); all
+    epochs are modulated.
     """
 
     alpha: Tensor

@@ -112,5 +112,7 @@ def ratios_to_others(scores_M: Tensor) -> Tensor:
     finite, and 1 where all scores vanish.
     """
     safe_M = scores_M.clamp_min(1e-8)
-    others_M = (safe_M.sum() - safe_M) / (len(safe_M) - 1)
-    return safe_M / others_M.clamp_min(1e-8)
+    count = len(safe_M)
+    # A sum over the others: the total minus the own score would cancel where the own one is large.
+    others_MM = 1 - torch.eye(count, dtype=safe_M.dtype, device=safe_M.device)
+    return safe_M / ((others_MM * safe_M).sum(1) / (count - 1))
