@@ -105,10 +105,12 @@ def models_of(method: str, encoder: str) -> list[Model]:
     params = {} if method == "dropping" else defaults(method)
     if method == "base":
         params["modality"] = "unit2" if encoder == "taps" else inputs[0][0]
-    if method == "attend":  # its features must be of one width
+    if method in ("attend", "dimml"):  # their features must be of one width
         params["project"] = 4
     if method == "umt":  # stronger, it amplifies float64's last digits in 50 steps of SGD
         params["distillation"] = 0.125
+    if method == "dimml":  # else weight decay shrinks a head that the first stage does not train
+        params["head"] = "none"
     whole = ModelSpec(
         method=method,
         params=params,

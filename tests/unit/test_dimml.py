@@ -455,7 +455,8 @@ def by_hand(replicate: Replicate) -> tuple[Model, list[float], list[float]]:
     losses, errors = [], []
     for stage, first, last in ((0, 0, 4), (1, 4, 6)):
         used = model.parameters() if stage == 0 else method.head.parameters()
-        optimizer = torch.optim.SGD(list(used), lr=0.05, momentum=0.9)
+        decay = replicate.training["weight_decay"]
+        optimizer = torch.optim.SGD(list(used), lr=0.05, momentum=0.9, weight_decay=decay)
         for epoch in range(first, last):
             if epoch == params["warmup"]:
                 model.eval()
@@ -496,7 +497,10 @@ def test_both_stages_are_those_of_a_loop_by_hand(stack: str) -> None:
         {"warmup": 2, "head_epochs": 2, "tau": 2.0, "temperature": 0.3, "shared_weight": 0.7},
         {"warmup": 2, "head_epochs": 2, "tau": 5.0, "duc_weight": 0.4},
     ]
-    replicates = replicates_of(configurations, stack=stack, optimizer="sgd", learning_rate=0.05)
+    replicates = replicates_of(
+        configurations, stack=stack, optimizer="sgd", learning_rate=0.05, weight_decay=0.03,
+        decay="all",
+    )  # fmt: skip
     ends = train(replicates, DATA, keep_weights=True)
     for replicate in replicates:
         end = ends[replicate.key]

@@ -187,9 +187,9 @@ class Dimml(Method):
     # ------------------------------------------------------------ stages and passes
 
     def stages(self) -> tuple[Stage, ...]:
-        first = Stage(name=_DETACHED)
         if self.head is None:
-            return (first,)
+            return (Stage(name=_DETACHED),)
+        first = Stage(name=_DETACHED, frozen=("method.head.",))  # else weight decay shrinks it
         frozen = ("encoders.", "method.project.", "method.classifiers.", "method.shared.")
         return first, Stage(name=_HEAD, epochs=self.head_epochs, frozen=frozen, begin="last")
 
