@@ -28,11 +28,18 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A training stage: its length, frozen parameters, starting weights and optimizer.
+    """A training stage: its length, frozen parameters, starting weights, optimizer and turns.
 
     The best epoch and patience are tracked per stage; the weights of the last stage are the
     result. Successive halving counts epochs over all stages. A stage whose optimizer is kept by
     the next one ignores patience and runs to its end.
+
+    With ``turns``, parameters are trained in alternation. Each turn trains only the parameters
+    whose names begin with one of its prefixes, with an optimizer of its own (moments and step
+    count); modules outside of these prefixes run in evaluation mode. With ``turn_every="batch"``
+    every batch takes a step per turn, in order; the training loss is the sum over the turns, the
+    training error that of the last one. With "epoch", epoch e of the stage is turn e mod n.
+    `Method.turn` says which turn runs. Such a stage uses no CUDA graphs.
     """
 
     name: str
@@ -42,6 +49,8 @@ class Stage:
     begin: Literal["last", "best", "selected"] = "last"
     optimizer: Literal["fresh", "kept"] = "fresh"  # kept: moments and step count carry over
     judged: bool = True  # False: scores are not meaningful yet, so no halving and no patience
+    turns: tuple[tuple[str, ...], ...] = ()  # prefixes of the parameters that each turn trains
+    turn_every: Literal["batch", "epoch"] = "batch"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +75,8 @@ class Method(nn.Module):
     fit. The constructor takes the feature width of each modality, in order, the number of classes,
     and the hyperparameters as keyword-only arguments.
 
+    The attribute ``turn`` is the index of the running turn in a stage with turns. It is a plain
+    number, so ``losses`` and ``modulate`` may use a Python ``if`` on it.
     The buffer ``epoch`` is the number of epochs completed in the current stage, for schedules.
     ``encoder_prefixes`` maps each modality to the name prefix of its encoder's parameters, such as
     "encoders.0."; it is set when the model is built. A method with several sets of encoders (class
@@ -99,6 +110,7 @@ class Method(nn.Module):
         self.modalities = tuple(features)
         self.classes = classes
         self.encoder_prefixes: Mapping[str, str] = {}
+        self.turn = 0
         self.register_buffer("epoch", torch.zeros(()), persistent=False)
         if self.uses_index:
             self.register_buffer("index", torch.zeros(0, dtype=torch.int64), persistent=False)

@@ -19,6 +19,7 @@ from modmix.methods.table import method_entry
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from modmix.methods.base import Stage
     from modmix.methods.model import Model, ModelSpec
 
 ROWS = 2  # batch size; batch norm fails on 1
@@ -50,6 +51,7 @@ def check_model(spec: ModelSpec) -> None:
     from modmix.methods.base import remembers
     from modmix.methods.model import build_model
     from modmix.training.timeline import check_stages
+    from modmix.training.turns import check_turns
 
     model = build_model(spec, 0)
     where = f"method {sources.place(spec.method)}"
@@ -62,7 +64,9 @@ def check_model(spec: ModelSpec) -> None:
         features = _features(spec, model)
         target_B = torch.zeros(ROWS, dtype=torch.int64)
         with sources.explained(f"{where}: stages fails"):
-            model.method.enter(check_stages(model.method.stages())[0])
+            stages = check_stages(model.method.stages())
+            check_turns(stages, model)
+            model.method.enter(stages[0])
         with sources.explained(f"{where}: forward fails"):
             outputs = model.method(features)
         with sources.explained(f"{where}: loss fails"):
@@ -78,6 +82,7 @@ def check_model(spec: ModelSpec) -> None:
             log_p_BC = model.log_probabilities(outputs)
         with sources.explained(f"{where}: reports fails"):
             reports = dict(model.method.reports(outputs))
+        _check_turns(spec, model, stages[0], where)
     for name, loss_B in losses.items():
         _check_shape(f"{where}: {name}", loss_B, (ROWS,), "one number per example")
     why = "a number per example and class"
@@ -87,6 +92,28 @@ def check_model(spec: ModelSpec) -> None:
         _check_shape(f"{where}: reports: {name}", report_BC, (ROWS, spec.classes), why)
     _check_buffers(buffers, model)
     _check_stackable(spec)
+
+
+def _check_turns(spec: ModelSpec, model: Model, stage: Stage, where: str) -> None:
+    """In every turn the loss must depend on one of the parameters that it trains."""
+    import torch
+
+    from modmix.training.turns import turns_of
+
+    parameters = dict(model.named_parameters())
+    for i, turn in enumerate(turns_of(model, stage) if stage.turns else ()):
+        model.method.turn = i
+        with sources.explained(f"{where}: loss fails in turn {i}"):
+            outputs = model.method(_features(spec, model))
+            losses = model.method.losses(outputs, torch.zeros(ROWS, dtype=torch.int64))
+            total = torch.stack([loss.sum() for loss in losses.values()]).sum()
+            trained = [parameters[name] for name in turn.trained]
+            found = torch.autograd.grad(total, trained, allow_unused=True)
+        if all(gradient is None for gradient in found):
+            raise InputError(
+                f"{where}: in turn {i} of stage {stage.name!r}, loss must depend on a parameter "
+                f"that begins with {' or '.join(stage.turns[i])}, it depends on none"
+            )
 
 
 def _check_buffers(before: Mapping[str, Tensor], model: Model) -> None:

@@ -8,6 +8,7 @@ Needs only torch and numpy, plus safetensors for checkpoints.
     batches     batches for models with different seeds, from the device or streamed from the host
     optimizers  SGD, Adam, AdamW with a leading model axis; clipping and schedules
     weights     parameters and buffers of K models
+    turns       what each turn of a stage trains
     stack       K models run as one with ``torch.func``
     counting    FLOPs and bytes of a training step, counted without running it
     graphs      training steps as CUDA graphs
@@ -15,7 +16,7 @@ Needs only torch and numpy, plus safetensors for checkpoints.
     timeline    stages, epochs and parts of epochs, and the position in them (pure)
     record      training state and history of one replicate (pure)
     evaluation  predictions and metrics on a whole split
-    group       models trained together: stack, optimizer, best weights, running sums
+    group       models trained together: stack, optimizers, best weights, running sums
     builder     builds groups from replicates
     fitting     runs an action on groups and splits those that run out of memory
     probe       measures how many models fit, and whether stacking is faster

@@ -58,7 +58,7 @@ class Builder:
         entry: StageEntry,
         *,
         stacked: bool | None = None,
-        state: tuple[Mapping[str, Tensor], int] | None = None,
+        state: tuple[Mapping[str, Tensor], Sequence[int]] | None = None,
     ) -> list[Group]:
         """Groups of these replicates, ready to train a stage: one, or several if memory is short.
 
@@ -67,7 +67,7 @@ class Builder:
             entry: the stage they enter.
             stacked: as for `group`.
             state: from a checkpoint, tensors with a row for each of ``indices`` (may be on the
-                host) and the optimizer's step count; see `Group.load`.
+                host) and the optimizers' step counts; see `Group.load`.
         """
         try:
             group = self.group(indices, stacked=stacked)

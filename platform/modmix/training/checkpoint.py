@@ -18,7 +18,7 @@ from modmix.base.messages import NUMERICS_VERSION
 
 _FILE = "checkpoint.safetensors"
 # Increment when the layout of the tensors changes; older checkpoints are then not used.
-_LAYOUT = 4
+_LAYOUT = 5
 
 
 class CheckpointWarning(UserWarning):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -66,30 +67,41 @@ def count_stages(
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they appear when the model is trained
         model = build()
-        model.method.remember(batch)
+        with suppress(Exception):  # user code may raise anything; training will report it
+            model.method.remember(batch)
         stack = Stack([model], torch.device("meta"), stacked=False)
         stages = stack.template.method.stages()
         return [(stage, _count(stack, stage, inputs, batch)) for stage in stages]
 
 
 def _count(stack: Stack, stage: Stage, inputs: Mapping[str, Input], batch: int) -> StepCount:
-    trained = [
-        parameter.numel()
-        for name, parameter in stack.template.named_parameters()
-        if not stage.frozen or not name.startswith(stage.frozen)
-    ]
+    """The cost of a batch: of all turns, or of the mean turn if they change with the epoch."""
+    with suppress(Exception):
+        stack.template.method.enter(stage)
+    stack.enter_stage(stage)
+    counts = [_count_turn(stack, turn, inputs, batch) for turn in range(len(stack.turns))]
+    share = 1 if stage.turn_every == "batch" else len(counts)
+    return StepCount(
+        flops=sum(count.flops for count in counts) // share,
+        bytes=sum(count.bytes for count in counts) // share,
+        operations=sum(count.operations for count in counts) // share,
+    )
+
+
+def _count_turn(stack: Stack, turn: int, inputs: Mapping[str, Input], batch: int) -> StepCount:
+    parameters = dict(stack.template.named_parameters())
+    trained = [parameters[name].numel() for name in stack.turns[turn].trained]
     updated = 4 * _OPTIMIZER_PASSES * sum(trained)
     saved = _Saved()
     counter = FlopCounterMode(display=False)
     try:
-        stack.template.method.enter(stage)
-        stack.freeze(stage.frozen)
+        stack.take_turn(turn)
         examples = {name: _zeros(one, batch) for name, one in inputs.items()}
         target_KB = torch.zeros(1, batch, dtype=torch.int64)
         index_KB = torch.arange(batch).unsqueeze(0)
         with counter, saved_tensors_hooks(saved.note, lambda tensor: tensor):
             stack.loss_and_gradient(examples, target_KB, index_KB)
-    except Exception:  # user code may raise anything; training will report it
+    except Exception:
         return StepCount(
             flops=6 * batch * sum(trained),
             bytes=updated,

@@ -32,7 +32,7 @@ def on_groups(
     done: list[tuple[Group, T]] = []
     while waiting:
         group = waiting.pop(0)
-        saved: tuple[dict[str, Tensor], int] | None = None
+        saved: tuple[dict[str, Tensor], list[int]] | None = None
         try:
             if undo and len(group.members) > 1:
                 saved = group.snapshot()

@@ -60,7 +60,8 @@ class Group:
         # Copies of earlier weights, only where they may be needed.
         self.best: Weights | None = None
         self.stopped: Weights | None = None  # of rows out of patience before the stage's end
-        self.optimizer: Optimizer  # set by enter_stage
+        self.optimizers: list[Optimizer] = []  # one per turn of the stage
+        self._turn_every = "batch"
         self._graphs = False
         self._graph: StepGraph | None = None
         self.uncaptured: str | None = None  # the error of a step that cannot be captured
@@ -111,15 +112,23 @@ class Group:
         stage, epochs = entry.stage, entry.epochs
         self.keeps_best = entry.keeps_best
         self.stack.template.method.enter(stage)
-        self.stack.freeze(stage.frozen)
+        self.stack.enter_stage(stage)
+        self._turn_every = stage.turn_every
         self.parts = self.stack.parts()
         self.rest = self._rest()
+        before = self.optimizers if stage.optimizer == "kept" else []
+        self.optimizers = [self._optimizer(turn, epochs) for turn in range(len(self.stack.turns))]
+        for old, new in zip(before, self.optimizers):
+            for name, value in new.state.items():
+                value.copy_(old.state[name])
+            new.resume(old.steps)
+
+    def _optimizer(self, turn: int, epochs: int) -> Optimizer:
+        """A fresh optimizer for what a turn of the stage trains."""
         decays_all = self.settings["decay"] == "all"
         decays_P = self.stack.columns(lambda _, shape: decays_all or len(shape) >= 2)
-        frozen = self.stack.frozen
-        trained_P = self.stack.columns(lambda name, _: name not in frozen) if frozen else None
-        before = getattr(self, "optimizer", None) if stage.optimizer == "kept" else None
-        self.optimizer = Optimizer(
+        trained_P = self.stack.trained(turn)
+        return Optimizer(
             [member.training for member in self.members],
             self.stack.parameters_KP,
             decays_P.float(),
@@ -127,10 +136,11 @@ class Group:
             epochs=epochs,
             parts_QP=self._clip_parts(),
         )
-        if before is not None:
-            for name, value in self.optimizer.state.items():
-                value.copy_(before.state[name])
-            self.optimizer.resume(before.steps)
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer of the present turn."""
+        return self.optimizers[self.stack.turn]
 
     def _clip_parts(self) -> Tensor | None:
         """Masks (Q, P) of what is clipped together: each part, then all other parameters."""
@@ -157,13 +167,23 @@ class Group:
         ``epoch`` counts from 0 within the stage, for schedules; ``epochs_before`` counts over all
         stages, and every random number of the epoch depends on it.
         """
-        self.optimizer.start_epoch(epoch, order.steps)
+        for optimizer in self.optimizers:
+            optimizer.start_epoch(epoch, order.steps)
+        self.choose_turn(epoch)
         if "method.epoch" in self.stack.buffers:
             self.stack.buffers["method.epoch"].fill_(epoch)
         self._order_SN = order.epoch(self.seeds, epochs_before)
         self._augment_S.copy_(self._seeds_of("augmentation", epochs_before))
         self._draws = [derive_seed(m.seed, "draws", epochs_before) for m in self.members]
         self._draw_K = torch.tensor(self._draws, dtype=torch.int64, device=self.device)
+
+    def choose_turn(self, epoch: int) -> None:
+        """Take the turn with which this epoch of the stage begins."""
+        each_epoch = self._turn_every == "epoch"
+        self.stack.take_turn(epoch % len(self.stack.turns) if each_epoch else 0)
+
+    def _turns_of_batch(self) -> Sequence[int]:
+        return range(len(self.stack.turns)) if self._turn_every == "batch" else (self.stack.turn,)
 
     def _seeds_of(self, use: str, epoch: int) -> Tensor:
         seeds = [derive_seed(seed, use, epoch) for seed in self.seeds]
@@ -191,7 +211,7 @@ class Group:
     def train(self, examples: Examples, order: Order, start: int, stop: int) -> None:
         """Run training steps start, …, stop − 1 of the epoch."""
         rows = [order.step(self._order_SN, step) for step in range(start, stop)]
-        recorded = self._graphs and examples.place == self.device
+        recorded = self._graphs and examples.place == self.device and len(self.stack.turns) == 1
         with nullcontext() if self.stack.stacked else own_generators(self.device):
             if recorded:
                 for step, index_SB in zip(range(start, stop), rows, strict=True):
@@ -199,9 +219,7 @@ class Group:
                     self._replay(examples, index_SB, step)
                 return
             for step, batch in zip(range(start, stop), examples.batches(rows), strict=True):
-                self.optimizer.start_step(step)
-                self._set_draws(step)
-                self._step(examples, *batch)
+                self._step(examples, *batch, step=step, steps=order.steps)
 
     def _set_draws(self, step: int) -> None:
         """Seed the models' random numbers for a step.
@@ -214,18 +232,37 @@ class Group:
             seed_generators(self.device, self._draws[0] + step)
 
     def _step(
-        self, examples: Examples, raw: Mapping[str, Tensor], target: Tensor, index_SB: Tensor
+        self,
+        examples: Examples,
+        raw: Mapping[str, Tensor],
+        target: Tensor,
+        index_SB: Tensor,
+        *,
+        step: int | None = None,
+        steps: int = 0,
     ) -> None:
+        """A step per turn on one batch.
+
+        ``step`` of the epoch's ``steps``; None if rates and random seeds of the step are set.
+        """
         inputs = examples.prepare(raw, index_SB, self._augment_S)
         index = index_SB.long() if self.stack.uses_index else None
         if self._seed_K is not None:
             inputs = {name: x.index_select(0, self._seed_K) for name, x in inputs.items()}
             target = target.index_select(0, self._seed_K)
             index = None if index is None else index.index_select(0, self._seed_K)
-        result = self.stack.loss_and_gradient(inputs, target, index)
-        self.loss_K += result.loss_K
-        self.wrong_K += result.wrong_K
-        self.optimizer.step(self.stack.parameters_KP, result.gradient_KP)
+        turns = self._turns_of_batch()
+        for turn in turns:
+            self.stack.take_turn(turn)
+            if step is not None:
+                self.optimizer.start_step(step)
+                # Each turn draws other numbers, as each of its steps would.
+                self._set_draws(step + steps * turns.index(turn))
+            result = self.stack.loss_and_gradient(inputs, target, index)
+            self.loss_K += result.loss_K
+            if turn == turns[-1]:
+                self.wrong_K += result.wrong_K
+            self.optimizer.step(self.stack.parameters_KP, result.gradient_KP)
 
     def _replay(self, examples: Examples, index_SB: Tensor, step: int) -> None:
         if self._graph is None:
@@ -377,8 +414,9 @@ class Group:
         new.stack = self.stack.with_weights(self.stack.weights().select(rows))
         new.best = None if self.best is None else self.best.select(rows)
         new.stopped = None if self.stopped is None else self.stopped.select(rows)
-        new.optimizer = copy.copy(self.optimizer)
-        new.optimizer.select(rows)
+        new.optimizers = [copy.copy(optimizer) for optimizer in self.optimizers]
+        for optimizer in new.optimizers:
+            optimizer.select(rows)
         new.loss_K, new.wrong_K = pick(self.loss_K, rows), pick(self.wrong_K, rows)
         new._graph = None
         new.members = [self.members[row] for row in rows]
@@ -405,16 +443,22 @@ class Group:
             if weights is not None:
                 tensors[kind] = weights.parameters_KP
                 tensors.update({f"{kind}_buffer.{n}": v for n, v in weights.buffers.items()})
-        tensors.update({f"optimizer.{n}": value for n, value in self.optimizer.state.items()})
+        for turn, optimizer in enumerate(self.optimizers):
+            tensors.update({f"optimizer.{turn}.{n}": x for n, x in optimizer.state.items()})
         return {**tensors, "loss": self.loss_K, "wrong": self.wrong_K}
 
-    def snapshot(self) -> tuple[dict[str, Tensor], int]:
-        """A copy of the state and the optimizer's step count, for `load`."""
-        return {name: value.clone() for name, value in self.state().items()}, self.optimizer.steps
+    @property
+    def steps(self) -> list[int]:
+        """The step count of each turn's optimizer."""
+        return [optimizer.steps for optimizer in self.optimizers]
+
+    def snapshot(self) -> tuple[dict[str, Tensor], list[int]]:
+        """A copy of the state and the optimizers' step counts, for `load`."""
+        return {name: value.clone() for name, value in self.state().items()}, self.steps
 
     @torch.no_grad()
-    def load(self, tensors: Mapping[str, Tensor], steps: int) -> None:
-        """Restore tensors as given by `state`, and the optimizer's step count."""
+    def load(self, tensors: Mapping[str, Tensor], steps: Sequence[int]) -> None:
+        """Restore tensors as given by `state`, and the optimizers' step counts."""
         for kind in ("best", "stopped"):
             present = getattr(self, kind)
             if kind in tensors and present is None:
@@ -423,4 +467,5 @@ class Group:
                 setattr(self, kind, None)
         for name, value in self.state().items():
             value.copy_(tensors[name])
-        self.optimizer.resume(steps)
+        for optimizer, count in zip(self.optimizers, steps, strict=True):
+            optimizer.resume(count)

@@ -158,16 +158,16 @@ class Probe:
         activations = sum(held.values())
         parameters = single.stack.parameters_KP.numel() * 4
         # Present and best weights, gradient (as computed and as copied for the optimizer), the
-        # optimizer's state; then the snapshot of weights and state that `on_groups` takes.
-        tensors = 4 + len(single.optimizer.state)
-        tensors += 2 + len(single.optimizer.state)
+        # optimizers' state; then the snapshot of weights and state that `on_groups` takes.
+        moments = sum(len(optimizer.state) for optimizer in single.optimizers)
+        tensors = 4 + moments + 2 + moments
         # Twice the tensors saved for backward: their gradients and temporaries take as much again.
         per_model = tensors * parameters + 2 * activations
         return per_model, max(1, activations // self._order.batch)
 
     def _undone(self, group: Group, action: Callable[[], None]) -> bool:
         """Run an action and restore the group's state; False if it ran out of memory."""
-        saved: tuple[dict[str, Tensor], int] | None = None
+        saved: tuple[dict[str, Tensor], list[int]] | None = None
         try:
             saved = group.snapshot()
             group.start_epoch(0, self._order, 0)

@@ -17,11 +17,11 @@ from modmix.training.timeline import Position
 
 @dataclass(frozen=True, kw_only=True)
 class SavedGroup:
-    """A group: its members' positions in the pack, its tensors and its optimizer's step count."""
+    """A group: its members' positions in the pack, its tensors and its optimizers' step counts."""
 
     indices: list[int]
     tensors: Mapping[str, Tensor]
-    steps: int
+    steps: list[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ def to_tensors(
         "position": asdict(position),
         "records": [asdict(record) for record in records],
         "groups": [[member.index for member in group.members] for group in groups],
-        "steps": [group.optimizer.steps for group in groups],
+        "steps": [group.steps for group in groups],
         "way": asdict(way),
     }
     return tensors, state

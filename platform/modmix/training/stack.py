@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from modmix.encoders.base import Encoder
-from modmix.methods.base import Outputs, Pass, State, modulates
+from modmix.methods.base import Outputs, Pass, Stage, State, modulates
 from modmix.methods.draws import Draws
 from modmix.methods.model import Model
+from modmix.training.turns import turns_of
 from modmix.training.weights import Part, Predictions, Step, Weights
 
 Inputs = Mapping[str, Tensor]
@@ -86,9 +87,9 @@ class Stack:
         self._sources = [m for m in self.template.modules() if isinstance(m, Draws)]
         self._low_precision = low_precision
         self._compile = False
-        self._compiled: Callable[..., Any] | None = None
+        self._compiled: dict[int, Callable[..., Any]] = {}  # by turn
         self._bound: tuple[Tensor, dict[str, Tensor], Tensor, dict[str, Tensor]] | None = None
-        self.freeze(())
+        self.enter_stage(Stage(name=""))
 
     @property
     def template(self) -> Model:
@@ -103,23 +104,30 @@ class Stack:
     def device(self) -> torch.device:
         return self.parameters_KP.device
 
-    def freeze(self, prefixes: tuple[str, ...]) -> None:
-        """Freeze the parameters whose names start with one of the prefixes, and unfreeze others.
+    def enter_stage(self, stage: Stage) -> None:
+        """Train the parameters of a stage from now on, beginning with its first turn.
 
-        Modules under these prefixes run in evaluation mode, which also keeps their statistics.
-        Parameters that the model itself declares untrainable always stay frozen.
+        Frozen modules run in evaluation mode, which also keeps their statistics, and so do those
+        outside of the present turn.
         """
-        untrained = {n for n, p in self.template.named_parameters() if not p.requires_grad}
-        self._frozen = [
-            name in untrained or (bool(prefixes) and name.startswith(prefixes))
-            for name in self.names
-        ]
-        self.frozen = {
-            n for n, is_frozen in zip(self.names, self._frozen, strict=True) if is_frozen
-        }
-        modules = self.template.named_modules()
-        self._resting = [m for name, m in modules if prefixes and f"{name}.".startswith(prefixes)]
+        self.turns = turns_of(self.template, stage)
+        self.turn = 0
         self._bound = None
+
+    def take_turn(self, turn: int) -> None:
+        """Train the parameters of this turn of the stage from now on."""
+        if turn == self.turn:
+            return
+        self.turn = turn
+        if self._bound is not None:
+            _, leaves, gradient_KP, _ = self._bound
+            self._mark_trained(leaves)
+            gradient_KP.zero_()
+
+    def trained(self, turn: int) -> Tensor | None:
+        """A mask (P,) of the columns that a turn of the stage trains; None: all of them."""
+        names = self.turns[turn].trained
+        return None if len(names) == len(self.names) else self.columns(lambda n, _: n in names)
 
     def columns(self, test: Callable[[str, torch.Size], bool]) -> Tensor:
         """A mask (P,) over the columns: true for parameters whose name and shape pass the test."""
@@ -152,9 +160,11 @@ class Stack:
         self._set_mode(training=True)
         buffers = self._with_index(index_KB)
         leaves, gradient_KP, views = self._bind()
-        if self._compile and self._compiled is None:
-            self._compiled = torch.compile(_copied(self._losses), dynamic=False, fullgraph=True)
-        run = self._losses if self._compiled is None else self._compiled
+        if self._compile and self.turn not in self._compiled:
+            self._compiled[self.turn] = torch.compile(
+                _copied(self._losses), dynamic=False, fullgraph=True
+            )
+        run: Callable[..., Any] = self._compiled.get(self.turn, self._losses)
         losses, wrong_K, outputs = run(leaves, buffers, dict(inputs), target_KB)
         trained = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
         if modulates(self.template.method):
@@ -230,11 +240,15 @@ class Stack:
         """Leaf views of the parameters, the gradient buffer (K, P) and its views; cached."""
         if self._bound is None or self._bound[0] is not self.parameters_KP:
             leaves = self._views(self.parameters_KP.detach())
-            for leaf, frozen in zip(leaves.values(), self._frozen, strict=True):
-                leaf.requires_grad_(not frozen)
+            self._mark_trained(leaves)
             gradient_KP = torch.zeros_like(self.parameters_KP)
             self._bound = self.parameters_KP, leaves, gradient_KP, self._views(gradient_KP)
         return self._bound[1:]
+
+    def _mark_trained(self, leaves: Mapping[str, Tensor]) -> None:
+        trained = self.turns[self.turn].trained
+        for name, leaf in leaves.items():
+            leaf.requires_grad_(name in trained)
 
     def forget_gradient(self) -> None:
         """Drop the gradient buffer to free its memory; the next step allocates it again."""
@@ -245,12 +259,14 @@ class Stack:
 
         Compilation happens at the next step. Stacks made by `with_weights` compile again.
         """
-        self._compile, self._compiled = on, None
+        self._compile, self._compiled = on, {}
 
     def _set_mode(self, *, training: bool) -> None:
-        if self.template.training != training:
+        # Which modules rest may have changed with the turn.
+        if self.template.training != training or len(self.turns) > 1:
             self.template.train(training)
-        for module in self._resting:
+        self.template.method.turn = self.turn
+        for module in self.turns[self.turn].resting:
             module.eval()
         for source in self._sources:
             source.calls = 0
@@ -350,7 +366,7 @@ class Stack:
         other.parameters_KP = weights.parameters_KP.detach()
         other.buffers = dict(weights.buffers)
         other.draw_K = other.draw_K.new_zeros(other.models)
-        other._bound = other._compiled = None  # both are specific to these rows
+        other._bound, other._compiled = None, {}  # both are specific to these rows
         return other
 
     @torch.no_grad()

@@ -40,6 +40,7 @@ from modmix.training.probe import Probe, Way
 from modmix.training.record import Endings, Record, Rung, results, rung_of
 from modmix.training.saving import Saved, from_tensors, to_tensors
 from modmix.training.timeline import Position, Timeline, check_parts
+from modmix.training.turns import check_turns
 
 T = TypeVar("T")
 
@@ -142,6 +143,7 @@ class _Run:
             self.settings["batches"],
         )
         self.time = Timeline(template.method.stages(), self.settings, self.order.steps)
+        check_turns(self.time.stages, template)
         self.higher = higher_is_better(self.settings["monitor"])
         self.way = Way(eval_rows=self.settings["eval_batch_size"])
         self.records = [Record() for _ in pack.replicates]
@@ -252,6 +254,7 @@ class _Run:
 
         def start(group: Group) -> None:
             group.reset_sums()
+            group.choose_turn(epoch)
             for one in group.stack.template.method.passes(epoch):
                 group.run_pass(one, self.splits[one.split], self.way.eval_rows)
             group.start_epoch(epoch, self.order, self.time.epochs_done)
