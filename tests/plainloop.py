@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from modmix.base.messages import Replicate
+from modmix.methods.base import modulates
 from modmix.methods.model import Model, build_model, derive_seed, model_spec
 from modmix.tasks.data import Data, Split
 
@@ -63,6 +64,30 @@ def rate_at(t: Any, epoch: int, step: int = 0, steps: int = 1) -> float:
         "cosine": (1 + math.cos(math.pi * epoch / t["epochs"])) / 2,
     }
     return float(t["learning_rate"] * factors[t["schedule"]])
+
+
+def set_gradients(model: Model, outputs: Any, target: Tensor) -> Tensor:
+    """Set every parameter's gradient, modulated by the method if it does; returns the loss."""
+    method = model.method
+    losses = {name: x.mean() for name, x in method.losses(outputs, target).items()}
+    total = torch.stack(list(losses.values())).sum()
+    if not modulates(method):
+        total.backward()
+        return total
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    gradients = {}
+    for name, loss in losses.items():
+        found = torch.autograd.grad(
+            loss, list(trained.values()), retain_graph=True, allow_unused=True
+        )
+        pairs = zip(trained.items(), found, strict=True)
+        gradients[name] = {n: torch.zeros_like(p) if g is None else g for (n, p), g in pairs}
+    with torch.no_grad():
+        changed = method.modulate(outputs, target, gradients)
+    for name, parameter in trained.items():
+        summed = torch.stack([g[name] for g in gradients.values()]).sum(0)
+        parameter.grad = changed.get(name, summed)
+    return total
 
 
 def independent_parts(model: Model) -> list[list[nn.Parameter]]:

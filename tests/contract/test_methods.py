@@ -94,7 +94,10 @@ def in_numpy(
 ) -> tuple[Matrix, Matrix]:
     """Loss (B,) and scores (B, C) of a method from its weights and its equations."""
     if name in EQUATIONS:
-        logits = [dense(g, part) for g, part in zip(method.heads, parts, strict=True)]
+        if getattr(method, "project", None) is not None:
+            parts = [dense(g, part) for g, part in zip(method.project, parts, strict=True)]
+        heads = [method.head] * len(parts) if name == "mla" else method.heads
+        logits = [dense(g, part) for g, part in zip(heads, parts, strict=True)]
         return EQUATIONS[name](method, params, logits, target)
     if name in ("mul", "mulmix", "cldl"):
         if name == "cldl":
@@ -178,6 +181,10 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("tmc", {"annealing_epochs": 2.0, "depth": 1, "width": 5}),
     ("qmf", {}),
     ("qmf", {"temperature": 2.0, "unimodal_weight": 0.5, "depth": 1, "width": 5}),
+    ("mla", {}),
+    ("mla", {"project": 5}),
+    ("reconboost", {}),
+    ("reconboost", {"reconcile": 0.7, "depth": 1, "width": 5}),
     ("umt", {}),
     ("umt", {"distillation": 0.25, "depth": 1, "width": 5}),
 ]
@@ -238,9 +245,9 @@ def test_loss_and_scores_are_the_equations(
     np.testing.assert_allclose(method.scores(outputs).detach().numpy(), scores, rtol=1e-6)
 
 
-# Gradients of the learned combination, which has its own test below, of CLDL's q, of QMF's weights
-# and of UMT's teachers are cut on purpose.
-CUT = {"cldl", "qmf", "umt"}
+# Gradients of the learned combination, which has its own test below, of CLDL's q, of QMF's weights,
+# of ReconBoost's ensemble and of UMT's teachers are cut on purpose.
+CUT = {"cldl", "qmf", "reconboost", "umt"}
 WHOLE = [
     (name, params)
     for name, params in CASES

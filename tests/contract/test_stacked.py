@@ -36,6 +36,8 @@ CONFIGURATIONS: dict[str, list[dict[str, Any]]] = {
     ],
     "mulmix": [{"beta": 1.0}, {"beta": 2.0, "margin": 0.0, "weights": {"m0+m1": 0.5}}],
     "qmf": [{"rank_weight": 0.0}, {"rank_weight": 2.0, "unimodal_weight": 0.5, "temperature": 3.0}],
+    "mla": [{"damping": 0.1}, {"damping": 0.01}],
+    "reconboost": [{"reconcile": 0.0}, {"reconcile": 0.9}],
     "umt": [{"distillation": 0.0}, {"distillation": 3.0}],
     "tmc": [{"annealing_epochs": 0.0}, {"annealing_epochs": 3.0}],
 }
