@@ -89,5 +89,41 @@ def qmf(
     return np.asarray(loss), np.asarray(fused)
 
 
-# Of methods with a head per modality: loss (B,) and scores (B, C) from the heads' logits.
-EQUATIONS: dict[str, Callable[..., tuple[Matrix, Matrix]]] = {"tmc": tmc, "qmf": qmf}
+# ---------------------------------------------------------------- mla, reconboost
+
+
+def mla(
+    _: Any, __: Mapping[str, Any], logits: Sequence[Matrix], target: Labels
+) -> tuple[Matrix, Matrix]:
+    """In the first modality's turn."""
+    scores = np.zeros_like(logits[0])
+    for b in range(len(target)):
+        p = [np.exp(log_softmax(z[b])) for z in logits]
+        entropies = [-sum(x * np.log(x) for x in one) for one in p]
+        weights = np.exp(max(entropies) - np.array(entropies))
+        for weight, z in zip(weights / weights.sum(), logits, strict=True):
+            scores[b] += weight * z[b]
+    return cross_entropies(logits[0], target), scores
+
+
+def reconboost(
+    _: Any, params: Mapping[str, Any], logits: Sequence[Matrix], target: Labels
+) -> tuple[Matrix, Matrix]:
+    """In the first modality's turn."""
+    first, *others = logits
+    total = np.asarray(sum(others))
+    loss = []
+    for b, y in enumerate(target):
+        hot = np.eye(total.shape[1])[y]
+        aim = hot - params["reconcile"] * hot * np.exp(log_softmax(total[b]))
+        loss.append(-(aim * log_softmax(first[b])).sum())
+    return np.array(loss), first + total
+
+
+# Of methods with a head per modality, or a shared one: loss (B,) and scores (B, C) from logits.
+EQUATIONS: dict[str, Callable[..., tuple[Matrix, Matrix]]] = {
+    "tmc": tmc,
+    "qmf": qmf,
+    "mla": mla,
+    "reconboost": reconboost,
+}

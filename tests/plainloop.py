@@ -67,6 +67,30 @@ def rate_at(t: Any, epoch: int, step: int = 0, steps: int = 1) -> float:
     return float(t["learning_rate"] * factors[t["schedule"]])
 
 
+def set_gradients(model: Model, outputs: Any, target: Tensor) -> Tensor:
+    """Set every parameter's gradient, modulated by the method if it does; returns the loss."""
+    method = model.method
+    losses = {name: x.mean() for name, x in method.losses(outputs, target).items()}
+    total = torch.stack(list(losses.values())).sum()
+    if not modulates(method):
+        total.backward()
+        return total
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    gradients = {}
+    for name, loss in losses.items():
+        found = torch.autograd.grad(
+            loss, list(trained.values()), retain_graph=True, allow_unused=True
+        )
+        pairs = zip(trained.items(), found, strict=True)
+        gradients[name] = {n: torch.zeros_like(p) if g is None else g for (n, p), g in pairs}
+    with torch.no_grad():
+        changed = method.modulate(outputs, target, gradients)
+    for name, parameter in trained.items():
+        summed = torch.stack([g[name] for g in gradients.values()]).sum(0)
+        parameter.grad = changed.get(name, summed)
+    return total
+
+
 def independent_parts(model: Model) -> list[list[nn.Parameter]]:
     """Parameters of each part that trains as if alone; all of them, for most methods."""
     parts = [
@@ -106,29 +130,6 @@ def set_draws(model: Model, seed: int) -> None:
             module.calls = 0
 
 
-def set_gradients(model: Model, outputs: Any, labels: Tensor) -> float:
-    """One backward pass per loss, then the method's own change of the gradients; the loss."""
-    if not modulates(model.method):
-        loss = model.loss(outputs, labels).mean()
-        loss.backward()
-        return loss.item()
-    losses = {n: x.mean() for n, x in model.method.losses(outputs, labels).items()}
-    gradients: dict[str, dict[str, Tensor]] = {}
-    for name, loss in losses.items():
-        model.zero_grad()
-        loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
-        gradients[name] = {
-            n: torch.zeros_like(p) if p.grad is None else p.grad.clone()
-            for n, p in model.named_parameters()
-        }
-    with torch.no_grad():
-        changed = model.method.modulate(outputs, labels, gradients)
-    for name, parameter in model.named_parameters():
-        summed = torch.stack([g[name] for g in gradients.values()]).sum(0)
-        parameter.grad = changed.get(name, summed)
-    return float(sum(x.item() for x in losses.values()))
-
-
 def train_plainly(replicate: Replicate, data: Data, model: Model | None = None) -> Plain:
     """Train one replicate; early stopping and best-epoch weights by validation error.
 
@@ -149,7 +150,6 @@ def train_plainly(replicate: Replicate, data: Data, model: Model | None = None) 
         generator = torch.Generator().manual_seed(derive_seed(r.seed, "batches", epoch))
         order = torch.randperm(len(labels), generator=generator)
         make_passes(model, data, epoch)
-        model.method.epoch.fill_(epoch)
         losses: list[float] = []
         model.method.epoch.fill_(epoch)
         for step in range(steps):
@@ -161,7 +161,7 @@ def train_plainly(replicate: Replicate, data: Data, model: Model | None = None) 
             optimizer.zero_grad()
             set_draws(model, derive_seed(r.seed, "draws", epoch) + step)
             outputs = model({name: x[rows] for name, x in inputs.items()})
-            loss = set_gradients(model, outputs, labels[rows])
+            loss = set_gradients(model, outputs, labels[rows]).item()
             if t["clip_norm"] is not None:
                 for part in independent_parts(model):
                     nn.utils.clip_grad_norm_(part, t["clip_norm"])

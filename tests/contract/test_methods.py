@@ -161,7 +161,10 @@ def in_numpy(
 ) -> tuple[Matrix, Matrix]:
     """Loss (B,) and scores (B, C) of a method from its weights and its equations."""
     if name in EQUATIONS:
-        logits = [dense(g, part) for g, part in zip(method.heads, parts, strict=True)]
+        if getattr(method, "project", None) is not None:
+            parts = [dense(g, part) for g, part in zip(method.project, parts, strict=True)]
+        heads = [method.head] * len(parts) if name == "mla" else method.heads
+        logits = [dense(g, part) for g, part in zip(heads, parts, strict=True)]
         return EQUATIONS[name](method, params, logits, target)
     if name in ("mul", "mulmix", "cldl"):
         if name == "cldl":
@@ -265,6 +268,10 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("tmc", {"annealing_epochs": 2.0, "depth": 1, "width": 5}),
     ("qmf", {}),
     ("qmf", {"temperature": 2.0, "unimodal_weight": 0.5, "depth": 1, "width": 5}),
+    ("mla", {}),
+    ("mla", {"project": 5}),
+    ("reconboost", {}),
+    ("reconboost", {"reconcile": 0.7, "depth": 1, "width": 5}),
     ("umt", {}),
     ("umt", {"distillation": 0.25, "depth": 1, "width": 5}),
 ]
@@ -326,8 +333,9 @@ def test_loss_and_scores_are_the_equations(
 
 
 # Gradients of the learned combination, which has its own test below, of the q of CLDL, the teachers
-# of DUC and UMT, the losses of DGL and the weights of QMF are cut on purpose.
-CUT = {"cldl", "dgl", "qmf", "umt"}
+# of DUC and UMT, the ensemble of ReconBoost, the losses of DGL and the weights of QMF are cut on
+# purpose.
+CUT = {"cldl", "dgl", "qmf", "reconboost", "umt"}
 WHOLE = [
     (name, params)
     for name, params in CASES

@@ -49,6 +49,8 @@ CONFIGURATIONS: dict[str, list[dict[str, Any]]] = {
     "gblending": [{"super_epoch": 1}, {"super_epoch": 1}],
     "dgl": [{}, {"alpha": 0.5}],
     "qmf": [{"rank_weight": 0.0}, {"rank_weight": 2.0, "unimodal_weight": 0.5, "temperature": 3.0}],
+    "mla": [{"damping": 0.1}, {"damping": 0.01}],
+    "reconboost": [{"reconcile": 0.0}, {"reconcile": 0.9}],
     "umt": [{"distillation": 0.0}, {"distillation": 3.0}],
     "tmc": [{"annealing_epochs": 0.0}, {"annealing_epochs": 3.0}],
     # Of the default sizes, float32 rounding under Adam grows to 1e-4 of the loss in 50 steps.

@@ -15,13 +15,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from modmix.methods.base import remembers
+from modmix.methods.base import Stage, remembers
 from modmix.methods.draws import Draws
 from modmix.methods.model import InputSpec, Model, ModelSpec, build_model
 from modmix.methods.table import METHODS
 from modmix.training.optimizers import Optimizer
 from modmix.training.stack import Stack
-from plainloop import make_optimizer
+from modmix.training.turns import turns_of
+from plainloop import make_optimizer, set_gradients
 from toypack import Dropping, add_method, defaults, make_data, make_replicates
 
 pytestmark = pytest.mark.slow
@@ -105,7 +106,7 @@ def models_of(method: str, encoder: str) -> list[Model]:
     params = {} if method == "dropping" else defaults(method)
     if method == "base":
         params["modality"] = "unit2" if encoder == "taps" else inputs[0][0]
-    if method in ("attend", "dimml"):  # their features must be of one width
+    if method in ("attend", "dimml", "mla"):  # their features must be of one width
         params["project"] = 4
     if method == "umt":  # stronger, it amplifies float64's last digits in 50 steps of SGD
         params["distillation"] = 0.125
@@ -124,16 +125,16 @@ def models_of(method: str, encoder: str) -> list[Model]:
     return [model.double() for model in models]
 
 
-def enter_last_stage(models: list[Model]) -> tuple[str, ...]:
-    """Freeze what a method's last stage freezes; returns the prefixes of those parameters."""
-    for model in models:
-        stage = model.method.stages()[-1]
-        model.method.enter(stage)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(not (stage.frozen and name.startswith(stage.frozen)))
-        for name, module in model.named_modules():
-            module.train(not (stage.frozen and f"{name}.".startswith(stage.frozen)))
-    return stage.frozen
+def enter_last_stage(model: Model) -> Stage:
+    """Enter a method's last stage and its first turn, with what that trains."""
+    stage = model.method.stages()[-1]
+    model.method.enter(stage)
+    turn = turns_of(model, stage)[0]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in turn.trained)
+    for module in turn.resting:
+        module.eval()
+    return stage
 
 
 def batches(encoder: str) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
@@ -160,12 +161,12 @@ def test_stacked_equals_single(
     (replicate,) = make_replicates("mul", seeds=[0], data=data, **RECIPES[recipe])
     training = replicate.training
     alone = models_of(method, encoder)
-    frozen = enter_last_stage(alone)
+    stages = [enter_last_stage(model) for model in alone]
     stack = Stack(models_of(method, encoder), torch.device("cpu"))
-    stack.template.method.enter(alone[0].method.stages()[-1])
-    stack.freeze(frozen)
+    stack.template.method.enter(stages[0])
+    stack.enter_stage(stages[0])
     decays_P = stack.columns(lambda _, shape: len(shape) >= 2).double()
-    trained_P = stack.columns(lambda name, _: name not in stack.frozen).double()
+    trained_P = stack.columns(lambda name, _: name in stack.turns[0].trained).double()
     rows = [training] * MODELS
     optimizer = Optimizer(rows, stack.parameters_KP, decays_P, trained_P, epochs=1)
     singles = [make_optimizer(model, training) for model in alone]
@@ -183,8 +184,7 @@ def test_stacked_equals_single(
                 model.method.index = index_B
             single.zero_grad()
             outputs = model({name: x[row] for name, x in read.items()})
-            loss = model.loss(outputs, target[row]).mean()
-            loss.backward()
+            loss = set_gradients(model, outputs, target[row])
             single.step()
             assert found.loss_K[row].item() == pytest.approx(loss.item(), rel=1e-5)
     for row, model in enumerate(alone):

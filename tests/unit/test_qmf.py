@@ -149,6 +149,7 @@ def by_hand(replicate: Any) -> tuple[dict[str, Tensor], list[float]]:
     return model.state_dict(), means
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stack", ["always", "never"])
 def test_training_is_that_of_a_hand_written_loop(stack: str) -> None:
     """Of which the rank loss is written with torch's own function, as in the published code."""

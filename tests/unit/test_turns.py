@@ -369,6 +369,10 @@ SPEC = ModelSpec(
             (Stage(name="a", turns=TURNS, turn_every="step"),),  # type: ignore[arg-type]
             "turn_every of stage 'a' must be 'batch' or 'epoch', got 'step'",
         ),
+        (
+            (Stage(name="a", turns=TURNS, turn_every="epoch", turn_epochs=0),),
+            "turn_epochs of stage 'a' must be at least 1, got 0",
+        ),
     ],
 )
 def test_turns_that_cannot_be_are_refused(

@@ -60,6 +60,7 @@ def lone_teacher(replicate: Replicate, i: int) -> Mapping[str, Tensor]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("select", "patience"), [("last", None), ("best", None), ("best", 1)])
 @pytest.mark.parametrize("stack", ["always", "never"])
 def test_teachers_are_unimodal_models_trained_alone(
@@ -134,6 +135,7 @@ def second_stage(replicate: Replicate, after: Model) -> tuple[dict[str, Tensor],
     return model.state_dict(), means
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stack", ["always", "never"])
 def test_second_stage_is_a_hand_written_loop(stack: str) -> None:
     configurations = [
@@ -155,6 +157,7 @@ def test_second_stage_is_a_hand_written_loop(stack: str) -> None:
     assert len(curves) == len(replicates)
 
 
+@pytest.mark.slow
 def test_distillation_moves_the_features_towards_the_teachers() -> None:
     configurations = [{"distillation": value} for value in (0.0, 100.0)]
     replicates = make_replicates("umt", configurations, seeds=[0], **{**FIELDS, "epochs": 8})

@@ -42,6 +42,8 @@ A method maps features (B, D_m), keyed by modality, to class scores and per-exam
     dgl                 disentangled gradient learning
     tmc                 evidence of each modality, combined by Dempster's rule
     qmf                 logits weighted by confidence, with a rank loss
+    mla                 modalities take turns through one shared head
+    reconboost          each modality in turn corrects the ensemble of the others
     umt                 joint training that follows unimodal teachers
     model               encoders plus a method: build, save and load a model
 """

@@ -38,7 +38,8 @@ class Stage:
     whose names begin with one of its prefixes, with an optimizer of its own (moments and step
     count); modules outside of these prefixes run in evaluation mode. With ``turn_every="batch"``
     every batch takes a step per turn, in order; the training loss is the sum over the turns, the
-    training error that of the last one. With "epoch", epoch e of the stage is turn e mod n.
+    training error that of the last one. With "epoch", each turn has ``turn_epochs``
+    epochs of the stage, one turn after the other in a cycle.
     `Method.turn` says which turn runs. Such a stage uses no CUDA graphs.
     """
 
@@ -51,6 +52,7 @@ class Stage:
     judged: bool = True  # False: scores are not meaningful yet, so no halving and no patience
     turns: tuple[tuple[str, ...], ...] = ()  # prefixes of the parameters that each turn trains
     turn_every: Literal["batch", "epoch"] = "batch"
+    turn_epochs: int = 1  # epochs of each turn with turn_every "epoch"
 
 
 @dataclass(frozen=True, kw_only=True)

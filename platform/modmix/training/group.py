@@ -61,7 +61,7 @@ class Group:
         self.best: Weights | None = None
         self.stopped: Weights | None = None  # of rows out of patience before the stage's end
         self.optimizers: list[Optimizer] = []  # one per turn of the stage
-        self._turn_every = "batch"
+        self._turn_every, self._turn_epochs = "batch", 1
         self._graphs = False
         self._graph: StepGraph | None = None
         self.uncaptured: str | None = None  # the error of a step that cannot be captured
@@ -113,7 +113,7 @@ class Group:
         self.keeps_best = entry.keeps_best
         self.stack.template.method.enter(stage)
         self.stack.enter_stage(stage)
-        self._turn_every = stage.turn_every
+        self._turn_every, self._turn_epochs = stage.turn_every, stage.turn_epochs
         self.parts = self.stack.parts()
         self.rest = self._rest()
         before = self.optimizers if stage.optimizer == "kept" else []
@@ -179,8 +179,8 @@ class Group:
 
     def choose_turn(self, epoch: int) -> None:
         """Take the turn with which this epoch of the stage begins."""
-        each_epoch = self._turn_every == "epoch"
-        self.stack.take_turn(epoch % len(self.stack.turns) if each_epoch else 0)
+        turn = epoch // self._turn_epochs % len(self.stack.turns)
+        self.stack.take_turn(turn if self._turn_every == "epoch" else 0)
 
     def _turns_of_batch(self) -> Sequence[int]:
         return range(len(self.stack.turns)) if self._turn_every == "batch" else (self.stack.turn,)

@@ -60,7 +60,7 @@ def check_turns(stages: Sequence[Stage], model: Model) -> None:
 
     Raises:
         InputError: a turn without trained parameters, a kept optimizer with other turns, or a
-            ``turn_every`` that is neither "batch" nor "epoch".
+            ``turn_every`` that is neither "batch" nor "epoch", or ``turn_epochs`` below 1.
     """
     before: Stage | None = None
     for stage in stages:
@@ -69,6 +69,8 @@ def check_turns(stages: Sequence[Stage], model: Model) -> None:
             raise InputError(
                 f"turn_every of {where} must be 'batch' or 'epoch', got {stage.turn_every!r}"
             )
+        if stage.turn_epochs < 1:
+            raise InputError(f"turn_epochs of {where} must be at least 1, got {stage.turn_epochs}")
         for i, turn in enumerate(turns_of(model, stage) if stage.turns else ()):
             if not turn.trained:
                 raise InputError(
