@@ -193,6 +193,16 @@ class _Worker(threading.Thread):
             self._events.put(error)
         finally:
             self.stop()
+            self._forget()
+
+    def _forget(self) -> None:
+        """Close the pipes of a process that has ended."""
+        if (process := self._process) is not None:
+            self._process = None
+            for pipe in (process.stdin, process.stdout):
+                assert pipe is not None
+                with suppress(BrokenPipeError):
+                    pipe.close()
 
     def stop(self) -> None:
         self._stopped = True
@@ -219,7 +229,7 @@ class _Worker(threading.Thread):
                     reported.add(current)
                     self._events.put(True)
             code = process.wait()
-            self._process = None
+            self._forget()
             if self._stopped:
                 return
             if current is None or current in crashed or -code not in _CRASHES:
