@@ -66,7 +66,7 @@ class Shard:
     def is_complete(self) -> bool:
         """Whether it is there and can be opened."""
         try:
-            with np.load(self.path, allow_pickle=False) as arrays:
+            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return REASONS in arrays.files
         except _DAMAGE:
             return False
@@ -87,7 +87,7 @@ class Shard:
             DataError: damaged; the shard has been removed.
         """
         try:
-            with np.load(self.path, allow_pickle=False) as arrays:
+            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 found: Array = arrays[name]
                 return found
         except _DAMAGE as error:
