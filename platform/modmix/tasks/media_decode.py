@@ -67,7 +67,7 @@ class Shard:
     def is_complete(self) -> bool:
         """Whether it is there and can be opened."""
         try:
-            with np.load(self.path, allow_pickle=False) as arrays:
+            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return REASONS in arrays.files
         except _DAMAGE:
             return False
@@ -88,7 +88,7 @@ class Shard:
             DataError: damaged; the shard has been removed.
         """
         try:
-            with np.load(self.path, allow_pickle=False) as arrays:
+            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 found: Array = arrays[name]
                 return found
         except _DAMAGE as error:
@@ -194,6 +194,16 @@ class _Worker(threading.Thread):
             self._events.put(error)
         finally:
             self.stop()
+            self._forget()
+
+    def _forget(self) -> None:
+        """Close the pipes of a process that has ended."""
+        if (process := self._process) is not None:
+            self._process = None
+            for pipe in (process.stdin, process.stdout):
+                assert pipe is not None
+                with suppress(BrokenPipeError):
+                    pipe.close()
 
     def stop(self) -> None:
         self._stopped = True
@@ -220,7 +230,7 @@ class _Worker(threading.Thread):
                     reported.add(current)
                     self._events.put(True)
             code = process.wait()
-            self._process = None
+            self._forget()
             if self._stopped:
                 return
             if current is None or current in crashed or -code not in _CRASHES:
