@@ -450,7 +450,7 @@ def test_inputs_have_encoders_of_their_kind(bench: Bench) -> None:
             "add",
             "{default: {name: mlp}}",
             (
-                "encoder mlp takes dense and image and sequence, and the input 'text' is tokens: "
+                "encoder mlp takes dense and image and sequence and video, and the input 'text' is tokens: "
                 "give "
                 "that another encoder (encoders: {text: …})"
             ),
@@ -459,7 +459,7 @@ def test_inputs_have_encoders_of_their_kind(bench: Bench) -> None:
             "add",
             "{text: {name: identity}}",
             (
-                "encoder identity takes dense and image and sequence, and the input 'text' is "
+                "encoder identity takes dense and image and sequence and video, and the input 'text' is "
                 "tokens: "
                 "give that another encoder (encoders: {text: …})"
             ),
