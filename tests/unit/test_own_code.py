@@ -450,18 +450,16 @@ def test_inputs_have_encoders_of_their_kind(bench: Bench) -> None:
             "add",
             "{default: {name: mlp}}",
             (
-                "encoder mlp takes dense and image and sequence and video, and the input 'text' is tokens: "
-                "give "
-                "that another encoder (encoders: {text: …})"
+                "encoder mlp takes dense and image and sequence and video, and the input 'text' "
+                "is tokens: give that another encoder (encoders: {text: …})"
             ),
         ),
         (
             "add",
             "{text: {name: identity}}",
             (
-                "encoder identity takes dense and image and sequence and video, and the input 'text' is "
-                "tokens: "
-                "give that another encoder (encoders: {text: …})"
+                "encoder identity takes dense and image and sequence and video, and the input "
+                "'text' is tokens: give that another encoder (encoders: {text: …})"
             ),
         ),
         (
