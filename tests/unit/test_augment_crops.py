@@ -16,6 +16,7 @@ from modmix.tasks.data import Augmentation, Data, Input, Split
 from modmix.tasks.writer import input_from_json
 from modmix.training.augment import augment, random_boxes, resized
 from modmix.training.batches import Examples
+from toypack import is_stacked, make_replicates, train
 
 SEEDS = torch.tensor([derive_seed(s, "augmentation", 0) for s in range(3)])
 CROP = Augmentation(crop=(0.08, 1.0), flip=True)
@@ -245,3 +246,16 @@ def test_a_description_with_a_window_is_read_back() -> None:
         }
     )
     assert read == described
+
+
+@pytest.mark.parametrize("settings", [{"shift": True, "flip": True}, {"crop": (0.2, 1.0)}])
+def test_models_trained_together_or_alone_see_the_same_windows(settings: dict[str, Any]) -> None:
+    data = windows(40, **settings)
+    made = make_replicates("early", data=data, epochs=2, batch_size=8, seeds=(0, 1))
+    alone = make_replicates("early", data=data, epochs=2, batch_size=8, seeds=(0, 1), stack="never")
+    assert is_stacked(made, data)
+    together, apart = train(made, data), train(alone, data)
+    for key, end in apart.items():
+        for name in ("train/loss", "val/nll"):
+            expected = list(together[key].history[name])
+            assert list(end.history[name]) == pytest.approx(expected, rel=1e-5)

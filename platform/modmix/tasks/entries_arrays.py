@@ -153,8 +153,8 @@ ARRAYS = TaskEntry(
             optional=True,
             shapes_arrays=False,
             low=0.0,
-            doc="deviation of Gaussian noise on normalised inputs in training and evaluation, as "
-            "{image: 0.1}",
+            doc="deviation of Gaussian noise by input; as {image: 0.1}, on normalised values, in "
+            "training and evaluation",
         ),
     ),
     encoders={"*": MLP_64},

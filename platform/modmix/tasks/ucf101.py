@@ -8,8 +8,8 @@ splits. The validation split is drawn from the training list group by group: the
 
 A clip is ``frames`` consecutive frames. Flow is u and v of all of them, rgb is the middle one.
 DI-MML's code (2024) draws a clip at random from a training video in every epoch; here each training
-video gives ``clips`` fixed ones, evenly spaced. It takes windows from frames of full width, here
-from the middle square of ``stored`` pixels.
+video gives ``clips`` fixed ones, evenly spaced. It takes windows from whole frames, here from
+the middle square of ``stored`` pixels.
 
 Shapes: H × W pixels, T frames.
 """
