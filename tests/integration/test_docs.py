@@ -11,12 +11,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from click import Command
 from pydantic import BaseModel
 from typer.main import get_command
 
+from mediafiles import GREEN, RED, write_video
+from modmix.base import sources
 from modmix.base.settings import TRAINING
 from modmix.cli.main import app
 from modmix.encoders.table import ENCODERS
@@ -31,10 +34,11 @@ from modmix.study.spec import (
     StudySpec,
 )
 from modmix.study.validate import Checker
+from modmix.tasks.base import load_task
 from modmix.tasks.entries_arrays import ARRAYS
 from modmix.tasks.entries_papers import CIFAR100, GENDER
 from modmix.tasks.entries_text import FOOD101, HATEFUL_MEMES, MOSEI, MOSI, MVSA
-from modmix.tasks.entries_video import MODELNET40, UCF101
+from modmix.tasks.entries_video import AVE, CREMAD, KINETICS_SOUNDS, MODELNET40, UCF101
 from modmix.tasks.entry import TaskEntry
 
 ROOT = Path(__file__).parents[2]
@@ -216,6 +220,9 @@ def test_training_settings() -> None:
         ("hateful_memes", HATEFUL_MEMES),
         ("mosi, mosei: sentiment from words, voice and face", MOSI),
         ("mosi, mosei: sentiment from words, voice and face", MOSEI),
+        ("cremad: acted emotions", CREMAD),
+        ("ave: events seen and heard", AVE),
+        ("kinetics_sounds: actions seen and heard", KINETICS_SOUNDS),
         ("ucf101: a frame and optical flow", UCF101),
         ("modelnet40: objects from several sides", MODELNET40),
     ],
@@ -305,3 +312,22 @@ def test_how_packs_were_trained(
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "training.md", "exec"), {})
     assert re.fullmatch(r"s 2 cpu (True|False) .*\{.*\}\n", capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_the_task_of_media_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`my_clips.py` of own-code.md, on small videos."""
+    monkeypatch.setenv("MODMIX_DATA", str(folder / "home"))
+    colours = {"green": GREEN, "red": RED}
+    for split in ("train", "val", "test"):
+        for name, colour in colours.items():
+            path = folder / "clips" / split / name / "a.mp4"
+            write_video(path, [colour], codec="mpeg4", sound="aac", rate=16_000)
+    task = sources.find("my_clips.py:Clips", folder)
+    data = load_task(task, {"path": str(folder / "clips")})
+    assert data.shapes == {"frames": (4, 64, 64, 3), "sound": (8000,)}
+    assert data.class_names == ("green", "red")
+    for split in data.splits.values():
+        assert split.labels.tolist() == [0, 1]
+        colour_of_frames = split.inputs["frames"].astype(int).mean((1, 2, 3))
+        np.testing.assert_allclose(colour_of_frames, list(colours.values()), atol=12)

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from modmix.base.messages import Progress
-from modmix.cli.display import Display, Speed
+from modmix.cli.display import DataProgress, Display, Speed
 from modmix.search.run_state import Status
 
 STATES = ("pending", "running", "done", "pruned", "failed", "interrupted")
@@ -109,3 +109,23 @@ def test_nothing_is_promised_before_it_can_be_told() -> None:
     speed.update(20.0, status(done=60))
     assert speed.left(status(done=60)) == pytest.approx(80)
     assert speed.left(status(total=60, done=60)) == 0
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_the_space_that_a_preparation_needs(quiet: bool) -> None:
+    out = io.StringIO()
+    with DataProgress(Console(file=out, width=100), quiet=quiet) as progress:
+        progress("space", 34_000_000_000, 70_000_000_000)
+        progress("decode", 3, 10)  # shown on a terminal only
+    assert out.getvalue() == ("" if quiet else "needs 34.0 GB of disk, 70.0 GB are free\n")
+
+
+def test_decoding_is_shown_as_such() -> None:
+    out = io.StringIO()
+    progress = DataProgress(Console(file=out, width=100, force_terminal=True))
+    progress._began -= 1  # shown after half a second
+    with progress:
+        progress("decode", 3, 10)
+        progress("decode", 5, 10)
+    assert "decoding" in out.getvalue()
+    assert "50%" in out.getvalue()

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from modmix.base.errors import DataError
-from modmix.tasks.data import Array, Input
+from modmix.tasks.data import Array, Augmentation, Input
 from modmix.tasks.media import MediaTask
 from modmix.tasks.media_decode import Item
 from modmix.tasks.media_read import Unreadable, fitted, video_frames, waveform
@@ -19,6 +19,7 @@ from modmix.tasks.signals import spectrogram, spectrogram_shape
 
 AUDIO, VIDEO = "audio", "video"
 RATE = 16_000  # samples per second
+CROP = (0.08, 1.0)  # share of a frame's area, as torchvision's RandomResizedCrop has it
 # Mean and deviation of ImageNet's pixels (red, green, blue), in bytes.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_SCALE = (58.395, 57.12, 57.375)
@@ -28,7 +29,8 @@ class ClipTask(MediaTask):
     """Inputs ``audio``, an image (F, W, 1) of float16, and ``video`` (T, H, W, 3) of bytes.
 
     An item's first file is the video, its last one the sound (the same, or a file of its own).
-    Options: frames, size, seconds, window, overlap, short_audio, standardise.
+    Options: frames, size, seconds, window, overlap, short_audio, standardise, augment; image_noise
+    may be missing.
     """
 
     max_seconds: ClassVar[float | None] = None  # longer videos are broken ones
@@ -61,6 +63,14 @@ class ClipTask(MediaTask):
     def standardised(self) -> tuple[str, ...]:
         return (AUDIO,) if self.options["standardise"] else ()
 
+    def augmentation(self) -> Mapping[str, Augmentation]:
+        """Of frames: random resized crops and flips, and noise where the task has that option."""
+        noise: float = self.options.get("image_noise", 0.0)
+        crop = CROP if self.options["augment"] else None
+        if crop is None and not noise:
+            return {}
+        return {VIDEO: Augmentation(crop=crop, flip=self.options["augment"], noise=noise)}
+
     def decode(self, item: Item) -> Mapping[str, Array]:
         frames = video_frames(
             self.root / item.files[0],
@@ -70,7 +80,8 @@ class ClipTask(MediaTask):
             end=item.end,
             max_seconds=self.max_seconds,
         )
-        sound = waveform(self.root / item.files[-1], RATE, start=item.start, end=item.end)
+        end = item.start + self.options["seconds"] if item.end is None else item.end
+        sound = waveform(self.root / item.files[-1], RATE, start=item.start, end=end)
         return {VIDEO: frames, AUDIO: self._spectrogram(item, sound)}
 
     @property

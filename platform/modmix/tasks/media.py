@@ -224,7 +224,7 @@ class MediaTask(Task):
         count = f"{len(reasons):,} of {total} cannot be read"
         if len(reasons) > self._allowed(len(items)):
             path = writer.scratch / UNREADABLE
-            path.write_text(text, encoding="utf-8")
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
             raise DataError(f"{count}, such as {some}; {path} has all; {self._remedy()}")
         writer.text(UNREADABLE, text)
         path = data_home() / "prepared" / writer.scratch.name / UNREADABLE

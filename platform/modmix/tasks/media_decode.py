@@ -102,8 +102,9 @@ def shards_of(folder: Path, items: int, bytes_per_item: int) -> list[Shard]:
     """The shards of all items, in order."""
     size = max(1, min(_MOST_ITEMS, _SHARD_BYTES // bytes_per_item))
     return [
-        Shard(path=folder / f"{first:08}.npz", first=first, last=min(first + size, items))
+        Shard(path=folder / f"{first:08}-{last:08}.npz", first=first, last=last)
         for first in range(0, items, size)
+        for last in [min(first + size, items)]
     ]
 
 

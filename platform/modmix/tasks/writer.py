@@ -131,7 +131,7 @@ class Writer:
 
     def text(self, name: str, text: str) -> None:
         """Write a text file for people beside the arrays; it does not enter the fingerprint."""
-        content = text.encode()
+        content = text.encode(errors="backslashreplace")
         (self.folder / name).write_bytes(content)
         self.files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 

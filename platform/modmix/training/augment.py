@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from modmix.methods.draws import bits, normal, uniform
+from modmix.methods.draws import bits, uniform
 from modmix.tasks.data import Augmentation
 
 # Aspect ratios (width / height) of resized crops, as in torchvision, and how often a box that does
@@ -83,14 +83,15 @@ def _shifted_and_flipped(
         column = torch.where(mirrored_SB.unsqueeze(-1), width - 1 - column, column)
     row_SBH = y + down_SB.unsqueeze(-1)
     column_SBW = column + right_SB.unsqueeze(-1)
-    inside = _within(row_SBH, high).unsqueeze(-1) & _within(column_SBW, wide).unsqueeze(-2)
     pixel = row_SBH.clamp(0, high - 1).unsqueeze(-1) * wide
     pixel = pixel + column_SBW.clamp(0, wide - 1).unsqueeze(-2)  # (S, B, H, W)
     flat = images.flatten(-3, -2)  # (S, B, [T,] H·W, C)
     index = _over(pixel.flatten(2).unsqueeze(-1), flat)
     taken = flat.gather(-2, index.expand(*flat.shape[:-2], height * width, flat.shape[-1]))
     taken = taken.view(*images.shape[:-3], height, width, images.shape[-1])
-    taken = torch.where(_over(inside.unsqueeze(-1), taken), taken, torch.zeros_like(taken))
+    if settings.pad:
+        inside = _within(row_SBH, high).unsqueeze(-1) & _within(column_SBW, wide).unsqueeze(-2)
+        taken = torch.where(_over(inside.unsqueeze(-1), taken), taken, torch.zeros_like(taken))
     if settings.flip and settings.negate:
         taken = _negated(taken, settings.negate, _over(mirrored_SB, taken, after=True))
     return taken
@@ -172,32 +173,27 @@ def resized(images: Tensor, box_SB4: Tensor, height: int, width: int) -> Tensor:
     result.
     """
     top_SB, left_SB, high_SB, wide_SB = box_SB4.unbind(-1)
-    rows = _interpolated(images, top_SB, high_SB, height, -3)
-    return _interpolated(rows, left_SB, wide_SB, width, -2)
+    rows = _interpolated(images.flatten(-2), top_SB, high_SB, height)  # (S, B, …, height, W·C)
+    return _interpolated(rows.view(*rows.shape[:-1], *images.shape[-2:]), left_SB, wide_SB, width)
 
 
-def _interpolated(images: Tensor, start_SB: Tensor, size_SB: Tensor, out: int, axis: int) -> Tensor:
-    """Interpolate linearly along an axis between ``start`` and ``start + size``."""
-    place_O = torch.arange(out, device=images.device) + 0.5
+def _interpolated(lines: Tensor, start_SB: Tensor, size_SB: Tensor, out: int) -> Tensor:
+    """Interpolate (S, B, …, L, C) along L, at ``out`` places from ``start`` to ``start + size``."""
+    place_O = torch.arange(out, device=lines.device) + 0.5
     last_SB1 = (size_SB - 1).unsqueeze(-1)
     place_SBO = (place_O * (size_SB.unsqueeze(-1) / out) - 0.5).clamp(min=0.0)
     lower_SBO = torch.minimum(place_SBO.floor().long(), last_SB1)
     upper_SBO = torch.minimum(lower_SBO + 1, last_SB1)
-    fraction_SBO = place_SBO - lower_SBO
-
-    def along(value_SBO: Tensor) -> Tensor:
-        shape = [*value_SBO.shape[:2], *[1] * (images.dim() - 2)]
-        shape[axis] = out
-        return value_SBO.view(shape)
+    fraction = _over((place_SBO - lower_SBO).unsqueeze(-1), lines)
 
     def take(position_SBO: Tensor) -> Tensor:
-        shape = list(images.shape)
-        shape[axis] = out
-        return images.gather(axis, along(position_SBO + start_SB.unsqueeze(-1)).expand(shape))
+        index = _over((position_SBO + start_SB.unsqueeze(-1)).unsqueeze(-1), lines)
+        shape = *lines.shape[:-2], out, lines.shape[-1]
+        return lines.gather(-2, index.expand(shape)).float()
 
-    lower = take(lower_SBO).float()
+    lower = take(lower_SBO)
     # Not `lerp`, which may round differently for other shapes.
-    return (take(upper_SBO).float() - lower).mul_(along(fraction_SBO)).add_(lower)
+    return (take(upper_SBO) - lower).mul_(fraction).add_(lower)
 
 
 # ---------------------------------------------------------------- noise
@@ -209,16 +205,22 @@ def add_noise(values: Tensor, deviation: float, index: Tensor, draw: Tensor, sal
     It depends on seed ``draw`` (S,) or (), row number ``index`` (S, B) or (B,) and the element.
     """
     rows, shape = index.shape[-1], values.shape[index.dim() :]
-    size = math.prod(shape)
-    element = torch.arange(size, device=values.device)
-    seed = draw[..., None, None]
+    size, axis = math.prod(shape), index.dim() - 1
     step = max(1, _NUMBERS_AT_ONCE // max(1, size * draw.numel()))
     noisy = torch.empty_like(values)
-    axis = index.dim() - 1
     for first in range(0, rows, step):
         count = min(step, rows - first)
-        position = index.narrow(-1, first, count).long().unsqueeze(-1) * size + element
-        noise = normal(seed, position, salt + _NOISE).mul_(deviation)
+        noise = _normal(size, index.narrow(-1, first, count), draw, salt).mul_(deviation)
         part = values.narrow(axis, first, count)
         noisy.narrow(axis, first, count).copy_(part + noise.view(part.shape))
     return noisy
+
+
+def _normal(size: int, index: Tensor, draw: Tensor, salt: int) -> Tensor:
+    """Standard normal numbers (S, B, size) or (B, size) by the Box-Muller transform, in pairs."""
+    pairs = (size + 1) // 2
+    position = index.long().unsqueeze(-1) * pairs + torch.arange(pairs, device=index.device)
+    seed, salt = draw[..., None, None], 2 * (salt + _NOISE)
+    radius = (1.0 - uniform(seed, position, salt)).log_().mul_(-2.0).sqrt_()
+    angle = uniform(seed, position, salt + 1).mul_(2.0 * math.pi)
+    return torch.cat([radius * angle.cos(), radius * angle.sin()], -1)[..., :size]
