@@ -246,6 +246,26 @@ def test_wrong_food_rows(food: Path, rows: list[list[str]], message: str) -> Non
     assert refusal("food101", food) == f"{path}: {message}"
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            'a.jpg,"Best pie,pie\nb.jpg,Cake,cake\n',
+            "line 1 must have 3 columns, got 2; put titles with commas into quotation marks",
+        ),
+        (
+            'a.jpg,"' + 200_000 * "x",
+            f"must be a CSV, got field larger than field limit (131072); {FOOD_LAYOUT}",
+        ),
+        ("\n\n", f"must have rows of two classes or more, got no rows; {FOOD_LAYOUT}"),
+    ],
+)
+def test_a_quotation_mark_that_is_not_closed(food: Path, content: str, message: str) -> None:
+    path = food / "texts" / "train_titles.csv"
+    path.write_text(content)
+    assert refusal("food101", food) == f"{path}: {message}"
+
+
 def test_an_unknown_class_in_the_test_rows(food: Path) -> None:
     path = food / "texts" / "test_titles.csv"
     write_csv(path, [*food_rows("test"), ["x.jpg", "Ramen", "ramen"]])
