@@ -99,6 +99,28 @@ def test_words_and_lists_are_categories_in_the_order_of_asking(fresh):
 
 
 @pytest.mark.parametrize(
+    ("xs", "numbers"),
+    [
+        ([{"image": 0.4}, {"image": 0}, {"image": 0.1}], [0.0, 0.1, 0.4]),
+        ([{"image": 0.1}, {"audio": 0.1}], None),
+        ([{"image": 0.1}, {}], None),
+    ],
+)
+def test_mappings_with_one_shared_entry_are_numbers(fresh, xs, numbers):
+    """Such as the noise of one input; other mappings are categories."""
+    study = Written(fresh, parts={"a": {"x": "noise"}})
+    for x in xs:
+        put(study, "a", "add", {"noise": x}, 9.0)
+    found = curve(read(fresh, "demo"), "a")
+    if numbers is None:
+        assert len(found.categories) == len(xs)
+        assert found.x_doc == ""
+    else:
+        assert [point.x for point in found.lines[0].points] == numbers
+        assert found.x_doc == " (image)"
+
+
+@pytest.mark.parametrize(
     ("xs", "expected"),
     [
         ([1e-4, 3e-4, 1e-3, 3e-3, 1e-2], True),

@@ -161,6 +161,7 @@ def curve(snapshot: Snapshot, part: str, metric: str | None = None) -> Curve:
             members.setdefault(configuration.method, {})[configuration.key] = configuration
     methods = {method: list(configurations.values()) for method, configurations in members.items()}
     is_search = bool(spec.get("search"))
+    entry = _shared_entry([c.params[x] for found in methods.values() for c in found])
     conditions = {
         snapshot.conditions.of[key] for configurations in members.values() for key in configurations
     }
@@ -169,9 +170,9 @@ def curve(snapshot: Snapshot, part: str, metric: str | None = None) -> Curve:
         for method in snapshot.methods
         if method in methods
         for line in (
-            [_line(snapshot, methods[method], x, drawn, "")]
+            [_line(snapshot, methods[method], x, drawn, "", entry)]
             if is_search
-            else _lines(snapshot, methods[method], x, drawn)
+            else _lines(snapshot, methods[method], x, drawn, entry)
         )
     ]
     return Curve(
@@ -189,7 +190,7 @@ def curve(snapshot: Snapshot, part: str, metric: str | None = None) -> Curve:
         connected=not is_search,
         logarithmic=_is_sampled_by_log(spec, x) if is_search else _is_by_factors(lines),
         conditions=len(conditions),
-        x_doc=_option_doc(snapshot, x),
+        x_doc=_option_doc(snapshot, x) + (f" ({entry})" if entry else ""),
     )
 
 
@@ -218,7 +219,11 @@ def _is_by_factors(lines: Sequence[Line]) -> bool:
 
 
 def _lines(
-    snapshot: Snapshot, configurations: Sequence[ConfigurationRecord], x: str, metric: str
+    snapshot: Snapshot,
+    configurations: Sequence[ConfigurationRecord],
+    x: str,
+    metric: str,
+    entry: str | None,
 ) -> list[Line]:
     varying = _varying(configurations, x)
     groups: dict[tuple[str, ...], list[ConfigurationRecord]] = {}
@@ -237,7 +242,7 @@ def _lines(
             for n in varying
             if n in members[0].params
         )
-        lines.append(_line(snapshot, [*common, *members], x, metric, variant))
+        lines.append(_line(snapshot, [*common, *members], x, metric, variant, entry))
     return lines
 
 
@@ -253,11 +258,16 @@ def _varying(configurations: Sequence[ConfigurationRecord], x: str) -> list[str]
 
 
 def _line(
-    snapshot: Snapshot, members: Sequence[ConfigurationRecord], x: str, metric: str, variant: str
+    snapshot: Snapshot,
+    members: Sequence[ConfigurationRecord],
+    x: str,
+    metric: str,
+    variant: str,
+    entry: str | None,
 ) -> Line:
     points = [
         CurvePoint(
-            x=_x_value(configuration.params[x]),
+            x=_x_value(configuration.params[x], entry),
             value=snapshot.estimate(configuration.key, metric),
             configuration=configuration.key,
             complete=configuration.key in snapshot.complete,
@@ -317,7 +327,15 @@ def _canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def _x_value(value: Any) -> X:
+def _shared_entry(values: Sequence[Any]) -> str | None:
+    """The key of values that are all mappings with this entry only, such as {"image": 0.1}."""
+    keys = {tuple(value) if isinstance(value, Mapping) else () for value in values}
+    return str(next(iter(keys))[0]) if len(keys) == 1 and all(len(k) == 1 for k in keys) else None
+
+
+def _x_value(value: Any, entry: str | None) -> X:
+    if entry is not None:
+        value = value[entry]
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return float(value) if is_number else value_text(value)
 
