@@ -161,7 +161,7 @@ def curve(snapshot: Snapshot, part: str, metric: str | None = None) -> Curve:
             members.setdefault(configuration.method, {})[configuration.key] = configuration
     methods = {method: list(configurations.values()) for method, configurations in members.items()}
     is_search = bool(spec.get("search"))
-    entry = _shared_entry([c.params[x] for found in methods.values() for c in found])
+    shared = _shared_entry([c.params[x] for found in methods.values() for c in found])
     conditions = {
         snapshot.conditions.of[key] for configurations in members.values() for key in configurations
     }
@@ -170,9 +170,9 @@ def curve(snapshot: Snapshot, part: str, metric: str | None = None) -> Curve:
         for method in snapshot.methods
         if method in methods
         for line in (
-            [_line(snapshot, methods[method], x, drawn, "", entry)]
+            [_line(snapshot, methods[method], x, drawn, "", shared)]
             if is_search
-            else _lines(snapshot, methods[method], x, drawn, entry)
+            else _lines(snapshot, methods[method], x, drawn, shared)
         )
     ]
     return Curve(
@@ -190,7 +190,7 @@ def curve(snapshot: Snapshot, part: str, metric: str | None = None) -> Curve:
         connected=not is_search,
         logarithmic=_is_sampled_by_log(spec, x) if is_search else _is_by_factors(lines),
         conditions=len(conditions),
-        x_doc=_option_doc(snapshot, x) + (f" ({entry})" if entry else ""),
+        x_doc=_option_doc(snapshot, x) + (f" ({shared})" if shared else ""),
     )
 
 
