@@ -338,7 +338,7 @@ def tweets(tmp_path: Path) -> Path:
     for n in range(1, 32):
         draw(root / "data" / f"{n}.jpg")
         (root / "data" / f"{n}.txt").write_text(f"RT @you: tweet {LABELS[n % 3]} #{n}\n")
-    (root / "data" / "1.txt").write_bytes("caf\xe9 tweet".encode("latin-1"))
+    (root / "data" / "1.txt").write_bytes("touch\xe9 tweet".encode("latin-1"))
     return root
 
 
@@ -358,7 +358,7 @@ def test_tweets_and_their_labels(tweets: Path) -> None:
             if n != 1:
                 assert text.split()[:4] == ["rt", "you", "tweet", LABELS[n % 3]]
             elif split == "train":
-                assert text == "café tweet"
+                assert text == "touché tweet"
     assert sorted(seen) == list(range(1, 31))
     other = load_task("mvsa", {**options, "split_seed": 1})
     assert colours(other, "test") != colours(data, "test")
