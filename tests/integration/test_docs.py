@@ -217,13 +217,13 @@ def test_training_settings() -> None:
         ("food101", FOOD101),
         ("mvsa", MVSA),
         ("hateful_memes", HATEFUL_MEMES),
-        ("mosi, mosei: sentiment from words, voice and face", MOSI),
-        ("mosi, mosei: sentiment from words, voice and face", MOSEI),
+        ("mosi, mosei: sentiment from text, audio and vision", MOSI),
+        ("mosi, mosei: sentiment from text, audio and vision", MOSEI),
         ("cremad: acted emotions", CREMAD),
-        ("ave: events seen and heard", AVE),
-        ("kinetics_sounds: actions seen and heard", KINETICS_SOUNDS),
+        ("ave: audio-visual events", AVE),
+        ("kinetics_sounds: audio-visual actions", KINETICS_SOUNDS),
         ("ucf101: a frame and optical flow", UCF101),
-        ("modelnet40: objects from several sides", MODELNET40),
+        ("modelnet40: objects from several views", MODELNET40),
     ],
 )
 def test_options_of_tasks(heading: str, entry: TaskEntry) -> None:

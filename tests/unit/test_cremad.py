@@ -260,7 +260,7 @@ def test_what_is_wrong_with_the_real_set(
     assert named["1001_DFA_NEU"].endswith(": has no duration")
     assert named["1002_DFA_NEU"].endswith(": lasts 60.0 s, at most 20 s are expected")
     assert named["1004_DFA_NEU"].endswith("1004_DFA_NEU_XX.wav: No such file or directory")
-    assert named["1004_DFA_HAP"].endswith(": has 320 samples of sound, 512 are needed")
+    assert named["1004_DFA_HAP"].endswith(": has 320 samples of audio, 512 are needed")
     assert sum(split.rows for split in data.splits.values()) == 19
     (record,) = (r for r in caplog.records if r.levelno == logging.WARNING)
     assert "5 of 24 items of task cremad" in record.getMessage()

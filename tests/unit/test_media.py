@@ -291,7 +291,7 @@ def test_a_split_without_readable_items_is_refused(folder: Path) -> None:
     ("content", "message"),
     [
         ("bug", "ZeroDivisionError: of the task's own"),
-        ("kill", r"a decoding process ended with code -9 \(-9: killed, often for want of memory"),
+        ("kill", r"a decoding process ended with code -9 \(-9: killed, often out of memory"),
     ],
 )
 def test_other_failures_are_not_blamed_on_an_item(folder: Path, content: str, message: str) -> None:

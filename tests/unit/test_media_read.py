@@ -143,7 +143,7 @@ def test_sounds_that_cannot_be_used(tmp_path: Path) -> None:
     wav = write_wav(tmp_path / "a.wav", sine(440, 1, RATE))
     with pytest.raises(Unreadable, match=r"^silent\.flv: has no audio stream$"):
         waveform(silent, RATE)
-    with pytest.raises(Unreadable, match=r"a\.wav: has 1\.00 s of sound, some after 3 s is needed"):
+    with pytest.raises(Unreadable, match=r"a\.wav: has 1\.00 s of audio, some after 3 s is needed"):
         waveform(wav, RATE, start=3, end=4)
     with pytest.raises(Unreadable, match=r"^none\.wav: No such file"):
         waveform(tmp_path / "none.wav", RATE)

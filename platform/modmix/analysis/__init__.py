@@ -18,7 +18,7 @@ In: the ledger, nothing else. Out: pandas frames, tables in five formats, figure
     tables       results and configurations
     figure_data  data of figures of best configurations
     drawing      draws that data on an axis
-    critical_difference  mean ranks over tasks with Nemenyi's critical difference
+    critical_difference  mean ranks over tasks with the critical difference of the Nemenyi test
     figures      all figures of a study, by name
     predictions  stored test predictions as a Parquet or CSV file
     overlearning  errors where a single modality is right

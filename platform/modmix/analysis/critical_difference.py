@@ -1,4 +1,4 @@
-"""Mean ranks with the critical difference of Nemenyi's test: data and drawing of the diagram.
+"""Mean ranks with the critical difference of the Nemenyi test: data and drawing of the diagram.
 
 Demšar, "Statistical Comparisons of Classifiers over Multiple Data Sets" (JMLR 2006), section 3.2.2
 and figure 1. The blocks are tasks: seeds of one task are not independent data sets.
@@ -25,11 +25,11 @@ _TOP = 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class CriticalDifference:
-    """Methods by mean rank, best first, and groups that the test cannot tell apart.
+    """Methods by mean rank, best first, and groups without significant differences.
 
     Two methods differ significantly at the 5 % level, all pairs taken together, if their mean ranks
-    differ by more than ``difference``. Each of ``groups`` is a largest run of methods, as a range
-    of positions in ``labels``, whose ranks lie within it.
+    differ by more than ``difference``. Each of ``groups`` is a maximal run of methods, as a range
+    of positions in ``labels``, whose ranks span no more than that.
     """
 
     labels: tuple[str, ...]
@@ -83,7 +83,7 @@ def nemenyi(methods: int, blocks: int, alpha: float = ALPHA) -> float:
 
 
 def groups_within(ranks: Sequence[float], difference: float) -> list[range]:
-    """The largest runs of at least two sorted ranks that span no more than ``difference``."""
+    """The maximal runs of at least two sorted ranks that span no more than ``difference``."""
     found: list[range] = []
     for first, rank in enumerate(ranks):
         stop = next((i for i, r in enumerate(ranks) if r - rank > difference), len(ranks))
@@ -98,10 +98,10 @@ def height(found: CriticalDifference) -> float:
 
 
 def draw(ax: Axes, found: CriticalDifference, colours: Mapping[str, str]) -> None:
-    """Methods hang from an axis of ranks, the better half at the left; bars join each group.
+    """Draw methods below an axis of ranks, the better half on the left; bars join each group.
 
     Args:
-        colours: by label; others are drawn in the colour of the text.
+        colours: by label; other labels are drawn in the text colour.
     """
     ax.set_axis_off()
     if len(found.labels) < 2:

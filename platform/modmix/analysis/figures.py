@@ -201,8 +201,8 @@ def _critical_difference(snapshot: Snapshot, styles: Mapping[str, MethodStyle]) 
     return [
         FigureOf(
             name="critical_difference",
-            caption="Mean ranks over tasks; bars join methods that Nemenyi's test does not tell "
-            "apart at the 5 % level.",
+            caption="Mean ranks over tasks; bars join methods whose ranks do not differ "
+            "significantly (Nemenyi test, 5 % level).",
             draw=lambda: _one(
                 lambda ax: critical_difference.draw(ax, found, colours),
                 critical_difference.height(found),

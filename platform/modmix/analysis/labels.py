@@ -23,7 +23,7 @@ def split_of(metric: str) -> str:
 def is_metric(metric: str) -> bool:
     """Whether a name is one of the known metrics on a split: "val/error" is, "val/x" is not.
 
-    So is one of a predictor that a method reports: "val/audio/error".
+    This includes metrics of predictors that a method reports: "val/audio/error".
     """
     split, _, name = _pieces(metric)
     return split in SPLITS and name in METRICS

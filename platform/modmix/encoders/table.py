@@ -150,7 +150,7 @@ ENCODERS: dict[str, EncoderEntry] = {
     ),
     "transformer": EncoderEntry(
         path="modmix.encoders.transformer:Transformer",
-        doc="Transformer over tokens or frames of a sequence; the mean of its real positions",
+        doc="Transformer over tokens or frames of a sequence; mean over positions without padding",
         inputs=("tokens", "sequence"),
         hyperparameters=(
             Hyperparameter(
@@ -158,9 +158,9 @@ ENCODERS: dict[str, EncoderEntry] = {
                 kind="int",
                 default=64,
                 low=1,
-                doc="numbers per position, and width of the features; a multiple of heads",
+                doc="width of every position and of the features; a multiple of heads",
             ),
-            Hyperparameter(name="layers", kind="int", default=2, low=1, doc="layers of attention"),
+            Hyperparameter(name="layers", kind="int", default=2, low=1, doc="Transformer layers"),
             Hyperparameter(
                 name="heads", kind="int", default=4, low=1, doc="attention heads of each layer"
             ),
@@ -177,7 +177,7 @@ ENCODERS: dict[str, EncoderEntry] = {
                 default=0.1,
                 low=0.0,
                 high=0.99,
-                doc="probability of dropping a number in training",
+                doc="dropout probability",
             ),
         ),
     ),

@@ -1,4 +1,4 @@
-"""Transformer encoder over tokens or sequences (Vaswani et al. 2017), normalised before each part.
+"""Transformer encoder over tokens or sequences (Vaswani et al. 2017), pre-norm.
 
 Shapes: B batch, L positions, D width, H heads, E = D / H.
 """
@@ -15,11 +15,11 @@ from modmix.encoders.base import Encoder
 
 
 class Transformer(Encoder):
-    """Layers of self-attention and a feed-forward network, then the mean over real positions.
+    """Layers of self-attention and a feed-forward network, then the mean without padding.
 
     Tokens are embedded, frames of a sequence are projected to the width; a learned vector per
-    position is added. Token 0 and frames of zeros are padding: no position attends to them and the
-    mean leaves them out, so the amount of padding does not change the features. Rows of nothing but
+    position is added. Token 0 and all-zero frames are padding: they are masked in attention and
+    left out of the mean, so the amount of padding does not change the features. Rows that are all
     padding give zeros.
 
     Layers are those of `torch.nn.TransformerEncoderLayer` with ``norm_first`` and GELU, followed by
@@ -111,7 +111,7 @@ class _Layer(nn.Module):
             for part in (self.query, self.key, self.value)
         )
         scores_BHLL = query_BHLE @ key_BHLE.mT / math.sqrt(key_BHLE.shape[-1])
-        # Finite, as a softmax over nothing but -inf is NaN.
+        # Finite, because a softmax over only -inf is NaN.
         lowest = torch.finfo(scores_BHLL.dtype).min
         scores_BHLL = scores_BHLL.masked_fill(padding_BL[:, None, None], lowest)
         weights_BHLL = dropout(scores_BHLL.softmax(3))
@@ -122,5 +122,5 @@ class _Layer(nn.Module):
 
 
 def _dropout(p: float) -> nn.Module:
-    """Dropout, which the model replaces by its own; none if it would do nothing."""
+    """Dropout, which the model replaces by its own; the identity if it has no effect."""
     return nn.Dropout(p) if p > 0 else nn.Identity()

@@ -2,8 +2,8 @@
 
 A method maps features (B, D_m), keyed by modality, to class scores and per-example losses.
 
-    entry               `MethodEntry`, what the table says of a method (no torch)
-    entries_combine     entries of the paper's methods and baselines
+    entry               `MethodEntry`, the declaration of a method in the table (no torch)
+    entries_combine     entries of the methods of "Learn to Combine Modalities"
     entries_joint       entries of jointly trained fusion architectures
     entries_balanced    entries of methods that balance how fast modalities learn
     entries_confidence  entries of methods that weight modalities by confidence
@@ -21,7 +21,7 @@ A method maps features (B, D_m), keyed by modality, to class scores and per-exam
     cldl                collaborative layer-wise discriminative learning
     dimml_parts         DUC, dimension selection, logit weighting and heads of dimml
     dimml               detached and interactive multimodal learning, in two stages
-    joint               base class of methods with one classifier of all modalities
+    joint               base class of methods with one classifier for all modalities
     concat              linear classifier on the concatenation
     sum                 linear classifier per modality, logits summed
     film                one modality scales and shifts the others
@@ -31,9 +31,9 @@ A method maps features (B, D_m), keyed by modality, to class scores and per-exam
     moddrop             whole modalities dropped at random in training
     tfn                 tensor fusion: outer product of all modalities
     lmf                 tensor fusion with weights of low rank
-    late_transformer    one token per modality, joined by a Transformer layer
-    centralnet          a central network joins hidden layers of each modality's
-    balanced            what the methods that balance modalities share: fusion, unimodal logits
+    late_transformer    Transformer encoder over one token per modality
+    centralnet          a central network merges the modalities' hidden layers
+    balanced            shared by the balanced methods: fusion, unimodal logits
     ogm_ge              on-the-fly gradient modulation with noise
     agm                 adaptive gradient modulation
     mmpareto            Pareto integration of multimodal and unimodal gradients
@@ -42,8 +42,8 @@ A method maps features (B, D_m), keyed by modality, to class scores and per-exam
     dgl                 disentangled gradient learning
     tmc                 evidence of each modality, combined by Dempster's rule
     qmf                 logits weighted by confidence, with a rank loss
-    mla                 modalities take turns through one shared head
+    mla                 modalities take turns training a shared head
     reconboost          each modality in turn corrects the ensemble of the others
-    umt                 joint training that follows unimodal teachers
+    umt                 joint training with distillation from unimodal teachers
     model               encoders plus a method: build, save and load a model
 """

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from modmix.methods.balanced import Balanced, BalancedOutputs, own_cross_entropy
 
-_LARGEST = 10.0  # r* − r is cut off here, as in the published code
-_LEAST = 1e-8  # probabilities below count as this, as in the published code
+_LARGEST = 10.0  # upper bound of r* − r, as in the published code
+_LEAST = 1e-8  # lower bound of probabilities, as in the published code
 
 
 class AGM(Balanced):
@@ -33,7 +33,7 @@ class AGM(Balanced):
     one r* is 1.
 
     Generalised: for two modalities the definition is the published code's. Differs from that code:
-    features are set to zero, not inputs, and in training mode, so batch norm sees every batch once;
+    features are set to zero instead of inputs, in training mode, so batch norm sees a batch once;
     the factor scales the gradients of the encoder's parameters (there, the gradient at φ_m); all
     epochs are modulated.
     """

@@ -1,4 +1,4 @@
-"""What the methods that balance modalities share: concatenation fusion and unimodal predictions.
+"""Shared by the balanced methods: concatenation fusion and unimodal predictions.
 
 The fusion is one linear layer on the concatenated features, z = Σ_m W_m f_m + b, so each modality
 has a *share* of the fused logits, z_m = W_m f_m + b/M, and z = Σ_m z_m.
@@ -54,7 +54,7 @@ class Concatenation(nn.Module):
 
 
 class Balanced(Method):
-    """Base class: concatenation fusion; a modality's own logits are its share of the fused ones."""
+    """Base class: concatenation fusion; unimodal logits are the shares of the fused logits."""
 
     def __init__(self, features: Mapping[str, int], classes: int) -> None:
         super().__init__(features, classes)
@@ -82,7 +82,7 @@ class Balanced(Method):
 
 
 class OwnHeads(Balanced):
-    """Base class: concatenation fusion and, beside it, a linear classifier per modality."""
+    """Base class: concatenation fusion and a linear classifier per modality."""
 
     def __init__(self, features: Mapping[str, int], classes: int) -> None:
         super().__init__(features, classes)
@@ -113,6 +113,6 @@ def ratios_to_others(scores_M: Tensor) -> Tensor:
     """
     safe_M = scores_M.clamp_min(1e-8)
     count = len(safe_M)
-    # A sum over the others: the total minus the own score would cancel where the own one is large.
+    # A sum over the others: subtracting a large score from the total would cancel digits.
     others_MM = 1 - torch.eye(count, dtype=safe_M.dtype, device=safe_M.device)
     return safe_M / ((others_MM * safe_M).sum(1) / (count - 1))

@@ -36,10 +36,10 @@ class Stage:
 
     With ``turns``, parameters are trained in alternation. Each turn trains only the parameters
     whose names begin with one of its prefixes, with an optimizer of its own (moments and step
-    count); modules outside of these prefixes run in evaluation mode. With ``turn_every="batch"``
+    count); modules outside these prefixes run in evaluation mode. With ``turn_every="batch"``
     every batch takes a step per turn, in order; the training loss is the sum over the turns, the
-    training error that of the last one. With "epoch", each turn has ``turn_epochs``
-    epochs of the stage, one turn after the other in a cycle.
+    training error that of the last one. With "epoch", the turns alternate in a
+    cycle, each for ``turn_epochs`` epochs of the stage.
     `Method.turn` says which turn runs. Such a stage uses no CUDA graphs.
     """
 
@@ -167,7 +167,7 @@ class Method(nn.Module):
         return F.log_softmax(lift(self.scores(outputs)), dim=-1)
 
     def reports(self, outputs: Outputs) -> Mapping[str, Tensor]:  # noqa: ARG002
-        """Log-probabilities (B, C) of further predictors, by name, such as unimodal classifiers.
+        """Log-probabilities (B, C) of additional predictors by name, such as unimodal classifiers.
 
         Their errors are recorded at every evaluation as "val/<name>/error" and at the end as
         "test/<name>/error". By default there are none.

@@ -1,4 +1,4 @@
-"""CentralNet: a central network joins the hidden layers of each modality's network."""
+"""CentralNet: a central network merges the hidden layers of the modalities' networks."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ class CentralNet(Method):
 
         loss = CE(z, y) + weight · Σ_m CE(z_m, y)
 
-    z decides. Differs from the published: the layers that are joined follow the encoders, since
-    hidden layers of encoders have different shapes, and logits are not joined; the α of a level
-    start as one over their number.
+    The prediction is that of z. Differs from the published method: the merged layers follow the
+    encoders, whose own hidden layers have different shapes; logits are not merged; the α of a level
+    are initialised to one over their number.
 
     Args:
-        weight: weight of the loss of each modality.
+        weight: weight of the loss of each modality's network.
         depth: hidden layers L of each network.
         width: units of each.
     """

@@ -16,15 +16,15 @@ from modmix.methods.base import cross_entropy
 
 
 class DGL(Balanced):
-    """Encoders learn from unimodal losses alone, the fusion from the fused loss alone.
+    """Unimodal losses train the encoders only, the fused loss trains the fusion only.
 
-        z = W sg[f_1; …; f_M] + b        z_m = sg(W_m) f_m + sg(b)        (sg: no gradient)
+        z = W sg[f_1; …; f_M] + b        z_m = sg(W_m) f_m + sg(b)        (sg: stop-gradient)
         loss = CE(z) + α Σ_m CE(z_m)
 
     z_m are the fused logits with the features of all other modalities set to 0. So the gradient of
     the fused loss reaches no encoder, and the gradients of the unimodal losses do not reach the
-    fusion. Any number of modalities: nothing in the definition is special to two. Differs from the
-    published code: it also clips the gradient's norm to 40 (the training setting ``clip_norm``).
+    fusion. Any number of modalities: nothing in the definition is specific to two. Differs from the
+    published code: the code also clips the gradient norm at 40 (training setting ``clip_norm``).
     """
 
     alpha: Tensor

@@ -1,6 +1,6 @@
-"""Detached and interactive multimodal learning (DI-MML), a method of two stages.
+"""Detached and interactive multimodal learning (DI-MML), a method with two stages.
 
-Each modality is trained by a classifier of its own (detached); a shared classifier and DUC, the
+Each modality is trained with a unimodal classifier (detached); a shared classifier and DUC, the
 dimension-decoupled unidirectional contrastive loss, let the modalities interact. Then a head on the
 frozen features is trained, and all classifiers are combined by their certainty.
 
@@ -33,7 +33,7 @@ _DETACHED, _HEAD = "detached", "head"  # names of the stages
 
 
 class DimmlOutputs(NamedTuple):
-    """Features, and the logits of the own classifiers, of the shared one and of the head."""
+    """Features, and the logits of the unimodal classifiers, of the shared one and of the head."""
 
     features_MBD: Tensor
     own_MBC: Tensor
@@ -48,16 +48,16 @@ class Dimml(Method):
 
         Σ_m CE(z_m, y) + w Σ_m CE(s_m, y) + λ DUC
 
-    with z_m = W_m f_m (own classifiers), s_m = W f_m (shared classifier). From epoch ``warmup``
-    (0-based) DUC sums `contrast` over the pairs of teacher t and student u, on the dimensions
-    D_{t→u} that are effective for t and not for u. Before that epoch, one pass over the training
-    split finds the class means of every dimension and another one how many examples each dimension
-    alone assigns to the class of the nearest mean; it is effective if that count is strictly above
-    the mean count of its modality's dimensions.
+    with z_m = W_m f_m (unimodal classifiers), s_m = W f_m (shared classifier). From epoch
+    ``warmup`` (0-based) DUC sums `contrast` over the pairs of teacher t and student u, on the
+    dimensions D_{t→u} that are effective for t and not for u. Before that epoch, one pass over the
+    training split finds the class means of every dimension and another one how many examples each
+    dimension alone assigns to the class of the nearest mean; it is effective if that count is
+    strictly above the mean count of its modality's dimensions.
 
     Stage 2, ``head_epochs`` epochs, trains a head on the features with cross-entropy. It begins
     with the last weights of stage 1; all else is frozen and in evaluation mode. The prediction is
-    Σ_k w_k z_k over own classifiers and head, w = softmax_k(max softmax(z_k) / T).
+    Σ_k w_k z_k over unimodal classifiers and head, w = softmax_k(max softmax(z_k) / T).
 
     Every part can be switched off: ``shared_weight: 0``, ``duc_weight: 0``, ``directions``,
     ``separate: false`` (DUC acts on all dimensions from epoch ``warmup``, without passes),
@@ -65,9 +65,9 @@ class Dimml(Method):
     searched. With w = λ = 0 every encoder trains as if alone (if ``clip_norm`` is null, because
     the gradient is clipped as a whole).
 
-    Differs from the published code: λ is a hyperparameter, 1 there; DUC is 0, not a constant, where
-    D_{t→u} is empty; the passes read the inputs without augmentation; log-sum-exp instead of
-    exponentials that overflow; any number of modalities (``film`` and ``gated`` let the first
+    Differs from the published code: λ is a hyperparameter (1 there); DUC is 0, not a constant,
+    where D_{t→u} is empty; the passes read the inputs without augmentation; log-sum-exp instead
+    of exponentials that overflow; any number of modalities (``film`` and ``gated`` let the first
     modulate the sum of the others). The result's epoch is chosen on validation data (``select``),
     where the code reports the best test epoch of stage 2.
 
@@ -169,7 +169,7 @@ class Dimml(Method):
     # ------------------------------------------------------------ predictions
 
     def scores(self, outputs: DimmlOutputs) -> Tensor:
-        """Combined logits (B, C): of the own classifiers in stage 1, then of the head as well."""
+        """Combined logits (B, C) of the unimodal classifiers, from stage 2 on with the head."""
         logits_KBC = outputs.own_MBC
         if outputs.head_BC is not None and self.stage != _DETACHED:
             logits_KBC = torch.cat([logits_KBC, outputs.head_BC.unsqueeze(0)])
@@ -178,7 +178,7 @@ class Dimml(Method):
         return weighted(logits_KBC, self.temperature)
 
     def reports(self, outputs: DimmlOutputs) -> Mapping[str, Tensor]:
-        """Log-probabilities (B, C) of each own classifier, and of the head (untrained at first)."""
+        """Log-probabilities (B, C) of unimodal classifiers and of the head (untrained at first)."""
         logits = dict(zip(self.modalities, outputs.own_MBC.unbind(), strict=True))
         if outputs.head_BC is not None:
             logits["head"] = outputs.head_BC
@@ -189,7 +189,7 @@ class Dimml(Method):
     def stages(self) -> tuple[Stage, ...]:
         if self.head is None:
             return (Stage(name=_DETACHED),)
-        first = Stage(name=_DETACHED, frozen=("method.head.",))  # else weight decay shrinks it
+        first = Stage(name=_DETACHED, frozen=("method.head.",))  # otherwise weight decay shrinks it
         frozen = ("encoders.", "method.project.", "method.classifiers.", "method.shared.")
         return first, Stage(name=_HEAD, epochs=self.head_epochs, frozen=frozen, begin="last")
 

@@ -69,16 +69,16 @@ def class_sums(features_BD: Tensor, target_B: Tensor, classes: int) -> tuple[Ten
 
 
 def class_means(sums_MCD: Tensor, counts_C: Tensor) -> Tensor:
-    """Means by class (M, C, D); infinite for a class without examples, so that none is near it."""
+    """Means by class (M, C, D); infinite for classes without examples, so that none is near."""
     counts_C1 = counts_C.unsqueeze(1)
     return torch.where(counts_C1 > 0, sums_MCD / counts_C1.clamp(min=1), math.inf)
 
 
 def count_correct(features_BD: Tensor, means_CD: Tensor, target_B: Tensor) -> Tensor:
-    """How many examples each dimension alone puts into the right class, (D,) int64.
+    """How many examples each dimension alone classifies correctly, (D,) int64.
 
-    Dimension d decides for the class whose mean is nearest to the example's value, and for the
-    first of several that are equally near. One class at a time, in O(B D) memory.
+    Dimension d predicts the class whose mean is nearest to the example's value, the first of
+    several that are equally near. One class at a time, in O(B D) memory.
     """
     features_BD = lift(features_BD)
     means_CD = means_CD.to(features_BD.dtype)
@@ -112,8 +112,8 @@ class FusionHead(nn.Module):
 
     ``concat``: W [f_1; …; f_M]. ``sum``: Σ_m W_m f_m. In ``film`` and ``gated`` the first modality
     modulates the others: W Σ_{m>1} (γ_m ⊙ f_m + β_m) with [γ_m; β_m] = U_m f_1, and
-    W (σ(U_1 f_1) ⊙ Σ_{m>1} U_m f_m). All layers have biases, which begin at 0; weights begin
-    Xavier normal.
+    W (σ(U_1 f_1) ⊙ Σ_{m>1} U_m f_m). All layers have biases, initialised to 0; the
+    initialisation of the weights is Xavier normal.
     """
 
     def __init__(self, kind: str, modalities: int, width: int, classes: int) -> None:

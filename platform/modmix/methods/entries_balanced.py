@@ -32,7 +32,11 @@ BALANCED: dict[str, MethodEntry] = {
         "modmix.methods.ogm_ge:OGMGE",
         "the leading modality's encoder gets a smaller gradient, plus noise (Peng et al. 2022)",
         _number("alpha", 0.3, "α, how strongly the leading modality is slowed down"),
-        _number("noise", 1.0, "standard deviation of the noise in units of the gradient's; 0: OGM"),
+        _number(
+            "noise",
+            1.0,
+            "standard deviation of the noise, relative to that of the gradient; 0: OGM",
+        ),
         _epoch("first_epoch", 0, "first epoch with modulation, from 0"),
         _epoch("last_epoch", 50, "last epoch with modulation, from 0"),
         Hyperparameter(
@@ -45,25 +49,25 @@ BALANCED: dict[str, MethodEntry] = {
     ),
     "agm": _entry(
         "modmix.methods.agm:AGM",
-        "encoder gradients scaled by each modality's lead against its usual one (Li et al. 2023)",
+        "encoder gradients scaled by each modality's lead over its average (Li et al. 2023)",
         # The factor is at most exp(10 α), which must be finite.
         _number("alpha", 1.0, "α, how strongly gradients are scaled; 0: not at all", high=8.0),
     ),
     "mmpareto": _entry(
         "modmix.methods.mmpareto:MMPareto",
         "joint and unimodal losses, conflicting gradients resolved (Wei and Hu 2024)",
-        _number("gamma", 1.5, "γ, by which the encoders' gradients are enlarged"),
+        _number("gamma", 1.5, "γ, factor by which the encoders' gradients are scaled"),
         Hyperparameter(
             name="norm",
             kind="str",
             default="encoder",
             choices=("encoder", "tensor"),
-            doc="what is rescaled to the norm of the summed gradients: an encoder, or each tensor",
+            doc="what is rescaled to the norm of the summed gradients: an encoder or each tensor",
         ),
     ),
     "pmr": _entry(
         "modmix.methods.pmr:PMR",
-        "slower modalities are also trained by class prototypes (Fan et al. 2023)",
+        "an additional prototype loss for slower modalities (Fan et al. 2023)",
         _number("alpha", 1.0, "α, weight of the prototype loss of slower modalities"),
         _number("keep", 0.2, "weight of the old prototypes in each update; 0: none", high=1.0),
     ),
@@ -80,7 +84,7 @@ BALANCED: dict[str, MethodEntry] = {
     ),
     "dgl": _entry(
         "modmix.methods.dgl:DGL",
-        "encoders trained by unimodal losses, the fusion by the fused one (Wei et al. 2025)",
+        "unimodal losses train the encoders, the fused loss the fusion (Wei et al. 2025)",
         _number("alpha", 4.0, "α, weight of the unimodal losses"),
     ),
 }

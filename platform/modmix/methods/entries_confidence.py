@@ -41,7 +41,7 @@ CONFIDENCE: dict[str, MethodEntry] = {
                 default=1.0,
                 low=0.0,
                 stackable=True,
-                doc="weight of the modalities' own losses",
+                doc="weight of the unimodal losses",
             ),
             Hyperparameter(
                 name="rank_weight",

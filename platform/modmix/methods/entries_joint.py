@@ -83,7 +83,7 @@ JOINT: dict[str, MethodEntry] = {
                 default=10.0,
                 low=0.0,
                 stackable=True,
-                doc="s, by which the sum of the cosines is multiplied to give logits",
+                doc="s, factor from the sum of the cosines to the logits",
             ),
         ),
         min_modalities=2,
@@ -96,7 +96,7 @@ JOINT: dict[str, MethodEntry] = {
     ),
     "moddrop": MethodEntry(
         path="modmix.methods.moddrop:ModDrop",
-        doc="concatenation and g, whole modalities dropped in training (Neverova et al. 2016)",
+        doc="concatenation, then g; whole modalities dropped in training (Neverova et al. 2016)",
         hyperparameters=(
             Hyperparameter(
                 name="drop",
@@ -105,7 +105,7 @@ JOINT: dict[str, MethodEntry] = {
                 low=0.0,
                 high=1.0,
                 stackable=True,
-                doc="probability that a modality of an example is dropped; one is always kept",
+                doc="probability that a modality of an example is dropped; at least one is kept",
             ),
             depth(1, "g"),
             WIDTH,
@@ -146,7 +146,7 @@ JOINT: dict[str, MethodEntry] = {
                 default=0.1,
                 low=0.0,
                 high=1.0,
-                doc="probability of dropout inside the layers",
+                doc="dropout probability inside the layers",
             ),
             Hyperparameter(
                 name="pool",
@@ -161,7 +161,7 @@ JOINT: dict[str, MethodEntry] = {
     ),
     "centralnet": MethodEntry(
         path="modmix.methods.centralnet:CentralNet",
-        doc="a central network joins hidden layers of each modality's (Vielzeuf et al. 2018)",
+        doc="a central network merges the modalities' hidden layers (Vielzeuf et al. 2018)",
         hyperparameters=(
             Hyperparameter(
                 name="weight",

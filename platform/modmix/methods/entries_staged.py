@@ -17,7 +17,7 @@ def _stackable(name: str, default: float, low: float, doc: str) -> Hyperparamete
 STAGED: dict[str, MethodEntry] = {
     "dimml": MethodEntry(
         path="modmix.methods.dimml:Dimml",
-        doc="detached and interactive: own and shared classifiers, DUC, then a head (DI-MML 2024)",
+        doc="DI-MML: unimodal and shared classifiers and DUC, then a head (Fan et al. 2024)",
         hyperparameters=(
             _stackable("shared_weight", 1.0, 0.0, "w, weight of the shared classifier's loss"),
             _stackable("duc_weight", 1.0, 0.0, "λ, weight of DUC; 0: no DUC"),
@@ -28,14 +28,14 @@ STAGED: dict[str, MethodEntry] = {
                 kind="int",
                 default=20,
                 low=0,
-                doc="epochs before DUC; with as many as training has, there is no DUC",
+                doc="epochs before DUC; no DUC if not less than the number of epochs",
             ),
             Hyperparameter(
                 name="directions",
                 kind="str",
                 default="both",
                 choices=("both", "forward", "backward"),
-                doc="which modalities teach others; forward: earlier later ones, backward: reverse",
+                doc="which modalities teach; forward: earlier teach later ones; backward: reverse",
             ),
             Hyperparameter(
                 name="separate",
@@ -57,7 +57,7 @@ STAGED: dict[str, MethodEntry] = {
                 name="weighting",
                 kind="bool",
                 default=True,
-                doc="whether logits are weighted by certainty; false: their mean",
+                doc="whether logits are weighted by certainty; false: mean of the logits",
             ),
             replace(PROJECT, doc="units of a linear layer with ReLU on each modality; null: none"),
         ),
@@ -74,7 +74,7 @@ STAGED: dict[str, MethodEntry] = {
                 default=0.1,
                 low=1e-6,
                 stackable=True,
-                doc="α in the update of the projection of the head's gradient",
+                doc="damping in the update of the projection of the head's gradient",
             ),
             PROJECT,
         ),
@@ -92,14 +92,14 @@ STAGED: dict[str, MethodEntry] = {
                 low=0.0,
                 high=1.0,
                 stackable=True,
-                doc="λ, how much less examples count that the other modalities classify well",
+                doc="λ, how strongly examples that the others classify well are down-weighted",
             ),
             Hyperparameter(
                 name="turn_epochs",
                 kind="int",
                 default=1,
                 low=1,
-                doc="epochs of each turn; a round has two turns per modality",
+                doc="epochs of each turn; a cycle has two turns per modality",
             ),
             depth(0, "each modality's head"),
             WIDTH,
@@ -109,7 +109,7 @@ STAGED: dict[str, MethodEntry] = {
     ),
     "umt": MethodEntry(
         path="modmix.methods.umt:UMT",
-        doc="joint training whose features follow unimodal teachers (Du et al. 2023)",
+        doc="joint training with distillation from unimodal teachers (Du et al. 2023)",
         hyperparameters=(
             Hyperparameter(
                 name="distillation",
@@ -117,7 +117,7 @@ STAGED: dict[str, MethodEntry] = {
                 default=1.0,
                 low=0.0,
                 stackable=True,
-                doc="weight λ of the distance between features and those of the teachers",
+                doc="λ, weight of the squared distance to the teachers' features",
             ),
             Hyperparameter(
                 name="teacher_epochs",
@@ -125,7 +125,7 @@ STAGED: dict[str, MethodEntry] = {
                 default=None,
                 optional=True,
                 low=1,
-                doc="epochs of the teachers' stage; null: as the training setting epochs",
+                doc="epochs of the teachers' stage; null: the same as epochs",
             ),
             depth(0, "the head and of each teacher's head"),
             WIDTH,

@@ -11,7 +11,7 @@ from modmix.base.space import Hyperparameter
 
 @dataclass(frozen=True, kw_only=True)
 class MethodEntry:
-    """One method of the table. With ``inputs`` "raw" it takes flattened inputs, not features."""
+    """One method of the table. With ``inputs`` "raw" it takes flattened inputs, no features."""
 
     path: str  # "module:Class", or the reference of a user-defined class
     doc: str

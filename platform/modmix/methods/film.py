@@ -19,11 +19,11 @@ class Film(Joint):
         [γ_m; β_m] = V_m f_c + v_m          h_m = γ_m ⊙ f_m + β_m
         z = W [h_m for m ≠ c] + b
 
-    Differs from the published: FiLM modulates the feature maps of an inner layer; modulating the
-    final features with a linear classifier on top is how OGM-GE (CVPR 2022) and the work that
-    builds on it use it, for two modalities of equal width, the first (audio) conditioning. More
-    than two modalities (each with its own γ and β, results concatenated) and unequal widths are
-    defined here; with two they agree.
+    Differs from the published method: FiLM modulates the feature maps of an inner layer. OGM-GE
+    (CVPR 2022) and work that builds on it modulate the final features, with a linear classifier
+    on top, for two modalities of equal width, conditioned on the first (audio). For two modalities
+    this is the same; more than two (each with its own γ and β, results concatenated) and unequal
+    widths are defined here.
 
     Args:
         condition: the modality c; None means the first.

@@ -19,9 +19,9 @@ class Gated(Joint):
         h_m = σ(V_m f_c + v_m) ⊙ (U_m f_m + u_m)
         z = W [h_m for m ≠ c] + b
 
-    Differs from the published: defined there for two modalities, and used so with a linear
-    classifier by OGM-GE (CVPR 2022), the first modality (audio) gating. For more, every other
-    modality has a gate of its own, and the results are concatenated; with two this agrees.
+    Differs from the published method: it is defined there for two modalities, as used with a linear
+    classifier by OGM-GE (CVPR 2022), gated by the first modality (audio). For two modalities this
+    is the same; for more, each of the others has its own gate, and the results are concatenated.
 
     Args:
         condition: the modality c; None means the first.

@@ -14,7 +14,7 @@ from torch import Tensor
 from modmix.methods.balanced import BalancedOutputs, OwnHeads, own_cross_entropy
 from modmix.methods.base import Pass, State, cross_entropy, lift
 
-_LEAST_GAP = 1e-3  # nats; smaller changes of the gap count as this
+_LEAST_GAP = 1e-3  # nats, lower bound of changes of the gap
 
 
 class GBlending(OwnHeads):
@@ -31,8 +31,8 @@ class GBlending(OwnHeads):
     first one they are equal. |O| below 0.001 counts as 0.001; if all G are 0, weights are equal.
 
     Differs from the paper: it estimates a super-epoch's weights in advance, by training each
-    classifier alone for that long from the present weights and discarding the result; here they are
-    those of the joint model in the previous super-epoch, at the cost of two passes over the data.
+    classifier alone for that long from the current weights and discarding the result; here they are
+    measured on the joint model in the previous super-epoch, with two passes over the data.
     G is an absolute value, as in re-implementations of the method.
 
     Validation examples influence the weights of the losses.

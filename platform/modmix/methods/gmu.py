@@ -20,7 +20,7 @@ class GMU(Joint):
         z = W u + b
 
     As published, there are no biases in the unit, and two modalities share one gate. Differs from
-    the published: the classifier is linear instead of a maxout network.
+    the published method: the classifier is linear instead of a maxout network.
 
     Args:
         width: units of u.

@@ -1,4 +1,4 @@
-"""Late-fusion Transformer: one token per modality, joined by a Transformer layer."""
+"""Late-fusion Transformer: a Transformer encoder over one token per modality."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ class LateTransformer(Joint):
         [c'; t'] = Transformer([c; t_1; …; t_M])    c: learned class token
         z = W c' + b    or, with ``pool="mean"`` and no class token,    z = W mean_m t'_m + b
 
-    p_m tells the modalities apart, so there are no position embeddings. Differs from the
-    published: one token per modality (there a variant; otherwise several), modalities are never
-    missing, and layer, pooling and defaults are not theirs in every detail.
+    p_m distinguishes the modalities; there are no position embeddings. Differs from the published
+    method: one token per modality (there a variant; otherwise several), no missing modalities, and
+    layer, pooling and defaults are not theirs in every detail.
 
     Args:
         width: units of a token, a multiple of ``heads``.

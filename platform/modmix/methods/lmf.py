@@ -18,9 +18,9 @@ class LMF(Joint):
 
     A linear map of the outer product ⊗_m [f_m; 1] of `TFN` whose weight tensor has rank ``rank``.
 
-    Differs from the published code: the ranks are summed without a weight each, which the factors
-    W_m^r can absorb; their initial values are those of `torch.nn.Linear` instead of Xavier's; the
-    networks of each modality are encoders here.
+    Differs from the published code: the terms r are summed unweighted (the factors W_m^r can absorb
+    the weights); the factors are initialised as by `torch.nn.Linear` instead of Xavier; the
+    modalities' networks are encoders here.
 
     Args:
         rank: number of terms r.

@@ -18,7 +18,7 @@ from modmix.methods.base import Method, Stage, cross_entropy, lift
 
 
 class MLAOutputs(NamedTuple):
-    """What enters the shared head, and its logits, for each modality."""
+    """Inputs of the shared head and its logits, for each modality."""
 
     features_MBD: Tensor
     logits_MBC: Tensor
@@ -27,10 +27,10 @@ class MLAOutputs(NamedTuple):
 class MLA(Method):
     """Every batch takes one step per modality, with the cross-entropy of that modality alone.
 
-    The step of modality m trains its encoder (and projection) and the shared linear head. So that
-    the head does not forget the other modalities, the gradient G (C, D) of its weight becomes
-    G Pᵀ, where P (D, D) suppresses the directions of earlier mean features. P begins as the
-    identity and is updated in every step, before it is used, with the batch's mean feature h of
+    The step of modality m trains its encoder (and projection) and the shared linear head. To keep
+    the head from forgetting the other modalities, the gradient G (C, D) of its weight is replaced
+    by G Pᵀ, where P (D, D) suppresses the directions of earlier mean features. P is initialised to
+    the identity and is updated in every step, before it is used, with the batch's mean feature h of
     modality m and α = ``damping`` (recursive least squares):
 
         k = P h        P ← P − k kᵀ / (α + hᵀ k)        P ← P / ‖P‖_F
@@ -40,7 +40,7 @@ class MLA(Method):
     models.
 
     Differs from the published code: there α falls from 0.1 to 0.01 within each epoch, the
-    denominator is the matrix α + k hᵀ instead of the recursion's scalar, the first step of all is
+    denominator is the matrix α + k hᵀ instead of the recursion's scalar, the very first step is
     not projected, and entropies are of the softmax over a batch's examples instead of over
     classes. One optimizer is shared by the turns there; here each turn has its own moments of the
     head, and encoders of other modalities run in evaluation mode.

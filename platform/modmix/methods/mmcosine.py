@@ -16,7 +16,7 @@ class MMCosine(Joint):
     """z^k = s Σ_m cos(W_m^k, f_m), trained with cross-entropy.
 
     Multi-Modal Cosine loss (Xu et al., ICASSP 2023, arXiv 2303.05338). As in the authors' code the
-    same logits are used in evaluation, and there are no biases. The scale s is to be searched; the
+    same logits are used in evaluation, and there are no biases. The scale s should be searched; the
     default is that of the authors' code for CREMA-D.
 
     Differs from the published code: a feature vector of zeros, which has no direction, has cosine
@@ -46,7 +46,7 @@ class Cosines(nn.Linear):
 
 
 def unit(vectors_ND: Tensor) -> Tensor:
-    """Rows scaled to length 1, in float32 at least; rows of zeros stay, without a gradient."""
+    """Rows scaled to length 1, in float32 at least; rows of zeros stay zero, without a gradient."""
     vectors_ND = lift(vectors_ND)
     squared_N1 = vectors_ND.square().sum(-1, keepdim=True)
     present_N1 = squared_N1 > 0

@@ -16,13 +16,13 @@ from modmix.methods.base import cross_entropy
 
 _JOINT, _OWN = "joint", "own/"  # names of the losses; "own/" is followed by the modality
 _LEAST_WEIGHT = 1e-3  # of either gradient, as in the published solver
-_CANCELLED = 1e-6  # mixed gradients below this part of the given ones are rounding errors
+_CANCELLED = 1e-6  # combined gradients below this fraction of the given ones are rounding errors
 
 Gradients = Sequence[Tensor]
 
 
 class MMPareto(OwnHeads):
-    """Joint and unimodal losses; every encoder gets a direction that serves both of its losses.
+    """Joint and unimodal losses; each encoder's update direction serves both of its losses.
 
         loss = CE(z) + Σ_m CE(h_m(f_m))          z the fused logits, h_m linear
 

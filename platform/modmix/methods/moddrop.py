@@ -20,9 +20,9 @@ class ModDrop(Joint):
 
     In evaluation all δ are 1, and nothing is rescaled. With ``drop=0`` it equals `Add`.
 
-    Differs from the published: modalities are zeroed as features rather than as inputs of their
-    encoders, all have the same probability, and where all would be dropped a random one is kept,
-    so no example is without any. Encoders are not trained in advance.
+    Differs from the published method: features are zeroed rather than inputs of the encoders; all
+    modalities have the same probability; if all would be dropped, one of them, chosen at random,
+    is kept; encoders are not pretrained.
 
     Args:
         drop: probability that a modality is dropped.

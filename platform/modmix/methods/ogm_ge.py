@@ -16,7 +16,7 @@ from modmix.methods.draws import Draws
 
 
 class OGMGE(Balanced):
-    """The encoder of the modality that leads is slowed down, and its gradient gets noise.
+    """The gradients of a leading modality's encoder are scaled down; all get noise.
 
     With z_m a modality's share of the fused logits, p_m = softmax(z_m) and sums over the batch,
 

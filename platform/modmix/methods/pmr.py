@@ -30,7 +30,7 @@ class PMROutputs(NamedTuple):
 
 
 class PMR(Balanced):
-    """Modalities that learn more slowly are also trained to be near their class's prototype.
+    """Slower modalities are also trained to be close to the prototype of their class.
 
     The prototype c_m^k is the mean feature of modality m over the training examples of class k. A
     classifier by prototypes has the logits −|f_m − c_m^k|; with its probabilities p_m,
@@ -39,13 +39,13 @@ class PMR(Balanced):
         loss = CE(z) + α Σ_m [ρ_m < 1] CE(−|f_m − c_m|)
 
     The prototypes are computed before every epoch, in evaluation mode, and from the second epoch on
-    mixed with the old ones: c ← (1 − keep) c_new + keep c. A class without examples has the
+    averaged with the old ones: c ← (1 − keep) c_new + keep c. A class without examples has the
     prototype 0. The gradient of the distance is 0 at distance 0.
 
     Generalised: the paper and its code have two modalities, where ρ is the ratio of the two sums
     and one modality is the slower one. Differs from the published code: prototypes are means over
-    all training examples (there: over a tenth of the batches), mixing starts one epoch earlier,
-    and the loss keeps its form to the end of the training. As in that code, there is no entropy
+    all training examples (there: over a tenth of the batches), averaging starts one epoch
+    earlier, and the loss has this form in all epochs. As in that code, there is no entropy
     regularisation in early epochs, and the slower modality's weight is α.
     """
 

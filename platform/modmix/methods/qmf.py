@@ -32,17 +32,17 @@ class QMF(Method):
         c_m = logsumexp(z_m) / T             z = Σ_m c_m z_m
 
     The loss of an example is CE(z) + ``unimodal_weight`` Σ_m CE(z_m) + ``rank_weight`` Σ_m r_m.
-    The rank loss r_m asks that examples of larger loss so far have less confidence. κ is the sum
+    The rank loss r_m asks for less confidence in examples with a larger loss so far. κ is the sum
     of CE(z_m) of an example over the training steps before this one, scaled to [0, 1] over the
     training set; j is the next example of the batch (the first one after the last):
 
         r_m = max(0, sign(κ_i − κ_j) (c_i − c_j) − |κ_i − κ_j|)
 
-    The three numbers may differ between stacked models.
+    All three hyperparameters may differ between stacked models.
 
-    As the published code in the order of steps (the rank loss comes before the update of κ, as in
-    its scripts for RGB and depth) and in the sign of the margin. It differs where all κ are
-    equal, as in the first step: there r is 0, which the published code divides by 0.
+    Agrees with the published code in the order of steps (the rank loss comes before the update of
+    κ, as in its scripts for RGB and depth) and in the sign of the margin. Differs from it where all
+    κ are equal, as in the first step: here r is 0; the code divides by 0.
     """
 
     uses_index = True

@@ -32,11 +32,11 @@ class ReconBoostOutputs(NamedTuple):
 
 
 class ReconBoost(Method):
-    """Modalities are trained in alternation, in turns of ``turn_epochs`` epochs, 2 M a round.
+    """Modalities are trained in alternation, in turns of ``turn_epochs`` epochs, 2 M per cycle.
 
-    In turn 2 m, encoder and head of modality m learn what the ensemble of the others, which is
-    fixed, has not learned yet: with q = softmax(Σ_{j ≠ m} z_j), the target is y − λ y ⊙ q, which is
-    cross-entropy with a weight,
+    In turn 2 m, encoder and head of modality m learn what the fixed ensemble of the others has not
+    learned yet: with q = softmax(Σ_{j ≠ m} z_j), the target is y − λ y ⊙ q, which is a weighted
+    cross-entropy,
 
         (1 − ``reconcile`` q^y) CE(softmax(z_m), y)
 
@@ -46,8 +46,8 @@ class ReconBoost(Method):
 
     Differs from the published code: its loss is (5 − q^y) CE / C, a constant factor apart from
     λ = 0.2; it has four epochs per turn, each turn with a fresh optimizer, while here turns keep
-    their moments until the next round; its first turn has an empty ensemble or unimodal
-    models trained before; its heads share their layers and a learned factor scales the ensemble;
+    their moments for the next cycle; its first turn has an empty ensemble or pretrained unimodal
+    models; its heads share their layers and a learned factor scales the ensemble;
     modules that are not trained run in training mode there. Its agreement term has no gradient
     there and is left out.
     """

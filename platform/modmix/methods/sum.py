@@ -16,8 +16,8 @@ class Sum(Joint):
 
     The "sum" baseline of OGM-GE (Peng et al., CVPR 2022, arXiv 2203.15332). `Add` with
     ``merge="sum"`` sums features instead, which need equal widths, and classifies the sum with a
-    network. The functions it can represent are those of `Concat`; initial weights differ (each
-    layer's are scaled by its own fan-in) and so does the step of the bias, which is a sum of M.
+    network. The functions it can represent are those of `Concat`; initial weights differ (those of
+    each layer are scaled by its fan-in) and so does the step of the bias, which is a sum of M.
     """
 
     def __init__(self, features: Mapping[str, int], classes: int) -> None:

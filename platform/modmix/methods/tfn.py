@@ -21,8 +21,8 @@ class TFN(Joint):
     The outer product has (``project`` + 1)^M elements: all products of units of different
     modalities, of any number of them.
 
-    Differs from the published: the projection a_m to equal widths takes the place of the networks
-    of each modality, which are encoders here; the number of modalities is free; no dropout.
+    Differs from the published method: projections a_m of equal width replace the modalities'
+    networks, which are encoders here; any number of modalities; no dropout.
 
     Args:
         project: units of each a_m.

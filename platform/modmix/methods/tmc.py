@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from modmix.methods.base import Method, head, hidden_units, lift, pick
 
-# Largest log(1 + e/C) of the combined evidence. Larger evidence would leave float32's range in the
-# gradients; only four or more modalities with logits of thousands reach it.
+# Largest log(1 + e/C) of the combined evidence. Larger evidence would overflow float32 in the
+# gradients; only four or more modalities with logits in the thousands reach it.
 _LARGEST_LOG = 40.0
 _SERIES_FROM = 8.0  # from here on Stirling's series is accurate to 3e-10
 
@@ -120,8 +120,8 @@ def divergence_from_uniform(evidence_VBC: Tensor) -> Tensor:
     """KL(Dir(e + 1) ‖ Dir(1)), (V, B).
 
     The textbook formula log Γ(S) − log Γ(C) − Σ log Γ(α) + Σ e (ψ(α) − ψ(S)) is a difference of
-    terms of size S log S, so in float32 its error exceeds 1 from S = 10⁶ on. With Stirling's
-    approximations taken out, what remains are terms of size log S.
+    terms of size S log S, so in float32 its error exceeds 1 from S = 10⁶ on. Subtracting Stirling's
+    approximations analytically leaves terms of size log S.
     """
     classes = evidence_VBC.shape[-1]
     alpha_VBC = evidence_VBC + 1.0
@@ -135,7 +135,7 @@ def divergence_from_uniform(evidence_VBC: Tensor) -> Tensor:
 
 
 def _residues(x: Tensor) -> tuple[Tensor, Tensor]:
-    """What Stirling's approximations of log Γ and ψ lack, for x ≥ 1:
+    """Remainders of Stirling's approximations of log Γ and ψ, for x ≥ 1:
 
     log Γ(x) − [(x − ½) log x − x + ½ log 2π] and ψ(x) − log x.
     """

@@ -18,7 +18,7 @@ from modmix.methods.base import Method, Stage, cross_entropy, head, hidden_units
 
 
 class UMTOutputs(NamedTuple):
-    """Joint logits, the teachers' log-probabilities, and the features' distances to theirs."""
+    """Joint logits, the teachers' log-probabilities, and distances to the teachers' features."""
 
     logits_BC: Tensor
     teacher_log_p_MBC: Tensor
@@ -40,7 +40,7 @@ class UMT(Method):
 
     The paper fuses late by a linear layer on concatenated features, as here with ``depth`` 0, and
     trains its teachers in separate runs; here both stages are one replicate with the same training
-    settings. The default of λ is ours: the paper sets it per data set.
+    settings. The default of λ is not the paper's, which sets it per data set.
     """
 
     distillation: Tensor

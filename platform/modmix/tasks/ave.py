@@ -1,9 +1,9 @@
-"""The task ``ave``: events that are seen and heard, 4,143 of 28 kinds.
+"""The task ``ave``: 4,143 audio-visual events in 28 classes.
 
 Tian et al., "Audio-Visual Event Localization in Unconstrained Videos" (ECCV 2018): ``AVE/ID.mp4``
 and ``trainSet.txt``, ``valSet.txt`` and ``testSet.txt`` with lines
-Category&VideoID&Quality&Start&End. An example is the event from start to end (seconds). Several
-events may be of one video.
+Category&VideoID&Quality&Start&End. An example is the event from start to end (seconds). A video
+may have several events.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class Task(ABC):
         return ()
 
     def listing(self) -> list[Any] | None:
-        """What identifies files that are too many to be hashed; None if there are none.
+        """What identifies files that are too many to hash; None if there are none.
 
         A list of JSON values, by convention [relative name, size] of each file, read anew at every
         call. Together with the checksums of `sources` and the options it names the prepared folder.

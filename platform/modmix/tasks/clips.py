@@ -1,4 +1,4 @@
-"""Tasks of video clips with sound: some frames of each, and the spectrogram of its sound.
+"""Tasks of audio-visual clips: some frames of each, and the spectrogram of its audio.
 
 Shapes: T frames, H × W pixels; F frequencies, W windows.
 """
@@ -19,8 +19,8 @@ from modmix.tasks.signals import spectrogram, spectrogram_shape
 
 AUDIO, VIDEO = "audio", "video"
 RATE = 16_000  # samples per second
-CROP = (0.08, 1.0)  # share of a frame's area, as torchvision's RandomResizedCrop has it
-# Mean and deviation of ImageNet's pixels (red, green, blue), in bytes.
+CROP = (0.08, 1.0)  # range of the area fraction, as in torchvision's RandomResizedCrop
+# Mean and standard deviation of ImageNet's pixels (red, green, blue), in bytes.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_SCALE = (58.395, 57.12, 57.375)
 
@@ -28,12 +28,12 @@ IMAGENET_SCALE = (58.395, 57.12, 57.375)
 class ClipTask(MediaTask):
     """Inputs ``audio``, an image (F, W, 1) of float16, and ``video`` (T, H, W, 3) of bytes.
 
-    An item's first file is the video, its last one the sound (the same, or a file of its own).
+    An item's first file is the video, its last one the audio (the same or a separate file).
     Options: frames, size, seconds, window, overlap, short_audio, standardise, augment; image_noise
-    may be missing.
+    is optional.
     """
 
-    max_seconds: ClassVar[float | None] = None  # longer videos are broken ones
+    max_seconds: ClassVar[float | None] = None  # longer videos are damaged
 
     def inputs(self) -> tuple[Input, ...]:
         options = self.options
@@ -64,7 +64,7 @@ class ClipTask(MediaTask):
         return (AUDIO,) if self.options["standardise"] else ()
 
     def augmentation(self) -> Mapping[str, Augmentation]:
-        """Of frames: random resized crops and flips, and noise where the task has that option."""
+        """Of frames: random resized crops and flips, and noise if the task has that option."""
         noise: float = self.options.get("image_noise", 0.0)
         crop = CROP if self.options["augment"] else None
         if crop is None and not noise:
@@ -93,7 +93,7 @@ class ClipTask(MediaTask):
         window = self.options["window"]
         if len(sound_S) < window:
             raise Unreadable(
-                f"{item.files[-1]}: has {len(sound_S)} samples of sound, {window} are needed"
+                f"{item.files[-1]}: has {len(sound_S)} samples of audio, {window} are needed"
             )
         overlap: int = self.options["overlap"]
         tile = self.options["short_audio"] == "tile"

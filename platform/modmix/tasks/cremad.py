@@ -3,9 +3,9 @@
 Cao et al., "CREMA-D: Crowd-sourced Emotional Multimodal Actors Dataset" (2014): ``AudioWAV/*.wav``
 and ``VideoFlash/*.flv``, named ACTOR_SENTENCE_EMOTION_LEVEL. The emotion is the label.
 
-There is no official split. By default actors are divided at random, so that nobody is seen in two
+There is no official split. By default actors are split at random, so that no actor is in two
 splits. The lists of OGM-GE (2022) and much later work, given as options, have all 91 actors in
-both: numbers for the two kinds of split cannot be compared.
+both: results on the two kinds of split are not comparable.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class CremaD(ClipTask):
     max_seconds = 20.0  # clips last 1 to 5 seconds; one file of the release is a minute long
 
     def _lists(self) -> dict[str, Path]:
-        """The files that name the items of a split, by split; empty: actors are divided.
+        """The files that name the items of a split, by split; empty: actors are split at random.
 
         Raises:
-            DataError: a list of only one of training and test.
+            DataError: only one of the training and test lists is given.
         """
         given = {s: self.options[f"{s}_list"] for s in ("train", "val", "test")}
         lists = {split: Path(path) for split, path in given.items() if path is not None}
@@ -97,7 +97,7 @@ class CremaD(ClipTask):
         return with_validation(items, share, seed, "cremad")
 
     def _of_actors(self) -> list[Item]:
-        """All clips in the folders, with the actors divided at random."""
+        """All clips in the folders, with the actors split at random."""
         stems = {path.stem for path in (self.root / SOUNDS).glob("*.wav")}
         stems |= {path.stem for path in (self.root / VIDEOS).glob("*.flv")}
         clips = [(stem, found) for stem in sorted(stems) if (found := _NAME.fullmatch(stem))]

@@ -69,7 +69,7 @@ class Input:
 
     stored: tuple[int, ...] | None = None
     """Shape of one stored example if it is larger in height and width than ``shape``, which then is
-    a window in its middle (or elsewhere, see `Augmentation.shift`). None: the same as ``shape``.
+    its centre crop (or a random one, see `Augmentation.shift`). None: the same as ``shape``.
     """
 
     def __post_init__(self) -> None:
@@ -100,7 +100,7 @@ class Augmentation:
     """Random changes of an input, applied on the device.
 
     Images and videos are cropped and flipped in training only, before normalisation, all frames of
-    a video alike. Noise is added after normalisation, in training and in evaluation.
+    a video in the same way. Noise is added after normalisation, in training and in evaluation.
     """
 
     pad: int = 0
@@ -110,11 +110,11 @@ class Augmentation:
     """Whether to flip horizontally with probability 1/2."""
 
     shift: bool = False
-    """Whether the window of an input that is stored larger than it is seen is at a random place."""
+    """Whether the crop of an input that is stored larger than models see it is random."""
 
     crop: tuple[float, float] | None = None
-    """Range of the area share of a random box that is resized to the original size, bilinearly; its
-    aspect ratio is between 3/4 and 4/3. None: no such crop.
+    """Range of the area fraction of a random resized crop (bilinear), whose aspect ratio is between
+    3/4 and 4/3. None: no such crop.
     """
 
     negate: tuple[int, ...] = ()
@@ -139,7 +139,7 @@ class Augmentation:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What results depend on, for digests: ``pad``, ``flip`` and what is not the default."""
+        """What results depend on, for digests: ``pad``, ``flip`` and non-default values."""
         return {
             f.name: getattr(self, f.name)
             for f in fields(self)

@@ -31,7 +31,7 @@ _AUGMENTATION = (
     Hyperparameter(
         name="pad", kind="int", default=0, low=0, doc="zeros on each side before a random crop"
     ),
-    Hyperparameter(name="flip", kind="bool", default=False, doc="mirror left-right at random"),
+    Hyperparameter(name="flip", kind="bool", default=False, doc="random horizontal flips"),
     Hyperparameter(
         name="crop",
         kind="float",
@@ -39,7 +39,7 @@ _AUGMENTATION = (
         optional=True,
         low=0.01,
         high=1.0,
-        doc="smallest area share of a random box that is resized to the whole; null: no such crop",
+        doc="minimum area fraction of a random resized crop; null: no such crop",
     ),
 )
 
@@ -92,7 +92,7 @@ ARRAYS = TaskEntry(
             default=0.2,
             low=0.001,
             high=0.9,
-            doc="share of the training rows that becomes validation where the file has none",
+            doc="fraction of the training rows used for validation if the file has none",
         ),
         Option(
             name="test_fraction",
@@ -100,15 +100,15 @@ ARRAYS = TaskEntry(
             default=0.2,
             low=0.001,
             high=0.9,
-            doc="share of all rows that becomes the test split where the file says none",
+            doc="fraction of all rows used for testing if the file defines no split",
         ),
         SPLIT_SEED,
         Option(
             name="standardize",
             kind="bool",
             default=True,
-            doc="mean 0, deviation 1 by training statistics (images: per channel); false: images "
-            "of bytes are divided by 255",
+            doc="mean 0, standard deviation 1 on the training rows (images: per channel); "
+            "false: images of bytes are divided by 255",
         ),
         Option(
             name="tokens",
@@ -125,8 +125,8 @@ ARRAYS = TaskEntry(
             default=None,
             optional=True,
             low=1,
-            doc="tokens kept of each example, from its start; null: ids all, characters as many "
-            "as the longest training text has",
+            doc="maximum number of tokens per example, truncated at the end; null: all ids; for "
+            "characters, the length of the longest training text",
         ),
         Option(
             name="spectrogram",
@@ -134,7 +134,7 @@ ARRAYS = TaskEntry(
             default=None,
             optional=True,
             fields=_SPECTROGRAM,
-            doc="sounds (N, samples) that become images (F, T, 1), log(|S| + 1e-7), as "
+            doc="audio (N, samples) that becomes images (F, T, 1), log(|S| + 1e-7), as "
             "{audio: {rate: 8000, window: 256, overlap: 128, mu_law: 255}}",
         ),
         Option(
@@ -153,8 +153,8 @@ ARRAYS = TaskEntry(
             optional=True,
             shapes_arrays=False,
             low=0.0,
-            doc="deviation of Gaussian noise by input; as {image: 0.1}, on normalised values, in "
-            "training and evaluation",
+            doc="by input, standard deviation of Gaussian noise on normalised values, in training "
+            "and evaluation, as {image: 0.1}",
         ),
     ),
     encoders={"*": MLP_64},

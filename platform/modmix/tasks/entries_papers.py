@@ -28,8 +28,8 @@ HIGGS = TaskEntry(
             kind="str",
             default="train",
             choices=("train", "train_and_test"),
-            doc="rows whose mean and deviation standardise the features; the paper's code takes "
-            "those of the test split, too",
+            doc="rows whose mean and standard deviation standardise the features; the paper's code "
+            "includes the test split",
         ),
         Option(
             name="path",
@@ -59,7 +59,7 @@ HIGGS = TaskEntry(
             default=0.05,
             low=0.0001,
             high=0.9,
-            doc="share of the training rows that becomes validation",
+            doc="fraction of the training rows used for validation",
         ),
         SPLIT_SEED,
     ),
@@ -102,7 +102,7 @@ CIFAR100 = TaskEntry(
             default=5000,
             low=1,
             high=49_900,
-            doc="how many training rows become validation, as many of each class",
+            doc="training rows used for validation, stratified by class",
         ),
         SPLIT_SEED,
         Option(
@@ -110,7 +110,7 @@ CIFAR100 = TaskEntry(
             kind="bool",
             default=True,
             shapes_arrays=False,
-            doc="in training, pad by 2 pixels, crop to 32x32 and mirror at random",
+            doc="in training, pad by 2 pixels, then random crops to 32x32 and horizontal flips",
         ),
     ),
     encoders={"image": {"name": "resnet", "depth": 32}},
@@ -214,7 +214,7 @@ GENDER = TaskEntry(
             default=0.1,
             low=0.0,
             high=1.0,
-            doc="probability that a name that is not missing is anybody's",
+            doc="probability that a name that is not missing is another person's",
         ),
         Option(
             name="hidden",
@@ -230,7 +230,7 @@ GENDER = TaskEntry(
             default=0.1,
             low=0.0,
             high=1.0,
-            doc="probability that a synthetic user's activity says nothing of gender",
+            doc="probability that a synthetic user's activity does not depend on gender",
         ),
         Option(
             name="seed",

@@ -38,8 +38,8 @@ _SENTIMENT_OPTIONS = (
         kind="str",
         default="non_negative",
         choices=("non_negative", "positive", "three", "seven"),
-        doc="negative against non_negative scores; against positive ones, without those of 0; "
-        "three by their sign; seven by rounding, Acc-7",
+        doc="negative against non_negative scores; negative against positive, without scores "
+        "of 0; three by sign; seven by rounding (Acc-7)",
     ),
     Option(
         name="length",
@@ -47,7 +47,7 @@ _SENTIMENT_OPTIONS = (
         default=None,
         optional=True,
         low=1,
-        doc="frames kept of each row, from its first word on; null: all",
+        doc="maximum number of frames per row, from its first word on; null: all",
     ),
     Option(
         name="standardize",
@@ -65,22 +65,22 @@ _SENTIMENT_OPTIONS = (
 
 MOSI = TaskEntry(
     path="modmix.tasks.mosi:Mosi",
-    doc="CMU-MOSI: words, voice and face of 2,199 spoken opinions on films; their sentiment",
+    doc="CMU-MOSI: text, audio and vision of 2,199 spoken opinions on films; sentiment",
     options=_SENTIMENT_OPTIONS,
     encoders={"*": _TRANSFORMER},
     training=_SEQUENCES_RECIPE,
     cost="seconds; the pickle in memory, and as much disk in float32",
-    source="https://github.com/pliang279/MultiBench links the prepared pickles, by hand",
+    source="https://github.com/pliang279/MultiBench links the prepared pickles (manual download)",
 )
 
 MOSEI = TaskEntry(
     path="modmix.tasks.mosi:Mosei",
-    doc="CMU-MOSEI: words, voice and face of some 22,800 spoken opinions; their sentiment",
+    doc="CMU-MOSEI: text, audio and vision of some 22,800 spoken opinions; sentiment",
     options=_SENTIMENT_OPTIONS,
     encoders={"*": _TRANSFORMER},
     training=_SEQUENCES_RECIPE,
     cost="a minute; the pickle in memory (up to 4 GB), and 2 GB of disk",
-    source="https://github.com/pliang279/MultiBench links the prepared pickles, by hand",
+    source="https://github.com/pliang279/MultiBench links the prepared pickles (manual download)",
 )
 
 # From scratch: no pretrained weights.
@@ -113,22 +113,22 @@ def _image_options(*, size: int, vocabulary: int, length: int, augment: str) -> 
             default=vocabulary,
             low=1,
             high=1_000_000,
-            doc="most frequent words of the training texts that have ids; others are unknown",
+            doc="number of words with ids, the most frequent of the training texts",
         ),
         Option(
             name="length",
             kind="int",
             default=length,
             low=1,
-            doc="words kept of each text, from its start",
+            doc="maximum number of words per text, truncated at the end",
         ),
         Option(name="augment", kind="bool", default=True, shapes_arrays=False, doc=augment),
         MAX_UNREADABLE,
     )
 
 
-_CROP_AND_MIRROR = "in training, random boxes of images, of 8 to 100 %, resized and mirrored"
-_CROP = "in training, random boxes of images, of 50 to 100 %, resized"
+_CROP_AND_FLIP = "in training, random resized crops (8 to 100 % of the area) and horizontal flips"
+_CROP = "in training, random resized crops (50 to 100 % of the area), without flips"
 
 
 def _fraction(name: str, doc: str) -> Option:
@@ -141,15 +141,15 @@ FOOD101 = TaskEntry(
     options=(
         path_option("the folder that holds texts/ and images/"),
         _fraction(
-            "val_fraction", "share of the training rows that becomes validation, class by class"
+            "val_fraction", "fraction of the training rows used for validation, stratified by class"
         ),
         SPLIT_SEED,
-        *_image_options(size=224, vocabulary=20_000, length=32, augment=_CROP_AND_MIRROR),
+        *_image_options(size=224, vocabulary=20_000, length=32, augment=_CROP_AND_FLIP),
     ),
     encoders=_IMAGE_ENCODERS,
     training=_IMAGES_RECIPE,
     cost="minutes; 28 GB of disk at 224 pixels, half of it kept",
-    source="http://visiir.lip6.fr, by hand",
+    source="http://visiir.lip6.fr (manual download)",
 )
 
 MVSA = TaskEntry(
@@ -162,18 +162,18 @@ MVSA = TaskEntry(
             kind="str",
             default="merge",
             choices=("merge", "agree"),
-            doc="one label of those of text and image: neutral gives way, rows of opposites are "
-            "dropped (merge); only rows with equal ones (agree)",
+            doc="from two labels to one: neutral is overruled by the other, opposites are dropped "
+            "(merge); only rows with equal labels are used (agree)",
         ),
-        _fraction("val_fraction", "share of the rows that becomes validation, class by class"),
-        _fraction("test_fraction", "share of the rows that becomes the test split"),
+        _fraction("val_fraction", "fraction of the rows used for validation, stratified by class"),
+        _fraction("test_fraction", "fraction of the rows used for testing, stratified by class"),
         SPLIT_SEED,
-        *_image_options(size=224, vocabulary=10_000, length=32, augment=_CROP_AND_MIRROR),
+        *_image_options(size=224, vocabulary=10_000, length=32, augment=_CROP_AND_FLIP),
     ),
     encoders=_IMAGE_ENCODERS,
     training=_IMAGES_RECIPE,
     cost="a minute; 1.4 GB of disk (Multiple: 5 GB) at 224 pixels, half of it kept",
-    source="https://mcrlab.net/research/mvsa-sentiment-analysis-on-multi-view-social-data, by hand",
+    source="https://mcrlab.net/research/mvsa-sentiment-analysis-on-multi-view-social-data (manual)",
 )
 
 HATEFUL_MEMES = TaskEntry(
@@ -186,21 +186,21 @@ HATEFUL_MEMES = TaskEntry(
             kind="str",
             default="dev_seen",
             choices=("dev_seen", "dev_unseen", "dev"),
-            doc="name of the validation rows, without .jsonl",
+            doc="file of the validation rows, without .jsonl",
         ),
         Option(
             name="test",
             kind="str",
             default="test_seen",
             choices=("test_seen", "test_unseen", "dev_seen", "dev_unseen", "dev"),
-            doc="name of the test rows, without .jsonl; the first release's have no labels",
+            doc="file of the test rows, without .jsonl; those of the first release have no labels",
         ),
         *_image_options(size=224, vocabulary=10_000, length=32, augment=_CROP),
     ),
     encoders=_IMAGE_ENCODERS,
     training=_IMAGES_RECIPE,
     cost="a minute; 3 GB of disk at 224 pixels, half of it kept",
-    source="the Hateful Memes Challenge (arXiv 2005.04790), by hand",
+    source="the Hateful Memes Challenge (arXiv 2005.04790), manual download",
 )
 
 TEXT: dict[str, TaskEntry] = {

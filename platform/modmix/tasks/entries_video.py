@@ -1,4 +1,4 @@
-"""Table entries of tasks with sound, images and video."""
+"""Table entries of tasks with audio, images and video."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from modmix.tasks.entry import SPLIT_SEED, TaskEntry
 from modmix.tasks.options import Option
 
 RESNETS: Mapping[str, Mapping[str, Any]] = {"*": {"name": "resnet18"}}
-# The recipe of DI-MML's code (2024); its joint baseline has the same.
+# The recipe of DI-MML's code (2024), also that of its joint baseline.
 RECIPE: Mapping[str, Any] = {
     "optimizer": "sgd",
     "learning_rate": 1e-3,
@@ -30,14 +30,14 @@ MAX_UNREADABLE = Option(
     low=0.0,
     high=1.0,
     shapes_arrays=False,
-    doc="share of the items that may be missing or unreadable; they are left out",
+    doc="fraction of the items that may be missing or unreadable; they are left out",
 )
 AUGMENT = Option(
     name="augment",
     kind="bool",
     default=True,
     shapes_arrays=False,
-    doc="in training, crop frames at random, resize them to the old size and mirror them",
+    doc="in training, random resized crops (8 to 100 % of the area) and horizontal flips",
 )
 VAL_FRACTION = Option(
     name="val_fraction",
@@ -45,7 +45,7 @@ VAL_FRACTION = Option(
     default=0.1,
     low=0.0001,
     high=0.9,
-    doc="share of the training list that becomes validation, class by class, without val_list",
+    doc="fraction of the training list used for validation, stratified by class, without val_list",
 )
 
 
@@ -72,7 +72,7 @@ def clip_options(*, frames: int, seconds: float) -> tuple[Option, ...]:
             kind="int",
             default=frames,
             low=1,
-            doc="frames of a clip, evenly spaced: the middles of as many equal parts of its time",
+            doc="frames per clip: the middle frame of each of that many equal segments",
         ),
         Option(
             name="size",
@@ -88,35 +88,34 @@ def clip_options(*, frames: int, seconds: float) -> tuple[Option, ...]:
             default=seconds,
             low=0.1,
             high=600.0,
-            doc="length of the sound; what is longer is cut off at the end",
+            doc="length of the audio; longer audio is truncated at the end",
         ),
         Option(
             name="window",
             kind="int",
             default=512,
             low=2,
-            doc="samples of one window of the spectrogram, at 16,000 a second",
+            doc="window length of the spectrogram, in samples at 16 kHz",
         ),
         Option(
             name="overlap",
             kind="int",
             default=353,
             low=0,
-            doc="samples by which windows overlap, fewer than window",
+            doc="samples shared by adjacent windows, fewer than window",
         ),
         Option(
             name="short_audio",
             kind="str",
             default="tile",
             choices=("tile", "pad"),
-            doc="shorter sounds are repeated (tile) or followed by silence (pad)",
+            doc="shorter audio is repeated (tile) or padded with silence (pad)",
         ),
         Option(
             name="standardise",
             kind="bool",
             default=True,
-            doc="whether spectrograms have the mean of the training split subtracted and are "
-            "divided by its deviation",
+            doc="standardise spectrograms by the mean and standard deviation of the training split",
         ),
         AUGMENT,
         MAX_UNREADABLE,
@@ -125,12 +124,12 @@ def clip_options(*, frames: int, seconds: float) -> tuple[Option, ...]:
 
 CREMAD = TaskEntry(
     path="modmix.tasks.cremad:CremaD",
-    doc="CREMA-D: 7,442 clips of actors, video and sound; six emotions",
+    doc="CREMA-D: 7,442 audio-visual clips of actors; six emotions",
     options=(
         path("the folder that holds AudioWAV and VideoFlash"),
-        split_list("train", "lines STEM,EMOTION; null: actors are divided at random"),
+        split_list("train", "lines STEM,EMOTION; null: actors are split at random"),
         split_list("val", "the same; null: drawn from train_list by val_fraction"),
-        split_list("test", "the same, with train_list"),
+        split_list("test", "the same; required with train_list"),
         Option(
             name="test_actors",
             kind="int",
@@ -154,31 +153,31 @@ CREMAD = TaskEntry(
             default=0.0,
             low=0.0,
             shapes_arrays=False,
-            doc="deviation of Gaussian noise on normalised frames, in training and evaluation",
+            doc="standard deviation of noise on normalised frames, in training and evaluation",
         ),
     ),
     encoders=RESNETS,
     training=RECIPE,
-    cost="3 minutes of processor time, 9 GB of disk, 4.5 GB of it kept",
-    source="https://github.com/CheyneyComputerScience/CREMA-D, by hand",
+    cost="3 minutes of CPU time, 9 GB of disk, 4.5 GB of it kept",
+    source="https://github.com/CheyneyComputerScience/CREMA-D (manual download)",
 )
 
 AVE = TaskEntry(
     path="modmix.tasks.ave:Ave",
-    doc="AVE: 4,143 events in video and sound; 28 classes",
+    doc="AVE: 4,143 audio-visual events; 28 classes",
     options=(
         path("the folder that holds trainSet.txt, valSet.txt, testSet.txt and AVE"),
         *clip_options(frames=4, seconds=10.0),
     ),
     encoders=RESNETS,
     training=RECIPE,
-    cost="11 minutes of processor time, 9.3 GB of disk, 4.6 GB of it kept",
-    source="https://github.com/YapengTian/AVE-ECCV18, by hand",
+    cost="11 minutes of CPU time, 9.3 GB of disk, 4.6 GB of it kept",
+    source="https://github.com/YapengTian/AVE-ECCV18 (manual download)",
 )
 
 KINETICS_SOUNDS = TaskEntry(
     path="modmix.tasks.kinetics_sounds:KineticsSounds",
-    doc="Kinetics-Sounds: 17,396 clips of 10 s, video and sound; 31 actions",
+    doc="Kinetics-Sounds: 17,396 audio-visual clips of 10 s; 31 actions",
     options=(
         path("a folder with the clips as ID_START_END.mp4, in subfolders or not"),
         split_list("train", "lines ID_START,10,LABEL or ID_START_END,10,LABEL", required=True),
@@ -190,8 +189,8 @@ KINETICS_SOUNDS = TaskEntry(
     ),
     encoders=RESNETS,
     training=RECIPE,
-    cost="45 minutes of processor time, 34 GB of disk, 17 GB of it kept",
-    source="the clips of Kinetics, by hand",
+    cost="45 minutes of CPU time, 34 GB of disk, 17 GB of it kept",
+    source="the clips of Kinetics (manual download)",
 )
 
 UCF101 = TaskEntry(
@@ -208,7 +207,7 @@ UCF101 = TaskEntry(
             default=0.1,
             low=0.0001,
             high=0.9,
-            doc="share of the groups of each class in the training list that becomes validation",
+            doc="fraction of each class's groups in the training list used for validation",
         ),
         SPLIT_SEED,
         Option(
@@ -231,31 +230,30 @@ UCF101 = TaskEntry(
             kind="int",
             default=224,
             low=8,
-            doc="height and width in pixels of what models see, cut out without resizing",
+            doc="height and width in pixels of the crops that models see, not resized",
         ),
         Option(
             name="stored",
             kind="int",
             default=256,
             low=8,
-            doc="height and width in pixels of what is stored, the middle of a frame; at least "
-            "size",
+            doc="height and width in pixels of the centre of a frame that is stored; at least size",
         ),
         Option(
             name="augment",
             kind="bool",
             default=True,
             shapes_arrays=False,
-            doc="in training, cut windows out at random places and mirror them, with u negated",
+            doc="in training, random crops and horizontal flips, which negate u",
         ),
         MAX_UNREADABLE,
     ),
     encoders=RESNETS,
     training=RECIPE,
     cost="minutes: 7 ms of one core per clip, and 280,000 small files to read; 20 GB of disk with "
-    "the defaults, as much again while preparing",
+    "the defaults, as much again during preparation",
     source="https://github.com/feichtenhofer/twostreamfusion and "
-    "https://www.crcv.ucf.edu/data/UCF101.php, by hand",
+    "https://www.crcv.ucf.edu/data/UCF101.php (manual download)",
 )
 
 MODELNET40 = TaskEntry(
@@ -285,7 +283,7 @@ MODELNET40 = TaskEntry(
             default=0.1,
             low=0.0001,
             high=0.9,
-            doc="share of the training objects that becomes validation, class by class",
+            doc="fraction of the training objects used for validation, stratified by class",
         ),
         SPLIT_SEED,
         AUGMENT,
@@ -293,9 +291,9 @@ MODELNET40 = TaskEntry(
     ),
     encoders=RESNETS,
     training=RECIPE,
-    cost="a minute: 2 ms of one core per object; 3.7 GB of disk for two views, as much again while "
-    "preparing",
-    source="https://github.com/jongchyisu/mvcnn_pytorch, by hand",
+    cost="a minute: 2 ms of one core per object; 3.7 GB of disk for two views, as much again "
+    "during preparation",
+    source="https://github.com/jongchyisu/mvcnn_pytorch (manual download)",
 )
 
 VIDEO: dict[str, TaskEntry] = {

@@ -1,4 +1,4 @@
-"""The declaration of a task for the table, and what several entries share."""
+"""The declaration of a task for the table, and values shared by several entries."""
 
 from __future__ import annotations
 

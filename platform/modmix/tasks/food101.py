@@ -1,9 +1,9 @@
-"""The task ``food101``: photographs of dishes, and the titles of the web pages they are from.
+"""The task ``food101``: photographs of dishes, and the titles of the web pages they come from.
 
 UPMC Food-101 (Wang et al. 2015): 101 classes, about 61,000 training images with noisy labels and
 22,700 test images. Rows of texts/train_titles.csv and texts/test_titles.csv are an image's file
 name, the title and the class, with or without a header; the image is images/train/CLASS/NAME or
-images/test/CLASS/NAME. Validation is drawn from the training rows, class by class.
+images/test/CLASS/NAME. The validation split is a stratified sample of the training rows.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ def read_titles(path: Path) -> list[Row]:
     """The rows of a split file.
 
     Raises:
-        DataError: columns are missing, or a row has too few or a name that is no file's or class's.
+        DataError: columns are missing, or a row has too few, or a name that is not that of a file
+        or class.
     """
     try:
         rows = list(rows_of(path))
@@ -114,7 +115,7 @@ def _header(cells: list[str]) -> list[int | None] | None:
         next((names.index(name) for name in known if name in names), None)
         for known in _COLUMNS.values()
     ]
-    # A row of data can have a class or a title of such a name, but no image.
+    # A data row can have such a class or title, but no image of such a name.
     is_header = found[0] is not None or sum(column is not None for column in found) > 1
     return found if is_header else None
 

@@ -29,7 +29,7 @@ LAYOUT = (
 
 class HatefulMemes(TextImageTask):
     name: ClassVar[str] = "hateful_memes"
-    # Larger crops than of photographs, and no mirroring: there is text on the images.
+    # Larger crops than for photographs, and no flips: there is text on the images.
     augmented: ClassVar[Augmentation] = Augmentation(crop=(0.5, 1.0))
 
     def sources(self) -> tuple[Source, ...]:

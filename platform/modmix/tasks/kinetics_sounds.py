@@ -1,10 +1,10 @@
-"""The task ``kinetics_sounds``: actions that are seen and heard, clips of 10 s in 31 classes.
+"""The task ``kinetics_sounds``: audio-visual actions, clips of 10 s in 31 classes.
 
 Arandjelović and Zisserman, "Look, Listen and Learn" (ICCV 2017), a subset of Kinetics. Lists have
 lines ID_START,10,LABEL or ID_START_END,10,LABEL. Clips are found by ID and start anywhere below the
 folder ``path``, whether they are sorted by split, by class or not at all, and however START is
-padded with zeros. The sound is that of a .wav file of the same name, if there is one, else the
-video's own.
+padded with zeros. The audio is that of a .wav file of the same name if there is one, otherwise
+that of the video.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class KineticsSounds(ClipTask):
         return Listed(items=tuple(items), class_names=tuple(names))
 
     def _index(self) -> tuple[dict[Clip, str], dict[Clip, str]]:
-        """Relative names of the videos and of the sounds below the folder, by clip."""
+        """Relative names of the video and audio files below the folder, by clip."""
         videos: dict[Clip, str] = {}
         sounds: dict[Clip, str] = {}
         for folder, subfolders, names in os.walk(self.root):

@@ -1,7 +1,7 @@
-"""Tasks whose sources are thousands of media files: sounds, images, videos.
+"""Tasks whose sources are thousands of media files: audio, images, video.
 
 A subclass of `MediaTask` lists its items from the official split files (`listed`), describes its
-inputs (`inputs`) and decodes one item (`decode`); preparing, resuming after a kill, leaving out
+inputs (`inputs`) and decodes one item (`decode`); preparing, resuming, leaving out
 unreadable items and standardising are done here. `decode` runs in other processes, on a task built
 anew from its name and options.
 """
@@ -33,7 +33,7 @@ from modmix.tasks.splits import Moments
 from modmix.tasks.writer import Writer, input_file, labels_file
 
 UNREADABLE = "unreadable.txt"
-MAX_UNREADABLE = 0.1  # share, without an option of this name
+MAX_UNREADABLE = 0.1  # fraction, without an option of this name
 _NAMED = 3  # unreadable items named in a message
 _log = logging.getLogger(__name__)
 
@@ -49,11 +49,11 @@ class Listed:
 class MediaTask(Task):
     """Base class of tasks whose items are media files below the folder of the option ``path``.
 
-    The option ``path`` must be declared; ``max_unreadable``, a share of the items, may be.
+    The option ``path`` must be declared; ``max_unreadable``, a fraction of the items, may be.
 
-    Which files there are is identified by their names and sizes (`listing`) and by the checksums of
-    the split files (`sources`), not by hashing terabytes: a file that is replaced by another of the
-    same size is not noticed.
+    Files are identified by their names and sizes (`listing`) and by the checksums of
+    the split files (`sources`), not by hashing terabytes: replacing a file by another of the same
+    size is not noticed.
     """
 
     @abstractmethod
@@ -180,12 +180,12 @@ class MediaTask(Task):
         if needed > free:
             raise DataError(
                 f"{data_home()}: {needed / 1e9:.1f} GB must be free to prepare task "
-                f"{own.place(self.name)} (half of it only meanwhile), {free / 1e9:.1f} GB are; "
+                f"{own.place(self.name)} (half of it temporarily), {free / 1e9:.1f} GB are; "
                 "free some space or set MODMIX_DATA to a folder on another disk"
             )
 
     def _check_missing(self, items: Sequence[Item], listing: Sequence[Any]) -> None:
-        """Refuse at once what would be refused after hours of decoding."""
+        """Refuse before decoding what would otherwise be refused hours later."""
         missing = {name for name, size in listing if size is None}
         without = [item for item in items if missing & set(item.files)]
         if len(without) > self._allowed(len(items)):
@@ -213,7 +213,7 @@ class MediaTask(Task):
         """List the items that could not be read in a file, and summarise them in one warning.
 
         Raises:
-            DataError: they are too many.
+            DataError: there are too many.
         """
         lines = [f"{items[n].files[0]}\t{reason}" for n, reason in sorted(reasons.items())]
         text = "".join(f"{line}\n" for line in lines)
@@ -240,7 +240,7 @@ class MediaTask(Task):
     def _moments(
         self, one: Input, shards: Sequence[Shard], splits_N: Array, writer: Writer
     ) -> Moments | None:
-        """Mean and deviation of an input's channels in training; None: it is not standardised."""
+        """Mean and standard deviation of the channels in training; None: not standardised."""
         if one.name not in self.standardised():
             return None
         moments = Moments(one.shape[-1])

@@ -1,9 +1,9 @@
-"""Decodes the items of a media task in several processes, in shards that survive a kill.
+"""Decodes the items of a media task in several processes, in shards, so it can be resumed.
 
 Each process runs `media_worker`, which builds the task anew from its name and options, reads
 requests from its standard input and reports each item on its standard output. (Worker processes of
-Python's own pools would import the user's main script again.) A process that dies, say by a
-fault in a decoder, costs the one item it was decoding: that item is left out.
+Python's own pools would import the user's main script again.) If a process dies, for
+example by a fault in a decoder, only the item it was decoding is left out.
 
 A shard is an .npz with the arrays of consecutive items, written atomically. Those of a killed
 preparation are found and kept by the next one.
@@ -34,9 +34,9 @@ from modmix.tasks.files import Progress
 
 _DAMAGE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile)
 _SHARD_BYTES = 32 << 20
-_MOST_ITEMS = 64  # of a shard: what a kill may cost each process
+_MOST_ITEMS = 64  # per shard, so at most what each process loses if killed
 REASONS = "_reasons"  # of a shard: JSON, row of the shard -> reason
-# Signals of a fault in the decoder itself; any other end is not blamed on an item.
+# Signals of a fault in the decoder itself; any other exit is not attributed to an item.
 _CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
 
 
@@ -168,7 +168,7 @@ def decode(
 
 
 class _Worker(threading.Thread):
-    """Feeds one process with shards; puts True per item, None at its end, or an exception."""
+    """Sends shards to one process; puts True per item, None at the end, or an exception."""
 
     def __init__(
         self,
@@ -212,7 +212,7 @@ class _Worker(threading.Thread):
             process.wait()
 
     def _write(self, shard: Shard) -> None:
-        """Have a shard written; if the process dies at an item, by another without that item."""
+        """Have a shard written; if the process dies, retry without the item it was decoding."""
         crashed: dict[int, str] = {}
         reported: set[int] = set()
         while not self._stopped:
@@ -235,7 +235,7 @@ class _Worker(threading.Thread):
                 return
             if current is None or current in crashed or -code not in _CRASHES:
                 raise DataError(
-                    f"a decoding process ended with code {code} (-9: killed, often for want of "
+                    f"a decoding process ended with code {code} (-9: killed, often out of "
                     "memory); run the command again, with MODMIX_DATA_WORKERS set to fewer "
                     "processes if it happens again"
                 )
@@ -256,7 +256,7 @@ class _Worker(threading.Thread):
                 stdout=subprocess.PIPE,
                 text=True,
                 env=environment,
-                start_new_session=True,  # Ctrl-C is for this process, which ends the other
+                start_new_session=True,  # Ctrl-C reaches only this process, which ends the other
             )
             _send(self._process, self._start_line)
         return self._process

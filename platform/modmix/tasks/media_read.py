@@ -1,9 +1,9 @@
-"""Reads frames and sound from media files with PyAV, and images with Pillow.
+"""Reads frames and audio from media files with PyAV, and images with Pillow.
 
 Whatever cannot be read raises `Unreadable` with a short reason; the item is then left out. Decoding
 uses one thread: `media_decode` runs one process per core.
 
-Shapes: T frames, H × W pixels, S samples, A channels of sound.
+Shapes: T frames, H × W pixels, S samples, A audio channels.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from PIL.Image import Image
 
-# A wanted moment may lie this far behind the start of the last frame: durations are rounded, and
-# the last frame lasts until the end.
+# A requested time may be this much later than the start of the last frame: durations are rounded,
+# and the last frame lasts until the end.
 _SLACK_SECONDS = 0.5
 
 Frames = npt.NDArray[np.uint8]  # (T, H, W, 3)
@@ -42,7 +42,7 @@ def opened(path: Path) -> Iterator[InputContainer]:
     """
     import av
 
-    av.logging.set_level(av.logging.PANIC)  # broken packets would fill the terminal
+    av.logging.set_level(av.logging.PANIC)  # messages on broken packets would fill the terminal
     try:
         with av.open(str(path), "r") as container:
             yield container
@@ -74,7 +74,7 @@ def video_frames(
     end: float | None = None,
     max_seconds: float | None = None,
 ) -> Frames:
-    """``count`` frames evenly spaced between two moments, (T, size, size, 3) in RGB.
+    """``count`` frames evenly spaced between two times, (T, size, size, 3) in RGB.
 
     The time between ``start`` and ``end`` (in seconds; None: the end of the video) is divided into
     ``count`` equal parts. The frame shown in the middle of each is taken and resized without
@@ -83,7 +83,7 @@ def video_frames(
 
     Raises:
         Unreadable: not a video, no duration, longer than ``max_seconds``, fewer than ``count``
-            frames, or the video ends before the last moment.
+            frames, or the video ends before the last of these times.
     """
     with opened(path) as container:
         duration = _seconds(container)
@@ -97,7 +97,7 @@ def video_frames(
 
 
 def _frames_at(container: InputContainer, wanted: list[float], size: int) -> list[Frames]:
-    """The frames shown at these moments, which are in seconds after the first frame."""
+    """The frames shown at these times, in seconds after the first frame."""
     found: list[Frames] = []
     shown: VideoFrame | None = None
     first, time, seen = 0.0, 0.0, 0
@@ -139,12 +139,12 @@ def _decoded(container: InputContainer, kind: str) -> Iterator[Any]:
 def waveform(
     path: Path, rate: int, *, start: float = 0.0, end: float | None = None
 ) -> npt.NDArray[np.float32]:
-    """The sound of a media file between two moments (seconds): samples (S,) in [−1, 1].
+    """The audio of a media file between two times (seconds): samples (S,) in [−1, 1].
 
-    It is resampled to ``rate``, channels are averaged. Broken packets are skipped.
+    It is resampled to ``rate`` and channels are averaged. Broken packets are skipped.
 
     Raises:
-        Unreadable: not a media file, no audio stream, or no sample between the moments.
+        Unreadable: not a media file, no audio stream, or no sample between the times.
     """
     first, last = round(start * rate), None if end is None else round(end * rate)
     with opened(path) as container:
@@ -158,23 +158,23 @@ def waveform(
                 break
         if samples <= first:
             raise Unreadable(
-                f"has {samples / rate:.2f} s of sound, some after {start:g} s is needed"
+                f"has {samples / rate:.2f} s of audio, some after {start:g} s is needed"
             )
     return np.concatenate(parts)[first:last]
 
 
 def _resampled(container: InputContainer, rate: int) -> Iterator[npt.NDArray[np.float32]]:
-    """The sound in parts, averaged over channels."""
+    """The audio in parts, averaged over channels."""
     from av import AudioResampler
 
     resampler = AudioResampler(format="fltp", rate=rate)
-    for frame in chain(_decoded(container, "audio"), [None]):  # None: the rest
+    for frame in chain(_decoded(container, "audio"), [None]):  # None: flush
         for part_AS in resampler.resample(frame):
             yield part_AS.to_ndarray().mean(axis=0, dtype=np.float32)
 
 
 def fitted(samples_S: npt.NDArray[np.float32], length: int, *, tile: bool) -> Any:
-    """Exactly ``length`` samples: the first ones, or repeated, or followed by silence."""
+    """Exactly ``length`` samples: truncated, or repeated, or padded with silence."""
     if len(samples_S) >= length:
         return samples_S[:length]
     if tile:
@@ -183,7 +183,7 @@ def fitted(samples_S: npt.NDArray[np.float32], length: int, *, tile: bool) -> An
 
 
 def image_pixels(path: Path, size: int | None) -> Frames:
-    """An image as RGB (size, size, 3), or in its own size, resized without its aspect ratio.
+    """An image as RGB (size, size, 3), resized without keeping its aspect ratio, or unresized.
 
     Raises:
         Unreadable: missing, truncated, or not an image.
@@ -197,7 +197,7 @@ def image_pixels(path: Path, size: int | None) -> Frames:
 
 
 def middle_pixels(path: Path, size: int, mode: Literal["RGB", "L"]) -> Frames:
-    """The square in the middle of an image, (size, size, 3), or (size, size, 1) for mode L (grey).
+    """The centre crop of an image, (size, size, 3), or (size, size, 1) for mode L (grey).
 
     Raises:
         Unreadable: missing, truncated, smaller, or not an image.

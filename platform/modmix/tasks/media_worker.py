@@ -1,7 +1,7 @@
-"""The process that decodes items for `media_decode`: one JSON line in, one JSON line out.
+"""The decoding process of `media_decode`: one JSON line in, one JSON line out.
 
 The first line has the task, its options, and its source if it is a user's own. Each further one
-asks for a shard: ``path``, ``items``, and ``crashed``, the items not to try again with the reasons.
+asks for a shard: ``path``, ``items``, and ``crashed``, the items not to be retried and the reasons.
 Answers are {"item": row} before each item and {"done": true} after the shard is written, or
 {"error": text, …}.
 """
@@ -31,7 +31,7 @@ from modmix.tasks.media_read import Unreadable
 def main() -> None:
     """Serve requests until the input ends or the parent is gone."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints must not be taken for an answer
+    os.dup2(2, 1)  # what a library prints must not be read as an answer
     try:
         for answer in _answers():
             print(json.dumps(answer), file=answers, flush=True)

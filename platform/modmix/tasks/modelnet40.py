@@ -1,9 +1,9 @@
-"""The task ``modelnet40``: 12,311 objects of 40 kinds, seen from several sides.
+"""The task ``modelnet40``: 12,311 objects in 40 classes, from several views.
 
 Wu et al., "3D ShapeNets" (2015), as the shaded images of Su et al.'s "A Deeper Look at 3D Shape
 Classifiers" (2018): ``modelnet40_images_new_12x/CLASS/{train,test}/NAME.obj.shaded_v001.png``, to
 v012, taken all around the object, 30 degrees apart. Each chosen view is an input. DI-MML (2024)
-has two, front and rear; 1 and 7 are opposite each other.
+uses two, front and rear; 1 and 7 are opposite each other.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tasks ``mosi`` and ``mosei``: sentiment of spoken opinions from words, voice and face.
+"""The tasks ``mosi`` and ``mosei``: sentiment of spoken opinions from text, audio and vision.
 
 CMU-MOSI (Zadeh et al. 2016) and CMU-MOSEI (Zadeh et al. 2018) as published in prepared form: a
 pickle {train, valid, test} of {text, audio, vision, labels}. Inputs are arrays (N, T, D) of T
@@ -7,11 +7,11 @@ number of each row. The pickle is read without running code from it.
 
 Rows with empty text are dropped, -inf in ``audio`` is 0, and empty frames before a row's first word
 are moved to its end, as padding. Features are divided by their root mean square, without
-subtracting a mean, so that frames of zeros (padding, or a face that was not found) stay zeros.
+subtracting a mean, so that all-zero frames (padding, or no face found) stay zero.
 
 Scores become classes as the field's accuracies define them: Acc-2 has negative against
 non-negative, or against positive without the neutral rows; Acc-7 rounds the score, clipped to
--3 … 3, to the nearest whole number (halves to the even one).
+-3 … 3, to the nearest whole number (halves to even).
 
 Shapes: N rows, T frames, L frames kept, D features.
 """

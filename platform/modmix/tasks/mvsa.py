@@ -6,9 +6,9 @@ pairs. The text is data/ID.txt, the image data/ID.jpg.
 
 One label follows from them as in Xu & Mao (2017), which most of the field uses: of three
 annotators, the label that two or more give the text, and the one that they give the image; rows
-without such a majority are dropped. Equal labels of text and image are the row's; of neutral and
-another, the other; a row with positive and negative is dropped. With ``labels: agree``, only rows
-with equal labels are used. Rows are split at random, class by class.
+without such a majority are dropped. If text and image have equal labels, that is the row's label;
+if one is neutral, the other counts; a row with positive and negative is dropped. With ``labels:
+agree``, only rows with equal labels are used. The split is random, stratified by class.
 """
 
 from __future__ import annotations
@@ -147,6 +147,6 @@ def label_of(pairs: tuple[Pair, ...], rule: str) -> str | None:
 
 
 def _majority(labels: list[str]) -> str | None:
-    """The label of more than half of the annotators."""
+    """The label given by more than half of the annotators."""
     label, count = Counter(labels).most_common(1)[0]
     return label if 2 * count > len(labels) else None

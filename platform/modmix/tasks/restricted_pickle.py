@@ -5,7 +5,7 @@ file asks for. This one admits the few names that NumPy writes into the pickle o
 stands for a function below, which rebuilds an array and nothing else; NumPy's own functions are
 never called through the file. All other names are refused.
 
-Admitted are pickles of protocols 0 to 5, written by Python 2 or 3 and NumPy 1 or 2. Texts of
+Admitted are pickles of protocols 0 to 5, written by Python 2 or 3 and NumPy 1 or 2. Strings of
 Python 2 are read as latin-1, which keeps every byte.
 """
 
@@ -21,7 +21,7 @@ import numpy as np
 from modmix.base.errors import DataError
 from modmix.tasks.data import Array
 
-_KINDS = "biufcSUO"  # of types: no records, whose fields could lie about what their bytes are
+_KINDS = "biufcSUO"  # of dtypes: no records, whose fields could misstate what their bytes are
 
 
 class _Type:
@@ -72,7 +72,7 @@ def _array_of_buffer(
 
 
 def _latin1(text: str, encoding: str = "latin1") -> bytes:
-    """Bytes that Python 3 wrote as text, for want of an opcode in protocols 0 to 2."""
+    """Bytes that Python 3 wrote as text, as protocols 0 to 2 have no opcode for them."""
     if encoding not in ("latin1", "latin-1"):
         raise ValueError("bytes in an encoding other than latin1")
     return text.encode("latin1")
@@ -139,7 +139,7 @@ def read_pickle(path: Path, mend: str) -> Any:
         mend: clause for error messages that says what the file should be.
 
     Raises:
-        DataError: not a pickle, damaged, too large for the memory, or it names anything else; the
+        DataError: not a pickle, damaged, too large for memory, or it names anything else; the
             message says what.
     """
     try:
@@ -151,7 +151,7 @@ def read_pickle(path: Path, mend: str) -> Any:
             f"code when they are read, got {str(refused)!r}; {mend}"
         ) from None
     except MemoryError as error:
-        raise DataError(f"{path}: does not fit into the memory; {mend}") from error
+        raise DataError(f"{path}: does not fit into memory; {mend}") from error
     except OSError:
         raise
     except Exception as error:  # whatever damaged bytes make the unpickler or NumPy raise

@@ -1,4 +1,4 @@
-"""Tasks of images with a text each: pixels, and the words of the text.
+"""Tasks of images with text: pixels and words.
 
 The text is in the split file (`Item.text`) or in a file of its own, the item's second one. The
 vocabulary is made of the training texts whose images can be read.
@@ -106,7 +106,7 @@ def decoded(content: bytes) -> str:
 
 
 def plain_path(text: str) -> str | None:
-    """A relative path of a split file with slashes, or None if it leads out of its folder."""
+    """A relative path of a split file with slashes, or None if it leaves its folder."""
     whole = text.strip().replace("\\", "/")
     parts = [part for part in whole.split("/") if part not in ("", ".")]  # much faster than pathlib
     if not parts or whole.startswith("/") or ".." in parts or "\0" in whole:

@@ -8,8 +8,8 @@ splits. The validation split is drawn from the training list group by group: the
 
 A clip is ``frames`` consecutive frames. Flow is u and v of all of them, rgb is the middle one.
 DI-MML's code (2024) draws a clip at random from a training video in every epoch; here each training
-video gives ``clips`` fixed ones, evenly spaced. It takes windows from whole frames, here from
-the middle square of ``stored`` pixels.
+video gives ``clips`` fixed ones, evenly spaced. That code crops from whole frames; here crops are
+from the central square of ``stored`` pixels.
 
 Shapes: H × W pixels, T frames.
 """
@@ -33,8 +33,8 @@ from modmix.tasks.ucf101_lists import read_classes, read_videos, validation_vide
 RGB, FLOW = "rgb", "flow"
 FOLDERS = {RGB: "jpegs_256", "u": "tvl1_flow/u", "v": "tvl1_flow/v"}
 LISTS = "ucfTrainTestlist"
-# Mean and deviation of the training pixels (red, green, blue) in DI-MML's code. A flow of 0 is
-# between the bytes 127 and 128.
+# Mean and standard deviation of the training pixels (red, green, blue) in DI-MML's code. A flow of
+# 0 is between the bytes 127 and 128.
 RGB_MEAN, RGB_SCALE = (106.46, 101.47, 93.22), (68.28, 66.41, 67.59)
 FLOW_MEAN, FLOW_SCALE = 127.5, 1.0
 

@@ -1,4 +1,4 @@
-"""The official lists of UCF101, and validation videos drawn from the training list by group."""
+"""The official lists of UCF101, and a validation split of the training list by group."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _parsed(line: str, numbers: dict[str, int]) -> tuple[int | None, re.Match[st
 def validation_videos(
     videos: Sequence[Video], class_names: Sequence[str], share: float, seed: int
 ) -> set[Video]:
-    """The videos of a random share of each class's groups, at least one, but not all of them.
+    """The videos of a random fraction of each class's groups, at least one, but not all.
 
     Raises:
         DataError: no class has two groups.

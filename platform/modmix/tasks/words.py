@@ -27,12 +27,12 @@ _WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text in their order; both forms of the apostrophe become one."""
+    """The words of a text in their order; both forms of the apostrophe are the same."""
     return _WORD.findall(unicodedata.normalize("NFC", text).lower().replace("’", "'"))
 
 
 def frequent_words(texts: Iterable[str], size: int) -> tuple[str, ...]:
-    """The ``size`` most frequent words, or all if they are fewer; the alphabet decides ties."""
+    """The ``size`` most frequent words, or all if there are fewer; ties go by the alphabet."""
     counts = Counter(word for text in texts for word in words_of(text))
     return tuple(sorted(counts, key=lambda word: (-counts[word], word))[:size])
 

@@ -67,8 +67,9 @@ class ArrayFile:
 class Writer:
     """Writer of a folder of prepared arrays.
 
-    ``scratch`` is a folder, not yet made, for intermediate files that survive a kill: the next
-    attempt at the same preparation finds them. It is removed once the preparation is complete.
+    ``scratch`` is a folder, not yet made, for intermediate files that are kept if the process is
+    killed: the next attempt at the same preparation finds them. It is removed once the preparation
+    is complete.
 
     A task passes everything that determines its data to `content`, before floating-point operations
     whose last bits could differ between machines. It writes arrays with `split`, `put` or, block by
@@ -108,7 +109,7 @@ class Writer:
         }
 
     def alphabet(self, name: str, tokens: str | Sequence[str]) -> None:
-        """Record the characters, or words, of a text input: they have the ids 2, 3, … (1: unknown).
+        """Record the characters or words of a text input, with ids 2, 3, … (1: unknown).
 
         A string is one of characters, any other sequence is a list of words.
         """
@@ -130,7 +131,7 @@ class Writer:
             file.append(values)
 
     def text(self, name: str, text: str) -> None:
-        """Write a text file for people beside the arrays; it does not enter the fingerprint."""
+        """Write a human-readable file beside the arrays; it is not part of the fingerprint."""
         content = text.encode(errors="backslashreplace")
         (self.folder / name).write_bytes(content)
         self.files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}

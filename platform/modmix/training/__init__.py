@@ -4,7 +4,7 @@ Input: a `messages.Pack` and its data. Output: a stream of events (started, prog
 Needs only torch and numpy, plus safetensors for checkpoints.
 
     device      CPU or GPU code paths, free memory, float32 precision
-    augment     random crops, flips and noise, as a function of seed, epoch and example
+    augment     random crops, flips and noise as functions of seed, epoch and example
     batches     batches for models with different seeds, from the device or streamed from the host
     optimizers  SGD, Adam, AdamW with a leading model axis; clipping and schedules
     weights     parameters and buffers of K models

@@ -18,7 +18,7 @@ from modmix.methods.draws import bits, uniform
 from modmix.tasks.data import Augmentation
 
 # Aspect ratios (width / height) of resized crops, as in torchvision, and how often a box that does
-# not fit is drawn again.
+# not fit is redrawn.
 ASPECTS = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
 # Salts of the streams of random numbers; shifts and flips use the input's own.
@@ -37,8 +37,8 @@ def augment(
 ) -> Tensor:
     """Crop and flip raw images (S, B, H, W, C) or videos (S, B, T, H, W, C).
 
-    All frames of a video are treated alike. The result has height and width ``size`` (default: the
-    same) and the same dtype, or float32 with ``settings.crop``.
+    All frames of a video are changed in the same way. The result has height and width ``size``
+    (default: the same) and the same dtype, or float32 with ``settings.crop``.
 
     1. With ``settings.crop``, a random box is resized to ``size``, see `random_boxes`.
     2. The image is zero-padded by ``settings.pad`` pixels on each side, and a window of ``size`` is
@@ -130,10 +130,10 @@ def random_boxes(
 ) -> Tensor:
     """Boxes (S, B, 4), int64: top, left, height, width in pixels.
 
-    As torchvision's ``RandomResizedCrop``: the share of the area is uniform in ``share``, the
-    logarithm of the aspect ratio is uniform between 3/4 and 4/3, the place is uniform. A box that
-    does not fit is drawn again, up to ten times in all; then the largest central box of an allowed
-    aspect ratio is taken.
+    As torchvision's ``RandomResizedCrop``: the area fraction is uniform in ``share``, the logarithm
+    of the aspect ratio is uniform between 3/4 and 4/3, the position is uniform. A box that does not
+    fit is drawn again, up to ten times in all; then the largest central box of an allowed aspect
+    ratio is taken.
     """
     attempt_A = torch.arange(_ATTEMPTS, device=index_SB.device)
     position_SBA = index_SB.long().unsqueeze(-1) * (4 * _ATTEMPTS) + 4 * attempt_A

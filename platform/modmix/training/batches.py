@@ -65,7 +65,7 @@ class Examples:
             name: _Preparation(data.inputs[name], data.augmentation.get(name), i, device)
             for i, name in enumerate(names)
         }
-        # Of noise in evaluation, which is the same for all models.
+        # For noise in evaluation, which is the same for all models.
         self._draw = torch.tensor(derive_seed(0, "noise", split), device=device)
         self._targets_N: Tensor | None = None
 
@@ -194,7 +194,7 @@ class _Preparation:
 
 
 def _central(images: Tensor, height: int, width: int) -> Tensor:
-    """The window (height, width) in the middle of images (…, H, W, C)."""
+    """The centre crop (height, width) of images (…, H, W, C)."""
     top, left = (images.shape[-3] - height) // 2, (images.shape[-2] - width) // 2
     return images[..., top : top + height, left : left + width, :]
 

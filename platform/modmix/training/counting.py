@@ -75,7 +75,7 @@ def count_stages(
 
 
 def _count(stack: Stack, stage: Stage, inputs: Mapping[str, Input], batch: int) -> StepCount:
-    """The cost of a batch: of all turns, or of the mean turn if they change with the epoch."""
+    """The cost of a batch: of all turns, or the mean over turns if they change with the epoch."""
     with suppress(Exception):
         stack.template.method.enter(stage)
     stack.enter_stage(stage)

@@ -139,7 +139,7 @@ class Group:
 
     @property
     def optimizer(self) -> Optimizer:
-        """The optimizer of the present turn."""
+        """The optimizer of the current turn."""
         return self.optimizers[self.stack.turn]
 
     def _clip_parts(self) -> Tensor | None:
@@ -178,7 +178,7 @@ class Group:
         self._draw_K = torch.tensor(self._draws, dtype=torch.int64, device=self.device)
 
     def choose_turn(self, epoch: int) -> None:
-        """Take the turn with which this epoch of the stage begins."""
+        """Switch to the turn with which this epoch of the stage begins."""
         turn = epoch // self._turn_epochs % len(self.stack.turns)
         self.stack.take_turn(turn if self._turn_every == "epoch" else 0)
 
@@ -256,7 +256,7 @@ class Group:
             self.stack.take_turn(turn)
             if step is not None:
                 self.optimizer.start_step(step)
-                # Each turn draws other numbers, as each of its steps would.
+                # Each turn draws different random numbers, as separate steps would.
                 self._set_draws(step + steps * turns.index(turn))
             result = self.stack.loss_and_gradient(inputs, target, index)
             self.loss_K += result.loss_K

@@ -108,7 +108,7 @@ class Stack:
         """Train the parameters of a stage from now on, beginning with its first turn.
 
         Frozen modules run in evaluation mode, which also keeps their statistics, and so do those
-        outside of the present turn.
+        outside the current turn.
         """
         self.turns = turns_of(self.template, stage)
         self.turn = 0
@@ -262,7 +262,7 @@ class Stack:
         self._compile, self._compiled = on, {}
 
     def _set_mode(self, *, training: bool) -> None:
-        # Which modules rest may have changed with the turn.
+        # The modules in evaluation mode may have changed with the turn.
         if self.template.training != training or len(self.turns) > 1:
             self.template.train(training)
         self.template.method.turn = self.turn

@@ -1,4 +1,4 @@
-"""What each turn of a stage trains: its parameters, and the modules that rest meanwhile.
+"""What each turn of a stage trains, and which modules are in evaluation mode meanwhile.
 
 A stage without turns is one turn that trains everything.
 """
@@ -47,7 +47,7 @@ def _trained(model: Model, stage: Stage, prefixes: tuple[str, ...]) -> Iterator[
 
 
 def _resting(model: Model, stage: Stage, prefixes: tuple[str, ...]) -> Iterator[nn.Module]:
-    """Frozen modules, and modules outside of the turn's prefixes, unless they contain some."""
+    """Frozen modules, and modules outside the turn's prefixes, unless they contain some."""
     for name, module in model.named_modules():
         inside = f"{name}.".startswith(prefixes)
         contains = not name or any(prefix.startswith(f"{name}.") for prefix in prefixes)
