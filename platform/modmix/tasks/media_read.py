@@ -128,6 +128,8 @@ def _decoded(container: InputContainer, kind: str) -> Iterator[Any]:
     import av
 
     stream = getattr(container.streams, kind)[0]
+    if stream.codec_context is None:
+        raise Unreadable(f"its {kind} is in an unknown format")
     stream.codec_context.thread_count = 1
     for packet in container.demux(stream):
         try:
@@ -144,7 +146,8 @@ def waveform(
     It is resampled to ``rate``, channels are averaged. Broken packets are skipped.
 
     Raises:
-        Unreadable: not a media file, no audio stream, or no sample between the moments.
+        Unreadable: not a media file, no audio stream, no sample between the moments, or samples
+            that are not finite numbers.
     """
     first, last = round(start * rate), None if end is None else round(end * rate)
     with opened(path) as container:
@@ -160,7 +163,11 @@ def waveform(
             raise Unreadable(
                 f"has {samples / rate:.2f} s of sound, some after {start:g} s is needed"
             )
-    return np.concatenate(parts)[first:last]
+        found = np.concatenate(parts)[first:last]
+        # A single NaN would enter the mean, and so the sound of all items.
+        if not np.isfinite(found).all():
+            raise Unreadable("has samples that are not finite numbers")
+    return found
 
 
 def _resampled(container: InputContainer, rate: int) -> Iterator[npt.NDArray[np.float32]]:
@@ -217,5 +224,7 @@ def _image(path: Path, mode: Literal["RGB", "L"]) -> Image:
     try:
         with PIL.Image.open(path) as image:
             return image.convert(mode)
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        raise Unreadable(f"{path.name}: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever damaged bytes make the decoders of Pillow raise
+        raise Unreadable(f"{path.name}: {str(error) or type(error).__name__}") from error
