@@ -133,7 +133,7 @@ def test_the_prepared_arrays(root: Path, caplog: pytest.LogCaptureFixture) -> No
     (folder / file("airplane", "test", 9, 7)).unlink()
     broken = folder / file("night_stand", "test", 10, 1)
     broken.write_bytes(broken.read_bytes()[:60])
-    options = {"path": str(root), "size": 20, "val_fraction": 0.25}
+    options = {"path": str(root), "size": 20, "val_fraction": 0.25, "max_unreadable": 0.4}
     data = load_task("modelnet40", options)
     assert "2 of 22 items of task modelnet40 cannot be read" in caplog.text
     assert {name: split.rows for name, split in data.splits.items()} == {

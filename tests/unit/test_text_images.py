@@ -290,7 +290,7 @@ def test_images_that_cannot_be_read_are_left_out(
     food: Path, spoil: Callable[[Path], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     spoil(food / "images" / "test" / "sushi" / "sushi_test_1.jpg")
-    data = load_task("food101", {"path": str(food), **SMALL})
+    data = load_task("food101", {"path": str(food), **SMALL, "max_unreadable": 0.2})
     assert data.test.rows == 5
     assert data.test.labels.tolist() == [0, 0, 1, 1, 2]
     assert len(data.test.inputs["text"]) == 5

@@ -276,6 +276,9 @@ def test_the_prepared_arrays(root: Path, caplog: pytest.LogCaptureFixture) -> No
     with pytest.raises(DataError, match="5 of 36 items of task ucf101 cannot be read"):
         prepare_task("ucf101", options)
     options["max_unreadable"] = 0.2
+    with pytest.raises(DataError, match="5 of 12 items of the test split of task ucf101 cannot be"):
+        prepare_task("ucf101", options)
+    options["max_unreadable"] = 0.5
     with caplog.at_level(logging.WARNING):
         data = load_task("ucf101", options)
     assert "5 of 36 items of task ucf101 cannot be read" in caplog.text
