@@ -66,6 +66,9 @@ class Numbers(MediaTask):
                 raise Unreadable("is bad")
             case "segv" | "kill":
                 os.kill(os.getpid(), getattr(signal, f"SIG{text.upper()}"))
+            case "nan" | "1e99":
+                x = np.array([float(text), 0])
+                return {"x": x, "frames": np.zeros((2, 1, 1, 3))}
             case "bug":
                 raise ZeroDivisionError("of the task's own")
             case "print":
@@ -240,6 +243,22 @@ def test_unreadable_items_are_left_out_and_listed(
         f"0008.txt, 0021.txt, …; reasons in {listed}"
     )
     check_task(task(folder), {"path": str(folder), "scaled": False})
+
+
+@pytest.mark.slow
+def test_values_that_are_not_finite_are_left_out(folder: Path, home: Path) -> None:
+    """They would enter the mean and the deviation, and so every item."""
+    (folder / "0001.txt").write_text("nan")
+    (folder / "0008.txt").write_text("1e99")  # more than float32 has
+    data = load(folder)
+    numbers = [n for n in in_split("train") if n not in (1, 8)]
+    expected = (numbers - np.mean(numbers)) / np.std(numbers)
+    np.testing.assert_allclose(data.train.inputs["x"][:, 0], expected, atol=1e-6)
+    (listed,) = (home / "prepared").glob("*/unreadable.txt")
+    assert listed.read_text().splitlines() == [
+        "0001.txt\tits x has values that are not finite numbers of float32",
+        "0008.txt\tits x has values that are not finite numbers of float32",
+    ]
 
 
 @pytest.mark.slow
