@@ -533,6 +533,16 @@ def test_memes_as_people_save_them_and_other_rows(memes: Path) -> None:
     )
 
 
+def test_rows_that_have_memes_in_common(memes: Path) -> None:
+    """dev.jsonl of the first release is dev_seen.jsonl, and dev_unseen.jsonl has most of it."""
+    rows = [json.dumps(meme(n)) for n in (20, 9, 10)]
+    (memes / "dev_unseen.jsonl").write_text("\n".join(rows))
+    assert refusal("hateful_memes", memes, test="dev_unseen") == (
+        "task hateful_memes: no image may be in two of train.jsonl, dev_seen.jsonl, "
+        "dev_unseen.jsonl, got 2, such as img/00009.png; choose other rows as `val` or `test`"
+    )
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
