@@ -470,3 +470,6 @@ def test_scratch_of_complete_folders_is_removed(folder: Path, home: Path) -> Non
     prepare_task("weak", {"train_rows": 20, "val_rows": 8, "test_rows": 8, "dim": 2})
     assert not left.exists()
     assert other.exists()  # of a preparation that can be resumed
+    left.mkdir()
+    prepare_task(task(folder), {"path": str(folder)})  # as after the kill
+    assert not left.exists()

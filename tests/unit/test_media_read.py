@@ -54,6 +54,16 @@ def test_frames_are_those_shown_at_their_moment(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, [2, 6, 10, 14, 18], atol=0.3)
 
 
+def test_a_frame_of_a_slow_video_may_be_taken_more_than_once(tmp_path: Path) -> None:
+    """Wherever the part lies: the video has 5 frames, one each second."""
+    colours = [RED, GREEN, BLUE, RED, GREEN]
+    path = write_video(tmp_path / "a.mp4", colours, fps=1, codec="mpeg4")
+    for start, colour in enumerate(colours):
+        assert colours_of(video_frames(path, 4, 8, start=start, end=start + 1)) == [colour] * 4
+    with pytest.raises(Unreadable, match="has 5 frames that can be decoded where 6 are needed"):
+        video_frames(path, 6, 8, start=0, end=1)
+
+
 def test_frames_are_resized_to_squares(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.flv", size=(48, 96))
     assert video_frames(path, 2, 40).shape == (2, 40, 40, 3)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from PIL.Image import Image
 
-# A wanted moment may lie this far behind the start of the last frame: durations are rounded, and
-# the last frame lasts until the end.
+# A wanted moment may lie this far behind the start of the last frame, or as far as frames are apart:
+# durations are rounded, and the last frame lasts until the end.
 _SLACK_SECONDS = 0.5
 
 Frames = npt.NDArray[np.uint8]  # (T, H, W, 3)
@@ -106,14 +106,16 @@ def _frames_at(container: InputContainer, wanted: list[float], size: int) -> lis
             continue
         first = frame.time if shown is None else first
         time = frame.time - first
+        seen += 1
         while shown is not None and len(found) < len(wanted) and wanted[len(found)] < time:
             found.append(_pixels(shown, size))
-        if len(found) == len(wanted):
+        if len(found) == len(wanted) <= seen:
             break
-        shown, seen = frame, seen + 1
+        shown = frame
     if shown is None or seen < len(wanted):
         raise Unreadable(f"has {seen} frames that can be decoded where {len(wanted)} are needed")
-    if len(found) < len(wanted) and wanted[-1] > time + _SLACK_SECONDS:
+    slack = max(_SLACK_SECONDS, time / max(1, seen - 1))
+    if len(found) < len(wanted) and wanted[-1] > time + slack:
         raise Unreadable(f"ends at {time:.1f} s, a frame at {wanted[-1]:.1f} s is needed")
     return found + [_pixels(shown, size)] * (len(wanted) - len(found))
 
