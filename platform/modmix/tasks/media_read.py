@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from PIL.Image import Image
 
-# A wanted moment may lie this far behind the start of the last frame, or as far as frames are apart:
-# durations are rounded, and the last frame lasts until the end.
+# A wanted moment may lie this far behind the start of the last frame, or as far as frames are
+# apart: durations are rounded, and the last frame lasts until the end.
 _SLACK_SECONDS = 0.5
 
 Frames = npt.NDArray[np.uint8]  # (T, H, W, 3)
