@@ -534,7 +534,7 @@ def test_memes_as_people_save_them_and_other_rows(memes: Path) -> None:
 
 
 def test_rows_that_have_memes_in_common(memes: Path) -> None:
-    """dev.jsonl of the first release is dev_seen.jsonl, and dev_unseen.jsonl has most of it."""
+    """As dev_seen.jsonl and dev_unseen.jsonl of the release have."""
     rows = [json.dumps(meme(n)) for n in (20, 9, 10)]
     (memes / "dev_unseen.jsonl").write_text("\n".join(rows))
     assert refusal("hateful_memes", memes, test="dev_unseen") == (
