@@ -63,7 +63,11 @@ def test_rows_of_the_lists(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["Truck&a&good&3&3", "Truck&a&good&0", "Truck&a&good&x&3", "Truck a good 0 3", HEADER]
+    "line",
+    [
+        *("Truck&a&good&3&3", "Truck&a&good&0", "Truck&a&good&x&3", "Truck a good 0 3", HEADER),
+        *("Truck&a&good&0&inf", "Truck&a&good&nan&3", "Truck&../a&good&0&3", "Truck&&good&0&3"),
+    ],
 )
 def test_wrong_lines(tmp_path: Path, line: str) -> None:
     folder = write_lists(tmp_path / "set", {**ROWS, "val": [*ROWS["val"], line]})

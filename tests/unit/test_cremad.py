@@ -84,6 +84,21 @@ def test_speakers_are_in_one_split_each(tmp_path: Path) -> None:
     assert fewer == {"train": 88 * 12, "val": 2 * 12, "test": 12}
 
 
+def test_the_clip_with_a_level_of_one_letter(tmp_path: Path) -> None:
+    """1040_ITH_SAD_X, one of the 7,442 of the release."""
+    names = [*stems(40), "1040_ITH_SAD_X"]
+    folder = empty_files(tmp_path / "set", names)
+    found = items(folder)
+    assert sorted(map(stem, found)) == sorted(names)
+    (odd,) = (i for i in found if stem(i) == "1040_ITH_SAD_X")
+    assert odd.label == EMOTIONS.index("SAD")
+    lists = {
+        "train_list": write_list(tmp_path / "train.csv", [*stems(20), "1040_ITH_SAD_X"]),
+        "test_list": write_list(tmp_path / "test.csv", stems(40)[120:]),
+    }
+    assert "1040_ITH_SAD_X" in {stem(i) for i in items(folder, **lists)}
+
+
 def test_too_few_actors(tmp_path: Path) -> None:
     folder = empty_files(tmp_path / "set", stems(28))
     with pytest.raises(DataError, match=r"clips of more than 28 actors .* found 28; complete it"):

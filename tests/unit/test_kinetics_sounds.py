@@ -100,7 +100,24 @@ def test_validation_is_drawn_from_training(tmp_path: Path) -> None:
     assert listed(tmp_path / "clips", **options, split_seed=1) != found
 
 
-@pytest.mark.parametrize("line", ["aaaaaaaaaaa_1", "aaaaaaaaaaa_1,10", "a,b,c", "youtube_id,time,"])
+def test_clips_of_a_video_are_not_in_training_and_in_validation(tmp_path: Path) -> None:
+    rows = [
+        f"{n // 4:011}_{start}_{start + 10},10,{'ab'[n // 2 % 2]}"
+        for n in range(80)
+        for start in [10 * (n % 2)]  # two lines a clip, two clips a video
+    ]
+    (tmp_path / "clips").mkdir()
+    options = lists(tmp_path / "lists", train=rows, test=["ccccccccccc_1,10,a"])
+    found = listed(tmp_path / "clips", **options).items
+    videos = {s: {i.files[0][:11] for i in found if i.split == s} for s in ("train", "val")}
+    assert videos["val"]
+    assert not videos["val"] & videos["train"]
+    assert len(found) == 81
+
+
+@pytest.mark.parametrize(
+    "line", ["aaaaaaaaaaa_1", "aaaaaaaaaaa_1,10", "a,b,c", "youtube_id,time,", "../a,10,b"]
+)
 def test_wrong_lines(tmp_path: Path, line: str) -> None:
     (tmp_path / "clips").mkdir()
     options = lists(tmp_path / "lists", train=[*TRAIN, line], test=TEST)

@@ -66,6 +66,9 @@ class Numbers(MediaTask):
                 raise Unreadable("is bad")
             case "segv" | "kill":
                 os.kill(os.getpid(), getattr(signal, f"SIG{text.upper()}"))
+            case "nan" | "1e99":
+                x = np.array([float(text), 0])
+                return {"x": x, "frames": np.zeros((2, 1, 1, 3))}
             case "bug":
                 raise ZeroDivisionError("of the task's own")
             case "print":
@@ -243,6 +246,22 @@ def test_unreadable_items_are_left_out_and_listed(
 
 
 @pytest.mark.slow
+def test_values_that_are_not_finite_are_left_out(folder: Path, home: Path) -> None:
+    """They would enter the mean and the deviation, and so every item."""
+    (folder / "0001.txt").write_text("nan")
+    (folder / "0008.txt").write_text("1e99")  # more than float32 has
+    data = load(folder)
+    numbers = [n for n in in_split("train") if n not in (1, 8)]
+    expected = (numbers - np.mean(numbers)) / np.std(numbers)
+    np.testing.assert_allclose(data.train.inputs["x"][:, 0], expected, atol=1e-6)
+    (listed,) = (home / "prepared").glob("*/unreadable.txt")
+    assert listed.read_text().splitlines() == [
+        "0001.txt\tits x has values that are not finite numbers of float32",
+        "0008.txt\tits x has values that are not finite numbers of float32",
+    ]
+
+
+@pytest.mark.slow
 def test_too_many_unreadable_items(folder: Path, home: Path) -> None:
     for n in range(7):
         (folder / f"{n:04}.txt").write_text("bad")
@@ -252,7 +271,7 @@ def test_too_many_unreadable_items(folder: Path, home: Path) -> None:
     assert str(caught.value) == (
         f"7 of 24 items of task task.py:Numbers cannot be read, such as 0000.txt, 0001.txt, "
         f"0004.txt; {listed} has all; correct the option `path` or get the files, or set "
-        "`max_unreadable` (now 0.25 of the items) higher"
+        "`max_unreadable` (now 0.25 of the items of any split) higher"
     )
     assert len(listed.read_text().splitlines()) == 7
     assert not list((home / "prepared").glob("[0-9a-f]*"))
@@ -264,6 +283,40 @@ def test_too_many_unreadable_items(folder: Path, home: Path) -> None:
             max_unreadable=0.25,
         )
     assert decoded == [ROWS]  # what was decoded was kept
+    # Files that are mended, at the same size, are read again.
+    for n in range(7):
+        (folder / f"{n:04}.txt").write_text(f"{n:3}")
+    data = load(folder, max_unreadable=0.0)
+    assert data.train.inputs["frames"][:, 0, 0, 0, 0].tolist() == in_split("train")
+
+
+@pytest.mark.slow
+def test_the_share_holds_for_every_split(folder: Path, home: Path) -> None:
+    """Half of the test split is an eighth of all items."""
+    for n in in_split("test")[:3]:
+        (folder / f"{n:04}.txt").write_text("bad")
+    with pytest.raises(DataError, match=r"3 of 6 items of the test split of task .* such as 0003"):
+        load(folder, max_unreadable=0.4)
+    assert load(folder, max_unreadable=0.5).test.rows == 3
+    for n in in_split("val")[:4]:
+        (folder / f"{n:04}.txt").unlink()
+    with pytest.raises(DataError, match=r"files of 4 of 6 items of the val split are missing"):
+        load(folder, max_unreadable=0.5)
+
+
+@pytest.mark.slow
+def test_a_file_in_two_splits_is_worth_a_warning(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = (folder / "list.txt").read_text().split()
+    names[1] = names[2]
+    (folder / "list.txt").write_text("\n".join(names))
+    load(folder)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "the lists of task task.py:Numbers have 1 files in more than one split (0002.txt): errors "
+        "on them may be too low"
+    )
 
 
 def test_too_many_missing_files_are_refused_before_decoding(folder: Path, home: Path) -> None:
@@ -283,7 +336,7 @@ def test_a_split_without_readable_items_is_refused(folder: Path) -> None:
     for n in in_split("val"):
         (folder / f"{n:04}.txt").write_text("bad")
     with pytest.raises(DataError, match="no item of the val split can be read; correct the"):
-        load(folder)
+        load(folder, max_unreadable=1.0)
 
 
 @pytest.mark.slow
@@ -417,3 +470,6 @@ def test_scratch_of_complete_folders_is_removed(folder: Path, home: Path) -> Non
     prepare_task("weak", {"train_rows": 20, "val_rows": 8, "test_rows": 8, "dim": 2})
     assert not left.exists()
     assert other.exists()  # of a preparation that can be resumed
+    left.mkdir()
+    prepare_task(task(folder), {"path": str(folder)})  # as after the kill
+    assert not left.exists()

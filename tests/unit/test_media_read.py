@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import wavfile
 
 from mediafiles import BLUE, GREEN, RED, sine, write_video, write_wav
 from modmix.tasks.media_read import Unreadable, fitted, image_pixels, video_frames, waveform
@@ -51,6 +52,16 @@ def test_frames_are_those_shown_at_their_moment(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", greys, seconds_each=0.1, codec="mpeg4")
     found = video_frames(path, 5, 8).mean((1, 2, 3)) / 12
     np.testing.assert_allclose(found, [2, 6, 10, 14, 18], atol=0.3)
+
+
+def test_a_frame_of_a_slow_video_may_be_taken_more_than_once(tmp_path: Path) -> None:
+    """Wherever the part lies: the video has 5 frames, one each second."""
+    colours = [RED, GREEN, BLUE, RED, GREEN]
+    path = write_video(tmp_path / "a.mp4", colours, fps=1, codec="mpeg4")
+    for start, colour in enumerate(colours):
+        assert colours_of(video_frames(path, 4, 8, start=start, end=start + 1)) == [colour] * 4
+    with pytest.raises(Unreadable, match="has 5 frames that can be decoded where 6 are needed"):
+        video_frames(path, 6, 8, start=0, end=1)
 
 
 def test_frames_are_resized_to_squares(tmp_path: Path) -> None:
@@ -149,6 +160,26 @@ def test_sounds_that_cannot_be_used(tmp_path: Path) -> None:
         waveform(tmp_path / "none.wav", RATE)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_sounds_that_are_not_finite(tmp_path: Path, value: float) -> None:
+    samples = sine(440, 1, RATE).astype(np.float32)
+    samples[4000] = value
+    wavfile.write(tmp_path / "a.wav", RATE, samples)
+    with pytest.raises(Unreadable, match=r"^a\.wav: has samples that are not finite numbers$"):
+        waveform(tmp_path / "a.wav", RATE)
+    assert len(waveform(tmp_path / "a.wav", RATE, start=0.5)) == RATE // 2
+
+
+def test_sounds_in_an_unknown_format(tmp_path: Path) -> None:
+    path = write_wav(tmp_path / "a.wav", sine(440, 1, RATE))
+    content = bytearray(path.read_bytes())
+    assert content[20:22] == b"\1\0"  # PCM
+    content[20:22] = b"\x99\x99"
+    path.write_bytes(content)
+    with pytest.raises(Unreadable, match=r"^a\.wav: its audio is in an unknown format$"):
+        waveform(path, RATE)
+
+
 def test_short_sounds_are_repeated_or_padded() -> None:
     samples = np.array([1, 2, 3], dtype=np.float32)
     assert fitted(samples, 7, tile=True).tolist() == [1, 2, 3, 1, 2, 3, 1]
@@ -184,3 +215,14 @@ def test_images(tmp_path: Path) -> None:
     for name in ("cut.png", "none.png"):
         with pytest.raises(Unreadable, match=f"^{name}: "):
             image_pixels(tmp_path / name, 3)
+
+
+def test_images_that_a_decoder_does_not_know(tmp_path: Path) -> None:
+    """Pillow looks at the content, not at the name, and raises other errors than OSError."""
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (4, 4)).save(path, format="DDS")
+    content = bytearray(path.read_bytes())
+    content[80:84] = (128).to_bytes(4, "little")  # flags of the pixels' form
+    path.write_bytes(content)
+    with pytest.raises(Unreadable, match=r"^a\.jpg: Unknown pixel format"):
+        image_pixels(path, 3)

@@ -194,6 +194,14 @@ def test_options(tmp_path: Path, whole: Whole, monkeypatch: pytest.MonkeyPatch) 
     raw = load(path, length=3, standardize=False)
     expected = shifted(whole["test"]["text"], FIRST[:6])[:, :3]
     np.testing.assert_array_equal(raw.test.inputs["text"], expected.astype(np.float32))
+    # Results are known by the fingerprint: other arrays must have another.
+    prints = {
+        load(path, standardize=standardize, length=length, classes=classes).fingerprint
+        for standardize in (True, False)
+        for length in (None, 3)
+        for classes in ("non_negative", "positive", "three", "seven")
+    }
+    assert len(prints) == 16
     monkeypatch.setenv("MODMIX_DATA", str(tmp_path / "another"))
     assert load(path).fingerprint == data.fingerprint != short.fingerprint
     options = {"path": str(path)}

@@ -203,3 +203,52 @@ def test_sizes_are_checked_before_values_are_read(tmp_path: Path) -> None:
         dtype = b"cnumpy\ndtype\n(V" + code + b"\nI00\nI01\ntR(I3\nV<\nNNNI-1\nI-1\nI0\ntb"
         content = ARRAY + b"(I1\n(" + size + b"t" + dtype + b"I00\nV12345678\ntb."
         assert "must be a whole pickle, got " in refusal(write(tmp_path / "x.pkl", content))
+
+
+TYPE = b"cnumpy\ndtype\n(V%s\nI00\nI01\ntR(I3\nV<\nNNNI-1\nI-1\nI0\ntb"
+
+
+def state(code: bytes, rows: int, values: bytes) -> bytes:
+    """Opcodes that fill the array on the stack."""
+    return b"(I1\n(I%d\nt" % rows + TYPE % code + b"I00\n" + values + b"tb"
+
+
+def test_objects_must_be_as_many_as_the_shape_has(tmp_path: Path) -> None:
+    """NumPy writes all objects of the list, past the end of the memory of the shape."""
+    objects = b"(" + b"I1\n" * 5 + b"l"
+    found = read_pickle(write(tmp_path / "x.pkl", ARRAY + state(b"O8", 5, objects) + b"."), MEND)
+    assert found.tolist() == [1] * 5
+    for rows in (0, 1, 4, 6, 1 << 40):
+        path = write(tmp_path / "x.pkl", ARRAY + state(b"O8", rows, objects) + b".")
+        assert "more or fewer values than its shape has" in refusal(path)
+
+
+def test_memory_of_an_array_cannot_be_freed_below_a_view(tmp_path: Path) -> None:
+    """A second state frees the values of the first, which a view would go on reading."""
+    text = b"V" + b"a" * 2000 + b"\n"
+    filled = ARRAY + b"p1\n" + state(b"i1", 2000, text)
+    view = b"cnumpy.core.numeric\n_frombuffer\n(g1\n" + TYPE % b"i1" + b"(I2000\ntVC\ntR"
+    for order in (view + b".", view + b"g1\n" + state(b"i1", 3, b"Vabc\n") + b"."):
+        path = write(tmp_path / "x.pkl", filled + order)
+        assert "an array of something other than bytes" in refusal(path)
+    path = write(tmp_path / "x.pkl", filled + state(b"i1", 3, b"Vabc\n") + b".")
+    assert "an array that is filled twice" in refusal(path)
+
+
+def test_arrays_cannot_be_written_by_later_opcodes(tmp_path: Path) -> None:
+    filled = ARRAY + state(b"i1", 3, b"Vabc\n")
+    buffer = b"c_codecs\nencode\n(Vabc\nVlatin1\ntR"
+    shared = b"cnumpy.core.numeric\n_frombuffer\n(" + buffer + TYPE % b"i1" + b"(I3\ntVC\ntR"
+    for array in (filled, shared):
+        found = read_pickle(write(tmp_path / "x.pkl", array + b"."), MEND)
+        np.testing.assert_array_equal(found, [97, 98, 99])
+        path = write(tmp_path / "x.pkl", array + b"I0\nI5\ns.")
+        assert "read-only" in refusal(path)
+        path = write(tmp_path / "x.pkl", array + state(b"i1", 1, b"Va\n") + b".")
+        assert "an array that is filled twice" in refusal(path)
+
+
+@pytest.mark.parametrize("code", [b"S0", b"U0", b"f4,f4", b"(2,)f4", b"V8", b"m8", b"f3", b"int8"])
+def test_types_other_than_plain_ones_are_refused(tmp_path: Path, code: bytes) -> None:
+    path = write(tmp_path / "x.pkl", ARRAY + state(code, 1 << 40, b"V\n") + b".")
+    assert refusal(path).startswith("must be a whole pickle, got ")

@@ -290,7 +290,7 @@ def test_images_that_cannot_be_read_are_left_out(
     food: Path, spoil: Callable[[Path], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     spoil(food / "images" / "test" / "sushi" / "sushi_test_1.jpg")
-    data = load_task("food101", {"path": str(food), **SMALL})
+    data = load_task("food101", {"path": str(food), **SMALL, "max_unreadable": 0.2})
     assert data.test.rows == 5
     assert data.test.labels.tolist() == [0, 0, 1, 1, 2]
     assert len(data.test.inputs["text"]) == 5
@@ -532,6 +532,16 @@ def test_memes_as_people_save_them_and_other_rows(memes: Path) -> None:
     assert refusal("hateful_memes", memes, val="dev_unseen", test="dev_unseen") == (
         "task hateful_memes: `val` and `test` must be different rows, got dev_unseen for both; "
         "change one of them"
+    )
+
+
+def test_rows_that_have_memes_in_common(memes: Path) -> None:
+    """As dev_seen.jsonl and dev_unseen.jsonl of the release have."""
+    rows = [json.dumps(meme(n)) for n in (20, 9, 10)]
+    (memes / "dev_unseen.jsonl").write_text("\n".join(rows))
+    assert refusal("hateful_memes", memes, test="dev_unseen") == (
+        "task hateful_memes: no image may be in two of train.jsonl, dev_seen.jsonl, "
+        "dev_unseen.jsonl, got 2, such as img/00009.png; choose other rows as `val` or `test`"
     )
 
 

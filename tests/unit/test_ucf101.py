@@ -135,6 +135,13 @@ def test_no_group_is_in_training_and_in_validation(root: Path) -> None:
     assert len(groups("val", val_fraction=0.9)) == 9  # one group of each class is left
 
 
+def test_a_video_in_both_lists(root: Path) -> None:
+    path = root / "ucfTrainTestlist" / "testlist01.txt"
+    path.write_text(f"{path.read_text()}HandstandPushups/v_handstandpushups_g09_c02.avi\n")
+    with pytest.raises(DataError, match=r"no videos of the training list, has 1, such as v_handst"):
+        items(root)
+
+
 def test_validation_needs_two_groups() -> None:
     videos = [Video(name=f"v_A_g01_c0{c}", label=0, group=1) for c in range(5)]
     with pytest.raises(DataError, match=r"groups \(gNN\) of classes that have two or more"):
@@ -276,6 +283,9 @@ def test_the_prepared_arrays(root: Path, caplog: pytest.LogCaptureFixture) -> No
     with pytest.raises(DataError, match="5 of 36 items of task ucf101 cannot be read"):
         prepare_task("ucf101", options)
     options["max_unreadable"] = 0.2
+    with pytest.raises(DataError, match="5 of 12 items of the test split of task ucf101 cannot be"):
+        prepare_task("ucf101", options)
+    options["max_unreadable"] = 0.5
     with caplog.at_level(logging.WARNING):
         data = load_task("ucf101", options)
     assert "5 of 36 items of task ucf101 cannot be read" in caplog.text

@@ -8,6 +8,8 @@ may have several events.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -21,6 +23,7 @@ from modmix.tasks.media_decode import Item
 from modmix.tasks.media_lists import read_lines
 
 VIDEOS = "AVE"
+_ID = re.compile(r"[\w-]+")
 
 
 class Ave(ClipTask):
@@ -65,8 +68,8 @@ def _rows(path: Path) -> Iterator[tuple[str, str, float, float]]:
             category, video, _, start, end = fields
             times = float(start), float(end)
         except ValueError:
-            times = 0.0, 0.0
-        if not 0 <= times[0] < times[1]:
+            times, video = (0.0, 0.0), ""
+        if not 0 <= times[0] < times[1] < math.inf or _ID.fullmatch(video) is None:
             raise DataError(
                 f"{path}: line {number:,} must be Category&VideoID&Quality&Start&End with a start "
                 f"before the end, got {line[:80]!r}; correct or remove it"

@@ -163,12 +163,14 @@ def prepare_task(name: str, options: Mapping[str, Any], progress: Progress = sil
     task = make_task(name, options)
     known = _known_sources(task)
     if known is not None and _intact(folder := _folder(task, known)):
+        _remove_scratch(folder)
         return folder
     with disk_errors(data_home()):
         sums = [check_source(source, progress) for source in task.sources()]
         folder = _folder(task, sums)
         if not _intact(folder):
             _prepare_locked(task, folder, sums, progress)
+    _remove_scratch(folder)
     return folder
 
 
@@ -286,9 +288,8 @@ def _prepare_locked(task: Task, folder: Path, sums: list[str], progress: Progres
         shutil.rmtree(temporary, ignore_errors=True)
         _sweep(folder.parent)
         temporary.mkdir()
-        scratch = _scratch(folder.name)
         try:
-            _write(task, Writer(temporary, scratch), sums, progress)
+            _write(task, Writer(temporary, _scratch(folder.name)), sums, progress)
             if _folder(task, sums) != folder:
                 raise DataError(
                     f"the files of task {own.place(task.name)} were changed while they were read; "
@@ -297,7 +298,7 @@ def _prepare_locked(task: Task, folder: Path, sums: list[str], progress: Progres
             if folder.exists():  # damaged; processes that have mapped it keep their maps
                 shutil.rmtree(folder)
             temporary.rename(folder)
-            shutil.rmtree(scratch, ignore_errors=True)
+            _remove_scratch(folder)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -321,6 +322,11 @@ def _sweep(prepared: Path) -> None:
 
 def _scratch(key: str) -> Path:
     return data_home() / "decoded" / key
+
+
+def _remove_scratch(folder: Path) -> None:
+    """Remove the scratch folder of a complete preparation, which a kill may have left."""
+    shutil.rmtree(_scratch(folder.name), ignore_errors=True)
 
 
 def _write(task: Task, writer: Writer, sums: Sequence[str], progress: Progress) -> None:

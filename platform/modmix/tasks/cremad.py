@@ -33,7 +33,8 @@ EMOTIONS = {
     "ANG": "anger",
 }
 _CODES = list(EMOTIONS)
-_NAME = re.compile(r"(\d{4})_[A-Z]{3}_([A-Z]{3})_[A-Z]{2}")  # e.g. 1001_DFA_ANG_XX
+# Such as 1001_DFA_ANG_XX. One clip of the release has a level of one letter: 1040_ITH_SAD_X.
+_NAME = re.compile(r"(\d{4})_[A-Z]{3}_([A-Z]{3})_[A-Z]{1,2}")
 SOUNDS, VIDEOS = "AudioWAV", "VideoFlash"
 
 

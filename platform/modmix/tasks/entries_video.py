@@ -30,7 +30,7 @@ MAX_UNREADABLE = Option(
     low=0.0,
     high=1.0,
     shapes_arrays=False,
-    doc="fraction of the items that may be missing or unreadable; they are left out",
+    doc="fraction of the items of each split that may be missing or unreadable; they are left out",
 )
 AUGMENT = Option(
     name="augment",

@@ -16,6 +16,7 @@ from modmix.base.errors import DataError
 from modmix.tasks.data import Augmentation
 from modmix.tasks.files import Source
 from modmix.tasks.media import Listed
+from modmix.tasks.media_checks import in_two_splits
 from modmix.tasks.media_decode import Item
 from modmix.tasks.text_images import TextImageTask, plain_path
 
@@ -48,6 +49,12 @@ class HatefulMemes(TextImageTask):
         items = tuple(
             item for split, path in self._files().items() for item in read_memes(path, split)
         )
+        if shared := in_two_splits(items):
+            files = ", ".join(path.name for path in self._files().values())
+            raise DataError(
+                f"task {self.name}: no image may be in two of {files}, got {len(shared):,}, such "
+                f"as {shared[0]}; choose other rows as `val` or `test`"
+            )
         return Listed(items=items, class_names=CLASS_NAMES)
 
 

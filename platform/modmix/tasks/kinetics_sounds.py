@@ -57,7 +57,8 @@ class KineticsSounds(ClipTask):
             items.append(Item(files=tuple(files), label=names.index(label), split=split))
         if "val" not in self._lists():
             share, seed = self.options["val_fraction"], self.options["split_seed"]
-            items = with_validation(items, share, seed, "kinetics_sounds")
+            videos_N = [_clip(stem)[0] for _, stem, _ in rows]
+            items = with_validation(items, share, seed, "kinetics_sounds", videos_N)
         return Listed(items=tuple(items), class_names=tuple(names))
 
     def _index(self) -> tuple[dict[Clip, str], dict[Clip, str]]:
@@ -86,7 +87,8 @@ def _rows(path: Path) -> Iterator[tuple[str, str]]:
     """Name of the clip and label of each line."""
     for number, line in read_lines(path):
         fields = [field.strip() for field in next(csv.reader([line], skipinitialspace=True))]
-        if len(fields) < 3 or not all(fields[:3]) or not _is_number(fields[1]):
+        wrong = len(fields) < 3 or not all(fields[:3]) or not _is_number(fields[1])
+        if wrong or "/" in fields[0] or "\\" in fields[0]:
             raise DataError(
                 f"{path}: line {number:,} must be ID_START,10,LABEL, got {line[:80]!r}; correct "
                 "or remove it"

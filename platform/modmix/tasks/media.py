@@ -28,13 +28,13 @@ from modmix.base.errors import DataError
 from modmix.tasks.base import Contents, Task, array_options
 from modmix.tasks.data import SPLITS, Array, Input
 from modmix.tasks.files import Progress, data_home
+from modmix.tasks.media_checks import excess, in_two_splits, last_change, some
 from modmix.tasks.media_decode import Item, Shard, decode, shards_of
 from modmix.tasks.splits import Moments
 from modmix.tasks.writer import Writer, input_file, labels_file
 
 UNREADABLE = "unreadable.txt"
-MAX_UNREADABLE = 0.1  # fraction, without an option of this name
-_NAMED = 3  # unreadable items named in a message
+MAX_UNREADABLE = 0.1  # share of all items and of each split, without an option of this name
 _log = logging.getLogger(__name__)
 
 
@@ -114,7 +114,18 @@ class MediaTask(Task):
     def write(self, writer: Writer, progress: Progress) -> Contents:
         items, listing = self._found.items, self.listing()
         self._check_missing(items, listing)
+        if shared := in_two_splits(items):
+            _log.warning(
+                "the lists of task %s have %s files in more than one split (%s): errors on them "
+                "may be too low",
+                own.place(self.name),
+                f"{len(shared):,}",
+                some(shared),
+            )
         shards = shards_of(writer.scratch, len(items), self._bytes_per_item())
+        for shard in shards:
+            if shard.is_older(last_change(self.root, items[shard.first : shard.last])):
+                shard.path.unlink()
         self._check_space(items, shards, progress)
         writer.scratch.mkdir(parents=True, exist_ok=True)
         decode(self.name, self.options, items, shards, progress)
@@ -187,16 +198,13 @@ class MediaTask(Task):
     def _check_missing(self, items: Sequence[Item], listing: Sequence[Any]) -> None:
         """Refuse before decoding what would otherwise be refused hours later."""
         missing = {name for name, size in listing if size is None}
-        without = [item for item in items if missing & set(item.files)]
-        if len(without) > self._allowed(len(items)):
-            names = ", ".join(sorted(missing)[:_NAMED])
+        without = {n for n, item in enumerate(items) if missing & set(item.files)}
+        if (more := excess(items, without, self._share)) is not None:
+            names = sorted({name for n in more[1] for name in items[n].files} & missing)
             raise DataError(
-                f"{self.root}: files of {len(without):,} of {len(items):,} items are missing, "
-                f"such as {names}; {self._remedy()}"
+                f"{self.root}: files of {more[0]} are missing, such as {some(names[:3])}; "
+                f"{self._remedy()}"
             )
-
-    def _allowed(self, items: int) -> float:
-        return self._share * items
 
     @property
     def _share(self) -> float:
@@ -206,7 +214,7 @@ class MediaTask(Task):
     def _remedy(self) -> str:
         return (
             "correct the option `path` or get the files, or set `max_unreadable` (now "
-            f"{self._share:g} of the items) higher"
+            f"{self._share:g} of the items of any split) higher"
         )
 
     def _report(self, items: Sequence[Item], reasons: Mapping[int, str], writer: Writer) -> None:
@@ -219,16 +227,25 @@ class MediaTask(Task):
         text = "".join(f"{line}\n" for line in lines)
         if not reasons:
             return
-        some = ", ".join(items[n].files[0] for n in sorted(reasons)[:_NAMED])
-        total = f"{len(items):,} items of task {own.place(self.name)}"
-        count = f"{len(reasons):,} of {total} cannot be read"
-        if len(reasons) > self._allowed(len(items)):
+        task = f"of task {own.place(self.name)}"
+        if (more := excess(items, reasons, self._share)) is not None:
             path = writer.scratch / UNREADABLE
             path.write_text(text, encoding="utf-8", errors="backslashreplace")
-            raise DataError(f"{count}, such as {some}; {path} has all; {self._remedy()}")
+            names = some([items[n].files[0] for n in more[1][:3]])
+            raise DataError(
+                f"{more[0]} {task} cannot be read, such as {names}; {path} has all; "
+                f"{self._remedy()}"
+            )
         writer.text(UNREADABLE, text)
         path = data_home() / "prepared" / writer.scratch.name / UNREADABLE
-        _log.warning("%s and are left out: %s%s; reasons in %s", count, some, _more(reasons), path)
+        _log.warning(
+            "%s of %s items %s cannot be read and are left out: %s; reasons in %s",
+            f"{len(reasons):,}",
+            f"{len(items):,}",
+            task,
+            some([items[n].files[0] for n in sorted(reasons)]),
+            path,
+        )
 
     def _check_splits(self, splits_N: Array) -> None:
         for number, split in enumerate(SPLITS):
@@ -249,10 +266,6 @@ class MediaTask(Task):
                 moments.add(values.reshape(-1, one.shape[-1]))
         writer.scaled(one.name, moments.mean_D, moments.scale_D)
         return moments
-
-
-def _more(reasons: Mapping[int, str]) -> str:
-    return "" if len(reasons) <= _NAMED else ", …"
 
 
 def _rows(name: str, shards: Sequence[Shard], splits_N: Array) -> Iterator[tuple[Array, Array]]:

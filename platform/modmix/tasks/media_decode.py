@@ -72,6 +72,13 @@ class Shard:
         except _DAMAGE:
             return False
 
+    def is_older(self, time: int) -> bool:
+        """Whether it is there and was written before files were changed (ns), as by a repair."""
+        try:
+            return self.path.stat().st_mtime_ns <= time
+        except OSError:
+            return False
+
     def reasons(self) -> dict[int, str]:
         """Item -> reason, of the items that could not be read.
 

@@ -30,8 +30,16 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
             yield number, line.strip()
 
 
-def with_validation(items: Sequence[Item], share: float, seed: int, task: str) -> list[Item]:
+def with_validation(
+    items: Sequence[Item],
+    share: float,
+    seed: int,
+    task: str,
+    groups: Sequence[str] | None = None,
+) -> list[Item]:
     """The items with a share of those for training, class by class, in validation.
+
+    Items of the same one of ``groups``, given by item, stay together.
 
     Raises:
         DataError: that would be none.
@@ -46,4 +54,7 @@ def with_validation(items: Sequence[Item], share: float, seed: int, task: str) -
             "is no such class; add items or give a list of validation items"
         )
     moved = {training[n] for n in np.flatnonzero(chosen_N)}
+    if groups is not None:
+        taken = {groups[n] for n in moved}
+        moved = {n for n in training if groups[n] in taken}
     return [replace(item, split="val") if n in moved else item for n, item in enumerate(items)]

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from PIL.Image import Image
 
-# A requested time may be this much later than the start of the last frame: durations are rounded,
-# and the last frame lasts until the end.
+# A wanted moment may lie this far behind the start of the last frame, or as far as frames are
+# apart: durations are rounded, and the last frame lasts until the end.
 _SLACK_SECONDS = 0.5
 
 Frames = npt.NDArray[np.uint8]  # (T, H, W, 3)
@@ -106,14 +106,16 @@ def _frames_at(container: InputContainer, wanted: list[float], size: int) -> lis
             continue
         first = frame.time if shown is None else first
         time = frame.time - first
+        seen += 1
         while shown is not None and len(found) < len(wanted) and wanted[len(found)] < time:
             found.append(_pixels(shown, size))
-        if len(found) == len(wanted):
+        if len(found) == len(wanted) <= seen:
             break
-        shown, seen = frame, seen + 1
+        shown = frame
     if shown is None or seen < len(wanted):
         raise Unreadable(f"has {seen} frames that can be decoded where {len(wanted)} are needed")
-    if len(found) < len(wanted) and wanted[-1] > time + _SLACK_SECONDS:
+    slack = max(_SLACK_SECONDS, time / max(1, seen - 1))
+    if len(found) < len(wanted) and wanted[-1] > time + slack:
         raise Unreadable(f"ends at {time:.1f} s, a frame at {wanted[-1]:.1f} s is needed")
     return found + [_pixels(shown, size)] * (len(wanted) - len(found))
 
@@ -128,6 +130,8 @@ def _decoded(container: InputContainer, kind: str) -> Iterator[Any]:
     import av
 
     stream = getattr(container.streams, kind)[0]
+    if stream.codec_context is None:
+        raise Unreadable(f"its {kind} is in an unknown format")
     stream.codec_context.thread_count = 1
     for packet in container.demux(stream):
         try:
@@ -144,7 +148,8 @@ def waveform(
     It is resampled to ``rate`` and channels are averaged. Broken packets are skipped.
 
     Raises:
-        Unreadable: not a media file, no audio stream, or no sample between the times.
+        Unreadable: not a media file, no audio stream, no sample between the moments, or samples
+            that are not finite numbers.
     """
     first, last = round(start * rate), None if end is None else round(end * rate)
     with opened(path) as container:
@@ -160,7 +165,11 @@ def waveform(
             raise Unreadable(
                 f"has {samples / rate:.2f} s of audio, some after {start:g} s is needed"
             )
-    return np.concatenate(parts)[first:last]
+        found = np.concatenate(parts)[first:last]
+        # A single NaN would enter the mean, and so the sound of all items.
+        if not np.isfinite(found).all():
+            raise Unreadable("has samples that are not finite numbers")
+    return found
 
 
 def _resampled(container: InputContainer, rate: int) -> Iterator[npt.NDArray[np.float32]]:
@@ -217,5 +226,7 @@ def _image(path: Path, mode: Literal["RGB", "L"]) -> Image:
     try:
         with PIL.Image.open(path) as image:
             return image.convert(mode)
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        raise Unreadable(f"{path.name}: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever damaged bytes make the decoders of Pillow raise
+        raise Unreadable(f"{path.name}: {str(error) or type(error).__name__}") from error

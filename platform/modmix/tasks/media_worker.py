@@ -66,11 +66,12 @@ def _shard(task: MediaTask, request: Mapping[str, Any]) -> Iterator[dict[str, An
             continue
         try:
             decoded = task.decode(Item(**{**values, "files": tuple(values["files"])}))
+            checked = {one.name: _checked(one, decoded[one.name]) for one in inputs}
         except Unreadable as error:
             reasons[str(row)] = str(error)
             continue
-        for one in inputs:
-            arrays[one.name].append(_checked(one, decoded[one.name]))
+        for name, array in checked.items():
+            arrays[name].append(array)
     _write(Path(request["path"]), inputs, arrays, reasons)
     yield {"done": True}
 
@@ -78,7 +79,12 @@ def _shard(task: MediaTask, request: Mapping[str, Any]) -> Iterator[dict[str, An
 def _checked(one: Input, values: Array) -> Array:
     expected = one.stored_shape
     assert values.shape == expected, f"{one.name}: {values.shape}, not {expected}"
-    return values.astype(one.dtype, copy=False)
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = values.astype(one.dtype, copy=False)
+    # One NaN would make the mean NaN, and with it the input of every item.
+    if found.dtype.kind == "f" and not np.isfinite(found).all():
+        raise Unreadable(f"its {one.name} has values that are not finite numbers of {one.dtype}")
+    return found
 
 
 def _write(

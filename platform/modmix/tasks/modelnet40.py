@@ -53,7 +53,7 @@ class ModelNet40(MediaTask):
         return dict.fromkeys(self._views(), Augmentation(crop=CROP, flip=True))
 
     def listed(self) -> Listed:
-        folder = self._folder()
+        folder = self.root
         class_names = tuple(
             sorted(p.name for p in _entries(folder) if (p / "train").is_dir() and p.is_dir())
         )
@@ -79,9 +79,10 @@ class ModelNet40(MediaTask):
             for name, file in zip(self._views(), item.files, strict=True)
         }
 
-    def _folder(self) -> Path:
-        inner = self.root / FOLDER
-        return inner if inner.is_dir() else self.root
+    @property
+    def root(self) -> Path:
+        outer = super().root
+        return outer / FOLDER if (outer / FOLDER).is_dir() else outer
 
     def _objects(self, folder: Path) -> Iterator[tuple[str, ...]]:
         """The files of each object's views, relative to the root, there or not."""

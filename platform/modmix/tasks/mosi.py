@@ -100,6 +100,7 @@ class Mosi(Task):
         names = self.options["inputs"] or list(INPUTS)
         inputs = tuple(self._described(name, splits["train"].inputs[name]) for name in names)
         writer.content("inputs", [[one.name, list(one.shape)] for one in inputs])
+        writer.content("standardize", self.options["standardize"])
         total = len(inputs) * sum(len(rows.labels_N) for rows in splits.values())
         done = 0
         for one in inputs:

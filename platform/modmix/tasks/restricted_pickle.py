@@ -5,13 +5,18 @@ file asks for. This one admits the few names that NumPy writes into the pickle o
 stands for a function below, which rebuilds an array and nothing else; NumPy's own functions are
 never called through the file. All other names are refused.
 
-Admitted are pickles of protocols 0 to 5, written by Python 2 or 3 and NumPy 1 or 2. Strings of
-Python 2 are read as latin-1, which keeps every byte.
+Admitted are pickles of protocols 0 to 5, written by Python 2 or 3 and NumPy 1 or 2. Texts of
+Python 2 are read as latin-1, which keeps every byte. Arrays are read-only.
+
+A hostile file can still end the process, for example by claiming memory or by a key that is nested
+a million times.
 """
 
 from __future__ import annotations
 
+import math
 import pickle
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,16 +26,18 @@ import numpy as np
 from modmix.base.errors import DataError
 from modmix.tasks.data import Array
 
-_KINDS = "biufcSUO"  # of dtypes: no records, whose fields could misstate what their bytes are
+# Of types: no records, whose fields could lie about what their bytes are, and no size of 0 bytes,
+# of which a short file could claim any number.
+_CODE = re.compile(r"[biufcSUO][1-9]\d{0,8}")
 
 
 class _Type:
     """A NumPy type: its code, to which ``__setstate__`` adds the byte order."""
 
     def __init__(self, code: str, *_: Any) -> None:
+        if not isinstance(code, str) or _CODE.fullmatch(code) is None:
+            raise ValueError(f"an array of type {str(code)[:40]!r}")
         self.dtype = np.dtype(code)
-        if not isinstance(code, str) or self.dtype.kind not in _KINDS:
-            raise ValueError(f"an array of type {code!r}")
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, order, *parts = state
@@ -40,12 +47,34 @@ class _Type:
 
 
 class _Array(np.ndarray[Any, Any]):
-    """An array that is filled from a state whose type is a `_Type`."""
+    """An array that is filled once, from a state whose type is a `_Type`, and read-only then.
+
+    NumPy trusts the states of its own pickles: more objects than the shape has are written past the
+    end, and a second state frees memory that a view of the first one still reads.
+    """
+
+    _is_filled = False
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         version, shape, kind, fortran, values = state
-        whole: Any = (version, shape, _dtype_of(kind), bool(fortran), values)
+        dtype = _dtype_of(kind)
+        if self._is_filled:
+            raise ValueError("an array that is filled twice")
+        if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
+            raise ValueError("an array without a shape")
+        if not isinstance(values, list if dtype.hasobject else (bytes, str)):
+            raise ValueError("an array without values of its type")
+        if len(values) * (dtype.itemsize if dtype.hasobject else 1) != (
+            math.prod(shape) * dtype.itemsize
+        ):
+            raise ValueError("an array with more or fewer values than its shape has")
+        whole: Any = (version, shape, dtype, bool(fortran), values)
         super().__setstate__(whole)
+        self._close()
+
+    def _close(self) -> None:
+        self._is_filled = True
+        self.flags.writeable = False
 
 
 def _dtype_of(kind: Any) -> np.dtype[Any]:
@@ -65,10 +94,16 @@ def _array_of_buffer(
     buffer: bytes | bytearray, kind: Any, shape: Any, order: Any = "C", axes: Any = None
 ) -> Array:
     """A contiguous array, as protocol 5 stores it."""
+    if type(buffer) not in (bytes, bytearray):  # no view of an array, which may be filled later
+        raise ValueError("an array of something other than bytes")
     values = np.frombuffer(buffer, dtype=_dtype_of(kind))
     if order == "K" and axes is not None:
-        return values.reshape(shape).transpose(axes)
-    return values.reshape(shape, order="F" if order == "F" else "C")
+        values = values.reshape(shape).transpose(axes)
+    else:
+        values = values.reshape(shape, order="F" if order == "F" else "C")
+    array = values.view(_Array)
+    array._close()
+    return array
 
 
 def _latin1(text: str, encoding: str = "latin1") -> bytes:
@@ -148,7 +183,7 @@ def read_pickle(path: Path, mend: str) -> Any:
     except _Refused as refused:
         raise DataError(
             f"{path}: must hold only NumPy arrays in dicts and lists, as other pickles can run "
-            f"code when they are read, got {str(refused)!r}; {mend}"
+            f"code when they are read, got {str(refused)[:100]!r}; {mend}"
         ) from None
     except MemoryError as error:
         raise DataError(f"{path}: does not fit into memory; {mend}") from error

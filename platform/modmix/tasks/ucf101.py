@@ -96,6 +96,11 @@ class Ucf101(MediaTask):
         class_names = read_classes(classes)
         train = read_videos(training, class_names)
         test = read_videos(testing, class_names)
+        if both := {video.name.lower() for video in train} & {video.name.lower() for video in test}:
+            raise DataError(
+                f"{testing}: must have no videos of the training list, has {len(both):,}, such as "
+                f"{min(both)}; use the official files"
+            )
         options = self.options
         val = validation_videos(train, class_names, options["val_fraction"], options["split_seed"])
         folders = {kind: _folders(self.root / name) for kind, name in FOLDERS.items()}

@@ -1,0 +1,55 @@
+"""What is checked of a media task's items: lost ones, files in two splits, files that were changed.
+
+Lost items are missing or cannot be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from modmix.tasks.data import SPLITS
+from modmix.tasks.media_decode import Item
+
+_NAMED = 3  # files named in a message
+
+
+def excess(
+    items: Sequence[Item], lost: Collection[int], share: float
+) -> tuple[str, list[int]] | None:
+    """Which lost items are more than a share of all, or of a split, as text and numbers.
+
+    A test split is often a tenth of all items: it must not vanish unnoticed.
+    """
+    for split in ("", *SPLITS):
+        chosen = [n for n, item in enumerate(items) if split in ("", item.split)]
+        gone = sorted(set(chosen).intersection(lost))
+        if len(gone) > share * len(chosen):
+            where = f" of the {split} split" if split else ""
+            return f"{len(gone):,} of {len(chosen):,} items{where}", gone
+    return None
+
+
+def some(names: Iterable[str]) -> str:
+    """The first names, for a message."""
+    found = list(names)
+    return ", ".join(found[:_NAMED]) + (", …" if len(found) > _NAMED else "")
+
+
+def in_two_splits(items: Sequence[Item]) -> list[str]:
+    """Files of which there are items in more than one split."""
+    splits: dict[str, set[str]] = {}
+    for item in items:
+        for name in item.files:
+            splits.setdefault(name, set()).add(item.split)
+    return [name for name, found in splits.items() if len(found) > 1]
+
+
+def last_change(root: Path, items: Sequence[Item]) -> int:
+    """When a file of these items was changed last, in ns; 0: all are missing."""
+    newest = 0
+    for name in {name for item in items for name in item.files}:
+        with suppress(OSError):
+            newest = max(newest, (root / name).stat().st_ctime_ns)
+    return newest
