@@ -23,6 +23,7 @@ A task turns the options of a study file, and data files, into memory-mapped, fi
     weak             synthetic data with inputs that are uninformative for some examples
     higgs            UCI HIGGS: signal or background
     media_read       frames, audio and images from media files
+    media_checks     which items a preparation may leave out, and files in several splits
     media_decode     decodes items in several processes, in shards, so that it can be resumed
     media            tasks whose sources are thousands of media files
     media_lists      split files, and a validation split drawn from the training items
