@@ -129,3 +129,18 @@ def test_decoding_is_shown_as_such() -> None:
         progress("decode", 5, 10)
     assert "decoding" in out.getvalue()
     assert "50%" in out.getvalue()
+
+
+def test_many_methods_are_cut_and_the_best_of_every_task_stays() -> None:
+    best = {f"m{i:02} (easy)": (float(i), {"beta": i}) for i in range(20)}
+    best |= {f"m{i:02} (hard)": (50.0 + i, {"beta": i}) for i in range(20)}
+    display = Display(Console(file=io.StringIO(), width=100))
+    of = status(done=10, best=best)
+    line = display.line("val/error", of)
+    assert "m00 (easy) 0.00, m01 (easy) 1.00" in line
+    assert line.endswith("m04 (easy) 4.00, m00 (hard) 50.00, …")
+    lines = shown(100, of)
+    assert any("m00 (hard)" in line for line in lines)
+    assert any("m10 (easy)" in line for line in lines)
+    assert not any("m11 (easy)" in line for line in lines)
+    assert any("and 28 more" in line for line in lines)

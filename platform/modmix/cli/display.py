@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from rich.console import Console, Group
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 LINE_SECONDS = 10.0
 _MAX_PACKS = 6  # shown individually
+_MAX_METHODS = 12  # in the table; of several tasks, at least the best of each
+_MAX_METHODS_IN_LINE = 6
 _MAX_BAR_WIDTH = 40
 
 
@@ -76,10 +78,12 @@ class Display:
 
     def line(self, objective: str, status: Status) -> str:
         """Progress and the best configuration of each method, in one line."""
+        found = _leading(_sorted(status, objective), _MAX_METHODS_IN_LINE)
         best = ", ".join(
-            f"{method} {metric_text(value, objective)}"
-            for method, (value, _) in _sorted(status, objective)
+            f"{method} {metric_text(value, objective)}" for method, (value, _) in found
         )
+        if len(found) < len(status.best):
+            best += ", …"
         text = ", ".join(self._counts(status))
         return text + (f"; best {metric_label(objective)} so far: {best}" if best else "")
 
@@ -100,8 +104,11 @@ class Display:
         table.add_column("method", overflow="fold")
         table.add_column(f"best {metric_label(objective)} so far", overflow="fold")
         table.add_column("with", overflow="fold")
-        for method, (value, params) in _sorted(status, objective):
+        found = _leading(_sorted(status, objective), _MAX_METHODS)
+        for method, (value, params) in found:
             table.add_row(method, metric_text(value, objective), _short(params))
+        if len(found) < len(status.best):
+            table.add_row(f"and {len(status.best) - len(found)} more", "", "", style="dim")
         total = max(1, status.replicates["total"])
         width = max(1, min(_MAX_BAR_WIDTH, self._console.width - 1))
         bar = Table.grid()  # a bare ProgressBar does not end its line
@@ -178,6 +185,19 @@ def _sorted(status: Status, objective: str) -> list[tuple[str, tuple[float, Mapp
     means = [mean for _, (mean, _) in items]
     places = ties.places(means, higher_is_better=higher_is_better(objective))
     return [items[i] for i in sorted(range(len(items)), key=lambda i: places[i] or 0)]
+
+
+def _leading(
+    found: Sequence[tuple[str, tuple[float, Mapping[str, object]]]], most: int
+) -> list[tuple[str, tuple[float, Mapping[str, object]]]]:
+    """The first of these; of several tasks ("mul (digits)"), at least the first of each task."""
+    if len(found) <= most:
+        return list(found)
+    tasks = [name.partition(" (")[2] for name, _ in found]
+    firsts = [tasks.index(task) for task in dict.fromkeys(tasks)]
+    others = [i for i in range(len(found)) if i not in firsts]
+    chosen = sorted([*firsts, *others[: max(0, most - len(firsts))]])
+    return [found[i] for i in chosen]
 
 
 def _ended(replicates: Mapping[str, int]) -> int:
