@@ -234,6 +234,15 @@ def test_examples_of_one_class_choose_nothing() -> None:
     assert not select(method, draw(2, 10), torch.ones(10, dtype=torch.int64), 4).any()
 
 
+@pytest.mark.parametrize("stack", ["always", "never"])
+def test_dimensions_of_projections_are_selected_in_bfloat16(stack: str) -> None:
+    replicates = replicates_of(
+        [{"warmup": 1, "head_epochs": 1, "project": 5}], epochs=2, precision="bf16", stack=stack
+    )
+    for end in train(replicates, DATA, keep_weights=True).values():
+        assert state_of(end)["method.effective_MD"].any()
+
+
 def test_passes_come_once_and_only_if_asked_for() -> None:
     method = make(warmup=3)
     assert method.passes(3) == ()  # not in a stage
