@@ -25,8 +25,12 @@ from modmix.methods.model import (
     unpack_weights,
 )
 from modmix.study.dry_run import check_model
+from modmix.training.batches import Examples, Order
+from modmix.training.builder import Builder
 from modmix.training.counting import count_stages
+from modmix.training.probe import Probe
 from modmix.training.stack import Stack
+from modmix.training.timeline import StageEntry
 from modmix.training.trainer import train_pack
 from plainloop import make_optimizer, tensors
 from toypack import (
@@ -317,6 +321,43 @@ def test_halving_ends_some_and_changes_no_others() -> None:
     for key, end in ends.items():
         expected = list(whole[key].history["train/loss"])[: end.epochs]
         assert list(end.history["train/loss"]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_memory_is_that_of_the_largest_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With turns of epochs, the first one may hold less than those that follow."""
+    cpu, found = torch.device("cpu"), []
+    small, large = ("method.head.",), ("encoders.", "method.")
+    for turns in ((small,), (large,), (small, large), (large, small)):
+        stage = Stage(name="s", turns=turns, turn_every="epoch")
+        plan(monkeypatch, stage)
+        builder = Builder(make_pack(made()), DATA, cpu, lambda _: None)
+        entry = StageEntry(stage=stage, epochs=4, from_best=False, keeps_best=False)
+        (single,) = builder.started([0], entry)
+        examples = Examples(DATA, "train", list(DATA.inputs), cpu)
+        measured = Probe(builder, examples, Order(ROWS, BATCH, cpu))._bytes(single)
+        assert measured is not None
+        found.append(measured)
+    assert found[0][1] < found[1][1]  # of activations alone
+    assert found[2] == found[3]
+    assert found[3][1] == found[1][1]
+
+
+class Stubborn(Alternating):
+    """Cannot be stacked in the second turn."""
+
+    def loss(self, outputs: Outputs, target_B: Tensor) -> Tensor:
+        found = super().loss(outputs, target_B)
+        return found * 1.0 if self.turn == 0 or found.sum().item() > 0 else found
+
+
+def test_a_later_turn_that_cannot_be_stacked_is_noticed_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    add_method(monkeypatch, "stubborn", Stubborn)
+    plan(monkeypatch, Stage(name="turns", turns=TURNS, turn_every="epoch"))
+    replicates = made("stubborn", stack="always")
+    assert not is_stacked(replicates, DATA)
+    assert {end.state for end in train(replicates, DATA).values()} == {"done"}
 
 
 def test_every_turn_draws_its_own_numbers() -> None:

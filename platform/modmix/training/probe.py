@@ -141,7 +141,9 @@ class Probe:
         None if a training step of one model runs out of memory.
         """
         held: dict[int, int] = {}
-        own = {single.stack.parameters_KP.untyped_storage().data_ptr()}
+        buffers = list(single.stack.buffers.values())
+        kept = [single.stack.parameters_KP, *buffers]
+        own = {value.untyped_storage().data_ptr() for value in kept}
 
         def note(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
@@ -150,19 +152,25 @@ class Probe:
             return tensor
 
         def step() -> None:
+            single.choose_turn(start)
             with saved_tensors_hooks(note, lambda tensor: tensor):
                 single.train(self._train, self._order, 0, 1)
 
-        if not self._undone(single, step):
-            return None
-        activations = sum(held.values())
+        activations = 0
+        for start in single.turn_starts:
+            held.clear()
+            if not self._undone(single, step):
+                return None
+            activations = max(activations, sum(held.values()))
         parameters = single.stack.parameters_KP.numel() * 4
         # Present and best weights, gradient (as computed and as copied for the optimizer), the
         # optimizers' state; then the snapshot of weights and state that `on_groups` takes.
         moments = sum(len(optimizer.state) for optimizer in single.optimizers)
         tensors = 4 + moments + 2 + moments
         # Twice the tensors saved for backward: their gradients and temporaries take as much again.
+        # Of the buffers: present and best ones, and the snapshot of both.
         per_model = tensors * parameters + 2 * activations
+        per_model += 4 * sum(value.numel() * value.element_size() for value in buffers)
         return per_model, max(1, activations // self._order.batch)
 
     def _undone(self, group: Group, action: Callable[[], None]) -> bool:
@@ -191,7 +199,7 @@ class Probe:
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("error", message=_LOOPS)
-                self._try_evaluation(group, min(way.eval_rows, _TRIED))
+                self._try_rest(group, min(way.eval_rows, _TRIED))
                 stacked = self._seconds(group, 1 if setting == "always" else _STEPS)
         except Exception as error:
             # Not a bug of the method: that would have raised in `_bytes`, with a single model.
@@ -222,11 +230,14 @@ class Probe:
             return recorded, True
         return plain, False
 
-    def _try_evaluation(self, group: Group, rows: int) -> None:
-        """Run what a method does outside of training steps on a few examples, then undo it."""
+    def _try_rest(self, group: Group, rows: int) -> None:
+        """Run what a method does beside the timed steps on a few examples, then undo it."""
         chunk = next(iter(self._train.chunks(rows)))
 
         def run() -> None:
+            for start in group.turn_starts[1:]:
+                group.choose_turn(start)
+                group.train(self._train, self._order, 0, 1)
             group.stack.predict(chunk[0], parts=group.judges_parts)
             for one in group.stack.template.method.passes(0):
                 state = group.stack.start_pass(one)
