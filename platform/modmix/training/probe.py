@@ -62,17 +62,23 @@ class Probe:
         self._settings = builder.settings
         self._device = builder.device
 
-    def choose(self, indices: Sequence[int], entry: StageEntry) -> tuple[Way, list[Group]]:
-        """How to train the replicates at these positions, and their groups, ready for a stage."""
-        way, groups = self._stacked_or_not(indices, entry)
+    def choose(
+        self, indices: Sequence[int], entries: Sequence[StageEntry]
+    ) -> tuple[Way, list[Group]]:
+        """How to train the replicates at these positions, and their groups, ready for the first
+        of the stages.
+        """
+        way, groups = self._stacked_or_not(indices, entries)
         if self._settings["compile"] and groups:
             self._compile(way, groups[0])
         if groups:
             self._choose_graphs(way, groups[0])
         return way, groups
 
-    def _stacked_or_not(self, indices: Sequence[int], entry: StageEntry) -> tuple[Way, list[Group]]:
-        setting = self._settings["stack"]
+    def _stacked_or_not(
+        self, indices: Sequence[int], entries: Sequence[StageEntry]
+    ) -> tuple[Way, list[Group]]:
+        setting, entry = self._settings["stack"], entries[0]
         way = Way(eval_rows=self._settings["eval_batch_size"])
         single = self._builder.started(indices[:1], entry)
         measured = self._bytes(single[0]) if single else None
@@ -98,7 +104,7 @@ class Probe:
         way.eval_rows = max(1, min(way.eval_rows, int(0.2 * free / (per_example * largest))))
         if not like_gpu(self._device):  # keep activations in the CPU's cache
             way.eval_rows = min(way.eval_rows, max(512, _CACHED // largest))
-        if reason := self._better_alone(way, groups[0], single[0], len(indices), setting):
+        if reason := self._better_alone(way, groups[0], single[0], len(indices), entries):
             del groups
             release(self._device)
             way.stacked, way.why = False, reason
@@ -193,13 +199,14 @@ class Probe:
     # ------------------------------------------------------------ speed
 
     def _better_alone(
-        self, way: Way, group: Group, single: Group, models: int, setting: str
+        self, way: Way, group: Group, single: Group, models: int, entries: Sequence[StageEntry]
     ) -> str:
         """Why the models are better trained one by one, or "". Sets measured times and graphs."""
+        setting = self._settings["stack"]
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("error", message=_LOOPS)
-                self._try_rest(group, min(way.eval_rows, _TRIED))
+                self._try_rest(group, min(way.eval_rows, _TRIED), entries)
                 stacked = self._seconds(group, 1 if setting == "always" else _STEPS)
         except Exception as error:
             # Not a bug of the method: that would have raised in `_bytes`, with a single model.
@@ -230,20 +237,36 @@ class Probe:
             return recorded, True
         return plain, False
 
-    def _try_rest(self, group: Group, rows: int) -> None:
+    def _try_rest(self, group: Group, rows: int, entries: Sequence[StageEntry]) -> None:
         """Run what a method does beside the timed steps on a few examples, then undo it."""
-        chunk = next(iter(self._train.chunks(rows)))
 
         def run() -> None:
-            for start in group.turn_starts[1:]:
-                group.choose_turn(start)
-                group.train(self._train, self._order, 0, 1)
-            group.stack.predict(chunk[0], parts=group.judges_parts)
-            for one in group.stack.template.method.passes(0):
-                state = group.stack.start_pass(one)
-                group.stack.finish_pass(one, group.stack.step_pass(one, state, *chunk))
+            try:
+                for i, entry in enumerate(entries):
+                    if i > 0:
+                        group.enter_stage(entry)
+                    # The first turn of the first stage is timed.
+                    self._try_stage(group, rows, entry.epochs, group.turn_starts[i == 0 :])
+            finally:
+                if len(entries) > 1:
+                    group.enter_stage(entries[0])
 
         self._undone(group, run)
+
+    def _try_stage(self, group: Group, rows: int, epochs: int, turn_starts: Sequence[int]) -> None:
+        """A step of these turns, an evaluation, and each number of passes that an epoch has."""
+        chunk = next(iter(self._train.chunks(rows)))
+        for start in turn_starts:
+            group.choose_turn(start)
+            group.train(self._train, self._order, 0, 1)
+        group.stack.predict(chunk[0], parts=group.judges_parts)
+        tried: set[int] = set()
+        for epoch in range(epochs):
+            passes = group.stack.template.method.passes(epoch)
+            for one in passes if len(passes) not in tried else ():
+                state = group.stack.start_pass(one)
+                group.stack.finish_pass(one, group.stack.step_pass(one, state, *chunk))
+            tried.add(len(passes))
 
     def _seconds(self, group: Group, steps: int) -> float | None:
         """Seconds of the fastest of some training steps, then undone; None if out of memory."""

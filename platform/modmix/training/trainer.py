@@ -224,7 +224,7 @@ class _Run:
     def _choose(self, these: Sequence[int]) -> None:
         """Build groups of the replicates at these positions, stacked where that is faster."""
         probe = Probe(self.builder, self.train, self.order, share=self.share)
-        self.way, self.groups = probe.choose(these, self.time.entry())
+        self.way, self.groups = probe.choose(these, self.time.entries())
         self._take_way()
 
     def _take_way(self) -> None:
