@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from analysis_ledger import Written, open_ledger
+from modmix.analysis.best import best_configurations
 from modmix.analysis.compare import compare_table
 from modmix.analysis.frames import read
 from modmix.analysis.labels import is_metric, metric_label, metric_text
@@ -178,6 +179,17 @@ def test_tables_show_them_when_asked(ledger: Ledger) -> None:
     assert "25.00 ± 0.00" in [cell.text for row in table.cells for cell in row]
     with pytest.raises(InputError, match=r"must be one that is recorded .*, got 'test/c/error'"):
         configurations_of(snapshot, ["test/c/error"])
+
+
+def test_predictors_that_nobody_reports_are_refused(ledger: Ledger) -> None:
+    """Selecting or comparing by them would find nothing and not say why."""
+    (best,) = best_configurations(ledger, "demo", "val/a+b/error")
+    assert (best.method, best.mean) == ("own", 25.0)
+    for name in ("a", "", "a/b"):
+        with pytest.raises(InputError, match=r"selected by .*, val/a\+b/error\), got 'val/"):
+            best_configurations(ledger, "demo", f"val/{name}/error")
+        with pytest.raises(InputError, match=r"must be one of .*, test/a\+b/error, got 'test/"):
+            compare_table(ledger, ["demo"], f"test/{name}/error")
 
 
 @pytest.mark.parametrize("by", ["configuration", "method"])
