@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +26,7 @@ from modmix.cli.main import app
 from modmix.ledger.ledger import Ledger
 from modmix.methods.base import Method, Stage, cross_entropy
 from modmix.methods.model import InputSpec, ModelSpec, unpack_weights
+from modmix.registry import final
 from modmix.study.dry_run import check_model
 from modmix.tracking.content import configuration_content
 from modmix.training.trainer import train_pack
@@ -213,3 +216,14 @@ def test_mlflow_has_them(ledger: Ledger) -> None:
     logged = {value.key: value.value for value in content.metrics}
     assert logged["test/a_b/error"] == logged["val/a_b/error"] == 25.0  # MLflow refuses "+"
     assert logged["test/a_b/error_std"] == 0.0
+
+
+def test_a_registered_model_has_them(ledger: Ledger) -> None:
+    """MLflow refuses the whole version for a tag with "+" in its key."""
+    study = ledger.study("demo")
+    study = replace(study, spec={**study.spec, "final": {"of": "x"}})
+    (configuration,) = [c for c in ledger.configurations("demo") if c.method == "own"]
+    mine = [r for r in ledger.replicates("demo") if r.configuration == configuration.key]
+    tags = final._tags(study, configuration, mine, mine[0])
+    assert tags["test/a_b/error"] == "25 ± 0 (n=2)"
+    assert all(re.fullmatch(r"[\w\-. /:]+", key) for key in tags)
