@@ -235,6 +235,20 @@ def test_kept_optimizers_go_on_turn_by_turn(every: Any, monkeypatch: pytest.Monk
     assert_by_hand(made(optimizer="adam"))
 
 
+def test_what_rested_in_a_stage_is_awake_in_the_next() -> None:
+    """Also without an evaluation in between, as where the costs of stages are counted."""
+    stack = Stack([build_model(SPEC, 0)], torch.device("cpu"))
+    inputs = {"m0": torch.ones(1, 4, 6), "m1": torch.ones(1, 4, 4)}
+    target = torch.zeros(1, 4, dtype=torch.int64)
+    name = "encoders.{}.layers.1.num_batches_tracked"
+    counts = []
+    for frozen in ("encoders.0.", "encoders.1."):
+        stack.enter_stage(Stage(name="s", frozen=(frozen,)))
+        stack.loss_and_gradient(inputs, target)
+        counts.append([int(stack.buffers[name.format(i)]) for i in (0, 1)])
+    assert counts == [[0, 1], [1, 1]]
+
+
 def test_what_is_in_no_turn_stays() -> None:
     ends = train(made(optimizer="adamw", weight_decay=0.5, decay="all"), DATA, keep_weights=True)
     for end in ends.values():

@@ -113,6 +113,7 @@ class Stack:
         self.turns = turns_of(self.template, stage)
         self.turn = 0
         self._bound = None
+        self.template.eval()  # the next step wakes what rested in the stage before
 
     def take_turn(self, turn: int) -> None:
         """Train the parameters of this turn of the stage from now on."""
