@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -157,7 +158,7 @@ class Probe:
                 held[storage.data_ptr()] = storage.nbytes()
             return tensor
 
-        def step() -> None:
+        def step(start: int) -> None:
             single.choose_turn(start)
             with saved_tensors_hooks(note, lambda tensor: tensor):
                 single.train(self._train, self._order, 0, 1)
@@ -165,7 +166,7 @@ class Probe:
         activations = 0
         for start in single.turn_starts:
             held.clear()
-            if not self._undone(single, step):
+            if not self._undone(single, partial(step, start)):
                 return None
             activations = max(activations, sum(held.values()))
         parameters = single.stack.parameters_KP.numel() * 4
