@@ -294,6 +294,14 @@ def test_reports_are_the_classifiers_alone() -> None:
     assert len(alone.stages()) == 1
 
 
+def test_a_modality_called_head_is_reported_as_well() -> None:
+    method = Dimml({"head": 2, "face": 2}, 3)
+    outputs = method({"head": torch.randn(4, 2), "face": torch.randn(4, 2)})
+    reports = method.reports(outputs)
+    assert list(reports) == ["head", "face", "fusion head"]
+    torch.testing.assert_close(reports["head"], outputs.own_MBC[0].log_softmax(-1))
+
+
 def test_unequal_widths_need_a_projection() -> None:
     with pytest.raises(
         InputError, match=r"equal width, because DUC pairs.* got a: 3, b: 5; set pro"

@@ -168,6 +168,7 @@ def check_parts(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """
     if parts and settings["patience"] is not None and selection(settings) == "last":
         raise InputError(
-            "patience stops each unimodal classifier of late fusion at its own best epoch, which "
-            "needs select: best, got select: last; leave one of the two out"
+            "patience stops each part that trains independently (the classifiers of late, the "
+            "teachers of umt) at its own best epoch, which needs select: best, got select: last; "
+            "leave one of the two out"
         )
