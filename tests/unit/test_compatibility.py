@@ -241,8 +241,8 @@ def test_defaults_and_what_works_are_not_warned_about(monkeypatch: pytest.Monkey
             "dimml: ",
             20,
             (
-                "DUC never acts, as it begins after warmup (20) epochs and there are 20: lower warmup, "
-                "raise epochs, or set duc_weight: 0"
+                "DUC never acts, as it begins after warmup (20) epochs and there are 20: "
+                "lower warmup, raise epochs, or set duc_weight: 0"
             ),
         ),
         ("dimml: ", 21, None),
