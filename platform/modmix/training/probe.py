@@ -180,8 +180,13 @@ class Probe:
         per_model += 4 * sum(value.numel() * value.element_size() for value in buffers)
         return per_model, max(1, activations // self._order.batch)
 
-    def _undone(self, group: Group, action: Callable[[], None]) -> bool:
-        """Run an action and restore the group's state; False if it ran out of memory."""
+    def _undone(
+        self, group: Group, action: Callable[[], None], entry: StageEntry | None = None
+    ) -> bool:
+        """Run an action and restore the group's state; False if it ran out of memory.
+
+        ``entry``: the group's stage, if the action leaves it.
+        """
         saved: tuple[dict[str, Tensor], list[int]] | None = None
         try:
             saved = group.snapshot()
@@ -192,6 +197,9 @@ class Probe:
             if not is_out_of_memory(error):
                 raise
         finally:
+            if entry is not None:
+                group.free()
+                self._enter(group, entry)
             if saved is not None:
                 group.load(*saved)
         release(self._device)
@@ -242,17 +250,18 @@ class Probe:
         """Run what a method does beside the timed steps on a few examples, then undo it."""
 
         def run() -> None:
-            try:
-                for i, entry in enumerate(entries):
-                    if i > 0:
-                        group.enter_stage(entry)
-                    # The first turn of the first stage is timed.
-                    self._try_stage(group, rows, entry.epochs, group.turn_starts[i == 0 :])
-            finally:
-                if len(entries) > 1:
-                    group.enter_stage(entries[0])
+            for i, entry in enumerate(entries):
+                if i > 0:
+                    self._enter(group, entry)
+                # The first turn of the first stage is timed.
+                self._try_stage(group, rows, entry.epochs, group.turn_starts[i == 0 :])
 
-        self._undone(group, run)
+        self._undone(group, run, entries[0] if len(entries) > 1 else None)
+
+    def _enter(self, group: Group, entry: StageEntry) -> None:
+        """Enter a stage without room for the optimizers of two."""
+        group.optimizers = []
+        group.enter_stage(entry)
 
     def _try_stage(self, group: Group, rows: int, epochs: int, turn_starts: Sequence[int]) -> None:
         """A step of these turns, an evaluation, and each number of passes that an epoch has."""
