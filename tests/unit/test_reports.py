@@ -208,6 +208,16 @@ def test_the_command_line_shows_them(
     assert "test error (%)" not in run.stdout
 
 
+def test_the_table_of_over_learning_takes_no_metric(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODMIX_HOME", str(tmp_path))
+    arguments = ["table", "demo", "--by", "overlearning", "--metric", "test/a/error"]
+    run = CliRunner().invoke(app, arguments)
+    assert isinstance(run.exception, InputError)
+    assert "leave --metric out" in str(run.exception)
+
+
 def test_mlflow_has_them(ledger: Ledger) -> None:
     study = ledger.study("demo")
     (configuration,) = [c for c in ledger.configurations("demo") if c.method == "own"]
