@@ -234,6 +234,58 @@ def test_defaults_and_what_works_are_not_warned_about(monkeypatch: pytest.Monkey
     assert make(monkeypatch, graphs).warnings == ()
 
 
+@pytest.mark.parametrize(
+    ("method", "epochs", "sentence"),
+    [
+        (
+            "dimml: ",
+            20,
+            (
+                "DUC never acts, as it begins after warmup (20) epochs and there are 20: "
+                "lower warmup, raise epochs, or set duc_weight: 0"
+            ),
+        ),
+        ("dimml: ", 21, None),
+        ("dimml: {warmup: 3}", 3, "DUC never acts, as it begins after warmup (3) epochs and there"),
+        ("dimml: {duc_weight: 0}", 5, None),
+        (
+            "gblending: ",
+            10,
+            (
+                "the losses' weights stay equal, as training ends with the first super_epoch (10) "
+                "after 10 epochs: lower super_epoch, or raise epochs"
+            ),
+        ),
+        ("gblending: ", 11, None),
+        (
+            "reconboost: {turn_epochs: 2}",
+            7,
+            "7 epochs end before a round of the turns of 2 modalities, which takes 8: raise epochs",
+        ),
+        ("reconboost: {turn_epochs: 2}", 8, None),
+        (
+            "ogm_ge: {first_epoch: 5}",
+            5,
+            "gradients are never modulated with first_epoch 5 and last_epoch 50 in 5 epochs",
+        ),
+        ("ogm_ge: {first_epoch: 3, last_epoch: 2}", 9, "gradients are never modulated with first"),
+        ("ogm_ge: {first_epoch: 5, last_epoch: 5}", 6, None),
+    ],
+)
+def test_what_a_method_never_does_in_so_few_epochs_is_said(
+    monkeypatch: pytest.MonkeyPatch, method: str, epochs: int, sentence: str | None
+) -> None:
+    """Also of defaults: the method would not be what its name says."""
+    encoders = "encoders: {default: {name: mlp, hidden: [4]}}"
+    part = f"parts: {{p: {{methods: {{{method}}}}}}}"
+    found = make(monkeypatch, f"training: {{epochs: {epochs}}}\n{encoders}\n{part}").warnings
+    if sentence is None:
+        assert found == ()
+    else:
+        (only,) = found
+        assert only.startswith(f"{method.partition(':')[0]}: {sentence}")
+
+
 def test_patience_that_is_said_to_stop_nothing_stops_nothing() -> None:
     """The first evaluation is the best so far, so that E of them wait E - 1 times at most."""
     from modmix.training.record import Record

@@ -22,7 +22,7 @@ from modmix.methods.model import Model
 from modmix.tasks.data import Data, Input
 from modmix.training import counting
 from modmix.training.counting import StepCount, count_stages
-from toypack import make_data, make_replicates
+from toypack import defaults, make_data, make_replicates
 
 CLASSES = 4
 IMAGE = Input(name="x", shape=(8, 6, 3), kind="image")
@@ -155,7 +155,7 @@ def costs(data: Data, gpus: int = 0) -> Costs:
 
 
 def first(data: Data, method: str = "late", **training: Any) -> Replicate:
-    params = {k: training.pop(k) for k in ("combine",) if k in training}
+    params = {k: training.pop(k) for k in defaults(method) if k in training}
     settings = {"stack": "auto", "batch_size": 8, "eval_batch_size": 10, **training}
     return make_replicates(method, [params], seeds=[0], data=data, **settings)[0]
 
@@ -183,6 +183,27 @@ def test_all_stages_and_evaluations_are_counted(monkeypatch: pytest.MonkeyPatch)
     assert (alone.fixed, alone.each) == (0.0, pytest.approx(cost.fixed + cost.each))
     gpu = costs(SMALL, gpus=1).of(replicate)
     assert (gpu.fixed, gpu.each) == (cost.fixed, pytest.approx(cost.each / 100))
+
+
+def test_passes_cost_as_evaluations_of_what_they_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PMR reads the training split in every epoch; G-Blending that and validation in every other;
+    DI-MML the former twice in all, before the epoch of its warm-up.
+    """
+    monkeypatch.setattr(counting, "count_stages", lambda *_: [COUNTED[1]])
+    start, work = 0.35e-3 + 50 * 13e-6, 0.6e-3 + 0.1e-3
+    train, val = SMALL.train.rows, SMALL.val.rows
+    usual = costs(SMALL).of(first(SMALL, "mul", epochs=5))
+    for method, params, reads in (
+        ("pmr", {}, {train: 5}),
+        ("gblending", {"super_epoch": 2}, {train: 3, val: 3}),
+        ("dimml", {"warmup": 3}, {train: 2}),
+        ("dimml", {"warmup": 5}, {}),
+    ):
+        found = costs(SMALL).of(first(SMALL, method, epochs=5, **params))
+        chunks = sum(n * -(-rows // 10) for rows, n in reads.items())
+        batches = sum(n * rows for rows, n in reads.items()) / 8
+        assert found.fixed - usual.fixed == pytest.approx(chunks * start / 3, abs=1e-12)
+        assert found.each - usual.each == pytest.approx(batches * work / 3, abs=1e-12)
 
 
 def test_a_batch_of_more_rows_than_there_are_is_all_of_them(

@@ -234,6 +234,15 @@ def test_examples_of_one_class_choose_nothing() -> None:
     assert not select(method, draw(2, 10), torch.ones(10, dtype=torch.int64), 4).any()
 
 
+@pytest.mark.parametrize("stack", ["always", "never"])
+def test_dimensions_of_projections_are_selected_in_bfloat16(stack: str) -> None:
+    replicates = replicates_of(
+        [{"warmup": 1, "head_epochs": 1, "project": 5}], epochs=2, precision="bf16", stack=stack
+    )
+    for end in train(replicates, DATA, keep_weights=True).values():
+        assert state_of(end)["method.effective_MD"].any()
+
+
 def test_passes_come_once_and_only_if_asked_for() -> None:
     method = make(warmup=3)
     assert method.passes(3) == ()  # not in a stage
@@ -283,6 +292,14 @@ def test_reports_are_the_classifiers_alone() -> None:
     alone = make(2, head="none")
     assert list(alone.reports(alone(draw(2, 5)))) == ["m0", "m1"]
     assert len(alone.stages()) == 1
+
+
+def test_a_modality_called_head_is_reported_as_well() -> None:
+    method = Dimml({"head": 2, "face": 2}, 3)
+    outputs = method({"head": torch.randn(4, 2), "face": torch.randn(4, 2)})
+    reports = method.reports(outputs)
+    assert list(reports) == ["head", "face", "fusion head"]
+    torch.testing.assert_close(reports["head"], outputs.own_MBC[0].log_softmax(-1))
 
 
 def test_unequal_widths_need_a_projection() -> None:

@@ -13,11 +13,15 @@ from torch import Tensor, nn
 
 from modmix.base.errors import InputError
 from modmix.base.messages import Replicate
-from modmix.methods.base import Method, cross_entropy
+from modmix.methods.base import Method, Stage, cross_entropy
 from modmix.methods.model import InputSpec, ModelSpec, build_model, derive_seed, unpack_weights
 from modmix.study.dry_run import check_model
+from modmix.training.batches import Examples, Order
+from modmix.training.builder import Builder
 from modmix.training.counting import count_stages
+from modmix.training.probe import Probe
 from modmix.training.stack import Stack
+from modmix.training.timeline import StageEntry
 from modmix.training.trainer import train_pack
 from toypack import (
     add_method,
@@ -185,6 +189,24 @@ def test_saved_models_do_without_the_memory() -> None:
     assert set(model.method.state_dict()) == {"shown", "head.weight", "head.bias"}
     assert model.method.index.shape == (0,)
     model.scores(model({"m0": torch.zeros(2, 6), "m1": torch.zeros(2, 4)}))
+
+
+def test_the_memory_of_a_model_has_its_numbers_of_every_example() -> None:
+    """The buffer, its copy beside the best weights, and the copies of both that can be restored."""
+    found = []
+    for rows in (200, 1200):
+        data = make_data(widths=(6, 4), rows=(rows, 40, 30))
+        pack = make_pack(made(), keep_weights=True)
+        cpu = torch.device("cpu")
+        builder = Builder(pack, data, cpu, lambda _: None)
+        entry = StageEntry(stage=Stage(name="s"), epochs=1, from_best=False, keeps_best=True)
+        (single,) = builder.started([0], entry)
+        train_split = Examples(data, "train", list(data.inputs), cpu)
+        measured = Probe(builder, train_split, Order(rows, BATCH, cpu))._bytes(single)
+        assert measured is not None
+        found.append(measured)
+    assert found[1][0] - found[0][0] == 4 * 1000 * 4
+    assert found[1][1] == found[0][1]  # per example in evaluation
 
 
 def test_memory_that_would_be_saved_is_refused() -> None:

@@ -321,6 +321,27 @@ def test_a_model_that_never_fits_fails_alone(
     same(ends, others, rel=1e-3)
 
 
+@pytest.mark.parametrize("name", ["enter_stage", "train"])
+def test_the_second_stage_does_not_fit_while_it_is_tried(
+    name: str, undisturbed: dict[str, Finished], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before training: the group is in its first stage again, as it was."""
+    second = [False]
+    enter = Busy.enter
+
+    def entering(self: Busy, stage: Stage) -> None:
+        second[0] = stage.name == "second"
+        enter(self, stage)
+
+    monkeypatch.setattr(Busy, "enter", entering)
+    if name == "train":
+        raised = starve(monkeypatch, Group, name, lambda group, *_: rows(group) > 2 and second[0])
+    else:
+        raised = starve(monkeypatch, Group, name, second_stage(2))
+    same(train(busy(), DATA), undisturbed, rel=1e-3)
+    assert len(raised) > 1
+
+
 def test_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     starve(monkeypatch, Stack, "loss_and_gradient", lambda *_: True)
     events = list(train_pack(make_pack(busy()), DATA))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from modmix.base.messages import PackStarted, Progress
 from modmix.methods.base import Method, Pass, State, cross_entropy
 from modmix.methods.model import Model, unpack_weights
+from modmix.training.group import Group
 from modmix.training.trainer import train_pack
 from plainloop import tensors
 from toypack import add_method, finished, make_data, make_pack, make_replicates, train
@@ -150,3 +152,19 @@ def test_stacked_is_one_after_another_is_resumed(
         events.close()
         for key, end in finished(train_pack(pack, DATA)).items():
             assert end.history == stacked[key].history
+
+
+def test_the_time_of_passes_is_that_of_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that stands still except in passes."""
+    now = [0.0]
+    original = Group.run_pass
+
+    def slow(self: Group, *arguments: Any) -> None:
+        original(self, *arguments)
+        now[0] += 12.0
+
+    monkeypatch.setattr(Group, "run_pass", slow)
+    monkeypatch.setattr("modmix.training.trainer.time.perf_counter", lambda: now[0])
+    made = make_replicates("means", data=DATA, encoder=ENCODER, epochs=3, batch_size=16)
+    ends = train(made, DATA)
+    assert [end.seconds for end in ends.values()] == [24.0, 24.0]  # of four passes, by two models

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from analysis_ledger import Written, open_ledger
+from modmix.analysis.best import best_configurations
 from modmix.analysis.compare import compare_table
 from modmix.analysis.frames import read
 from modmix.analysis.labels import is_metric, metric_label, metric_text
@@ -23,6 +26,7 @@ from modmix.cli.main import app
 from modmix.ledger.ledger import Ledger
 from modmix.methods.base import Method, Stage, cross_entropy
 from modmix.methods.model import InputSpec, ModelSpec, unpack_weights
+from modmix.registry import final
 from modmix.study.dry_run import check_model
 from modmix.tracking.content import configuration_content
 from modmix.training.trainer import train_pack
@@ -180,6 +184,17 @@ def test_tables_show_them_when_asked(ledger: Ledger) -> None:
         configurations_of(snapshot, ["test/c/error"])
 
 
+def test_predictors_that_nobody_reports_are_refused(ledger: Ledger) -> None:
+    """Selecting or comparing by them would find nothing and not say why."""
+    (best,) = best_configurations(ledger, "demo", "val/a+b/error")
+    assert (best.method, best.mean) == ("own", 25.0)
+    for name in ("a", "", "a/b"):
+        with pytest.raises(InputError, match=r"selected by .*, val/a\+b/error\), got 'val/"):
+            best_configurations(ledger, "demo", f"val/{name}/error")
+        with pytest.raises(InputError, match=r"must be one of .*, test/a\+b/error, got 'test/"):
+            compare_table(ledger, ["demo"], f"test/{name}/error")
+
+
 @pytest.mark.parametrize("by", ["configuration", "method"])
 @pytest.mark.usefixtures("ledger")
 def test_the_command_line_shows_them(
@@ -193,6 +208,16 @@ def test_the_command_line_shows_them(
     assert "test error (%)" not in run.stdout
 
 
+def test_the_table_of_over_learning_takes_no_metric(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODMIX_HOME", str(tmp_path))
+    arguments = ["table", "demo", "--by", "overlearning", "--metric", "test/a/error"]
+    run = CliRunner().invoke(app, arguments)
+    assert isinstance(run.exception, InputError)
+    assert "leave --metric out" in str(run.exception)
+
+
 def test_mlflow_has_them(ledger: Ledger) -> None:
     study = ledger.study("demo")
     (configuration,) = [c for c in ledger.configurations("demo") if c.method == "own"]
@@ -201,3 +226,14 @@ def test_mlflow_has_them(ledger: Ledger) -> None:
     logged = {value.key: value.value for value in content.metrics}
     assert logged["test/a_b/error"] == logged["val/a_b/error"] == 25.0  # MLflow refuses "+"
     assert logged["test/a_b/error_std"] == 0.0
+
+
+def test_a_registered_model_has_them(ledger: Ledger) -> None:
+    """MLflow refuses the whole version for a tag with "+" in its key."""
+    study = ledger.study("demo")
+    study = replace(study, spec={**study.spec, "final": {"of": "x"}})
+    (configuration,) = [c for c in ledger.configurations("demo") if c.method == "own"]
+    mine = [r for r in ledger.replicates("demo") if r.configuration == configuration.key]
+    tags = final._tags(study, configuration, mine, mine[0])
+    assert tags["test/a_b/error"] == "25 ± 0 (n=2)"
+    assert all(re.fullmatch(r"[\w\-. /:]+", key) for key in tags)

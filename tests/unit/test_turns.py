@@ -25,8 +25,12 @@ from modmix.methods.model import (
     unpack_weights,
 )
 from modmix.study.dry_run import check_model
+from modmix.training.batches import Examples, Order
+from modmix.training.builder import Builder
 from modmix.training.counting import count_stages
+from modmix.training.probe import Probe
 from modmix.training.stack import Stack
+from modmix.training.timeline import StageEntry
 from modmix.training.trainer import train_pack
 from plainloop import make_optimizer, tensors
 from toypack import (
@@ -231,6 +235,20 @@ def test_kept_optimizers_go_on_turn_by_turn(every: Any, monkeypatch: pytest.Monk
     assert_by_hand(made(optimizer="adam"))
 
 
+def test_what_rested_in_a_stage_is_awake_in_the_next() -> None:
+    """Also without an evaluation in between, as where the costs of stages are counted."""
+    stack = Stack([build_model(SPEC, 0)], torch.device("cpu"))
+    inputs = {"m0": torch.ones(1, 4, 6), "m1": torch.ones(1, 4, 4)}
+    target = torch.zeros(1, 4, dtype=torch.int64)
+    name = "encoders.{}.layers.1.num_batches_tracked"
+    counts = []
+    for frozen in ("encoders.0.", "encoders.1."):
+        stack.enter_stage(Stage(name="s", frozen=(frozen,)))
+        stack.loss_and_gradient(inputs, target)
+        counts.append([int(stack.buffers[name.format(i)]) for i in (0, 1)])
+    assert counts == [[0, 1], [1, 1]]
+
+
 def test_what_is_in_no_turn_stays() -> None:
     ends = train(made(optimizer="adamw", weight_decay=0.5, decay="all"), DATA, keep_weights=True)
     for end in ends.values():
@@ -317,6 +335,43 @@ def test_halving_ends_some_and_changes_no_others() -> None:
     for key, end in ends.items():
         expected = list(whole[key].history["train/loss"])[: end.epochs]
         assert list(end.history["train/loss"]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_memory_is_that_of_the_largest_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With turns of epochs, the first one may hold less than those that follow."""
+    cpu, found = torch.device("cpu"), []
+    small, large = ("method.head.",), ("encoders.", "method.")
+    for turns in ((small,), (large,), (small, large), (large, small)):
+        stage = Stage(name="s", turns=turns, turn_every="epoch")
+        plan(monkeypatch, stage)
+        builder = Builder(make_pack(made()), DATA, cpu, lambda _: None)
+        entry = StageEntry(stage=stage, epochs=4, from_best=False, keeps_best=False)
+        (single,) = builder.started([0], entry)
+        examples = Examples(DATA, "train", list(DATA.inputs), cpu)
+        measured = Probe(builder, examples, Order(ROWS, BATCH, cpu))._bytes(single)
+        assert measured is not None
+        found.append(measured)
+    assert found[0][1] < found[1][1]  # of activations alone
+    assert found[2] == found[3]
+    assert found[3][1] == found[1][1]
+
+
+class Stubborn(Alternating):
+    """Cannot be stacked in the second turn."""
+
+    def loss(self, outputs: Outputs, target_B: Tensor) -> Tensor:
+        found = super().loss(outputs, target_B)
+        return found * 1.0 if self.turn == 0 or found.sum().item() > 0 else found
+
+
+def test_a_later_turn_that_cannot_be_stacked_is_noticed_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    add_method(monkeypatch, "stubborn", Stubborn)
+    plan(monkeypatch, Stage(name="turns", turns=TURNS, turn_every="epoch"))
+    replicates = made("stubborn", stack="always")
+    assert not is_stacked(replicates, DATA)
+    assert {end.state for end in train(replicates, DATA).values()} == {"done"}
 
 
 def test_every_turn_draws_its_own_numbers() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,11 +14,11 @@ from torch.distributions import Categorical
 from torch.nn import functional as F
 
 from modmix.base.messages import PackStarted
-from modmix.methods.base import Method, Pass, State, cross_entropy
+from modmix.methods.base import Method, Pass, Stage, State, cross_entropy
 from modmix.methods.model import build_model, derive_seed, model_spec
 from modmix.training.trainer import train_pack
 from plainloop import tensors, train_plainly
-from toypack import add_method, finished, make_data, make_pack, make_replicates
+from toypack import add_method, finished, make_data, make_pack, make_replicates, same
 
 DATA = make_data(rows=(96, 40, 30))
 
@@ -119,6 +120,29 @@ class IndexingPass(Linear):
         )
 
 
+class IndexingLater(IndexingPass):
+    """The same, before the second epoch."""
+
+    def passes(self, epoch: int) -> Sequence[Pass]:
+        return super().passes(epoch) if epoch == 1 else ()
+
+
+class BranchingLater(Linear):
+    """An `if` on a tensor in the second stage."""
+
+    def loss(self, outputs: Tensor, target_B: Tensor) -> Tensor:
+        loss_B = cross_entropy(outputs, target_B)
+        if self.in_second and loss_B.mean() > 1.0:
+            loss_B = 2 * loss_B
+        return loss_B
+
+    def stages(self) -> tuple[Stage, ...]:
+        return Stage(name="first", epochs=1), Stage(name="second", epochs=2)
+
+    def enter(self, stage: Stage) -> None:
+        self.in_second = stage.name == "second"
+
+
 class Attention(Linear):
     """Scaled dot-product attention between the modalities."""
 
@@ -155,6 +179,7 @@ KINDS: dict[type[Method], str] = {
     Objects: "Categorical|tensor",
     IndexingScores: "vmap|nonzero|index",
     IndexingPass: "vmap|nonzero|index",
+    IndexingLater: "vmap|nonzero|index",
 }
 
 
@@ -179,8 +204,6 @@ def test_the_reason_is_told_and_the_numbers_are_those_of_a_plain_loop(
     else:
         assert started.why.startswith("cannot be stacked: ")
         assert len(started.why) < 250
-        import re
-
         assert re.search(KINDS[kind], started.why), started.why
     for replicate in made:
         history = ends[replicate.key].history
@@ -190,6 +213,16 @@ def test_the_reason_is_told_and_the_numbers_are_those_of_a_plain_loop(
         plain = train_plainly(replicate, DATA)
         for name in ("train/loss", "val/error"):
             assert list(history[name]) == pytest.approx(plain.history[name], rel=1e-5)
+
+
+def test_a_later_stage_that_cannot_be_stacked_is_noticed_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    add_method(monkeypatch, "toy", BranchingLater)
+    started, made, ends = run(BranchingLater, "always")
+    assert re.search(KINDS[Branching], started.why), started.why
+    same(ends, run(BranchingLater, "never")[2])
+    assert {len(ends[replicate.key].history["epoch"]) for replicate in made} == {3}
 
 
 def seeded_losses(replicate: Any) -> list[float]:

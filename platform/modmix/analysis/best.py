@@ -16,7 +16,7 @@ from modmix.analysis.conditions import Condition
 from modmix.analysis.frames import Snapshot, read
 from modmix.analysis.labels import (
     higher_is_better,
-    is_metric,
+    is_reported,
     on_test,
     parameter_name,
     split_of,
@@ -126,7 +126,7 @@ def best_of(
         condition: compare within this condition; by default `Conditions.main`.
     """
     metric = by or snapshot.objectives[0]
-    check_selection(metric)
+    check_selection(snapshot, metric)
     where = condition or snapshot.conditions.main
     if where is None:
         return []
@@ -143,7 +143,7 @@ def best_of(
 def best_keys(snapshot: Snapshot, by: str | None = None) -> dict[Condition, dict[str, str]]:
     """By condition, the key of each method's best configuration."""
     metric = by or snapshot.objectives[0]
-    check_selection(metric)
+    check_selection(snapshot, metric)
     return {
         condition: {
             configuration.method: configuration.key
@@ -234,16 +234,18 @@ def default_metrics(snapshot: Snapshot) -> tuple[str, ...]:
     return tuple(dict.fromkeys(m for m in wanted if m in snapshot.metrics)) or ("test/error",)
 
 
-def check_selection(metric: str) -> None:
-    """Check that a metric is on validation.
+def check_selection(snapshot: Snapshot, metric: str) -> None:
+    """Check that a metric is on validation, and recorded if it is one of a reported predictor.
 
     Raises:
         InputError: the metric is unknown or on another split.
     """
-    if split_of(metric) != "val" or not is_metric(metric):
+    known = [f"val/{name}" for name in METRICS]
+    known += [m for m in snapshot.metrics if split_of(m) == "val" and is_reported(m)]
+    if metric not in known:
         raise InputError(
             "configurations must be selected by a validation metric, so that test results stay "
-            f"unbiased ({', '.join(f'val/{name}' for name in METRICS)}), got {metric!r}"
+            f"unbiased ({', '.join(known)}), got {metric!r}"
         )
 
 

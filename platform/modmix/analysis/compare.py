@@ -9,7 +9,7 @@ import pandas as pd
 from modmix.analysis.best import best_keys, default_metrics
 from modmix.analysis.comparisons import Comparison, comparison, comparisons_of, records_of, table_of
 from modmix.analysis.frames import STATISTICS, Snapshot, read
-from modmix.analysis.labels import is_metric, metric_label, split_of
+from modmix.analysis.labels import is_reported, metric_label, split_of
 from modmix.analysis.render import Table
 from modmix.base.errors import InputError
 from modmix.base.metrics import METRICS
@@ -32,10 +32,14 @@ def compare_table(ledger: Ledger, studies: Sequence[str], metric: str | None = N
     """
     if not studies:
         raise InputError("a comparison needs at least one study, got none")
-    if metric is not None and (split_of(metric) != "test" or not is_metric(metric)):
-        known = ", ".join(f"test/{name}" for name in METRICS)
-        raise InputError(f"the metric of a comparison must be one of {known}, got {metric!r}")
     whole = [read(ledger, study) for study in dict.fromkeys(studies)]
+    known = [f"test/{name}" for name in METRICS]
+    recorded = dict.fromkeys(m for study in whole for m in study.metrics)
+    known += [m for m in recorded if split_of(m) == "test" and is_reported(m)]
+    if metric is not None and metric not in known:
+        raise InputError(
+            f"the metric of a comparison must be one of {', '.join(known)}, got {metric!r}"
+        )
     # A study of several tasks has a row for each of them: "study/task".
     snapshots = [
         one for study in whole for one in ([study.of_task(t) for t in study.tasks] or [study])

@@ -29,6 +29,11 @@ def is_metric(metric: str) -> bool:
     return split in SPLITS and name in METRICS
 
 
+def is_reported(metric: str) -> bool:
+    """Whether a name is that of a metric of a predictor that a method reports."""
+    return is_metric(metric) and bool(_pieces(metric)[1])
+
+
 def _pieces(metric: str) -> tuple[str, str, str]:
     """Split, reported predictor and name of a metric: "test", "audio" and "error".
 

@@ -68,7 +68,7 @@ def analyse(ledger: Ledger, snapshot: Snapshot, by: str | None = None) -> Analys
         names = ", ".join(snapshot.tasks)
         raise InputError(f"over-learning is of one task: choose one with --task ({names})")
     metric = by or snapshot.objectives[0]
-    check_selection(metric)
+    check_selection(snapshot, metric)
     bests = [best for best in best_of(snapshot, metric) if best.method != SINGLE]
     if not bests:
         raise InputError(

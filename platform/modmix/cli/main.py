@@ -318,6 +318,8 @@ def table(
     _check_format(format)
     if by not in ("configuration", "method", "task", "overlearning"):
         raise InputError(f"--by must be configuration, method, task or overlearning, got {by!r}")
+    if by == "overlearning" and metric:
+        raise InputError("--by overlearning shows metrics of its own: leave --metric out")
     ledger = _ledger()
     snapshot = frames.read(ledger, _study(study))
     if task is not None:

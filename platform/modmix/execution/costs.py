@@ -49,8 +49,8 @@ class Costs:
     def of(self, replicate: Replicate) -> Cost:
         """The cost of packs of this replicate's structure, in seconds.
 
-        All epochs of all stages with their evaluations, and the test split once. Early stopping
-        and halving are left out.
+        All epochs of all stages with their evaluations and passes, and the test split once. Early
+        stopping and halving are left out.
         """
         structure = replicate.structure
         if structure not in self._known:
@@ -62,18 +62,17 @@ class Costs:
         settings = replicate.training
         batch = min(settings["batch_size"], data.train.rows)
         steps = data.train.rows // batch
-        stages = [
-            (epochs, step_cost(step, gpu=self._gpu))
-            for epochs, step in _counted(replicate, data, batch)
-        ]
+        counted, reads = _counted(replicate, data, batch)
+        stages = [(epochs, step_cost(step, gpu=self._gpu)) for epochs, step in counted]
         if not stages:
             return _NOTHING
         evaluations = sum(epochs for epochs, _ in stages) * min(
             settings["evaluations_per_epoch"], steps
         )
-        size, val, test = settings["eval_batch_size"], data.val.rows, data.test.rows
-        chunks = evaluations * math.ceil(val / size) + math.ceil(test / size)
-        batches = (evaluations * val + test) / batch
+        reads = {**reads, "val": evaluations + reads.get("val", 0), "test": 1}
+        size, rows = settings["eval_batch_size"], {s: x.rows for s, x in data.splits.items()}
+        chunks = sum(count * math.ceil(rows[split] / size) for split, count in reads.items())
+        batches = sum(count * rows[split] for split, count in reads.items()) / batch
         fixed = sum(epochs * steps * step.fixed for epochs, step in stages)
         fixed += _EVALUATION * chunks * max(step.fixed for _, step in stages)
         each = sum(epochs * steps * step.each for epochs, step in stages)
@@ -91,10 +90,15 @@ def step_cost(step: StepCount, *, gpu: bool = False) -> Cost:
     )
 
 
-def _counted(replicate: Replicate, data: Data, batch: int) -> list[tuple[int, StepCount]]:
-    """Each stage's epochs and step; nothing for a model that cannot be built."""
+def _counted(
+    replicate: Replicate, data: Data, batch: int
+) -> tuple[list[tuple[int, StepCount]], dict[str, int]]:
+    """Each stage's epochs and step, and how often passes read each split.
+
+    Nothing for a model that cannot be built.
+    """
     from modmix.methods.model import Model, build_model, model_spec
-    from modmix.training.counting import count_stages
+    from modmix.training.counting import count_passes, count_stages
 
     spec = model_spec(replicate, data)
 
@@ -104,6 +108,7 @@ def _counted(replicate: Replicate, data: Data, batch: int) -> list[tuple[int, St
     try:
         stages = count_stages(build, data.inputs, batch)
     except InputError:
-        return []  # its worker says why
+        return [], {}  # its worker says why
     default = int(replicate.training["epochs"])
-    return [(default if stage.epochs is None else stage.epochs, step) for stage, step in stages]
+    steps = [(default if stage.epochs is None else stage.epochs, step) for stage, step in stages]
+    return steps, count_passes(build, default)

@@ -60,8 +60,9 @@ class Pass:
     """A pass over one split before an epoch, in evaluation mode: a fold in bounded memory.
 
     ``start()`` returns the initial state, ``step(state, features, target_B)`` updates it with one
-    chunk of examples (features (B, D_m) by modality), and ``finish(state)`` returns new values for
-    the method's buffers, by name. Like ``forward``, all three are written for one model.
+    chunk of examples (features (B, D_m) by modality, never in half precision), and
+    ``finish(state)`` returns new values for the method's buffers, by name. Like ``forward``, all
+    three are written for one model.
     """
 
     start: Callable[[], State]

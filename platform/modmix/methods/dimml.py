@@ -178,10 +178,13 @@ class Dimml(Method):
         return weighted(logits_KBC, self.temperature)
 
     def reports(self, outputs: DimmlOutputs) -> Mapping[str, Tensor]:
-        """Log-probabilities (B, C) of unimodal classifiers and of the head (untrained at first)."""
+        """Log-probabilities (B, C) of each own classifier, and of the head (untrained at first).
+
+        The head is called "head", or "fusion head" beside a modality of that name.
+        """
         logits = dict(zip(self.modalities, outputs.own_MBC.unbind(), strict=True))
         if outputs.head_BC is not None:
-            logits["head"] = outputs.head_BC
+            logits["fusion head" if "head" in logits else "head"] = outputs.head_BC
         return {name: F.log_softmax(lift(z_BC), dim=-1) for name, z_BC in logits.items()}
 
     # ------------------------------------------------------------ stages and passes

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from modmix.base.space import Hyperparameter
 from modmix.methods.entry import MethodEntry
 
@@ -17,13 +20,38 @@ def _epoch(name: str, default: int, doc: str) -> Hyperparameter:
     return Hyperparameter(name=name, kind="int", default=default, low=0, stackable=True, doc=doc)
 
 
-def _entry(path: str, doc: str, *hyperparameters: Hyperparameter) -> MethodEntry:
+def _never_modulates(_: int, params: Mapping[str, Any], epochs: int) -> str | None:
+    first, last = params["first_epoch"], params["last_epoch"]
+    if first < epochs and first <= last:
+        return None
+    return (
+        f"gradients are never modulated with first_epoch {first} and last_epoch {last} in "
+        f"{epochs} epochs: lower first_epoch"
+    )
+
+
+def _never_estimates(_: int, params: Mapping[str, Any], epochs: int) -> str | None:
+    if params["super_epoch"] < epochs:
+        return None
+    return (
+        "the losses' weights stay equal, as training ends with the first super_epoch "
+        f"({params['super_epoch']}) after {epochs} epochs: lower super_epoch, or raise epochs"
+    )
+
+
+def _entry(
+    path: str,
+    doc: str,
+    *hyperparameters: Hyperparameter,
+    idle: Callable[[int, Mapping[str, Any], int], str | None] | None = None,
+) -> MethodEntry:
     return MethodEntry(
         path=path,
         doc=doc,
         hyperparameters=hyperparameters,
         min_modalities=2,
         separate_encoders=True,
+        idle=idle,
     )
 
 
@@ -46,6 +74,7 @@ BALANCED: dict[str, MethodEntry] = {
             choices=("all", "convolutions"),
             doc="which gradients of an encoder to change: all, or those of convolution weights",
         ),
+        idle=_never_modulates,
     ),
     "agm": _entry(
         "modmix.methods.agm:AGM",
@@ -81,6 +110,7 @@ BALANCED: dict[str, MethodEntry] = {
             low=1,
             doc="epochs between two estimates of the weights",
         ),
+        idle=_never_estimates,
     ),
     "dgl": _entry(
         "modmix.methods.dgl:DGL",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from modmix.base.space import Hyperparameter
 from modmix.methods.entry import PROJECT, WIDTH, MethodEntry, depth
@@ -11,6 +13,26 @@ from modmix.methods.entry import PROJECT, WIDTH, MethodEntry, depth
 def _stackable(name: str, default: float, low: float, doc: str) -> Hyperparameter:
     return Hyperparameter(
         name=name, kind="float", default=default, low=low, stackable=True, doc=doc
+    )
+
+
+def _no_duc(_: int, params: Mapping[str, Any], epochs: int) -> str | None:
+    warmup = params["warmup"]
+    if warmup < epochs or not params["duc_weight"]:
+        return None
+    return (
+        f"DUC never acts, as it begins after warmup ({warmup}) epochs and there are {epochs}: "
+        "lower warmup, raise epochs, or set duc_weight: 0"
+    )
+
+
+def _no_round(modalities: int, params: Mapping[str, Any], epochs: int) -> str | None:
+    length = 2 * modalities * params["turn_epochs"]
+    if length <= epochs:
+        return None
+    return (
+        f"{epochs} epochs end before a round of the turns of {modalities} modalities, which takes "
+        f"{length}: raise epochs"
     )
 
 
@@ -63,6 +85,7 @@ STAGED: dict[str, MethodEntry] = {
         ),
         min_modalities=2,
         separate_encoders=True,
+        idle=_no_duc,
     ),
     "mla": MethodEntry(
         path="modmix.methods.mla:MLA",
@@ -106,6 +129,7 @@ STAGED: dict[str, MethodEntry] = {
         ),
         min_modalities=2,
         separate_encoders=True,
+        idle=_no_round,
     ),
     "umt": MethodEntry(
         path="modmix.methods.umt:UMT",

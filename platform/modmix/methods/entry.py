@@ -26,6 +26,9 @@ class MethodEntry:
     # Further problems of a configuration, as `modmix.methods.table.problems`, from the names of
     # the modalities and the hyperparameters.
     check: Callable[[Sequence[str], Mapping[str, Any]], list[str]] | None = None
+    # What never happens in so short a training, as a sentence, or None; from the number of
+    # modalities, the hyperparameters and the training setting ``epochs``.
+    idle: Callable[[int, Mapping[str, Any], int], str | None] | None = None
 
 
 def depth(default: int, what: str) -> Hyperparameter:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from modmix.methods.balanced import BalancedOutputs, OwnHeads, own_cross_entropy
-from modmix.methods.base import Pass, State, cross_entropy, lift
+from modmix.methods.base import Pass, State, cross_entropy
 
 _LEAST_GAP = 1e-3  # nats, lower bound of changes of the gap
 
@@ -63,9 +63,7 @@ class GBlending(OwnHeads):
             return {"sum_K": torch.zeros_like(self.val_K), "count": torch.zeros_like(self.epoch)}
 
         def step(state: State, features: Mapping[str, Tensor], target_B: Tensor) -> State:
-            # Outside autocast, whose features may be of half precision.
-            outputs = self({modality: lift(f_BD) for modality, f_BD in features.items()})
-            losses_KB = _all_losses(outputs, target_B)
+            losses_KB = _all_losses(self(features), target_B)
             return {
                 "sum_K": state["sum_K"] + losses_KB.double().sum(1),
                 "count": state["count"] + len(target_B),

@@ -85,15 +85,16 @@ class QMF(Method):
         loss_B = cross_entropy(outputs.logits_BC, target_B) + self.unimodal_weight * own_MB.sum(0)
         if len(self.index) == 0:  # not in a training step
             return loss_B
-        rank_MB = rank_loss(outputs.confidence_MB, self._hardness()[:, self.index])
+        rank_MB = rank_loss(outputs.confidence_MB, self._hardness())
         self.history_MN.index_add_(1, self.index, own_MB.detach().to(self.history_MN.dtype))
         return loss_B + self.rank_weight * rank_MB.sum(0)
 
     def _hardness(self) -> Tensor:
-        """κ of every training example, (M, N) in [0, 1]; 0 if all have the same history."""
+        """κ of the batch's examples, (M, B) in [0, 1]; 0 if all have the same history."""
         least_M1 = self.history_MN.amin(1, keepdim=True)
         span_M1 = self.history_MN.amax(1, keepdim=True) - least_M1
-        return (self.history_MN - least_M1) / torch.where(span_M1 > 0, span_M1, 1.0)
+        own_MB = self.history_MN[:, self.index]
+        return (own_MB - least_M1) / torch.where(span_M1 > 0, span_M1, 1.0)
 
     def reports(self, outputs: QMFOutputs) -> Mapping[str, Tensor]:
         """Each modality's own prediction."""

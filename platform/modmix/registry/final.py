@@ -137,6 +137,8 @@ def _tags(
     replicates: Sequence[ReplicateRecord],
     chosen: ReplicateRecord,
 ) -> dict[str, str]:
+    from modmix.tracking.content import key_of
+
     return {
         "modmix.study": record.name,
         "modmix.of": str(record.spec["final"]["of"]),
@@ -146,7 +148,7 @@ def _tags(
         "modmix.configuration": configuration.key,
         "modmix.replicate": chosen.key,
         "modmix.seed": str(chosen.seed),
-        **_summary(replicates),
+        **{key_of(name): value for name, value in _summary(replicates).items()},
     }
 
 

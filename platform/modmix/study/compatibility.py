@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from modmix.base.messages import Replicate
 from modmix.base.metrics import METRICS
+from modmix.encoders.table import modality_inputs
+from modmix.methods.table import method_entry
 
 if TYPE_CHECKING:
     from modmix.methods.model import Model
@@ -90,7 +92,8 @@ def warnings_of(
     """One sentence per setting without effect in combination with the others.
 
     Args:
-        given: names of the settings that the study file sets; there is no warning about defaults.
+        given: names of the settings that the study file sets; there is no warning about defaults,
+            unless the method would not do what it is known for.
         replicate: any replicate of the configuration, for its resolved settings.
         gpus: GPUs of one pack.
     """
@@ -106,6 +109,18 @@ def warnings_of(
     if training["cuda_graphs"] == "always" and "cuda_graphs" in given and not gpus:
         yield "cuda_graphs: always has no effect without a GPU: give resources: {gpus: 1}"
     yield from _encoder_fields(given, replicate)
+    yield from _idle(replicate)
+
+
+def _idle(replicate: Replicate) -> Iterator[str]:
+    """What the method never does in so few epochs; also with its defaults."""
+    idle = method_entry(replicate.method).idle
+    if idle is None:
+        return
+    made = modality_inputs(replicate.encoders, prefixed=len(replicate.encoders) > 1)
+    why = idle(len(made), replicate.params, replicate.training["epochs"])
+    if why is not None:
+        yield why
 
 
 def _encoder_fields(given: Collection[str], replicate: Replicate) -> Iterator[str]:

@@ -47,7 +47,7 @@ STATUS = {"running": "RUNNING", "finished": "FINISHED", "stopped": "KILLED", "fa
 _FINAL = tuple(
     f"{split}/{name}" for split in ("val", "test") for name in ("error", "auc", "nll", "ece", "f1")
 )
-_NOT_OF_KEYS = re.compile(r"[^\w\-. /:]")  # characters that MLflow refuses in a metric's key
+_NOT_OF_KEYS = re.compile(r"[^\w\-. /:]")  # characters that MLflow refuses in keys
 _ON_EVERY_RUN = ("modmix.task", "modmix.fingerprint", "mlflow.source.git.commit", "mlflow.user")
 # Tags that depend on a configuration's state.
 STATE_TAGS = ("modmix.reason", "modmix.failed", "modmix.pruned")
@@ -190,13 +190,18 @@ def _summary(
         if not values:
             continue
         mean, std = _mean_and_std(values)
-        key = _NOT_OF_KEYS.sub("_", name)
+        key = key_of(name)
         rows.append((key, mean))
         if len(values) > 1 and name in final:
             rows.append((f"{key}_std", std))
             if name in with_interval:
                 rows.append((f"{key}_ci", half_interval(values)))
     return [Value(key=key, value=value, time=time, step=step) for key, value in rows]
+
+
+def key_of(metric: str) -> str:
+    """The key of a metric or of a tag about it: methods may report any name, MLflow accepts few."""
+    return _NOT_OF_KEYS.sub("_", metric)
 
 
 def _reported(replicates: Sequence[ReplicateRecord]) -> list[str]:

@@ -11,6 +11,7 @@ time, because torch's FLOP counter imports torch's compiler.
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -72,6 +73,23 @@ def count_stages(
         stack = Stack([model], torch.device("meta"), stacked=False)
         stages = stack.template.method.stages()
         return [(stage, _count(stack, stage, inputs, batch)) for stage in stages]
+
+
+def count_passes(build: Callable[[], Model], epochs: int) -> dict[str, int]:
+    """How often a method's passes read a split, by its name, over all epochs of all stages.
+
+    Args:
+        build: as for `count_stages`.
+        epochs: of stages that do not say how many they have.
+    """
+    found: Counter[str] = Counter()
+    with torch.device("meta"), suppress(Exception):
+        method = build().method
+        for stage in method.stages():
+            method.enter(stage)
+            for epoch in range(epochs if stage.epochs is None else stage.epochs):
+                found.update(one.split for one in method.passes(epoch))
+    return dict(found)
 
 
 def _count(stack: Stack, stage: Stage, inputs: Mapping[str, Input], batch: int) -> StepCount:

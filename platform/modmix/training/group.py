@@ -182,6 +182,13 @@ class Group:
         turn = epoch // self._turn_epochs % len(self.stack.turns)
         self.stack.take_turn(turn if self._turn_every == "epoch" else 0)
 
+    @property
+    def turn_starts(self) -> Sequence[int]:
+        """The first epoch of each turn of the stage; only 0 where every batch has all turns."""
+        if self._turn_every == "batch":
+            return [0]
+        return [turn * self._turn_epochs for turn in range(len(self.stack.turns))]
+
     def _turns_of_batch(self) -> Sequence[int]:
         return range(len(self.stack.turns)) if self._turn_every == "batch" else (self.stack.turn,)
 

@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -62,17 +63,23 @@ class Probe:
         self._settings = builder.settings
         self._device = builder.device
 
-    def choose(self, indices: Sequence[int], entry: StageEntry) -> tuple[Way, list[Group]]:
-        """How to train the replicates at these positions, and their groups, ready for a stage."""
-        way, groups = self._stacked_or_not(indices, entry)
+    def choose(
+        self, indices: Sequence[int], entries: Sequence[StageEntry]
+    ) -> tuple[Way, list[Group]]:
+        """How to train the replicates at these positions, and their groups, ready for the first
+        of the stages.
+        """
+        way, groups = self._stacked_or_not(indices, entries)
         if self._settings["compile"] and groups:
             self._compile(way, groups[0])
         if groups:
             self._choose_graphs(way, groups[0])
         return way, groups
 
-    def _stacked_or_not(self, indices: Sequence[int], entry: StageEntry) -> tuple[Way, list[Group]]:
-        setting = self._settings["stack"]
+    def _stacked_or_not(
+        self, indices: Sequence[int], entries: Sequence[StageEntry]
+    ) -> tuple[Way, list[Group]]:
+        setting, entry = self._settings["stack"], entries[0]
         way = Way(eval_rows=self._settings["eval_batch_size"])
         single = self._builder.started(indices[:1], entry)
         measured = self._bytes(single[0]) if single else None
@@ -98,7 +105,7 @@ class Probe:
         way.eval_rows = max(1, min(way.eval_rows, int(0.2 * free / (per_example * largest))))
         if not like_gpu(self._device):  # keep activations in the CPU's cache
             way.eval_rows = min(way.eval_rows, max(512, _CACHED // largest))
-        if reason := self._better_alone(way, groups[0], single[0], len(indices), setting):
+        if reason := self._better_alone(way, groups[0], single[0], len(indices), entries):
             del groups
             release(self._device)
             way.stacked, way.why = False, reason
@@ -141,7 +148,9 @@ class Probe:
         None if a training step of one model runs out of memory.
         """
         held: dict[int, int] = {}
-        own = {single.stack.parameters_KP.untyped_storage().data_ptr()}
+        buffers = list(single.stack.buffers.values())
+        kept = [single.stack.parameters_KP, *buffers]
+        own = {value.untyped_storage().data_ptr() for value in kept}
 
         def note(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
@@ -149,24 +158,35 @@ class Probe:
                 held[storage.data_ptr()] = storage.nbytes()
             return tensor
 
-        def step() -> None:
+        def step(start: int) -> None:
+            single.choose_turn(start)
             with saved_tensors_hooks(note, lambda tensor: tensor):
                 single.train(self._train, self._order, 0, 1)
 
-        if not self._undone(single, step):
-            return None
-        activations = sum(held.values())
+        activations = 0
+        for start in single.turn_starts:
+            held.clear()
+            if not self._undone(single, partial(step, start)):
+                return None
+            activations = max(activations, sum(held.values()))
         parameters = single.stack.parameters_KP.numel() * 4
         # Present and best weights, gradient (as computed and as copied for the optimizer), the
         # optimizers' state; then the snapshot of weights and state that `on_groups` takes.
         moments = sum(len(optimizer.state) for optimizer in single.optimizers)
         tensors = 4 + moments + 2 + moments
         # Twice the tensors saved for backward: their gradients and temporaries take as much again.
+        # Of the buffers: present and best ones, and the snapshot of both.
         per_model = tensors * parameters + 2 * activations
+        per_model += 4 * sum(value.numel() * value.element_size() for value in buffers)
         return per_model, max(1, activations // self._order.batch)
 
-    def _undone(self, group: Group, action: Callable[[], None]) -> bool:
-        """Run an action and restore the group's state; False if it ran out of memory."""
+    def _undone(
+        self, group: Group, action: Callable[[], None], entry: StageEntry | None = None
+    ) -> bool:
+        """Run an action and restore the group's state; False if it ran out of memory.
+
+        ``entry``: the group's stage, if the action leaves it.
+        """
         saved: tuple[dict[str, Tensor], list[int]] | None = None
         try:
             saved = group.snapshot()
@@ -177,6 +197,9 @@ class Probe:
             if not is_out_of_memory(error):
                 raise
         finally:
+            if entry is not None:
+                group.free()
+                self._enter(group, entry)
             if saved is not None:
                 group.load(*saved)
         release(self._device)
@@ -185,13 +208,14 @@ class Probe:
     # ------------------------------------------------------------ speed
 
     def _better_alone(
-        self, way: Way, group: Group, single: Group, models: int, setting: str
+        self, way: Way, group: Group, single: Group, models: int, entries: Sequence[StageEntry]
     ) -> str:
         """Why the models are better trained one by one, or "". Sets measured times and graphs."""
+        setting = self._settings["stack"]
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("error", message=_LOOPS)
-                self._try_evaluation(group, min(way.eval_rows, _TRIED))
+                self._try_rest(group, min(way.eval_rows, _TRIED), entries)
                 stacked = self._seconds(group, 1 if setting == "always" else _STEPS)
         except Exception as error:
             # Not a bug of the method: that would have raised in `_bytes`, with a single model.
@@ -222,17 +246,37 @@ class Probe:
             return recorded, True
         return plain, False
 
-    def _try_evaluation(self, group: Group, rows: int) -> None:
-        """Run what a method does outside of training steps on a few examples, then undo it."""
-        chunk = next(iter(self._train.chunks(rows)))
+    def _try_rest(self, group: Group, rows: int, entries: Sequence[StageEntry]) -> None:
+        """Run what a method does beside the timed steps on a few examples, then undo it."""
 
         def run() -> None:
-            group.stack.predict(chunk[0], parts=group.judges_parts)
-            for one in group.stack.template.method.passes(0):
+            for i, entry in enumerate(entries):
+                if i > 0:
+                    self._enter(group, entry)
+                # The first turn of the first stage is timed.
+                self._try_stage(group, rows, entry.epochs, group.turn_starts[i == 0 :])
+
+        self._undone(group, run, entries[0] if len(entries) > 1 else None)
+
+    def _enter(self, group: Group, entry: StageEntry) -> None:
+        """Enter a stage without room for the optimizers of two."""
+        group.optimizers = []
+        group.enter_stage(entry)
+
+    def _try_stage(self, group: Group, rows: int, epochs: int, turn_starts: Sequence[int]) -> None:
+        """A step of these turns, an evaluation, and each number of passes that an epoch has."""
+        chunk = next(iter(self._train.chunks(rows)))
+        for start in turn_starts:
+            group.choose_turn(start)
+            group.train(self._train, self._order, 0, 1)
+        group.stack.predict(chunk[0], parts=group.judges_parts)
+        tried: set[int] = set()
+        for epoch in range(epochs):
+            passes = group.stack.template.method.passes(epoch)
+            for one in passes if len(passes) not in tried else ():
                 state = group.stack.start_pass(one)
                 group.stack.finish_pass(one, group.stack.step_pass(one, state, *chunk))
-
-        self._undone(group, run)
+            tried.add(len(passes))
 
     def _seconds(self, group: Group, steps: int) -> float | None:
         """Seconds of the fastest of some training steps, then undone; None if out of memory."""

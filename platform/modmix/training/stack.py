@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from modmix.encoders.base import Encoder
-from modmix.methods.base import Outputs, Pass, Stage, State, modulates
+from modmix.methods.base import Outputs, Pass, Stage, State, lift, modulates
 from modmix.methods.draws import Draws
 from modmix.methods.model import Model
 from modmix.training.turns import turns_of
@@ -113,6 +113,7 @@ class Stack:
         self.turns = turns_of(self.template, stage)
         self.turn = 0
         self._bound = None
+        self.template.eval()  # the next step wakes what rested in the stage before
 
     def take_turn(self, turn: int) -> None:
         """Train the parameters of this turn of the stage from now on."""
@@ -305,6 +306,8 @@ class Stack:
         def step(model: Model, state: State, inputs: Inputs, target_B: Tensor) -> State:
             with self._precision():
                 features = model.features(inputs)
+            # The step runs outside autocast, where layers do not take half precision.
+            features = {name: lift(f_BD) for name, f_BD in features.items()}
             return dict(one.step(state, features, target_B))
 
         new: State = self._map(step, state, shared=(dict(inputs), target_B))

@@ -82,11 +82,18 @@ class Timeline:
 
     def entry(self) -> StageEntry:
         """The current stage, for groups that enter it."""
-        following = self.next_stage
+        return self.entries()[self.position.stage]
+
+    def entries(self) -> tuple[StageEntry, ...]:
+        """All stages, in order."""
+        followers = (*self.stages[1:], None)
+        return tuple(self._entry(*pair) for pair in zip(self.stages, followers, strict=True))
+
+    def _entry(self, stage: Stage, following: Stage | None) -> StageEntry:
         return StageEntry(
-            stage=self.stage,
-            epochs=self._epochs_of(self.stage),
-            from_best=self._begins_best(self.stage),
+            stage=stage,
+            epochs=self._epochs_of(stage),
+            from_best=self._begins_best(stage),
             # Selected at the end of the last stage; in earlier ones, the next stage's start.
             keeps_best=self._begins_best(following) if following else self._select == "best",
         )
@@ -161,6 +168,7 @@ def check_parts(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """
     if parts and settings["patience"] is not None and selection(settings) == "last":
         raise InputError(
-            "patience stops each unimodal classifier of late fusion at its own best epoch, which "
-            "needs select: best, got select: last; leave one of the two out"
+            "patience stops each part that trains independently (the classifiers of late, the "
+            "teachers of umt) at its own best epoch, which needs select: best, got select: last; "
+            "leave one of the two out"
         )

@@ -224,7 +224,7 @@ class _Run:
     def _choose(self, these: Sequence[int]) -> None:
         """Build groups of the replicates at these positions, stacked where that is faster."""
         probe = Probe(self.builder, self.train, self.order, share=self.share)
-        self.way, self.groups = probe.choose(these, self.time.entry())
+        self.way, self.groups = probe.choose(these, self.time.entries())
         self._take_way()
 
     def _take_way(self) -> None:
@@ -252,14 +252,25 @@ class _Run:
     def _start_epoch(self) -> None:
         epoch = self.time.position.epoch
 
-        def start(group: Group) -> None:
+        def start(group: Group) -> float:
+            started = time.perf_counter()
             group.reset_sums()
             group.choose_turn(epoch)
             for one in group.stack.template.method.passes(epoch):
                 group.run_pass(one, self.splits[one.split], self.way.eval_rows)
             group.start_epoch(epoch, self.order, self.time.epochs_done)
+            return time.perf_counter() - started
 
-        self._on_groups(start)
+        for group, seconds in self._on_groups(start):
+            self._charge(group, seconds)
+
+    def _charge(self, group: Group, seconds: float) -> None:
+        """Charge a group's time in equal shares to its models still training."""
+        records = [self.records[member.index] for member in group.members]
+        training = [record for record in records if record.training]
+        for record in training:
+            if not record.stopped:
+                record.seconds += seconds / len(training)
 
     # ------------------------------------------------------------ running out of memory
 
@@ -315,9 +326,9 @@ class _Run:
     ) -> Endings:
         """Append an evaluation to the histories and note in ``better`` what has improved.
 
-        ``seconds`` is the group's time, charged in equal shares to its models still training.
+        ``seconds`` is the group's time.
         """
-        alive = sum(self.records[member.index].training for member in group.members)
+        self._charge(group, seconds)
         steps = self.time.steps[1]
         parts = [name.removeprefix("part/") for name in values if name.startswith("part/")]
         reports = [name.removeprefix("report/") for name in values if name.startswith("report/")]
@@ -326,7 +337,6 @@ class _Run:
             record = self.records[member.index]
             if not record.training or record.stopped:
                 continue
-            record.seconds += seconds / alive
             if not values["finite"][row]:
                 ending[member.index] = ("failed", self._diverged())
                 continue
