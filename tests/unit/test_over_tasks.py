@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,21 @@ def ledger(tmp_path: Path) -> Ledger:
                 found.claim(lease, digest(["pack", key]), [r.replicate for r in results])
                 found.finish(lease, results)
     return found
+
+
+def test_candidates_are_counted_once_where_all_are_equal(ledger: Ledger) -> None:
+    notes = over_tasks.results_table(ledger, "s").notes
+    (note,) = [note for note in notes if "selected from" in note]
+    assert "mul 2" in note
+    assert "add 1" in note
+    assert "hard: " in note
+    snapshot = read(ledger, "s")
+    configurations = [c for c in snapshot.configurations if c.params.get("beta") != 0.0]
+    kept = {configuration.key for configuration in configurations}
+    entries = [entry for entry in snapshot.entries if entry.configuration in kept]
+    equal = replace(snapshot, configurations=configurations, entries=entries)
+    (note,) = [n for n in over_tasks.results_of(equal).notes if "selected from" in n]
+    assert note == "Number of configurations each was selected from, on every task: 1."
 
 
 def test_methods_by_tasks(ledger: Ledger) -> None:

@@ -248,12 +248,18 @@ def _notes(snapshot: Snapshot, found: OverTasks) -> tuple[str, ...]:
         first,
         *rank_notes(found.ranks, len(found.tasks), "tasks"),
     ]
-    counts = {
-        task: ", ".join(f"{label} {row.n_candidates}" for label, row in rows.items())
-        for task, rows in found.rows.items()
-    }
-    chosen = "; ".join(f"{task}: {text}" for task, text in counts.items())
-    notes.append(f"Number of configurations each was selected from: {chosen}.")
+    counts = {row.n_candidates for rows in found.rows.values() for row in rows.values()}
+    if len(counts) == 1:
+        notes.append(
+            f"Number of configurations each was selected from, on every task: {counts.pop()}."
+        )
+    else:
+        by_task = {
+            task: ", ".join(f"{label} {row.n_candidates}" for label, row in rows.items())
+            for task, rows in found.rows.items()
+        }
+        chosen = "; ".join(f"{task}: {text}" for task, text in by_task.items())
+        notes.append(f"Number of configurations each was selected from: {chosen}.")
     unranked = [label for label in found.labels if label not in set(found.ranks.frame["method"])]
     if unranked and len(found.tasks) > 1:
         notes.append(f"Not ranked, without a result on every task: {', '.join(unranked)}.")
