@@ -40,10 +40,10 @@ format: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks --only "$(ONLY)"
 
-# The small studies of "Learn to Combine Modalities"; MODMIX_TEST_DATA names the folder of their data.
+# The small studies of both papers; MODMIX_TEST_DATA names the folder of their data.
 studies: $(STAMP)
-	@[ -n "$${MODMIX_TEST_DATA:-}" ] || { echo "make studies: set MODMIX_TEST_DATA to the folder with HIGGS.csv.gz and cifar100_subset.npz" >&2; exit 2; }
-	@for file in studies/learn_to_combine/small/*.yaml; do \
+	@[ -n "$${MODMIX_TEST_DATA:-}" ] || { echo "make studies: set MODMIX_TEST_DATA to the folder of their data, see studies/README.md" >&2; exit 2; }
+	@for file in studies/*/small/*.yaml; do \
 		echo "== $$file"; $(BIN)/modmix run $$file || exit 1; \
 	done
 
