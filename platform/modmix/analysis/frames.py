@@ -24,6 +24,7 @@ from modmix.base import ties
 from modmix.base.errors import InputError
 from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import (
+    ENVIRONMENT,
     ConfigurationRecord,
     Entry,
     ReplicateRecord,
@@ -270,7 +271,8 @@ def replicates_frame(ledger: Ledger, study: str) -> pd.DataFrame:
 
     Columns: ``configuration``, ``number``, ``method``, ``seed``, ``state``; the hyperparameters;
     the metrics (of pruned or failed replicates as far as recorded); ``epochs``, ``best_epoch``,
-    ``seconds``, ``origin``, ``reason``, ``replicate``.
+    ``seconds``, ``origin``, ``reason``; what it was trained with (``device``, ``host``, versions of
+    ``torch``, ``cuda`` and ``modmix``; "" where not recorded); ``replicate``.
     """
     return replicates_of(read(ledger, study))
 
@@ -308,6 +310,8 @@ def replicates_of(snapshot: Snapshot) -> pd.DataFrame:
         columns[metric] = np.array([r.metrics.get(metric, math.nan) for r in rows], dtype=float)
     for name in ("epochs", "best_epoch", "seconds", "origin", "reason"):
         columns[name] = [getattr(r, name) for r in rows]
+    for name in ENVIRONMENT:
+        columns[name] = [r.environment.get(name, "") for r in rows]
     columns["replicate"] = [r.key for r in rows]
     return pd.DataFrame(columns)
 
@@ -327,7 +331,8 @@ def histories_of(
         if r.configuration in snapshot.by_key
         and (wanted is None or short(r.configuration) in wanted)
     }
-    frame = _long_histories(ledger, {key: owner.number for key, owner in owners.items()})
+    by_replicate = {key: owner.number for key, owner in owners.items()}
+    frame = _long_histories(ledger, snapshot.record.key or snapshot.name, by_replicate)
     if frame.empty:
         return pd.DataFrame(
             {name: [] for name in ("configuration", "number", "method", "epoch", "n")}
@@ -349,11 +354,11 @@ def histories_of(
     return pd.DataFrame(columns_out)
 
 
-def _long_histories(ledger: Ledger, numbers: Mapping[str, int]) -> pd.DataFrame:
+def _long_histories(ledger: Ledger, study: str, numbers: Mapping[str, int]) -> pd.DataFrame:
     """Histories under each other: ``number`` of the configuration, then every recorded column."""
     rows: list[int] = []
     found: list[dict[str, list[float]]] = []
-    for key, columns in ledger.histories(list(numbers)).items():
+    for key, columns in ledger.histories(study, list(numbers)).items():
         if columns.get("epoch"):
             found.append(columns)
             rows += [numbers[key]] * len(columns["epoch"])

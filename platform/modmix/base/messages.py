@@ -127,6 +127,8 @@ class PackStarted:
     why: str
     measured: Mapping[str, float] = field(default_factory=dict)  # way -> seconds per step
     resumed_epoch: int = 0  # 0: from scratch
+    # The machine that trains it, see `ledger.records.ENVIRONMENT`.
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
