@@ -56,6 +56,11 @@ COLUMNS: Mapping[str, Column] = {
     "seconds": Column(meaning="the replicate's share of device time", unit="s"),
     "origin": Column(meaning="trained by this study, or reused from another"),
     "reason": Column(meaning="why the replicate failed or was pruned"),
+    "environment/device": Column(meaning="the device it was trained on"),
+    "environment/host": Column(meaning="name of the machine it was trained on"),
+    "environment/torch": Column(meaning="version of torch"),
+    "environment/cuda": Column(meaning="version of CUDA that torch was built with"),
+    "environment/modmix": Column(meaning="version of modmix"),
     "replicate": Column(meaning="the replicate's key in the ledger"),
     "epoch": Column(meaning="epochs since the start; fractional between them", unit="epochs"),
     "<metric>/mean": Column(meaning="mean over replicates", unit="the metric's"),
@@ -271,8 +276,8 @@ def replicates_frame(ledger: Ledger, study: str) -> pd.DataFrame:
 
     Columns: ``configuration``, ``number``, ``method``, ``seed``, ``state``; the hyperparameters;
     the metrics (of pruned or failed replicates as far as recorded); ``epochs``, ``best_epoch``,
-    ``seconds``, ``origin``, ``reason``; what it was trained with (``device``, ``host``, versions of
-    ``torch``, ``cuda`` and ``modmix``; "" where not recorded); ``replicate``.
+    ``seconds``, ``origin``, ``reason``; what it was trained with (``environment/device``, ``/host``,
+    and versions ``/torch``, ``/cuda``, ``/modmix``; "" where not recorded); ``replicate``.
     """
     return replicates_of(read(ledger, study))
 
@@ -311,7 +316,7 @@ def replicates_of(snapshot: Snapshot) -> pd.DataFrame:
     for name in ("epochs", "best_epoch", "seconds", "origin", "reason"):
         columns[name] = [getattr(r, name) for r in rows]
     for name in ENVIRONMENT:
-        columns[name] = [r.environment.get(name, "") for r in rows]
+        columns[f"environment/{name}"] = [r.environment.get(name, "") for r in rows]
     columns["replicate"] = [r.key for r in rows]
     return pd.DataFrame(columns)
 
