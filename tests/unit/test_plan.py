@@ -345,7 +345,10 @@ SEARCH = """\
         ("  grid: {methods: {mul: {momentum: {grid: [0, 0.9]}}}}\n", ""),
         ("  grid: {methods: {mul: {encoder.hidden: {grid: [[8], [9]]}}}}\n", ""),
         ("  grid: {methods: {mul: {task.split_seed: {grid: [0, 1]}}, add: {depth: 1}}}\n", ""),
-        ("  other: {search: {configurations: 3, seed: 5}, methods: {mul: {margin: {low: 0, high: 1}}}}\n", ""),
+        (
+            "  other: {search: {configurations: 3}, methods: {mul: {margin: {low: 0, high: 1}}}}\n",
+            "",
+        ),
         ("  final: {seeds: [7, 8], best_of: found, methods: {mul: }}\n", ""),
         ("", "seeds: [0, 1]"),
         ("", "description: other\nresources: {cpus: 2}"),
