@@ -276,8 +276,8 @@ def replicates_frame(ledger: Ledger, study: str) -> pd.DataFrame:
 
     Columns: ``configuration``, ``number``, ``method``, ``seed``, ``state``; the hyperparameters;
     the metrics (of pruned or failed replicates as far as recorded); ``epochs``, ``best_epoch``,
-    ``seconds``, ``origin``, ``reason``; what it was trained with (``environment/device``, ``/host``,
-    and versions ``/torch``, ``/cuda``, ``/modmix``; "" where not recorded); ``replicate``.
+    ``seconds``, ``origin``, ``reason``; ``environment/device``, ``/host`` and versions ``/torch``,
+    ``/cuda``, ``/modmix`` ("" where not recorded); ``replicate``.
     """
     return replicates_of(read(ledger, study))
 

@@ -208,7 +208,7 @@ class StudyRun:
 
     def _adopt_results(self, only: frozenset[str] | None = None) -> None:
         """Take over results of these replicates from the ledger (of all if None)."""
-        found = self._ledger.adopt(self.plan.name)
+        found = self._ledger.adopt(self.plan.name, only)
         self.reused += found
         if only is None or found:
             self._read_results(only)
@@ -219,8 +219,10 @@ class StudyRun:
             )
 
     def _read_results(self, only: frozenset[str] | None) -> None:
-        for record in self._ledger.replicates(self.plan.name):
-            if record.key not in self._state.replicates or (only and record.key not in only):
+        known = self._state.replicates
+        theirs = None if only is None else list({known[key].configuration for key in only if key in known})
+        for record in self._ledger.replicates(self.plan.name, configurations=theirs):
+            if record.key not in known or (only and record.key not in only):
                 continue
             self._state.states[record.key] = record.state
             if record.state in ENDED:

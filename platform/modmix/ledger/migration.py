@@ -20,6 +20,7 @@ from modmix.ledger.tables import (
     SCHEMA_VERSION,
     STUDIES,
     STUDY_COLUMNS,
+    STUDY_CONFIGURATIONS,
     STUDY_LENGTH,
     STUDY_REPLICATES,
     VERSION,
@@ -51,6 +52,8 @@ def migrate(engine: sa.Engine) -> None:
         if db.dialect.name == "postgresql":  # SQLite does not look at lengths
             _widen_names(db)
         OUTCOMES.create(db)
+        for index in STUDY_CONFIGURATIONS.indexes:
+            index.create(db)
         _move_outcomes(db)
         db.execute(sa.update(VERSION).values(version=SCHEMA_VERSION))
 

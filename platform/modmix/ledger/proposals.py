@@ -54,8 +54,7 @@ class Proposals(Database):
                 sa.select(sa.func.max(STUDY_CONFIGURATIONS.c.number)).where(mine)
             ).scalar()
             first = 0 if last is None else last + 1  # not the count: some may have been removed
-            columns = (STUDY_CONFIGURATIONS.c.configuration, STUDY_CONFIGURATIONS.c.options)
-            known = {row[0]: row[1] for row in db.execute(sa.select(*columns).where(mine))}
+            known = _known_options(db, study_key, [p.key for p in configurations])
             fresh = {p.key: p for p in configurations if p.key not in known}
             if fresh:
                 db.execute(
@@ -301,3 +300,17 @@ class Proposals(Database):
                 .values(mlflow_run=sa.bindparam("run"), mirrored=sa.bindparam("written")),
                 rows,
             )
+
+
+def _known_options(db: sa.Connection, study: str, keys: Sequence[str]) -> dict[str, str]:
+    """The options, as JSON, of those of these configurations that a study has, by key."""
+    found: dict[str, str] = {}
+    for begin in range(0, len(keys), 500):
+        query = sa.select(
+            STUDY_CONFIGURATIONS.c.configuration, STUDY_CONFIGURATIONS.c.options
+        ).where(
+            STUDY_CONFIGURATIONS.c.study == study,
+            STUDY_CONFIGURATIONS.c.configuration.in_(keys[begin : begin + 500]),
+        )
+        found |= {row.configuration: row.options for row in db.execute(query)}
+    return found

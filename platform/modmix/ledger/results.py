@@ -10,7 +10,7 @@ import itertools
 import json
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -112,26 +112,27 @@ class Results(Database):
         return int(found.rowcount)
 
     @retried
-    def adopt(self, study: str) -> int:
+    def adopt(self, study: str, keys: Collection[str] | None = None) -> int:
         """Mark replicates that are trained already as reused; return how many.
 
         Those that other studies have pruned, or that failed there, are not taken over; this study's
         own outcomes are, where its file has them again.
+
+        Args:
+            study: its name.
+            keys: only these replicates; all if None.
         """
-        trained = sa.select(REPLICATES.c.key).where(REPLICATES.c.state == "done")
+        replicate = STUDY_REPLICATES.c.replicate
+        trained = sa.exists().where(REPLICATES.c.key == replicate, REPLICATES.c.state == "done")
+        own = sa.exists().where(_own_outcome())
+        some = [sa.true()] if keys is None else [replicate.in_(p) for p in chunks(sorted(keys))]
         with self._writing(study) as (db, key):
-            own = sa.select(OUTCOMES.c.replicate).where(OUTCOMES.c.study == key)
-            replicate = STUDY_REPLICATES.c.replicate
-            found = db.execute(
-                sa.update(STUDY_REPLICATES)
-                .where(
-                    STUDY_REPLICATES.c.study == key,
-                    STUDY_REPLICATES.c.origin == "",
-                    replicate.in_(trained) | replicate.in_(own),
-                )
-                .values(origin="reused")
+            mine = (STUDY_REPLICATES.c.study == key) & (STUDY_REPLICATES.c.origin == "")
+            statement = sa.update(STUDY_REPLICATES).where(mine, trained | own)
+            return sum(
+                int(db.execute(statement.where(one).values(origin="reused")).rowcount)
+                for one in some
             )
-        return int(found.rowcount)
 
     @retried
     def reset_failures(self, study: str) -> int:
@@ -163,7 +164,9 @@ class Results(Database):
             if again:
                 mine = (REPLICATES.c.owner == lease.token) & (REPLICATES.c.pack == pack)
                 free = free | ((REPLICATES.c.state == "running") & mine)
-            own = sa.select(OUTCOMES.c.replicate).where(OUTCOMES.c.study == key)
+            own = sa.select(OUTCOMES.c.replicate).where(
+                OUTCOMES.c.study == key, OUTCOMES.c.replicate.in_(keys)
+            )
             # One statement: of two drivers that want the same replicate, one gets it.
             taken = db.execute(
                 sa.update(REPLICATES)

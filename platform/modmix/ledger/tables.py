@@ -114,6 +114,7 @@ STUDY_CONFIGURATIONS = Table(
     Column("options", Text, nullable=False, default="{}"),  # of the task, those that vary
     Column("mlflow_run", String(64)),
     Column("mirrored", String(32)),  # digest of what the mirror last wrote
+    sa.Index("ix_study_configurations_number", "study", "number"),
 )
 STUDY_REPLICATES = Table(
     "study_replicates",
