@@ -151,6 +151,7 @@ def test_studies_of_others_are_read(alice: Ledger, bob: Ledger) -> None:
 WRITES: dict[str, Callable[[Ledger, str], object]] = {
     "start": lambda to, name: to.start_study(name, spec={}, text="", source="", details={}),
     "acquire": lambda to, name: to.acquire(name),
+    "check": lambda to, name: to.check_own(name),
     "state": lambda to, name: to.set_state(name, "failed"),
     "run": lambda to, name: to.set_study_run(name, "run"),
     "runs": lambda to, name: to.set_configuration_runs(name, [("a", "run", "digest")]),

@@ -167,6 +167,6 @@ class Finished:
 Event = PackStarted | Progress | Finished
 
 
-def pack_id(replicates: Sequence[Replicate]) -> str:
-    """A digest of a pack's replicates, by which an interrupted pack is found again."""
-    return digest(["pack", [r.key for r in replicates]])
+def pack_id(replicates: Sequence[Replicate], *, study: str = "") -> str:
+    """A digest of a pack's replicates and study, by which an interrupted pack is found again."""
+    return digest(["pack", study, [r.key for r in replicates]])

@@ -220,7 +220,9 @@ class StudyRun:
 
     def _read_results(self, only: frozenset[str] | None) -> None:
         known = self._state.replicates
-        theirs = None if only is None else list({known[key].configuration for key in only if key in known})
+        theirs = None
+        if only is not None:
+            theirs = sorted({known[key].configuration for key in only if key in known})
         for record in self._ledger.replicates(self.plan.name, configurations=theirs):
             if record.key not in known or (only and record.key not in only):
                 continue
@@ -377,7 +379,8 @@ class StudyRun:
         """Claim a pack's members; None if another driver has claimed some of them."""
         members = [replicate.key for replicate in replicates]
         # An interrupted pack keeps its name if members have ended: its checkpoint has them all.
-        name = pack_id(replicates)
+        # Its checkpoint has verdicts of halving: it is this study's alone.
+        name = pack_id(replicates, study=f"{self._ledger.owner}/{self.plan.name}")
         free = [key for key in members if self._state.states[key] not in ENDED]
         claimed = self._ledger.claim(self._lease, name, members)
         if missing := [key for key in free if key not in claimed]:

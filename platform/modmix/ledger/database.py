@@ -181,6 +181,15 @@ class Database(Retrying):
                 )
             yield db, key
 
+    def check_own(self, study: str) -> None:
+        """Refuse a study that cannot be written, before anything else is done for it.
+
+        Raises:
+            InputError: it belongs to somebody else.
+        """
+        with self._reading(study) as (_, key):
+            self._check_own(key)
+
     def _check_own(self, key: str) -> None:
         owner, name = owner_and_name(key)
         if owner not in ("", self.owner):
