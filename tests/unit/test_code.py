@@ -45,6 +45,20 @@ def test_comments_and_docstrings_do_not_count() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("x = (\n    'a'  # why\n)\n", "x = (\n    'a'\n)"),
+        ("x = [\n    # one\n    'a'\n    # two\n    'b'\n]\n", "x = [\n    'a'\n    'b'\n]"),
+        ("f(\n    'a'  # b\n    )['c']  # d\n", "f(\n    'a'\n    )['c']"),
+        ("x = 1; 'nothing'\n", "x = 1; 'nothing'"),
+        ("", ""),
+    ],
+)
+def test_strings_within_brackets_are_code(text: str, expected: str) -> None:
+    assert essence(text) == expected
+
+
+@pytest.mark.parametrize(
     ("was", "now"),
     [
         ("return {", "return  {"),

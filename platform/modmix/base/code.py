@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import ast
 import io
+import itertools
 import tokenize
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -73,18 +73,19 @@ def essence(text: str) -> str:
     return "\n".join(line.rstrip() for line in lines if line.strip())
 
 
-def _without_effect(text: str) -> Iterator[tokenize.TokenInfo]:
+def _without_effect(text: str) -> list[tokenize.TokenInfo]:
     """Comments, and strings that are statements; from the last to the first."""
     tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
-    for i in range(len(tokens) - 1, -1, -1):
-        token = tokens[i]
-        before = tokenize.NEWLINE if i == 0 else tokens[i - 1].type
-        alone = before in _BEFORE_STATEMENT and tokens[min(i + 1, len(tokens) - 1)].type in (
-            tokenize.NEWLINE,
-            tokenize.COMMENT,
-        )
+    found, brackets, before = [], 0, tokenize.NEWLINE
+    for token, after in itertools.pairwise(tokens):
+        if token.type == tokenize.OP:
+            brackets += (token.string in "([{") - (token.string in ")]}")
+        ends = after.type in (tokenize.NEWLINE, tokenize.COMMENT)
+        alone = not brackets and before in _BEFORE_STATEMENT and ends
         if token.type == tokenize.COMMENT or (token.type == tokenize.STRING and alone):
-            yield token
+            found.append(token)
+        before = token.type
+    return found[::-1]
 
 
 def _modules(text: str) -> list[str]:
