@@ -386,12 +386,27 @@ def test_configurations_are_numbered_by_first_appearance(ledger: Ledger) -> None
     found = ledger.configurations("s")
     assert [(p.key, p.number, dict(p.params)) for p in found] == [
         ("b", 0, {"beta": 0.1}),
-        ("a", 1, {"beta": 1e-300}),  # what is there stays as it is
+        ("a", 1, {"beta": 9.0}),  # as it was shown last
         ("c", 2, {}),
     ]
     assert [(e.number, e.configuration) for e in ledger.entries("s")] == [
         (0, "b"), (1, "a"), (2, "a"), (3, "c")
     ]  # fmt: skip
+
+
+def test_each_study_shows_a_configuration_in_its_way(ledger: Ledger) -> None:
+    start(ledger)
+    start(ledger, "other")
+    ledger.add("s", [configuration("a", beta=0.5)], [])
+    ledger.set_configuration_runs("s", [("a", "run", "digest")])
+    ledger.add("other", [configuration("a", beta=0.5, momentum=0.9)], [])
+    ledger.add("s", [configuration("a", beta=0.5, width=None), configuration("b")], [])
+    first, second = ledger.configurations("s")
+    assert (first.params, first.number, first.mlflow_run) == (
+        {"beta": 0.5, "width": None}, 0, "run"
+    )  # fmt: skip
+    assert second.params == {}
+    assert [c.params for c in ledger.configurations("other")] == [{"beta": 0.5, "momentum": 0.9}]
 
 
 def test_what_is_new_can_be_asked_for(ledger: Ledger) -> None:

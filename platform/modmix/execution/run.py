@@ -125,7 +125,7 @@ class StudyRun:
         ledger.keep_only_entries(name, self.plan.signatures())
         ledger.recover(name)
         resolved = [(entry, self._resolve(entry, wanted)) for entry in ledger.entries(name)]
-        # Keys depend on what all parts of the file vary.
+        # A key depends on whether a part's seeds are those of the study.
         known = [replace(entry, configuration=found.key) for entry, found in resolved]
         moved = [
             now

@@ -46,6 +46,7 @@ def migrate(engine: sa.Engine) -> None:
         for table, column in (
             (STUDIES, STUDIES.c.lease_space),
             (REPLICATES, REPLICATES.c.environment),
+            (STUDY_CONFIGURATIONS, STUDY_CONFIGURATIONS.c.params),
         ):
             kind = column.type.compile(db.dialect)
             db.execute(sa.text(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}"))

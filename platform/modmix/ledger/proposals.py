@@ -29,7 +29,8 @@ class Proposals(Database):
     ) -> None:
         """Add configurations with their replicates, and the entries that proposed them.
 
-        Existing rows are kept, including results of other studies.
+        Existing rows are kept, including results of other studies; what the study shows of its
+        configurations (``params``, ``options``) is renewed.
         """
         with self._writing(study) as (db, study_key):
             insert_new(
@@ -54,7 +55,11 @@ class Proposals(Database):
                 sa.select(sa.func.max(STUDY_CONFIGURATIONS.c.number)).where(mine)
             ).scalar()
             first = 0 if last is None else last + 1  # not the count: some may have been removed
-            known = _known_options(db, study_key, [p.key for p in configurations])
+            known = _known(db, study_key, [p.key for p in configurations])
+            shown = {
+                p.key: {"params": dump(p.params), "options": dump(p.options)}
+                for p in configurations
+            }
             fresh = {p.key: p for p in configurations if p.key not in known}
             if fresh:
                 db.execute(
@@ -66,19 +71,15 @@ class Proposals(Database):
                             "number": first + i,
                             "task": p.task,
                             "fingerprint": p.fingerprint,
-                            "options": dump(p.options),
+                            **shown[key],
                         }
                         for i, (key, p) in enumerate(fresh.items())
                     ],
                 )
-            changed = {
-                p.key: dump(p.options)
-                for p in configurations
-                if p.key in known and known[p.key] != dump(p.options)
-            }
-            for key, options in changed.items():
-                where = mine & (STUDY_CONFIGURATIONS.c.configuration == key)
-                db.execute(sa.update(STUDY_CONFIGURATIONS).where(where).values(options=options))
+            for key, values in shown.items():
+                if key in known and known[key] != values:
+                    where = mine & (STUDY_CONFIGURATIONS.c.configuration == key)
+                    db.execute(sa.update(STUDY_CONFIGURATIONS).where(where).values(values))
             insert_new(
                 db,
                 STUDY_REPLICATES,
@@ -149,7 +150,7 @@ class Proposals(Database):
     def move_entries(self, study: str, entries: Sequence[Entry]) -> None:
         """Let known entries refer to these entries' configurations, which mean the same models.
 
-        The key of a configuration depends on what the whole study file varies.
+        The key of a configuration depends on whether a part's seeds are those of the study.
         """
         if not entries:
             return
@@ -250,7 +251,11 @@ class Proposals(Database):
     def configurations(self, study: str, *, after: int = -1) -> list[ConfigurationRecord]:
         """The configurations of a study numbered above ``after``, in order."""
         query = (
-            sa.select(STUDY_CONFIGURATIONS, CONFIGURATIONS.c.method, CONFIGURATIONS.c.params)
+            sa.select(
+                STUDY_CONFIGURATIONS,
+                CONFIGURATIONS.c.method,
+                CONFIGURATIONS.c.params.label("first_params"),
+            )
             .join(CONFIGURATIONS, CONFIGURATIONS.c.key == STUDY_CONFIGURATIONS.c.configuration)
             .where(STUDY_CONFIGURATIONS.c.number > after)
             .order_by(STUDY_CONFIGURATIONS.c.number)
@@ -263,7 +268,7 @@ class Proposals(Database):
                 key=row.configuration,
                 number=row.number,
                 method=row.method,
-                params=json.loads(row.params),
+                params=json.loads(row.params or row.first_params),
                 task=row.task,
                 fingerprint=row.fingerprint,
                 options=json.loads(row.options),
@@ -302,15 +307,18 @@ class Proposals(Database):
             )
 
 
-def _known_options(db: sa.Connection, study: str, keys: Sequence[str]) -> dict[str, str]:
-    """The options, as JSON, of those of these configurations that a study has, by key."""
-    found: dict[str, str] = {}
+def _known(db: sa.Connection, study: str, keys: Sequence[str]) -> dict[str, dict[str, str]]:
+    """What a study shows of those of these configurations that it has, by key, as JSON."""
+    found: dict[str, dict[str, str]] = {}
     for begin in range(0, len(keys), 500):
         query = sa.select(
-            STUDY_CONFIGURATIONS.c.configuration, STUDY_CONFIGURATIONS.c.options
+            STUDY_CONFIGURATIONS.c.configuration,
+            STUDY_CONFIGURATIONS.c.params,
+            STUDY_CONFIGURATIONS.c.options,
         ).where(
             STUDY_CONFIGURATIONS.c.study == study,
             STUDY_CONFIGURATIONS.c.configuration.in_(keys[begin : begin + 500]),
         )
-        found |= {row.configuration: row.options for row in db.execute(query)}
+        for row in db.execute(query):
+            found[row.configuration] = {"params": row.params, "options": row.options}
     return found

@@ -112,6 +112,7 @@ STUDY_CONFIGURATIONS = Table(
     Column("task", String(100), nullable=False, default=""),  # in a study of several
     Column("fingerprint", String(64), nullable=False, default=""),  # of the data
     Column("options", Text, nullable=False, default="{}"),  # of the task, those that vary
+    Column("params", Text),  # as this study shows them; null: as in `CONFIGURATIONS`
     Column("mlflow_run", String(64)),
     Column("mirrored", String(32)),  # digest of what the mirror last wrote
     sa.Index("ix_study_configurations_number", "study", "number"),

@@ -155,7 +155,7 @@ class Plan:
         shown = self.shown.get(method, ())
         # The same hyperparameters with other seeds are another configuration.
         own = [] if seeds == tuple(self.spec.seeds) else [list(seeds)]
-        key = digest([sorted(shown), setting.identity, *own])
+        key = digest([setting.identity, *own])
         alone = None if self.spec.reuse else f"{current_owner()}/{self.name}"
         return Configuration(
             key=key,
