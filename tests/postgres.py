@@ -23,39 +23,70 @@ def find(program: str) -> str | None:
     return shutil.which(program, path=os.pathsep.join(paths))
 
 
-@contextmanager
-def server() -> Iterator[str]:
-    """Start a server that listens on a socket in its folder only; give the URL of a database.
+class Server:
+    """A server that listens on a socket in its folder only.
 
     PostgreSQL refuses to run as root: then another user runs it.
     """
-    initdb, postgres = find("initdb"), find("postgres")
-    if initdb is None or postgres is None:
-        pytest.skip("this machine has no PostgreSQL (initdb and postgres)")
-    pytest.importorskip("psycopg", reason="psycopg is not installed")
-    # The folder's path is that of a socket, which may have about 100 characters.
-    folder = Path(tempfile.mkdtemp(prefix="modmix-pg-", dir="/tmp"))
-    user = _other_user(folder)
-    process: subprocess.Popen[bytes] | None = None
-    try:
+
+    def __init__(self, folder: Path) -> None:
+        initdb, postgres = find("initdb"), find("postgres")
+        if initdb is None or postgres is None:
+            pytest.skip("this machine has no PostgreSQL (initdb and postgres)")
+        pytest.importorskip("psycopg", reason="psycopg is not installed")
+        self._folder, self._postgres = folder, postgres
+        self._user = _other_user(folder)
+        self._process: subprocess.Popen[bytes] | None = None
         made = subprocess.run(
-            [*user, initdb, "-D", folder / "data", "-U", "modmix", "-A", "trust", "--no-sync"],
+            [*self._user, initdb, "-D", folder / "data", "-U", "modmix", "-A", "trust",
+             "--no-sync"],
             capture_output=True, text=True, check=False, cwd="/",
         )  # fmt: skip
         assert made.returncode == 0, made.stderr
-        settings = ["listen_addresses=", "fsync=off", f"unix_socket_directories={folder}"]
-        process = subprocess.Popen(
-            [*user, postgres, "-D", folder / "data", *(w for s in settings for w in ("-c", s))],
+
+    @property
+    def url(self) -> str:
+        """The URL of a database."""
+        return f"postgresql+psycopg://modmix@/postgres?host={self._folder}"
+
+    def start(self) -> None:
+        settings = ["listen_addresses=", "fsync=off", f"unix_socket_directories={self._folder}"]
+        options = [w for s in settings for w in ("-c", s)]
+        self._process = subprocess.Popen(
+            [*self._user, self._postgres, "-D", self._folder / "data", *options],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/",
         )  # fmt: skip
-        url = f"postgresql+psycopg://modmix@/postgres?host={folder}"
-        _wait(folder, process)
-        yield url
+        _wait(self._folder, self._process)
+
+    def stop(self) -> None:
+        """Stop at once, as a crash would; connections are lost, committed data is kept."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGQUIT)
+            self._process.wait(timeout=30)
+            self._process = None
+
+
+@contextmanager
+def controlled() -> Iterator[Server]:
+    """A running server that can be stopped and started."""
+    # The folder's path is that of a socket, which may have about 100 characters.
+    folder = Path(tempfile.mkdtemp(prefix="modmix-pg-", dir="/tmp"))
+    try:
+        made = Server(folder)
+        try:
+            made.start()
+            yield made
+        finally:
+            made.stop()
     finally:
-        if process is not None:
-            process.send_signal(signal.SIGQUIT)  # at once: nobody wants this data again
-            process.wait(timeout=30)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def server() -> Iterator[str]:
+    """The URL of a database on a server of its own."""
+    with controlled() as made:
+        yield made.url
 
 
 def _other_user(folder: Path) -> list[str]:

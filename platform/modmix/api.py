@@ -15,7 +15,14 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modmix.base.errors import InputError, Interrupted, LeaseError, LedgerError, ModmixError
+from modmix.base.errors import (
+    InputError,
+    Interrupted,
+    LeaseError,
+    LeaseLostError,
+    LedgerError,
+    ModmixError,
+)
 from modmix.base.home import Home
 from modmix.execution.starting import Starting
 from modmix.ledger.ledger import Ledger
@@ -300,6 +307,9 @@ def _run(
             work.stop()
             work.release_packs()
             state, patient = "stopped", False
+        except LeaseLostError:
+            work.lose()
+            raise
         except BaseException:  # possibly raised by the caller's `changed` or `log`
             with suppress(LedgerError):
                 work.release_packs()  # so that no model stays in state running
@@ -309,7 +319,7 @@ def _run(
                 seconds = time.monotonic() - begun
                 _end(plan, ledger, home, mirrored, state, seconds, log, patient=patient)
     if work.taken_over:
-        raise LeaseError(
+        raise LeaseLostError(
             f"study {plan.name!r} was taken over by another driver because this one sent no "
             "heartbeat for a minute: let the other one finish"
         )

@@ -74,7 +74,7 @@ def our_results(home: Path, study: str) -> dict[str, Result]:
     ledger = Ledger(f"sqlite:///{home / 'ledger.db'}")
     try:
         records = [r for r in ledger.replicates(study) if r.state == "done"]
-        histories = ledger.histories([r.key for r in records])
+        histories = ledger.histories(study, [r.key for r in records])
     finally:
         ledger.close()
     return {

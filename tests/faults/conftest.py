@@ -119,7 +119,7 @@ class Place:
         """Everything measured, by configuration and seed, and the histories."""
         ledger = Ledger(self.home.ledger_url)
         records = ledger.replicates("fragile")
-        histories = ledger.histories([r.key for r in records])
+        histories = ledger.histories("fragile", [r.key for r in records])
         ledger.close()
         return {
             (r.configuration, r.seed): (

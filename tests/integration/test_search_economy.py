@@ -56,7 +56,7 @@ def test_pruned_configurations_are_told_with_their_last_values(tmp_path: Path) -
     study = run(tmp_path, "configurations: 8, batch: 4")
     entries, replicates = known(study)
     histories = Ledger(study.home.ledger_url).histories(
-        [r.key for m in replicates.values() for r in m]
+        study.name, [r.key for m in replicates.values() for r in m]
     )
     for batch in (0, 5):  # four told in between
         mine = [e for e in entries if e.batch == batch]
@@ -105,7 +105,7 @@ def test_packs_of_one_configuration_race_with_each_other(tmp_path: Path) -> None
     study = run(tmp_path, "configurations: 10, batch: 1, parallel: 1")
     entries, replicates = known(study)
     keys = [r.key for mine in replicates.values() for r in mine]
-    histories = Ledger(study.home.ledger_url).histories(keys)
+    histories = Ledger(study.home.ledger_url).histories(study.name, keys)
     there: dict[int, list[float]] = {2: [], 4: []}
     for entry in entries:  # one after another: the order of arrival
         mine = [histories[r.key]["val/error"] for r in replicates[entry.configuration]]

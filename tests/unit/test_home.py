@@ -35,7 +35,7 @@ def test_names(name: str, tmp_path: Path) -> None:
         ".",
         "..",
         "../x",
-        "a/b",
+        "a/b/c",
         "/etc",
         "-x",
         ".x",

@@ -21,13 +21,13 @@ import pytest
 import sqlalchemy as sa
 from tests import postgres
 
-from modmix.base.errors import InputError, LeaseError, LedgerError
+from modmix.base.errors import InputError, LeaseError, LeaseLostError, LedgerError
 from modmix.base.messages import PackedPredictions
 from modmix.base.predictions import ExamplePredictions, ExampleTargets
 from modmix.ledger import studies as leases
-from modmix.ledger.database import PREDICTIONS, STUDIES
 from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import Entry, Lease, NewConfiguration, ReplicateRecord, Result
+from modmix.ledger.tables import METADATA, PREDICTIONS, STUDIES
 
 
 @pytest.fixture(scope="module")
@@ -192,23 +192,21 @@ def test_of_two_drivers_at_once_one_gets_the_lease(ledger: Ledger, url: str) -> 
     assert sorted(heard) == ["mine\n", "theirs\n"]
 
 
-def test_between_look_and_write_only_one_gets_the_lease(
-    ledger: Ledger, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Both drivers see a free lease; the slower one must not write over the faster one's."""
-    ledger.start_study("s", spec={}, text="", source="", details={})
-    other = Ledger(url)
-    real = leases.is_alive
+def test_of_many_threads_at_once_one_gets_the_lease(url: str) -> None:
+    """All see a free lease at the same moment."""
+    drivers = [Ledger(url) for _ in range(6)]
+    drivers[0].start_study("s", spec={}, text="", source="", details={})
 
-    def look(row: Any) -> bool:
-        monkeypatch.setattr(leases, "is_alive", real)
-        other.acquire("s")  # just after we looked
-        return real(row)
+    def work(number: int) -> bool:
+        try:
+            drivers[number].acquire("s")
+        except LeaseError:
+            return False
+        return True
 
-    monkeypatch.setattr(leases, "is_alive", look)
-    with pytest.raises(LeaseError, match=r"^study 's' was just started by another driver"):
-        ledger.acquire("s")
-    other.close()
+    assert together(work, 6).count(True) == 1
+    for driver in drivers:
+        driver.close()
 
 
 def test_a_killed_driver_frees_its_study_at_once(ledger: Ledger, url: str) -> None:
@@ -237,16 +235,139 @@ def test_a_recycled_process_number_is_not_the_driver(ledger: Ledger) -> None:
     assert ledger.holder("s") is None
 
 
-def test_elsewhere_the_heartbeat_decides(ledger: Ledger) -> None:
+@pytest.mark.parametrize("place", [{"lease_space": "another boot"}, {"lease_space": None}])
+def test_elsewhere_the_heartbeat_decides(ledger: Ledger, url: str, place: dict[str, Any]) -> None:
+    """On another host, and in a container with this one's host name, process ids mean nothing."""
     lease = start(ledger)
-    altered(ledger, lease_host="far-away", lease_pid=4_000_000)
-    assert ledger.holder("s") == ("far-away", 4_000_000)
-    with pytest.raises(LeaseError, match="by process 4000000 on far-away"):
-        ledger.acquire("s")
-    altered(ledger, lease_heartbeat=time.time() - leases.LEASE_SECONDS - 1)
+    host = socket.gethostname()
+    altered(ledger, lease_pid=4_000_000, **place)  # no process here has this number
+    assert ledger.holder("s") == (host, 4_000_000)
+    other = Ledger(url)
+    with pytest.raises(LeaseError, match=f"by process 4000000 on {host}"):
+        other.acquire("s")
+    age(ledger, leases.LEASE_SECONDS - 5)
+    with pytest.raises(LeaseError):
+        other.acquire("s")
+    age(ledger, 6)
     assert ledger.holder("s") is None
-    ledger.acquire("s")
+    other.acquire("s")
     assert not ledger.heartbeat(lease)  # the old driver learns that it lost
+    other.close()
+
+
+def age(ledger: Ledger, seconds: float) -> None:
+    """Let a lease's last heartbeat be that much longer ago."""
+    altered(ledger, lease_heartbeat=STUDIES.c.lease_heartbeat - seconds)
+
+
+def test_the_clock_of_a_driver_does_not_matter(
+    ledger: Ledger, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: 5.0)  # in 1970
+    lease = start(ledger)
+    assert ledger.heartbeat(lease)
+    monkeypatch.undo()
+    altered(ledger, lease_space="far away")
+    other = Ledger(url)
+    with pytest.raises(LeaseError):
+        other.acquire("s")
+    monkeypatch.setattr(time, "time", lambda: 5e9)  # in 2128
+    with pytest.raises(LeaseError):
+        other.acquire("s")
+    other.close()
+
+
+def writes(ledger: Ledger, lease: Lease) -> dict[str, Callable[[], Any]]:
+    """Every way in which a driver writes its study."""
+    wanted = configuration("z")
+    done = Result(replicate="a-0", state="done")
+    return {
+        "start_study": lambda: ledger.start_study("s", spec={}, text="", source="", details={}),
+        "set_state": lambda: ledger.set_state("s", "finished"),
+        "add_seconds": lambda: ledger.add_seconds("s", wall=1),
+        "set_study_run": lambda: ledger.set_study_run("s", "run"),
+        "add": lambda: ledger.add("s", [wanted], [entry(1, "z")]),
+        "keep_only_entries": lambda: ledger.keep_only_entries("s", {}),
+        "move_entries": lambda: ledger.move_entries("s", [entry(0, "z")]),
+        "keep_only_configurations": lambda: ledger.keep_only_configurations("s", [], []),
+        "tell": lambda: ledger.tell("s", entry(0, "a"), state="done", values=[1.0], told=1),
+        "set_configuration_runs": lambda: ledger.set_configuration_runs("s", [("a", "r", "d")]),
+        "recover": lambda: ledger.recover("s"),
+        "adopt": lambda: ledger.adopt("s"),
+        "reset_failures": lambda: ledger.reset_failures("s"),
+        "claim": lambda: ledger.claim(lease, "pack", ["a-1"]),
+        "finish": lambda: ledger.finish(lease, [done]),
+        "unclaim": lambda: ledger.unclaim(lease, ["a-0"]),
+        "update_pack": lambda: ledger.update_pack("s", "pack", state="done"),
+    }
+
+
+def everything(ledger: Ledger) -> list[Any]:
+    """All rows of all tables."""
+    with ledger._engine.begin() as db:
+        return [db.execute(sa.select(table)).all() for table in METADATA.sorted_tables]
+
+
+def test_who_has_lost_the_lease_writes_nothing(ledger: Ledger, url: str) -> None:
+    """A driver that slept for longer than its lease, and lives."""
+    lease = start(ledger)
+    ledger.add("s", [configuration("a")], [entry(0, "a")])
+    ledger.claim(lease, "pack", ["a-0"])
+    age(ledger, leases.LEASE_SECONDS + 1)
+    other = Ledger(url)
+    second = other.acquire("s")
+    before = everything(other)
+    for name, write in writes(ledger, lease).items():
+        with pytest.raises(LeaseLostError, match=r"^study 's' was taken over by another") as e:
+            write()
+        assert e.value.exit_code == 3
+        assert everything(other) == before, name
+    ledger.release(lease)  # not its own any more
+    assert other.heartbeat(second)
+    for write in writes(other, second).values():
+        write()
+    other.close()
+
+
+def test_another_process_may_hold_a_lease_too(ledger: Ledger, url: str) -> None:
+    """Such as the mirror of a driver, which must stop writing when that has lost its study."""
+    lease = start(ledger)
+    mirror = Ledger(url)
+    mirror.hold(lease)
+    mirror.set_study_run("s", "run")
+    age(ledger, leases.LEASE_SECONDS + 1)
+    ledger.acquire("s")
+    with pytest.raises(LeaseLostError):
+        mirror.set_study_run("s", "another")
+    assert ledger.study("s").mlflow_run == "run"
+    mirror.close()
+
+
+@pytest.mark.slow
+def test_a_stopped_driver_cannot_write_when_it_goes_on(
+    ledger: Ledger, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.start_study("s", spec={}, text="", source="", details={})
+    ledger.add("s", [configuration("a")], [])
+    code = (
+        "from modmix.base.errors import LeaseLostError\n"
+        "lease = ledger.acquire('s'); ledger.claim(lease, 'pack', ['a-0'])\n"
+        "print('claimed', flush=True); sys.stdin.readline()\n"
+        "try: ledger.finish(lease, [Result(replicate='a-0', state='done')])\n"
+        "except LeaseLostError as error: print(error)"
+    )
+    process = in_another_process(code, url)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "claimed\n"
+    os.kill(process.pid, signal.SIGSTOP)
+    age(ledger, leases.LEASE_SECONDS + 1)
+    lease = ledger.acquire("s")
+    assert ledger.recover("s") == 1
+    assert ledger.claim(lease, "pack", ["a-0"]) == ["a-0"]
+    os.kill(process.pid, signal.SIGCONT)
+    assert process.communicate("go on\n")[0].startswith("study 's' was taken over")
+    found = record(ledger, "a-0")
+    assert (found.state, found.owner) == ("running", lease.token)
 
 
 # ---------------------------------------------------------------- configurations and entries
@@ -265,12 +386,27 @@ def test_configurations_are_numbered_by_first_appearance(ledger: Ledger) -> None
     found = ledger.configurations("s")
     assert [(p.key, p.number, dict(p.params)) for p in found] == [
         ("b", 0, {"beta": 0.1}),
-        ("a", 1, {"beta": 1e-300}),  # what is there stays as it is
+        ("a", 1, {"beta": 9.0}),  # as it was shown last
         ("c", 2, {}),
     ]
     assert [(e.number, e.configuration) for e in ledger.entries("s")] == [
         (0, "b"), (1, "a"), (2, "a"), (3, "c")
     ]  # fmt: skip
+
+
+def test_each_study_shows_a_configuration_in_its_way(ledger: Ledger) -> None:
+    start(ledger)
+    start(ledger, "other")
+    ledger.add("s", [configuration("a", beta=0.5)], [])
+    ledger.set_configuration_runs("s", [("a", "run", "digest")])
+    ledger.add("other", [configuration("a", beta=0.5, momentum=0.9)], [])
+    ledger.add("s", [configuration("a", beta=0.5, width=None), configuration("b")], [])
+    first, second = ledger.configurations("s")
+    assert (first.params, first.number, first.mlflow_run) == (
+        {"beta": 0.5, "width": None}, 0, "run"
+    )  # fmt: skip
+    assert second.params == {}
+    assert [c.params for c in ledger.configurations("other")] == [{"beta": 0.5, "momentum": 0.9}]
 
 
 def test_what_is_new_can_be_asked_for(ledger: Ledger) -> None:
@@ -367,14 +503,13 @@ def test_changed_parts_are_asked_anew(ledger: Ledger) -> None:
 
 
 def test_many_configurations_at_once(ledger: Ledger) -> None:
-    start(ledger)
+    lease = start(ledger)
     configurations = [configuration(f"{i:04d}", seeds=3) for i in range(700)]
     ledger.add("s", configurations, [entry(i, p.key) for i, p in enumerate(configurations)])
     assert len(ledger.replicates("s")) == 2100
     keys = [key for p in configurations for key, _ in p.replicates]
-    lease = Lease(study="s", token="t" * 32)
     assert ledger.claim(lease, "k", keys) == keys
-    assert len(ledger.histories(keys)) == 0
+    assert len(ledger.histories("s", keys)) == 0
     ledger.unclaim(lease, keys)
     assert set(ledger.replicate_states("s").values()) == {"interrupted"}
 
@@ -408,7 +543,7 @@ def test_claim_and_finish(ledger: Ledger) -> None:
     assert {k: v for k, v in done.metrics.items() if k != "val/auc"} == {
         "val/error": 3.0, "val/nll": math.inf, "x": -math.inf,
     }  # fmt: skip
-    kept = ledger.history("a-0")
+    kept = ledger.history("s", "a-0")
     assert list(kept) == list(history)
     assert repr(kept) == repr(history)
     assert ledger.study("s").device_seconds == 1.5
@@ -426,7 +561,7 @@ def test_a_result_is_recorded_once(ledger: Ledger) -> None:
     assert ledger.finish(lease, [second]) == []
     found = record(ledger, "a-0")
     assert (found.state, found.metrics, found.seconds) == ("done", {"val/error": 1.0}, 1)
-    assert ledger.history("a-0") == {}
+    assert ledger.history("s", "a-0") == {}
     assert ledger.study("s").device_seconds == 1
     assert ledger.claim(lease, "pack", ["a-0", "a-1"]) == ["a-1"]
 
@@ -466,7 +601,7 @@ def test_a_result_without_its_predictions_cannot_be(ledger: Ledger) -> None:
     with pytest.raises(LedgerError):
         ledger.finish(lease, [Result(replicate="a-0", state="done", predictions=predicted(1))])
     assert record(ledger, "a-0").state == "running"
-    assert ledger.history("a-0") == {}
+    assert ledger.history("s", "a-0") == {}
 
 
 def test_test_splits_are_kept_once(ledger: Ledger) -> None:
@@ -486,7 +621,7 @@ def test_what_is_let_go_is_free_again(ledger: Ledger) -> None:
     ledger.add("s", [configuration("a", 3)], [])
     ledger.claim(lease, "pack", ["a-0", "a-1", "a-2"])
     ledger.finish(lease, [Result(replicate="a-2", state="done")])
-    ledger.unclaim(Lease(study="s", token="another"), ["a-0"])  # not theirs to give
+    ledger.unclaim(start(ledger, "other"), ["a-0"])  # not theirs to give
     assert record(ledger, "a-0").state == "running"
     ledger.unclaim(lease, ["a-0", "a-1", "a-2"])
     assert [r.state for r in ledger.replicates("s")] == ["interrupted", "interrupted", "done"]
@@ -568,9 +703,149 @@ def test_failures_can_be_forgotten(ledger: Ledger) -> None:
     assert ledger.reset_failures("s") == 1
     found = record(ledger, "a-0")
     assert (found.state, found.reason, found.origin) == ("pending", "", "")
-    assert ledger.history("a-0") == {}
+    assert ledger.history("s", "a-0") == {}
     assert ledger.replicate_states("s") == {"a-0": "pending", "a-1": "pruned", "a-2": "done"}
     assert ledger.reset_failures("s") == 0
+
+
+# ---------------------------------------------------------------- what studies share
+
+
+def two_studies(ledger: Ledger) -> tuple[Lease, Lease]:
+    """Both want the same three replicates; the first has pruned one, and one has failed in it."""
+    first, second = start(ledger, "one"), start(ledger, "two")
+    for study in ("one", "two"):
+        ledger.add(study, [configuration("a", 3)], [])
+    assert ledger.claim(first, "pack", ["a-0", "a-1", "a-2"]) == ["a-0", "a-1", "a-2"]
+    history = {"epoch": [1.0], "val/error": [50.0]}
+    ended = [
+        Result(replicate="a-0", state="pruned", epochs=1, reason="rung", history=history,
+               metrics={"val/error": 50.0}),
+        Result(replicate="a-1", state="failed", reason="diverged"),
+        Result(replicate="a-2", state="done", epochs=9),
+    ]  # fmt: skip
+    assert ledger.finish(first, ended) == ["a-0", "a-1", "a-2"]
+    return first, second
+
+
+def test_only_trained_replicates_are_adopted(ledger: Ledger) -> None:
+    two_studies(ledger)
+    assert ledger.adopt("two") == 1
+    assert ledger.replicate_states("two") == {"a-0": "pending", "a-1": "pending", "a-2": "done"}
+    assert [r.origin for r in ledger.replicates("two")] == ["", "", "reused"]
+    assert [r.origin for r in ledger.replicates("one")] == ["trained"] * 3
+    assert ledger.history("two", "a-0") == {}
+    assert ledger.history("one", "a-0") == {"epoch": [1.0], "val/error": [50.0]}
+
+
+def test_a_race_is_not_reversed_by_another_study(ledger: Ledger) -> None:
+    """What one study has pruned or seen fail, another trains; the first keeps its verdict."""
+    first, second = two_studies(ledger)
+    before = ledger.replicates("one")
+    assert ledger.claim(second, "other", ["a-0", "a-1", "a-2"]) == ["a-0", "a-1"]
+    assert record(ledger, "a-0", "two").state == "running"
+    assert [r.state for r in ledger.replicates("one")] == ["pruned", "failed", "done"]
+    assert ledger.claim(first, "pack", ["a-0", "a-1"]) == []  # it has its outcomes
+    ended = [
+        Result(replicate=f"a-{i}", state="done", epochs=9, metrics={"val/error": float(i)},
+               history={"epoch": [9.0], "val/error": [float(i)]})
+        for i in range(2)
+    ]  # fmt: skip
+    assert ledger.finish(second, ended) == ["a-0", "a-1"]
+    assert ledger.adopt("one") == 0
+    assert [(r.state, r.epochs, r.metrics, r.reason, r.finished) for r in before] == [
+        (r.state, r.epochs, r.metrics, r.reason, r.finished) for r in ledger.replicates("one")
+    ]
+    assert ledger.history("one", "a-0")["epoch"] == [1.0]
+    assert ledger.adopt("two") == 1
+    assert [(r.state, r.origin) for r in ledger.replicates("two")] == [
+        ("done", "trained"), ("done", "trained"), ("done", "reused"),
+    ]  # fmt: skip
+    assert ledger.history("two", "a-0")["epoch"] == [9.0]
+
+
+def test_a_verdict_does_not_touch_who_trains_the_same_replicate(ledger: Ledger) -> None:
+    first, second = start(ledger, "one"), start(ledger, "two")
+    for study in ("one", "two"):
+        ledger.add(study, [configuration("a")], [])
+    ledger.claim(second, "pack", ["a-0"])
+    ledger.finish(first, [Result(replicate="a-0", state="pruned")])  # claimed before, and late
+    found = record(ledger, "a-0", "two")
+    assert (found.state, found.owner) == ("running", second.token)
+    assert record(ledger, "a-0", "one").state == "pruned"
+
+
+def test_failures_of_other_studies_are_not_forgotten(ledger: Ledger) -> None:
+    _, second = two_studies(ledger)
+    ledger.claim(second, "pack", ["a-1"])
+    ledger.finish(second, [Result(replicate="a-1", state="failed", reason="theirs")])
+    assert ledger.reset_failures("one") == 1
+    assert record(ledger, "a-1", "one").state == "pending"
+    found = record(ledger, "a-1", "two")
+    assert (found.state, found.reason) == ("failed", "theirs")
+
+
+def test_a_retried_failure_may_have_been_trained_elsewhere(ledger: Ledger) -> None:
+    _, second = two_studies(ledger)
+    ledger.claim(second, "pack", ["a-1"])
+    ledger.finish(second, [Result(replicate="a-1", state="done")])
+    assert record(ledger, "a-1", "one").state == "failed"
+    ledger.reset_failures("one")
+    assert ledger.adopt("one") == 1
+    found = record(ledger, "a-1", "one")
+    assert (found.state, found.origin) == ("done", "reused")
+
+
+def test_outcomes_come_back_with_their_configuration(ledger: Ledger) -> None:
+    """A study file is changed and changed back."""
+    two_studies(ledger)
+    ledger.keep_only_configurations("one", [], [])
+    assert ledger.replicates("one") == []
+    ledger.add("one", [configuration("a", 3)], [])
+    assert ledger.adopt("one") == 3
+    assert [r.state for r in ledger.replicates("one")] == ["pruned", "failed", "done"]
+
+
+def test_what_is_new_includes_outcomes(ledger: Ledger) -> None:
+    two_studies(ledger)
+    assert [r.key for r in ledger.replicates("one", since=0.0)] == ["a-0", "a-1", "a-2"]
+    assert [r.key for r in ledger.replicates("two", since=0.0)] == ["a-2"]
+
+
+def test_the_environment_is_recorded(ledger: Ledger) -> None:
+    lease = start(ledger)
+    ledger.add("s", [configuration("a")], [])
+    where = {
+        "device": "NVIDIA H100",
+        "host": "node7",
+        "torch": "2.9",
+        "cuda": "12.8",
+        "modmix": "2",
+    }
+    ledger.finish(
+        lease,
+        [
+            Result(replicate="a-0", state="done", environment=where),
+            Result(replicate="a-1", state="failed", environment={"device": "cpu"}),
+        ],
+    )
+    assert record(ledger, "a-0").environment == where
+    assert record(ledger, "a-1").environment == {"device": "cpu"}
+
+
+def test_entries_move_to_other_keys_of_their_configurations(ledger: Ledger) -> None:
+    start(ledger)
+    start(ledger, "other")
+    for study in ("s", "other"):
+        ledger.add(study, [configuration("a"), configuration("b")], [entry(0, "a"), entry(1, "b")])
+    ledger.tell("s", entry(0, "a"), state="done", values=[0.5], told=3)
+    ledger.move_entries("s", [entry(0, "z")])
+    ledger.move_entries("s", [])
+    found = ledger.entries("s")
+    assert [(e.configuration, e.state, e.told) for e in found] == [
+        ("z", "done", 3), ("b", "pending", None)
+    ]  # fmt: skip
+    assert [e.configuration for e in ledger.entries("other")] == ["a", "b"]
 
 
 def test_packs(ledger: Ledger) -> None:
@@ -696,7 +971,7 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     assert path.read_bytes() == b"not a database at all" * 300
 
 
-@pytest.mark.parametrize("version", [2, 99])
+@pytest.mark.parametrize("version", [3, 99])
 def test_another_version_is_refused(ledger: Ledger, url: str, version: int) -> None:
     """And left as it is: no table is added to it."""
     with ledger._engine.begin() as db:

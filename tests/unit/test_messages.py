@@ -44,6 +44,7 @@ def test_a_pack_is_named_by_its_members_and_their_order() -> None:
     one, two = of("a", 2)
     assert pack_id([one, two]) == pack_id([one, two])
     assert len({pack_id([one, two]), pack_id([two, one]), pack_id([one])}) == 3
+    assert pack_id([one, two], study="a/s") != pack_id([one, two], study="b/s")
 
 
 def test_digests() -> None:

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from faketask import fake_data
+from modmix.base.code import code_digest
 from modmix.base.errors import SpecError
 from modmix.base.messages import digest
 from modmix.base.space import Choices, Constant, Range, every_value
 from modmix.search.proposer import Proposer
+from modmix.study import configurations, spec
 from modmix.study import plan as plan_module
-from modmix.study import spec
 from modmix.study.configurations import Configuration
 from modmix.study.plan import Plan
 from modmix.tasks.data import Data
@@ -271,6 +272,16 @@ def test_without_reuse_a_study_keeps_to_itself() -> None:
     assert not {r.key for r in own.replicates} & {r.key for r in shared.replicates}
 
 
+def test_nor_does_it_share_with_another_owner_s_of_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keys = []
+    for owner in ("alice", "bob"):
+        monkeypatch.setenv("MODMIX_OWNER", owner)
+        keys.append({r.key for r in one(BASE, "reuse: false").replicates})
+    assert not keys[0] & keys[1]
+
+
 def test_raw_methods_do_not_know_encoders() -> None:
     plain = one("", method="early")
     encoded = one("", "encoders: {default: {name: mlp, hidden: [9]}}", method="early")
@@ -296,8 +307,95 @@ def test_a_key_is_this_digest() -> None:
             "seed": 3,
             "augmentation": {},
             "numerics": 2,
+            "code": {
+                "mul": code_digest("modmix.methods.mul:Mul"),
+                "mlp": code_digest("modmix.encoders.mlp:MLP"),
+            },
         }
     )
+
+
+def test_edited_code_has_other_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, other = one(BASE), one("", method="early")
+    real = code_digest
+    edited = {"modmix.methods.mul:Mul"}
+    monkeypatch.setattr(
+        configurations, "code_digest", lambda path: "edited" if path in edited else real(path)
+    )
+    assert one(BASE).key != before.key
+    assert not {r.key for r in one(BASE).replicates} & {r.key for r in before.replicates}
+    assert one(BASE).replicates[0].structure != before.replicates[0].structure
+    assert one("", method="early").key == other.key
+    edited.add("modmix.encoders.mlp:MLP")
+    both = one(BASE)
+    edited.remove("modmix.methods.mul:Mul")
+    assert len({one(BASE).key, both.key, before.key}) == 3
+    assert one("", method="early").key == other.key  # reads raw inputs
+
+
+SEARCH = """\
+  found: {search: {configurations: 4}, methods: {mul: {beta: {low: 0, high: 1}},
+    add: {learning_rate: {low: 0.001, high: 0.1}}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("parts", "more"),
+    [
+        ("  grid: {methods: {mul: {momentum: {grid: [0, 0.9]}}}}\n", ""),
+        ("  grid: {methods: {mul: {encoder.hidden: {grid: [[8], [9]]}}}}\n", ""),
+        ("  grid: {methods: {mul: {task.split_seed: {grid: [0, 1]}}, add: {depth: 1}}}\n", ""),
+        (
+            "  other: {search: {configurations: 3}, methods: {mul: {margin: {low: 0, high: 1}}}}\n",
+            "",
+        ),
+        ("  final: {seeds: [7, 8], best_of: found, methods: {mul: }}\n", ""),
+        ("", "seeds: [0, 1]"),
+        ("", "description: other\nresources: {cpus: 2}"),
+    ],
+)
+def test_what_changes_elsewhere_leaves_a_search_its_history(parts: str, more: str) -> None:
+    before, after = make(SEARCH).signatures(), make(SEARCH + parts, more).signatures()
+    for method in ("mul", "add"):
+        assert after["found", method] == before["found", method]
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "more"),
+    [
+        ("high: 1", "high: 2", ""),
+        ("mul: {", "mul: {momentum: 0.5, ", ""),
+        ("mul: {", "mul: {margin: 1, ", ""),
+        ("configurations: 4", "configurations: 4, seed: 3", ""),
+        ("configurations: 4", "configurations: 4, sampler: random", ""),
+        ("found: {", "found: {seeds: [7, 8], ", ""),
+        ("", "", "training: {epochs: 3}"),
+        ("", "", "encoders: {left: {name: identity}}"),
+        ("", "", "objective: val/nll"),
+    ],
+)
+def test_what_changes_a_search_begins_it_anew(was: str, now: str, more: str) -> None:
+    before = make(SEARCH).signatures()
+    text = SEARCH.replace(was, now) if was else SEARCH
+    assert make(text, more).signatures()["found", "mul"] != before["found", "mul"]
+
+
+def test_seeds_elsewhere_do_not_matter_to_a_part_with_its_own() -> None:
+    own = SEARCH.replace("found: {", "found: {seeds: [7, 8], ")
+    assert make(own, "seeds: [0, 1]").signatures() == make(own, "seeds: 3").signatures()
+
+
+def test_edited_code_begins_a_search_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = make(SEARCH).signatures()
+    real = code_digest
+    monkeypatch.setattr(
+        configurations,
+        "code_digest",
+        lambda path: "edited" if path == "modmix.methods.mul:Mul" else real(path),
+    )
+    after = make(SEARCH).signatures()
+    assert after["found", "mul"] != before["found", "mul"]
+    assert after["found", "add"] == before["found", "add"]
 
 
 def test_two_parts_that_mean_the_same_model_share_its_configuration() -> None:

@@ -24,6 +24,7 @@ from modmix.base import ties
 from modmix.base.errors import InputError
 from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import (
+    ENVIRONMENT,
     ConfigurationRecord,
     Entry,
     ReplicateRecord,
@@ -55,6 +56,11 @@ COLUMNS: Mapping[str, Column] = {
     "seconds": Column(meaning="the replicate's share of device time", unit="s"),
     "origin": Column(meaning="trained by this study, or reused from another"),
     "reason": Column(meaning="why the replicate failed or was pruned"),
+    "environment/device": Column(meaning="the device it was trained on"),
+    "environment/host": Column(meaning="name of the machine it was trained on"),
+    "environment/torch": Column(meaning="version of torch"),
+    "environment/cuda": Column(meaning="version of CUDA that torch was built with"),
+    "environment/modmix": Column(meaning="version of modmix"),
     "replicate": Column(meaning="the replicate's key in the ledger"),
     "epoch": Column(meaning="epochs since the start; fractional between them", unit="epochs"),
     "<metric>/mean": Column(meaning="mean over replicates", unit="the metric's"),
@@ -270,7 +276,8 @@ def replicates_frame(ledger: Ledger, study: str) -> pd.DataFrame:
 
     Columns: ``configuration``, ``number``, ``method``, ``seed``, ``state``; the hyperparameters;
     the metrics (of pruned or failed replicates as far as recorded); ``epochs``, ``best_epoch``,
-    ``seconds``, ``origin``, ``reason``, ``replicate``.
+    ``seconds``, ``origin``, ``reason``; ``environment/device``, ``/host`` and versions ``/torch``,
+    ``/cuda``, ``/modmix`` ("" where not recorded); ``replicate``.
     """
     return replicates_of(read(ledger, study))
 
@@ -308,6 +315,8 @@ def replicates_of(snapshot: Snapshot) -> pd.DataFrame:
         columns[metric] = np.array([r.metrics.get(metric, math.nan) for r in rows], dtype=float)
     for name in ("epochs", "best_epoch", "seconds", "origin", "reason"):
         columns[name] = [getattr(r, name) for r in rows]
+    for name in ENVIRONMENT:
+        columns[f"environment/{name}"] = [r.environment.get(name, "") for r in rows]
     columns["replicate"] = [r.key for r in rows]
     return pd.DataFrame(columns)
 
@@ -327,7 +336,8 @@ def histories_of(
         if r.configuration in snapshot.by_key
         and (wanted is None or short(r.configuration) in wanted)
     }
-    frame = _long_histories(ledger, {key: owner.number for key, owner in owners.items()})
+    by_replicate = {key: owner.number for key, owner in owners.items()}
+    frame = _long_histories(ledger, snapshot.record.key or snapshot.name, by_replicate)
     if frame.empty:
         return pd.DataFrame(
             {name: [] for name in ("configuration", "number", "method", "epoch", "n")}
@@ -349,11 +359,11 @@ def histories_of(
     return pd.DataFrame(columns_out)
 
 
-def _long_histories(ledger: Ledger, numbers: Mapping[str, int]) -> pd.DataFrame:
+def _long_histories(ledger: Ledger, study: str, numbers: Mapping[str, int]) -> pd.DataFrame:
     """Histories under each other: ``number`` of the configuration, then every recorded column."""
     rows: list[int] = []
     found: list[dict[str, list[float]]] = []
-    for key, columns in ledger.histories(list(numbers)).items():
+    for key, columns in ledger.histories(study, list(numbers)).items():
         if columns.get("epoch"):
             found.append(columns)
             rows += [numbers[key]] * len(columns["epoch"])

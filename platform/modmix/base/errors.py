@@ -6,6 +6,7 @@
     │   ├── DataError                   data file missing, damaged or unexpected
     │   └── LeaseError                  another driver is running this study
     ├── LedgerError (OSError)        3  the ledger could not be used; the study can be resumed
+    │   └── LeaseLostError              another driver has taken the study over
     ├── Interrupted                  3  stopped on request; the same command resumes
     ├── Incomplete                   3  machines failed too often; the same command resumes
     ├── RunnerError (RuntimeError)   1  Ray or the local runner failed
@@ -66,6 +67,10 @@ class LedgerError(ModmixError, OSError):
     """The ledger could not be read or written (full disk, lost database)."""
 
     exit_code = 3
+
+
+class LeaseLostError(LedgerError):
+    """Another driver has taken the study over; nothing was written."""
 
 
 class Interrupted(ModmixError):

@@ -6,7 +6,8 @@ $MODMIX_HOME (default ./modmix_runs)
 ├── artifacts/           MLflow's artifacts
 ├── checkpoints/<pack>/  checkpoints of packs in training; removed when a pack ends
 ├── weights/             best weights of final runs, one safetensors file per replicate
-└── <study>/             figures/  tables/  best/  report.html
+├── <study>/             figures/  tables/  best/  report.html
+└── @<owner>/<study>/    the same of other people's studies
 """
 
 from __future__ import annotations
@@ -105,11 +106,14 @@ class Home:
         return self.path / "weights"
 
     def study(self, name: str) -> Path:
-        """The folder of one study.
+        """The folder of one study; of somebody else's, ``owner/name``, one beside one's own.
 
         Raises:
             InputError: an invalid name, or one that modmix uses itself.
         """
+        owner, _, plain = name.rpartition("/")
+        if is_name(owner) and is_name(plain):
+            return self.path / f"@{owner}" / plain
         if not is_name(name) or is_taken(name):
             raise InputError(
                 f"a study's name must be {NAME_RULE}, and none of {', '.join(_OURS)}, got {name!r}"

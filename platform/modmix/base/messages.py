@@ -127,6 +127,8 @@ class PackStarted:
     why: str
     measured: Mapping[str, float] = field(default_factory=dict)  # way -> seconds per step
     resumed_epoch: int = 0  # 0: from scratch
+    # The machine that trains it, see `ledger.records.ENVIRONMENT`.
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +167,6 @@ class Finished:
 Event = PackStarted | Progress | Finished
 
 
-def pack_id(replicates: Sequence[Replicate]) -> str:
-    """A digest of a pack's replicates, by which an interrupted pack is found again."""
-    return digest(["pack", [r.key for r in replicates]])
+def pack_id(replicates: Sequence[Replicate], *, study: str = "") -> str:
+    """A digest of a pack's replicates and study, by which an interrupted pack is found again."""
+    return digest(["pack", study, [r.key for r in replicates]])

@@ -46,7 +46,11 @@ app.add_typer(export_app, name="export")
 
 File = Annotated[Path, typer.Argument(help="Study file (YAML).", show_default=False)]
 Name = Annotated[
-    str, typer.Argument(help="Name of a study, or its study file.", show_default=False)
+    str,
+    typer.Argument(
+        help="Name of a study, its study file, or OWNER/NAME of somebody else's study.",
+        show_default=False,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Address = Annotated[
@@ -271,17 +275,20 @@ def status(study: Name, as_json: Json = False) -> None:
 
 @app.command("list")
 def list_studies(as_json: Json = False) -> None:
-    """List all studies."""
+    """List all studies with their owners."""
     from modmix import api
 
     ledger = _ledger()
-    found = [api.status(ledger, record.name) for record in ledger.studies()]
+    found = [
+        {"owner": record.owner, **api.status(ledger, record.name)} for record in ledger.studies()
+    ]
     if as_json:
         _print_json(found)
         return
     for one in found:
         print(
-            f"{one['study']:32s} {one['state']:9s} {one['configurations']['done']} "
+            f"{one['study']:32s} {one['owner']:12s} {one['state']:9s} "
+            f"{one['configurations']['done']} "
             "configurations done"
         )
 

@@ -28,7 +28,9 @@ def open_ledger() -> Ledger:
             f"there are no studies in {where}: run one first, or set MODMIX_HOME to the folder "
             "where they ran"
         )
-    return Ledger(home.ledger_url)
+    ledger = Ledger(home.ledger_url)
+    ledger.retry_seconds = 20.0  # somebody waits for the answer
+    return ledger
 
 
 def study_name(name: str) -> str:

@@ -18,6 +18,8 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 from modmix.base.errors import Incomplete, LedgerError
 from modmix.base.home import Home, write_bytes
@@ -85,7 +87,8 @@ class StudyRun:
         # What is to be trained once other parts have found it: parts with ``best_of``, and methods.
         self._to_confirm: list[tuple[PartPlan, str]] = []
         self._searches = Searches(plan, ledger, self._state, slots=slots)
-        self._rungs = Rungs(self._state, ledger.histories)
+        self._rungs = Rungs(self._state, partial(ledger.histories, plan.name))
+        self._environments: dict[str, Mapping[str, str]] = {}  # by running pack
         self._verdicts: dict[str, Verdict] = {}  # by pack, until it has ended
         self._costs = Costs(plan, self._state.tasks)
         self._keeping = Keeping(plan, ledger)
@@ -121,7 +124,14 @@ class StudyRun:
         }
         ledger.keep_only_entries(name, self.plan.signatures())
         ledger.recover(name)
-        known = ledger.entries(name)
+        resolved = [(entry, self._resolve(entry, wanted)) for entry in ledger.entries(name)]
+        # A key depends on whether a part's seeds are those of the study.
+        known = [replace(entry, configuration=found.key) for entry, found in resolved]
+        moved = [
+            now
+            for (was, found), now in zip(resolved, known, strict=True)
+            if was.configuration != found.key
+        ]
         present = {(e.part, e.method, e.number) for e in known}
         configurations: dict[str, Configuration] = {}
         for asked in (p for ps in wanted.values() for p in ps):
@@ -137,13 +147,11 @@ class StudyRun:
         whole, begun = set(configurations), ledger.replicate_states(name)
         confirming = [part for part in self.plan.parts if part.best_of is not None]
         found_elsewhere = {part.name for part in confirming}
-        for entry in known:
+        for entry, configuration in resolved:
             if entry.part in found_elsewhere:
-                configuration = self.plan.configuration(entry.method, entry.proposal, entry.part)
                 configurations[configuration.key] = configuration
                 self._keeping.add([configuration])
             elif entry.proposal:
-                configuration = self.plan.configuration(entry.method, entry.proposal, entry.part)
                 first = self.plan.first(configuration)
                 # A promoted configuration has more than its first seeds.
                 more = configuration.replicates[len(first.replicates) :]
@@ -157,6 +165,7 @@ class StudyRun:
             if (part.name, method, 0) not in present
         ]
         self._add(list(configurations.values()), entries)
+        ledger.move_entries(name, moved)
         self._note_entries([*known, *entries])
         self._rungs.enter([*known, *entries])
         self.dropped = ledger.keep_only_configurations(
@@ -165,6 +174,14 @@ class StudyRun:
         self._adopt_results()
         self._searches.rebuild(known)
         self._fill_queue([e for e in (*known, *entries) if not e.proposal])
+
+    def _resolve(
+        self, entry: Entry, grids: Mapping[tuple[str, str], Sequence[Configuration]]
+    ) -> Configuration:
+        """The configuration of a known entry, as the study file describes it now."""
+        if (entry.part, entry.method) in grids:
+            return grids[entry.part, entry.method][entry.number]
+        return self.plan.configuration(entry.method, entry.proposal, entry.part)
 
     def _note_entries(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
@@ -191,7 +208,7 @@ class StudyRun:
 
     def _adopt_results(self, only: frozenset[str] | None = None) -> None:
         """Take over results of these replicates from the ledger (of all if None)."""
-        found = self._ledger.adopt(self.plan.name)
+        found = self._ledger.adopt(self.plan.name, only)
         self.reused += found
         if only is None or found:
             self._read_results(only)
@@ -202,8 +219,12 @@ class StudyRun:
             )
 
     def _read_results(self, only: frozenset[str] | None) -> None:
-        for record in self._ledger.replicates(self.plan.name):
-            if record.key not in self._state.replicates or (only and record.key not in only):
+        known = self._state.replicates
+        theirs = None
+        if only is not None:
+            theirs = sorted({known[key].configuration for key in only if key in known})
+        for record in self._ledger.replicates(self.plan.name, configurations=theirs):
+            if record.key not in known or (only and record.key not in only):
                 continue
             self._state.states[record.key] = record.state
             if record.state in ENDED:
@@ -309,6 +330,10 @@ class StudyRun:
         """Whether another driver has taken over: nothing more may be written."""
         return self._lost_lease.is_set()
 
+    def lose(self) -> None:
+        """Note that another driver has taken over."""
+        self._lost_lease.set()
+
     def stop(self) -> None:
         """Request a stop; safe in a signal handler."""
         self._stop.set()
@@ -354,7 +379,8 @@ class StudyRun:
         """Claim a pack's members; None if another driver has claimed some of them."""
         members = [replicate.key for replicate in replicates]
         # An interrupted pack keeps its name if members have ended: its checkpoint has them all.
-        name = pack_id(replicates)
+        # Its checkpoint has verdicts of halving: it is this study's alone.
+        name = pack_id(replicates, study=f"{self._ledger.owner}/{self.plan.name}")
         free = [key for key in members if self._state.states[key] not in ENDED]
         claimed = self._ledger.claim(self._lease, name, members)
         if missing := [key for key in free if key not in claimed]:
@@ -401,6 +427,7 @@ class StudyRun:
                         "measured": dict(event.measured),
                         "resumed_epoch": event.resumed_epoch,
                     }
+                    self._environments[pack] = event.environment
                     self._ledger.update_pack(self.plan.name, pack, note=note)
                 case Progress(pack=pack):
                     self._progress[pack] = event
@@ -438,6 +465,7 @@ class StudyRun:
                     history=e.history,
                     seconds=e.seconds,
                     predictions=e.predictions,
+                    environment=self._environments.get(e.pack, {}),
                 )
                 for e in finished
                 if e.replicate in self._state.replicates
@@ -465,6 +493,7 @@ class StudyRun:
         else:
             self._interrupt(gone, left, failure)
         self._progress.pop(pack, None)
+        self._environments.pop(pack, None)
         self._changed(self)
 
     def _close(self, pack: str, *, failed: bool = False) -> None:
@@ -540,7 +569,7 @@ class StudyRun:
         """Renew the lease; called in the heartbeat thread."""
         try:
             if not self._ledger.heartbeat(self._lease):
-                self._lost_lease.set()
+                self.lose()
         except LedgerError:
             pass  # the next write in the main thread raises it
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -12,8 +13,10 @@ from modmix.base.predictions import (
     integers_from_bytes,
     integers_to_bytes,
 )
-from modmix.ledger.database import PREDICTIONS, TEST_SPLITS, Database, insert_new
+from modmix.ledger.database import Database, insert_new
 from modmix.ledger.results import chunks
+from modmix.ledger.retrying import retried
+from modmix.ledger.tables import PREDICTIONS, TEST_SPLITS
 
 _AT_ONCE = 16  # replicates whose predictions are read together
 
@@ -21,6 +24,7 @@ _AT_ONCE = 16  # replicates whose predictions are read together
 class StoredPredictions(Database):
     """Predictions by replicate (written by `Results.finish`), test splits by fingerprint."""
 
+    @retried
     def add_test_split(self, fingerprint: str, split: ExampleTargets) -> None:
         """Keep a test split, unless it is known."""
         numbers = None if split.rows_N is None else integers_to_bytes(split.rows_N)
@@ -30,9 +34,10 @@ class StoredPredictions(Database):
             "targets": integers_to_bytes(split.target_N),
             "numbers": numbers,
         }
-        with self._transaction() as db:
+        with self._transaction(self._writer) as db:
             insert_new(db, TEST_SPLITS, [row])
 
+    @retried
     def test_split(self, fingerprint: str) -> ExampleTargets | None:
         """A test split; None if no predictions on this data were ever kept."""
         query = sa.select(TEST_SPLITS).where(TEST_SPLITS.c.fingerprint == fingerprint)
@@ -43,6 +48,7 @@ class StoredPredictions(Database):
         numbers = None if row.numbers is None else integers_from_bytes(row.numbers, row.rows)
         return ExampleTargets(integers_from_bytes(row.targets, row.rows), numbers)
 
+    @retried
     def with_predictions(self, keys: Sequence[str]) -> set[str]:
         """Those of these replicates whose predictions are stored."""
         found: set[str] = set()
@@ -59,9 +65,13 @@ class StoredPredictions(Database):
         """
         for begin in range(0, len(keys), _AT_ONCE):
             part = keys[begin : begin + _AT_ONCE]
-            query = sa.select(PREDICTIONS).where(PREDICTIONS.c.replicate.in_(part))
-            with self._transaction() as db:
-                rows = {row.replicate: row for row in db.execute(query)}
+            rows = self._predictions(part)
             for key in part:
                 if key in rows:
                     yield key, ExamplePredictions.from_bytes(rows[key].data, rows[key].rows)
+
+    @retried
+    def _predictions(self, keys: Sequence[str]) -> dict[str, Any]:
+        query = sa.select(PREDICTIONS).where(PREDICTIONS.c.replicate.in_(keys))
+        with self._transaction() as db:
+            return {row.replicate: row for row in db.execute(query)}

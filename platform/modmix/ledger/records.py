@@ -9,14 +9,21 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from modmix.base.messages import PackedPredictions
+from modmix.base.owner import owner_and_name
 
 REPLICATE_STATES = ("pending", "running", "done", "pruned", "failed", "interrupted")
 ENDED = ("done", "pruned", "failed")
 
+# What is recorded of the machine that trained a replicate: its device and name, and versions.
+ENVIRONMENT = ("device", "host", "torch", "cuda", "modmix")
+
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRecord:
-    """One study. ``state``: running, finished, stopped or failed."""
+    """One study. ``state``: running, finished, stopped or failed.
+
+    ``name`` is what its reader calls it: without the owner where it is the reader's own.
+    """
 
     name: str
     spec: Mapping[str, Any]
@@ -29,6 +36,12 @@ class StudyRecord:
     device_seconds: float
     details: Mapping[str, Any]
     mlflow_run: str | None
+    key: str = ""  # in the ledger: ``owner/name``, or the name if it has no owner
+
+    @property
+    def owner(self) -> str:
+        """The owner; "" of a study from before there were owners."""
+        return owner_and_name(self.key)[0]
 
     def is_as_given(self, params: Mapping[str, Any]) -> bool:
         """Whether a configuration uses the options of the study file's task block.
@@ -97,6 +110,7 @@ class ReplicateRecord:
     seconds: float
     finished: float | None
     origin: str  # "trained" or "reused" by this study, "" without a result
+    environment: Mapping[str, str] = field(default_factory=dict)  # by name in `ENVIRONMENT`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +151,7 @@ class Result:
     history: Mapping[str, Sequence[float]] = field(default_factory=dict)
     seconds: float = 0.0
     predictions: PackedPredictions | None = None  # of the test split
+    environment: Mapping[str, str] = field(default_factory=dict)  # see `ENVIRONMENT`
 
 
 @dataclass(frozen=True, kw_only=True)

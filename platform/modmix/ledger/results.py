@@ -1,32 +1,53 @@
-"""Replicates (claimed, then finished once), their histories, and packs."""
+"""Replicates (claimed, then finished), their histories, and packs.
+
+A trained replicate (``done``) is recorded once for all studies. That a replicate was pruned or has
+failed is the outcome of one study: others do not see it, and train the replicate themselves.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
-from modmix.ledger.database import (
+from modmix.ledger.database import Database, insert_new
+from modmix.ledger.records import Lease, PackRecord, ReplicateRecord, Result, dump, number
+from modmix.ledger.retrying import retried
+from modmix.ledger.studies import living_tokens
+from modmix.ledger.tables import (
     HISTORIES,
+    OUTCOMES,
     PACKS,
     PREDICTIONS,
     REPLICATES,
     STUDIES,
     STUDY_CONFIGURATIONS,
     STUDY_REPLICATES,
-    Database,
 )
-from modmix.ledger.records import ENDED, Lease, PackRecord, ReplicateRecord, Result, dump, number
-from modmix.ledger.studies import is_alive
+
+# What `OUTCOMES` has in place of the columns of `REPLICATES`.
+_OF_RESULT = (
+    "state",
+    "pack",
+    "epochs",
+    "best_epoch",
+    "metrics",
+    "reason",
+    "seconds",
+    "finished",
+    "environment",
+)
 
 
 class Results(Database):
     """The replicates of studies, and the packs that train them."""
 
+    @retried
     def replicates(
         self, study: str, *, configurations: Sequence[str] | None = None, since: float | None = None
     ) -> list[ReplicateRecord]:
@@ -43,53 +64,40 @@ class Results(Database):
                 STUDY_REPLICATES.c.configuration.in_(part) for part in chunks(configurations)
             ]
         elif since is not None:
-            conditions = [REPLICATES.c.finished > since]
+            conditions = [sa.func.coalesce(OUTCOMES.c.finished, REPLICATES.c.finished) > since]
         else:
             conditions = [sa.true()]
-        return [record for condition in conditions for record in self._replicates(study, condition)]
-
-    def _replicates(self, study: str, condition: sa.ColumnElement[bool]) -> list[ReplicateRecord]:
-        query = (
-            sa.select(
-                REPLICATES,
-                STUDY_REPLICATES.c.origin,
-                STUDY_REPLICATES.c.configuration.label("study_configuration"),
-            )
-            .join(STUDY_REPLICATES, STUDY_REPLICATES.c.replicate == REPLICATES.c.key)
-            .join(
-                STUDY_CONFIGURATIONS,
-                (STUDY_CONFIGURATIONS.c.study == STUDY_REPLICATES.c.study)
-                & (STUDY_CONFIGURATIONS.c.configuration == STUDY_REPLICATES.c.configuration),
-            )
-            .where(STUDY_REPLICATES.c.study == study, condition)
-            .order_by(STUDY_CONFIGURATIONS.c.number, REPLICATES.c.seed)
-        )
-        with self._transaction() as db:
-            rows = db.execute(query).all()
+        with self._reading(study) as (db, key):
+            rows = [row for one in conditions for row in db.execute(_replicates(key, one))]
         return [_replicate_record(row) for row in rows]
 
+    @retried
     def replicate_states(self, study: str) -> dict[str, str]:
         """State of each replicate a study needs, by key."""
-        query = (
-            sa.select(REPLICATES.c.key, REPLICATES.c.state)
-            .join(STUDY_REPLICATES, STUDY_REPLICATES.c.replicate == REPLICATES.c.key)
-            .where(STUDY_REPLICATES.c.study == study)
-        )
-        with self._transaction() as db:
+        with self._reading(study) as (db, key):
+            query = (
+                sa.select(
+                    REPLICATES.c.key,
+                    sa.func.coalesce(OUTCOMES.c.state, REPLICATES.c.state).label("state"),
+                )
+                .join(STUDY_REPLICATES, STUDY_REPLICATES.c.replicate == REPLICATES.c.key)
+                .outerjoin(OUTCOMES, _own_outcome())
+                .where(STUDY_REPLICATES.c.study == key)
+            )
             return {row.key: row.state for row in db.execute(query)}
 
+    @retried
     def recover(self, study: str, *, packs: bool = True) -> int:
         """Mark running replicates whose driver is dead as interrupted; return how many.
 
         Args:
             packs: also mark the study's running packs (only before any pack was started).
         """
-        with self._transaction() as db:
-            living = [row.lease_token for row in db.execute(sa.select(STUDIES)) if is_alive(row)]
+        with self._writing(study) as (db, key):
             orphaned = (REPLICATES.c.state == "running") & (
-                REPLICATES.c.owner.is_(None) | REPLICATES.c.owner.not_in(living)
+                REPLICATES.c.owner.is_(None) | REPLICATES.c.owner.not_in(living_tokens(db))
             )
-            mine = sa.select(STUDY_REPLICATES.c.replicate).where(STUDY_REPLICATES.c.study == study)
+            mine = sa.select(STUDY_REPLICATES.c.replicate).where(STUDY_REPLICATES.c.study == key)
             found = db.execute(
                 sa.update(REPLICATES)
                 .where(orphaned, REPLICATES.c.key.in_(mine))
@@ -98,44 +106,47 @@ class Results(Database):
             if packs:
                 db.execute(
                     sa.update(PACKS)
-                    .where(PACKS.c.study == study, PACKS.c.state == "running")
+                    .where(PACKS.c.study == key, PACKS.c.state == "running")
                     .values(state="interrupted")
                 )
         return int(found.rowcount)
 
-    def adopt(self, study: str) -> int:
-        """Mark replicates that other studies have finished as reused; return how many."""
-        ended = sa.select(REPLICATES.c.key).where(REPLICATES.c.state.in_(ENDED))
-        with self._transaction() as db:
-            found = db.execute(
-                sa.update(STUDY_REPLICATES)
-                .where(
-                    STUDY_REPLICATES.c.study == study,
-                    STUDY_REPLICATES.c.origin == "",
-                    STUDY_REPLICATES.c.replicate.in_(ended),
-                )
-                .values(origin="reused")
-            )
-        return int(found.rowcount)
+    @retried
+    def adopt(self, study: str, keys: Collection[str] | None = None) -> int:
+        """Mark replicates that are trained already as reused; return how many.
 
+        Those that other studies have pruned, or that failed there, are not taken over; this study's
+        own outcomes are, where its file has them again.
+
+        Args:
+            study: its name.
+            keys: only these replicates; all if None.
+        """
+        replicate = STUDY_REPLICATES.c.replicate
+        trained = sa.exists().where(REPLICATES.c.key == replicate, REPLICATES.c.state == "done")
+        own = sa.exists().where(_own_outcome())
+        some = [sa.true()] if keys is None else [replicate.in_(p) for p in chunks(sorted(keys))]
+        with self._writing(study) as (db, key):
+            mine = (STUDY_REPLICATES.c.study == key) & (STUDY_REPLICATES.c.origin == "")
+            statement = sa.update(STUDY_REPLICATES).where(mine, trained | own)
+            return sum(
+                int(db.execute(statement.where(one).values(origin="reused")).rowcount)
+                for one in some
+            )
+
+    @retried
     def reset_failures(self, study: str) -> int:
-        """Let a study's failed replicates be trained again; return how many."""
-        mine = sa.select(STUDY_REPLICATES.c.replicate).where(STUDY_REPLICATES.c.study == study)
-        failed = (REPLICATES.c.state == "failed") & REPLICATES.c.key.in_(mine)
-        with self._transaction() as db:
-            keys = list(db.execute(sa.select(REPLICATES.c.key).where(failed)).scalars())
-            for key in keys:
-                db.execute(
-                    sa.update(REPLICATES)
-                    .where(REPLICATES.c.key == key)
-                    .values(state="pending", reason="", metrics="{}")
-                )
+        """Let the replicates that failed in this study be trained again; return how many."""
+        with self._writing(study) as (db, key):
+            failed = (OUTCOMES.c.study == key) & (OUTCOMES.c.state == "failed")
+            keys = list(db.execute(sa.select(OUTCOMES.c.replicate).where(failed)).scalars())
+            for part in chunks(keys):
                 db.execute(
                     sa.update(STUDY_REPLICATES)
-                    .where(STUDY_REPLICATES.c.study == study, STUDY_REPLICATES.c.replicate == key)
+                    .where(STUDY_REPLICATES.c.study == key, STUDY_REPLICATES.c.replicate.in_(part))
                     .values(origin="")
                 )
-                db.execute(sa.delete(HISTORIES).where(HISTORIES.c.replicate == key))
+            db.execute(sa.delete(OUTCOMES).where(failed))
         return len(keys)
 
     def claim(self, lease: Lease, pack: str, keys: Sequence[str]) -> list[str]:
@@ -143,12 +154,23 @@ class Results(Database):
 
         A replicate that another living driver trains, or that has ended meanwhile, is not free.
         """
-        free = ("pending", "interrupted")
-        with self._transaction() as db:
+        attempts = itertools.count()
+        return self.retry(lambda: self._claim(lease, pack, keys, again=next(attempts) > 0))
+
+    def _claim(self, lease: Lease, pack: str, keys: Sequence[str], *, again: bool) -> list[str]:
+        """As `claim`. ``again``: an earlier attempt may have succeeded without our knowing."""
+        with self._writing(lease) as (db, key):
+            free: sa.ColumnElement[bool] = REPLICATES.c.state.in_(("pending", "interrupted"))
+            if again:
+                mine = (REPLICATES.c.owner == lease.token) & (REPLICATES.c.pack == pack)
+                free = free | ((REPLICATES.c.state == "running") & mine)
+            own = sa.select(OUTCOMES.c.replicate).where(
+                OUTCOMES.c.study == key, OUTCOMES.c.replicate.in_(keys)
+            )
             # One statement: of two drivers that want the same replicate, one gets it.
             taken = db.execute(
                 sa.update(REPLICATES)
-                .where(REPLICATES.c.key.in_(keys), REPLICATES.c.state.in_(free))
+                .where(REPLICATES.c.key.in_(keys), REPLICATES.c.key.not_in(own), free)
                 .values(
                     state="running",
                     owner=lease.token,
@@ -157,24 +179,17 @@ class Results(Database):
                 )
                 .returning(REPLICATES.c.key)
             )
-            mine = set(taken.scalars())
-            claimed = [key for key in keys if key in mine]
-            if not claimed:
-                return []
-            where = (PACKS.c.id == pack) & (PACKS.c.study == lease.study)
-            renewed = db.execute(
-                sa.update(PACKS).where(where).values(state="running", started=time.time())
-            )
-            if renewed.rowcount == 0:
-                db.execute(
-                    sa.insert(PACKS).values(
-                        id=pack,
-                        study=lease.study,
-                        replicates=json.dumps(list(keys)),
-                        state="running",
-                        started=time.time(),
-                    )
-                )
+            found = set(taken.scalars())
+            claimed = [one for one in keys if one in found]
+            if claimed:
+                row = {
+                    "id": pack,
+                    "study": key,
+                    "replicates": json.dumps(list(keys)),
+                    "state": "running",
+                    "started": time.time(),
+                }
+                insert_new(db, PACKS, [row], renew=["state", "started"])
         return claimed
 
     def finish(self, lease: Lease, results: Sequence[Result]) -> list[str]:
@@ -182,117 +197,77 @@ class Results(Database):
 
         A result and its predictions are one transaction.
         """
-        now = time.time()
-        with self._transaction() as db:
-            # Write first: SQLite then takes its lock, and later reads stay valid.
-            mine = sa.update(STUDIES).where(STUDIES.c.name == lease.study)
-            db.execute(mine.values(updated=STUDIES.c.updated))
-            open_ = self._open(db, [result.replicate for result in results])
-            new = []
-            for result in results:
-                if result.replicate in open_:
-                    open_.remove(result.replicate)  # the first one counts
-                    new.append(result)
+        moment = time.time()
+        attempts = itertools.count()
+        return self.retry(lambda: self._finish(lease, results, moment, again=next(attempts) > 0))
+
+    def _finish(
+        self, lease: Lease, results: Sequence[Result], moment: float, *, again: bool
+    ) -> list[str]:
+        with self._writing(lease) as (db, key):
+            keys = [result.replicate for result in results]
+            if again and (recorded := _recorded_at(db, key, keys, moment)):
+                return recorded  # the earlier attempt has succeeded without our knowing
+            new = _without_result(db, key, results)
             if not new:
                 return []
-            db.execute(
-                sa.update(REPLICATES)
-                .where(REPLICATES.c.key == sa.bindparam("of"))
-                .values(owner=None, finished=now),
-                [
-                    {
-                        "of": result.replicate,
-                        "state": result.state,
-                        "epochs": result.epochs,
-                        "best_epoch": result.best_epoch,
-                        "metrics": dump(dict(result.metrics)),
-                        "reason": result.reason,
-                        "seconds": result.seconds,
-                    }
-                    for result in new
-                ],
-            )
-            blobs = [
-                {
-                    "replicate": result.replicate,
-                    "columns": zlib.compress(dump(dict(result.history)).encode()),
-                }
-                for result in new
-            ]
+            _record_trained(db, [r for r in new if r.state == "done"], moment)
+            _record_outcomes(db, key, lease, [r for r in new if r.state != "done"], moment)
             keys = [result.replicate for result in new]
             for part in chunks(keys):
-                db.execute(sa.delete(HISTORIES).where(HISTORIES.c.replicate.in_(part)))
                 db.execute(
                     sa.update(STUDY_REPLICATES)
-                    .where(
-                        STUDY_REPLICATES.c.study == lease.study,
-                        STUDY_REPLICATES.c.replicate.in_(part),
-                    )
+                    .where(STUDY_REPLICATES.c.study == key, STUDY_REPLICATES.c.replicate.in_(part))
                     .values(origin="trained")
                 )
-            db.execute(sa.insert(HISTORIES), blobs)
-            kept = [
-                {"replicate": r.replicate, "rows": r.predictions.rows, "data": r.predictions.data}
-                for r in new
-                if r.predictions is not None and r.state == "done"
-            ]
-            if kept:
-                db.execute(sa.insert(PREDICTIONS), kept)
             seconds = sum(result.seconds for result in new)
-            db.execute(mine.values(device_seconds=STUDIES.c.device_seconds + seconds, updated=now))
+            db.execute(
+                sa.update(STUDIES)
+                .where(STUDIES.c.name == key)
+                .values(device_seconds=STUDIES.c.device_seconds + seconds, updated=moment)
+            )
         return keys
 
-    @staticmethod
-    def _open(db: sa.Connection, keys: Sequence[str]) -> set[str]:
-        """Those without a result, locked until the end of the transaction."""
-        found: set[str] = set()
-        for part in chunks(sorted(keys)):  # same order everywhere, see `insert_new`
-            query = (
-                sa.select(REPLICATES.c.key)
-                .where(REPLICATES.c.key.in_(part), REPLICATES.c.state.not_in(ENDED))
-                .order_by(REPLICATES.c.key)
-                .with_for_update()
-            )
-            found |= set(db.execute(query).scalars())
-        return found
-
+    @retried
     def unclaim(self, lease: Lease, keys: Sequence[str], *, state: str = "interrupted") -> None:
         """Release replicates that this driver claimed and will not finish now."""
-        with self._transaction() as db:
-            for begin in range(0, len(keys), 500):
+        with self._writing(lease) as (db, _):
+            for part in chunks(keys):
                 db.execute(
                     sa.update(REPLICATES)
                     .where(
-                        REPLICATES.c.key.in_(keys[begin : begin + 500]),
+                        REPLICATES.c.key.in_(part),
                         REPLICATES.c.state == "running",
                         REPLICATES.c.owner == lease.token,
                     )
                     .values(state=state, owner=None)
                 )
 
-    def history(self, replicate: str) -> dict[str, list[float]]:
+    def history(self, study: str, replicate: str) -> dict[str, list[float]]:
         """One replicate's columns ("epoch", "val/error", …), one value per evaluation."""
-        return self.histories([replicate]).get(replicate, {})
+        return self.histories(study, [replicate]).get(replicate, {})
 
-    def histories(self, keys: Sequence[str]) -> dict[str, dict[str, list[float]]]:
-        """Histories by replicate key, of those that have one."""
-        found: dict[str, dict[str, list[float]]] = {}
-        with self._transaction() as db:
-            for begin in range(0, len(keys), 500):
-                query = sa.select(HISTORIES).where(
-                    HISTORIES.c.replicate.in_(keys[begin : begin + 500])
+    @retried
+    def histories(self, study: str, keys: Sequence[str]) -> dict[str, dict[str, list[float]]]:
+        """Histories by replicate key, of those that have one, as this study sees them."""
+        found: dict[str, bytes] = {}
+        with self._reading(study) as (db, key):
+            for part in chunks(keys):
+                shared = sa.select(HISTORIES).where(HISTORIES.c.replicate.in_(part))
+                own = sa.select(OUTCOMES.c.replicate, OUTCOMES.c["columns"]).where(
+                    OUTCOMES.c.study == key, OUTCOMES.c.replicate.in_(part)
                 )
-                for row in db.execute(query):
-                    columns = json.loads(zlib.decompress(row.columns))
-                    found[row.replicate] = {k: [*map(number, v)] for k, v in columns.items()}
-        return found
+                for query in (shared, own):
+                    found |= {row.replicate: row.columns for row in db.execute(query)}
+        return {replicate: _columns(data) for replicate, data in found.items() if data}
 
     # ------------------------------------------------------------ packs
 
+    @retried
     def packs(self, study: str) -> list[PackRecord]:
         """The packs of a study, by start time."""
-        query = sa.select(PACKS).where(PACKS.c.study == study).order_by(PACKS.c.started)
-        with self._transaction() as db:
+        with self._reading(study) as (db, key):
+            query = sa.select(PACKS).where(PACKS.c.study == key).order_by(PACKS.c.started)
             rows = db.execute(query).all()
         return [
             PackRecord(
@@ -305,6 +280,7 @@ class Results(Database):
             for row in rows
         ]
 
+    @retried
     def update_pack(
         self,
         study: str,
@@ -321,9 +297,9 @@ class Results(Database):
             values["note"] = dump(note)
         if failed:
             values["failures"] = PACKS.c.failures + 1
-        with self._transaction() as db:
+        with self._writing(study) as (db, key):
             db.execute(
-                sa.update(PACKS).where(PACKS.c.study == study, PACKS.c.id == pack).values(values)
+                sa.update(PACKS).where(PACKS.c.study == key, PACKS.c.id == pack).values(values)
             )
 
 
@@ -332,20 +308,168 @@ def chunks(keys: Sequence[str]) -> list[Sequence[str]]:
     return [keys[begin : begin + 500] for begin in range(0, len(keys), 500)]
 
 
+def _own_outcome() -> sa.ColumnElement[bool]:
+    """Joins `OUTCOMES` to `STUDY_REPLICATES`."""
+    return (OUTCOMES.c.study == STUDY_REPLICATES.c.study) & (
+        OUTCOMES.c.replicate == STUDY_REPLICATES.c.replicate
+    )
+
+
+def _replicates(key: str, condition: sa.ColumnElement[bool]) -> sa.Select[Any]:
+    return (
+        sa.select(
+            REPLICATES,
+            *(OUTCOMES.c[name].label(f"own_{name}") for name in _OF_RESULT),
+            STUDY_REPLICATES.c.origin,
+            STUDY_REPLICATES.c.configuration.label("study_configuration"),
+        )
+        .join(STUDY_REPLICATES, STUDY_REPLICATES.c.replicate == REPLICATES.c.key)
+        .join(
+            STUDY_CONFIGURATIONS,
+            (STUDY_CONFIGURATIONS.c.study == STUDY_REPLICATES.c.study)
+            & (STUDY_CONFIGURATIONS.c.configuration == STUDY_REPLICATES.c.configuration),
+        )
+        .outerjoin(OUTCOMES, _own_outcome())
+        .where(STUDY_REPLICATES.c.study == key, condition)
+        .order_by(STUDY_CONFIGURATIONS.c.number, REPLICATES.c.seed)
+    )
+
+
 def _replicate_record(row: Any) -> ReplicateRecord:
+    own = row.own_state is not None
+    of = {name: getattr(row, f"own_{name}" if own else name) for name in _OF_RESULT}
     return ReplicateRecord(
         key=row.key,
         configuration=row.study_configuration,
         seed=row.seed,
-        state=row.state,
-        owner=row.owner,
-        pack=row.pack,
+        state=of["state"],
+        owner=None if own else row.owner,
+        pack=of["pack"],
         attempts=row.attempts,
-        epochs=row.epochs,
-        best_epoch=row.best_epoch,
-        metrics={k: number(v) for k, v in json.loads(row.metrics).items()},
-        reason=row.reason,
-        seconds=row.seconds,
-        finished=row.finished,
+        epochs=of["epochs"],
+        best_epoch=of["best_epoch"],
+        metrics={k: number(v) for k, v in json.loads(of["metrics"]).items()},
+        reason=of["reason"],
+        seconds=of["seconds"],
+        finished=of["finished"],
         origin=row.origin,
+        environment=json.loads(of["environment"] or "{}"),
+    )
+
+
+def _columns(data: bytes) -> dict[str, list[float]]:
+    return {k: [*map(number, v)] for k, v in json.loads(zlib.decompress(data)).items()}
+
+
+# ---------------------------------------------------------------- recording
+
+
+def _recorded_at(db: sa.Connection, study: str, keys: Sequence[str], moment: float) -> list[str]:
+    """Those of these replicates whose results were recorded at this time."""
+    found: set[str] = set()
+    for part in chunks(keys):
+        shared = sa.select(REPLICATES.c.key).where(
+            REPLICATES.c.key.in_(part), REPLICATES.c.finished == moment
+        )
+        own = sa.select(OUTCOMES.c.replicate).where(
+            OUTCOMES.c.study == study,
+            OUTCOMES.c.replicate.in_(part),
+            OUTCOMES.c.finished == moment,
+        )
+        found |= {*db.execute(shared).scalars(), *db.execute(own).scalars()}
+    return [key for key in keys if key in found]
+
+
+def _without_result(db: sa.Connection, study: str, results: Sequence[Result]) -> list[Result]:
+    """The first result of each replicate that has none in this study; locks their rows."""
+    free: set[str] = set()
+    for part in chunks(sorted({r.replicate for r in results})):  # as ordered in `insert_new`
+        own = sa.select(OUTCOMES.c.replicate).where(
+            OUTCOMES.c.study == study, OUTCOMES.c.replicate.in_(part)
+        )
+        query = (
+            sa.select(REPLICATES.c.key)
+            .where(
+                REPLICATES.c.key.in_(part),
+                REPLICATES.c.key.not_in(own),
+                REPLICATES.c.state != "done",
+            )
+            .order_by(REPLICATES.c.key)
+            .with_for_update()
+        )
+        free |= set(db.execute(query).scalars())
+    new = []
+    for result in results:
+        if result.replicate in free:
+            free.remove(result.replicate)
+            new.append(result)
+    return new
+
+
+def _values(result: Result, moment: float) -> dict[str, Any]:
+    return {
+        "state": result.state,
+        "epochs": result.epochs,
+        "best_epoch": result.best_epoch,
+        "metrics": dump(dict(result.metrics)),
+        "reason": result.reason,
+        "seconds": result.seconds,
+        "finished": moment,
+        "environment": dump(dict(result.environment)),
+    }
+
+
+def _history(result: Result) -> bytes:
+    return zlib.compress(dump(dict(result.history)).encode())
+
+
+def _record_trained(db: sa.Connection, results: Sequence[Result], moment: float) -> None:
+    if not results:
+        return
+    db.execute(
+        sa.update(REPLICATES).where(REPLICATES.c.key == sa.bindparam("of")).values(owner=None),
+        [{"of": result.replicate, **_values(result, moment)} for result in results],
+    )
+    histories = [{"replicate": r.replicate, "columns": _history(r)} for r in results]
+    db.execute(sa.insert(HISTORIES), histories)
+    kept = [
+        {"replicate": r.replicate, "rows": r.predictions.rows, "data": r.predictions.data}
+        for r in results
+        if r.predictions is not None
+    ]
+    if kept:
+        db.execute(sa.insert(PREDICTIONS), kept)
+
+
+def _record_outcomes(
+    db: sa.Connection, study: str, lease: Lease, results: Sequence[Result], moment: float
+) -> None:
+    """Record pruned and failed replicates of a study; other studies may train them."""
+    if not results:
+        return
+    packs: dict[str, str | None] = {}
+    for part in chunks([result.replicate for result in results]):
+        theirs = sa.select(REPLICATES.c.key, REPLICATES.c.pack).where(REPLICATES.c.key.in_(part))
+        packs |= {row.key: row.pack for row in db.execute(theirs)}
+        db.execute(
+            sa.update(REPLICATES)
+            .where(
+                REPLICATES.c.key.in_(part),
+                REPLICATES.c.state == "running",
+                REPLICATES.c.owner == lease.token,
+            )
+            .values(state="pending", owner=None)
+        )
+    db.execute(
+        sa.insert(OUTCOMES),
+        [
+            {
+                "study": study,
+                "replicate": result.replicate,
+                "pack": packs.get(result.replicate),
+                "columns": _history(result),
+                **_values(result, moment),
+            }
+            for result in results
+        ],
     )

@@ -1,4 +1,9 @@
-"""Studies, and the leases by which each has one driver."""
+"""Studies, and the leases by which each has one driver.
+
+A lease is a token in the study's row, renewed by a heartbeat in the database's time, so that the
+clocks of drivers do not matter. Writes of a driver are fenced by its token (`Database._writing`): a
+driver that was paused for longer than its lease cannot write over the one that followed it.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +18,12 @@ from typing import Any
 import sqlalchemy as sa
 
 from modmix.base.errors import InputError, LeaseError
-from modmix.ledger.database import STUDIES, Database, insert_new
+from modmix.base.owner import owner_and_name
+from modmix.ledger.database import Database, insert_new, now
+from modmix.ledger.processes import is_gone, process_space, process_start
 from modmix.ledger.records import Lease, StudyRecord, dump
+from modmix.ledger.retrying import retried
+from modmix.ledger.tables import STUDIES, STUDY_COLUMNS
 
 HEARTBEAT_SECONDS = 5.0
 LEASE_SECONDS = 60.0  # without a heartbeat for this long, a lease expires
@@ -23,6 +32,7 @@ LEASE_SECONDS = 60.0  # without a heartbeat for this long, a lease expires
 class Studies(Database):
     """Studies and leases."""
 
+    @retried
     def start_study(
         self,
         name: str,
@@ -32,61 +42,70 @@ class Studies(Database):
         source: str,
         details: Mapping[str, Any],
     ) -> None:
-        """Add a study, or update the file of an existing one."""
-        now = time.time()
+        """Add a study, or update the file of an existing one that no other driver has leased."""
+        moment = time.time()
         values = {
             "spec": dump(spec),
             "text": text,
             "source": source,
             "state": "running",
-            "updated": now,
+            "updated": moment,
             "details": dump(details),
         }
-        with self._transaction() as db:
-            insert_new(db, STUDIES, [{"name": name, "created": now, **values}])
-            db.execute(sa.update(STUDIES).where(STUDIES.c.name == name).values(values))
+        with self._writing(name) as (db, key):
+            insert_new(db, STUDIES, [{"name": key, "created": moment, **values}])
+            token = STUDIES.c.lease_token
+            free = token.is_(None) | (token == self._held.get(key))
+            db.execute(sa.update(STUDIES).where(STUDIES.c.name == key, free).values(values))
 
+    @retried
     def study(self, name: str) -> StudyRecord:
         """One study.
 
         Raises:
             InputError: there is no such study; the message lists known ones.
         """
-        with self._transaction() as db:
-            row = db.execute(sa.select(STUDIES).where(STUDIES.c.name == name)).one_or_none()
+        with self._reading(name) as (db, key):
+            row = db.execute(sa.select(STUDIES).where(STUDIES.c.name == key)).one_or_none()
         if row is None:
+            plain = owner_and_name(name)[1]
             known = [record.name for record in self.studies()]
+            known.sort(key=lambda other: owner_and_name(other)[1] != plain)
             listing = f"it has {', '.join(known[:10])}" if known else "it is empty"
             raise InputError(
                 f"no study {name!r} in the ledger {self.redacted_url} ({listing}): "
                 "run its file first, or set MODMIX_HOME to the folder it ran in"
             )
-        return _study_record(row)
+        return self._study_record(row)
 
+    @retried
     def has_study(self, name: str) -> bool:
-        with self._transaction() as db:
-            query = sa.select(STUDIES.c.name).where(STUDIES.c.name == name)
+        with self._reading(name) as (db, key):
+            query = sa.select(STUDIES.c.name).where(STUDIES.c.name == key)
             return db.execute(query).first() is not None
 
+    @retried
     def studies(self) -> list[StudyRecord]:
-        """All studies, oldest first."""
+        """All studies of all owners, oldest first."""
         with self._transaction() as db:
             rows = db.execute(sa.select(STUDIES).order_by(STUDIES.c.created)).all()
-        return [_study_record(row) for row in rows]
+        return [self._study_record(row) for row in rows]
 
+    @retried
     def set_state(self, study: str, state: str) -> None:
-        with self._transaction() as db:
+        with self._writing(study) as (db, key):
             db.execute(
                 sa.update(STUDIES)
-                .where(STUDIES.c.name == study)
+                .where(STUDIES.c.name == key)
                 .values(state=state, updated=time.time())
             )
 
+    @retried
     def add_seconds(self, study: str, *, wall: float = 0.0, device: float = 0.0) -> None:
-        with self._transaction() as db:
+        with self._writing(study) as (db, key):
             db.execute(
                 sa.update(STUDIES)
-                .where(STUDIES.c.name == study)
+                .where(STUDIES.c.name == key)
                 .values(
                     wall_seconds=STUDIES.c.wall_seconds + wall,
                     device_seconds=STUDIES.c.device_seconds + device,
@@ -97,103 +116,140 @@ class Studies(Database):
     # ------------------------------------------------------------ leases
 
     def acquire(self, study: str) -> Lease:
-        """Take the study's lease.
+        """Take the study's lease; from then on, all writes of this object to it are fenced.
+
+        A study without owner, of a ledger from before there were any, becomes one's own.
 
         Raises:
             LeaseError: a live driver holds it; the message names host and process.
         """
         token = uuid.uuid4().hex
-        with self._transaction() as db:
-            row = db.execute(sa.select(STUDIES).where(STUDIES.c.name == study)).one()
-            if is_alive(row):
+        return self.retry(lambda: self._acquire(study, token))
+
+    def _acquire(self, study: str, token: str) -> Lease:
+        with self._transaction(self._writer) as db:
+            key = self._key(db, study)
+            self._check_own(key)
+            query = _leases(db).where(STUDIES.c.name == key).with_for_update()
+            row = db.execute(query).one()
+            if is_alive(row) and row.lease_token != token:
                 raise LeaseError(
                     f"study {study!r} is being run by process {row.lease_pid} on "
                     f"{row.lease_host}: wait until it ends, or stop it with Ctrl-C there"
                 )
-            # Compare-and-swap on the old token: of two drivers that saw a free lease, one wins.
-            taken = db.execute(
+            key = self._make_own(db, key)
+            db.execute(
                 sa.update(STUDIES)
-                .where(STUDIES.c.name == study)
-                .where(STUDIES.c.lease_token.is_not_distinct_from(row.lease_token))
+                .where(STUDIES.c.name == key)
                 .values(
                     lease_token=token,
                     lease_host=socket.gethostname(),
+                    lease_space=process_space(),
                     lease_pid=os.getpid(),
-                    lease_process_start=_process_start(os.getpid()),
-                    lease_heartbeat=time.time(),
+                    lease_process_start=process_start(os.getpid()),
+                    lease_heartbeat=now(db),
                 )
             )
-        if taken.rowcount != 1:
-            raise LeaseError(
-                f"study {study!r} was just started by another driver: wait until it ends"
-            )
+        self._held[key] = token
         return Lease(study=study, token=token)
 
+    def _make_own(self, db: sa.Connection, key: str) -> str:
+        """Give a study without owner to this one; return its key."""
+        owner, name = owner_and_name(key)
+        if owner:
+            return key
+        own = f"{self.owner}/{name}"
+        for column in STUDY_COLUMNS:
+            db.execute(sa.update(column.table).where(column == key).values({column.name: own}))
+        return own
+
+    def hold(self, lease: Lease) -> None:
+        """Fence all writes of this object to a study by a lease that another one acquired."""
+        with self._reading(lease.study) as (_, key):
+            self._held[key] = lease.token
+
     def heartbeat(self, lease: Lease) -> bool:
-        """Renew a lease; False if another driver has taken it over."""
-        with self._transaction() as db:
+        """Renew a lease; False if another driver has taken it over. Not repeated after errors."""
+        with self._transaction(self._writer) as db:
             kept = db.execute(
                 sa.update(STUDIES)
-                .where(STUDIES.c.name == lease.study, STUDIES.c.lease_token == lease.token)
-                .values(lease_heartbeat=time.time())
+                .where(
+                    STUDIES.c.name == self._key(db, lease.study),
+                    STUDIES.c.lease_token == lease.token,
+                )
+                .values(lease_heartbeat=now(db))
             )
         return kept.rowcount == 1
 
+    @retried
     def release(self, lease: Lease) -> None:
-        with self._transaction() as db:
+        """Give a lease back, unless it was taken over."""
+        with self._transaction(self._writer) as db:
+            key = self._key(db, lease.study)
             db.execute(
                 sa.update(STUDIES)
-                .where(STUDIES.c.name == lease.study, STUDIES.c.lease_token == lease.token)
+                .where(STUDIES.c.name == key, STUDIES.c.lease_token == lease.token)
                 .values(lease_token=None, lease_heartbeat=None)
             )
+        if self._held.get(key) == lease.token:
+            del self._held[key]
 
+    @retried
     def holder(self, study: str) -> tuple[str, int] | None:
         """Host and process id of the live driver of a study, or None."""
-        with self._transaction() as db:
-            row = db.execute(sa.select(STUDIES).where(STUDIES.c.name == study)).one_or_none()
+        with self._reading(study) as (db, key):
+            row = db.execute(_leases(db).where(STUDIES.c.name == key)).one_or_none()
         return (row.lease_host, row.lease_pid) if row is not None and is_alive(row) else None
 
+    @retried
     def set_study_run(self, study: str, run: str | None) -> None:
         """Record the id of the study's MLflow run."""
-        with self._transaction() as db:
-            db.execute(sa.update(STUDIES).where(STUDIES.c.name == study).values(mlflow_run=run))
+        with self._writing(study) as (db, key):
+            db.execute(sa.update(STUDIES).where(STUDIES.c.name == key).values(mlflow_run=run))
+
+    def _study_record(self, row: Any) -> StudyRecord:
+        return StudyRecord(
+            name=self._shown(row.name),
+            key=row.name,
+            spec=json.loads(row.spec),
+            text=row.text,
+            source=row.source,
+            state=row.state,
+            created=row.created,
+            updated=row.updated,
+            wall_seconds=row.wall_seconds or 0.0,
+            device_seconds=row.device_seconds or 0.0,
+            details=json.loads(row.details or "{}"),
+            mlflow_run=row.mlflow_run,
+        )
 
 
-def _process_start(pid: int) -> float | None:
-    import psutil
+def living_tokens(db: sa.Connection) -> list[str]:
+    """The leases of all live drivers."""
+    held = _leases(db).where(STUDIES.c.lease_token.is_not(None))
+    return [row.lease_token for row in db.execute(held) if is_alive(row)]
 
-    try:
-        return float(psutil.Process(pid).create_time())
-    except psutil.Error:
-        return None
+
+def _leases(db: sa.Connection) -> sa.Select[Any]:
+    return sa.select(
+        STUDIES.c.lease_token,
+        STUDIES.c.lease_host,
+        STUDIES.c.lease_space,
+        STUDIES.c.lease_pid,
+        STUDIES.c.lease_process_start,
+        (now(db) - STUDIES.c.lease_heartbeat).label("lease_age"),
+    )
 
 
 def is_alive(row: Any) -> bool:
-    """Whether the driver in a study's row is alive.
+    """Whether the driver of a row of `_leases` is alive.
 
-    On this host the process itself is checked, so a killed driver frees its study at once (start
-    times tell recycled process ids apart); on other hosts the heartbeat decides.
+    Where its process id means the same here, a killed driver frees its study at once; everywhere
+    else the heartbeat alone decides.
     """
-    if row.lease_token is None or row.lease_heartbeat is None:
+    if row.lease_token is None or row.lease_age is None:
         return False
-    if row.lease_host == socket.gethostname():
-        started = _process_start(row.lease_pid)
-        if started is None or abs(started - (row.lease_process_start or started)) > 1.0:
-            return False
-    return bool(time.time() - row.lease_heartbeat < LEASE_SECONDS)
-
-
-def _study_record(row: Any) -> StudyRecord:
-    return StudyRecord(
-        name=row.name,
-        spec=json.loads(row.spec),
-        text=row.text,
-        source=row.source,
-        state=row.state,
-        created=row.created,
-        updated=row.updated,
-        wall_seconds=row.wall_seconds or 0.0,
-        device_seconds=row.device_seconds or 0.0,
-        details=json.loads(row.details or "{}"),
-        mlflow_run=row.mlflow_run,
-    )
+    here = row.lease_space is not None and row.lease_space == process_space()
+    if here and is_gone(row.lease_pid, row.lease_process_start):
+        return False
+    return bool(row.lease_age < LEASE_SECONDS)

@@ -12,6 +12,7 @@ import yaml
 from modmix.base.home import Home, is_name, write_text
 from modmix.base.messages import digest
 from modmix.base.metrics import higher_is_better
+from modmix.base.owner import owner_and_name
 from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import ReplicateRecord, StudyRecord, of_task
 
@@ -129,7 +130,8 @@ def _fresh_seeds(count: int, used: set[int]) -> list[int]:
 
 def _final_name(ledger: Ledger, record: StudyRecord, best: BestConfiguration) -> str:
     """The name of the final study; a longer one if another configuration has taken it."""
-    of = f"{record.name}-{best.task}" if best.task else record.name
+    plain = owner_and_name(record.name)[1]
+    of = f"{plain}-{best.task}" if best.task else plain
     name = f"{of}-{best.method}-final"
     longer = f"{name[:80]}-{digest([record.name, best.configuration])[:8]}"
     if not is_name(name):

@@ -65,7 +65,7 @@ def register(ledger: Ledger, home: Home, study: str, uri: str) -> Registered:
     run = next(p.mlflow_run for p in ledger.configurations(study) if p.key == configuration.key)
     assert run is not None, "sync creates a run for every ended configuration"
     of = "-".join(str(final[key]) for key in ("of", "task", "method") if final.get(key))
-    name, store = of, Store(uri)
+    name, store = of.replace("/", "-"), Store(uri)
     found = find_version(store, name, "modmix.replicate", chosen.key, home)
     if found is None:
         with tempfile.TemporaryDirectory(prefix="modmix-") as folder:

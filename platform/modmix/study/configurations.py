@@ -8,8 +8,10 @@ from functools import cached_property
 from typing import Any
 
 from modmix.base import sources
+from modmix.base.code import code_digest
 from modmix.base.messages import NUMERICS_VERSION, Replicate, TaskRef, digest
 from modmix.base.settings import TRAINING, WITHOUT_EFFECT
+from modmix.encoders.table import encoder_entry
 from modmix.methods.table import METHODS, method_entry
 
 
@@ -60,7 +62,16 @@ class Setting:
             "task": [self.task.name, self.task.fingerprint],
             "augmentation": {name: dict(value) for name, value in self.augmentation.items()},
             "numerics": NUMERICS_VERSION,
+            "code": self._code,
         }
+
+    @property
+    def _code(self) -> dict[str, str]:
+        """Digests of the code of the method and its encoders, by their names."""
+        paths = {self.method: method_entry(self.method).path}
+        for encoder in self.encoders.values():
+            paths[encoder["name"]] = encoder_entry(encoder["name"]).path
+        return {name: code_digest(path) for name, path in paths.items()}
 
     @cached_property
     def structure(self) -> str:

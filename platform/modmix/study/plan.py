@@ -19,6 +19,7 @@ from modmix.base import sources
 from modmix.base.errors import DataError, InputError, Problem, SpecError
 from modmix.base.messages import NUMERICS_VERSION, Replicate, TaskRef, digest
 from modmix.base.metrics import higher_is_better
+from modmix.base.owner import current_owner
 from modmix.base.settings import TRAINING, selection, training_defaults
 from modmix.base.space import (
     Choices,
@@ -150,6 +151,22 @@ class Plan:
         Where ``part`` has seeds of its own, so has the configuration.
         """
         seeds = self.seeds_of(part)
+        setting = self._setting(method, assignment)
+        shown = self.shown.get(method, ())
+        # The same hyperparameters with other seeds are another configuration.
+        own = [] if seeds == tuple(self.spec.seeds) else [list(seeds)]
+        key = digest([setting.identity, *own])
+        alone = None if self.spec.reuse else f"{current_owner()}/{self.name}"
+        return Configuration(
+            key=key,
+            method=method,
+            params={**setting.params, **{name: setting.value(name) for name in shown}},
+            task=setting.task,
+            options={name: setting.task.options[name] for name in self.varied_options},
+            replicates=setting.replicates(key, seeds, owner=alone),
+        )
+
+    def _setting(self, method: str, assignment: Mapping[str, Any]) -> Setting:
         entry = method_entry(self.methods[method])
         declared = {h.name: h for h in entry.hyperparameters}
         params = {h.name: h.normalise(h.default) for h in entry.hyperparameters}
@@ -175,7 +192,7 @@ class Plan:
             used = modalities_used(method, list(made), params)
             read = {made[modality][0] for modality in used if modality in made}
             encoders = {name: encoder for name, encoder in every.items() if name in read}
-        setting = Setting(
+        return Setting(
             name=method,
             method=self.methods[method],
             params=params,
@@ -183,18 +200,6 @@ class Plan:
             encoders=encoders,
             task=self._task_ref(options, data),
             augmentation={name: one.identity for name, one in data.augmentation.items()},
-        )
-        shown = self.shown.get(method, ())
-        # The same hyperparameters with other seeds are another configuration.
-        own = [] if seeds == tuple(self.spec.seeds) else [list(seeds)]
-        key = digest([sorted(shown), setting.identity, *own])
-        return Configuration(
-            key=key,
-            method=method,
-            params={**params, **{name: setting.value(name) for name in shown}},
-            task=setting.task,
-            options={name: setting.task.options[name] for name in self.varied_options},
-            replicates=setting.replicates(key, seeds, owner=None if self.spec.reuse else self.name),
         )
 
     def encoders_of(self, data: Data, fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -228,14 +233,18 @@ class Plan:
         return replace(configuration, replicates=configuration.replicates[: staged.start])
 
     def signatures(self) -> dict[tuple[str, str], str]:
-        """Per part and method, a digest of what its entries depend on; a change discards them."""
+        """Per part and method, a digest of what its entries depend on; a change discards them.
+
+        What other parts vary is not in it.
+        """
         found: dict[tuple[str, str], str] = {}
         for part in sorted(self.parts, key=lambda part: part.best_of is not None):
             for method, domains in part.domains.items():
                 what: list[object] = [[name, repr(domain)] for name, domain in domains.items()]
-                # The default configuration covers what all configurations of the method share:
-                # training settings, encoders, data, and which settings are displayed.
-                what += [self.configuration(method, {}, part.name).key]
+                # The default setting covers what all configurations of the method share: training
+                # settings, encoders, data and code.
+                what += [self._setting(method, {}).identity]
+                what += [] if part.seeds is None else [list(part.seeds)]
                 if part.best_of is not None:
                     source = next(one for one in self.parts if one.name == part.best_of)
                     asked = None if source.search is None else source.search.configurations

@@ -294,12 +294,13 @@ def sync(
         progress: called with the number of configurations left.
 
     Raises:
-        InputError: there is no such study, or it is running.
+        InputError: there is no such study, it is somebody else's, or it is running.
         TrackingError: MLflow is unreachable or refuses.
     """
     from modmix.tracking.writer import Writer
 
     record = ledger.study(study)
+    ledger.check_own(study)
     if (holder := ledger.holder(study)) is not None:
         raise InputError(
             f"study {study!r} is being run by process {holder[1]} on {holder[0]}, which also logs "

@@ -239,7 +239,8 @@ class Writer:
         self._reader.take_in(record, found)
         for r in found:
             whole[r.configuration].append(r)
-        histories = self._ledger.histories([r.key for r in found if r.state in ENDED])
+        ended = [r.key for r in found if r.state in ENDED]
+        histories = self._ledger.histories(self._study, ended)
         made = []
         for job in jobs:
             mine = whole[job.configuration.key]  # more may have ended by now

@@ -10,12 +10,15 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from modmix._version import VERSION
 
 _OUT_OF_MEMORY = ("can't allocate memory", "ALLOC_FAILED", "out of memory")
 
@@ -36,6 +39,18 @@ def named(name: str) -> torch.device:
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return device
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """What is recorded beside results: the device and host, and versions."""
+    on_gpu = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if on_gpu else device.type,
+        "host": socket.gethostname(),
+        "torch": str(torch.__version__),
+        "cuda": str(torch.version.cuda or ""),
+        "modmix": VERSION,
+    }
 
 
 def is_out_of_memory(error: BaseException) -> bool:

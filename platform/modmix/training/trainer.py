@@ -33,7 +33,7 @@ from modmix.tasks.data import Data
 from modmix.training import checkpoint
 from modmix.training.batches import Examples, Order
 from modmix.training.builder import Builder
-from modmix.training.device import arithmetic, named
+from modmix.training.device import arithmetic, environment, named
 from modmix.training.fitting import on_groups, smaller, too_large_reason
 from modmix.training.group import Group
 from modmix.training.probe import Probe, Way
@@ -170,6 +170,7 @@ class _Run:
             why=self.way.why,
             measured=self.way.measured,
             resumed_epoch=self.time.epochs_done if resumed else 0,
+            environment=environment(self.device),
         )
         yield from [
             self._event(i)
