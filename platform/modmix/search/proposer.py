@@ -81,6 +81,7 @@ class Proposer:
         domains: of every name the part sets or varies for this method.
         sampler: one of `study.spec.SAMPLERS`.
         seed: of the study file's search block.
+        startup: tpe and gp propose at random until so many configurations have results.
         label: distinguishes this search within the study (part and method).
         directions: for each objective, whether higher is better.
     """
@@ -93,10 +94,12 @@ class Proposer:
         seed: int,
         label: str,
         directions: Sequence[bool],
+        startup: int = 10,
     ) -> None:
         self._domains = domains
         self._order = in_order_of_conditions(domains)
         self._sampler = sampler
+        self._startup = startup
         self._seed = zlib.crc32(f"{seed}/{label}".encode())
         self._directions = [
             StudyDirection.MAXIMIZE if higher else StudyDirection.MINIMIZE for higher in directions
@@ -120,7 +123,7 @@ class Proposer:
                 case "tpe":
                     return optuna.samplers.TPESampler(
                         seed=seed,
-                        n_startup_trials=10,
+                        n_startup_trials=self._startup,
                         n_ei_candidates=24,
                         multivariate=True,
                         group=self._has_conditions(),
@@ -128,7 +131,9 @@ class Proposer:
                     )
                 case "gp":
                     return optuna.samplers.GPSampler(
-                        seed=seed, n_startup_trials=10, warn_independent_sampling=False
+                        seed=seed,
+                        n_startup_trials=self._startup,
+                        warn_independent_sampling=False,
                     )
                 case "cmaes":
                     return optuna.samplers.CmaEsSampler(
@@ -151,6 +156,11 @@ class Proposer:
 
     def _has_conditions(self) -> bool:
         return any(domain.when is not None for domain in self._domains.values())
+
+    @property
+    def size(self) -> int | None:
+        """How many configurations the grid sampler has; None for other samplers."""
+        return None if self._list is None else len(self._list)
 
     # ------------------------------------------------------------ ask
 

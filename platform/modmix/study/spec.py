@@ -96,9 +96,12 @@ class SearchSpec(_Model):
     sampler: Literal["tpe", "gp", "cmaes", "random", "qmc", "grid", "nsga2"] = "tpe"
     # Configurations proposed at once; the sampler gets no results in between (constant liar).
     batch: Annotated[StrictInt, Field(ge=1)] = 5
-    # Batches in flight per method. "auto": as many as keep the workers busy, sharing packs with
-    # anything of the same structure. 1: every batch has its own packs and proposals do not depend
-    # on which pack finishes first, so the search is reproducible.
+    # Random configurations before tpe and gp learn from results. So many may be in flight at once.
+    startup: Annotated[StrictInt, Field(ge=1)] = 10
+    # Batches in flight per method. "auto": as many as keep the workers busy, but after ``startup``
+    # configurations at most a fifth of all (see `search.limits`), sharing packs with anything of
+    # the same structure. 1: every batch has its own packs and proposals do not depend on which
+    # pack finishes first, so the search is reproducible.
     parallel: Annotated[StrictInt, Field(ge=1)] | Literal["auto"] = "auto"
     seed: Annotated[StrictInt, Field(ge=0)] = 0
 
