@@ -7,6 +7,7 @@ are pure; whatever must survive a restart is rebuilt from the ledger.
     run_state  configurations and replicates of a running study, in memory
     confirmation    best configurations of a part, trained again with other seeds
     limits     how many configurations are in flight
+    warm_start  first proposals from another study
     rungs      successive halving across packs
     searches   all searches of a study: budgets, batches, staged seeds
 """

@@ -81,6 +81,7 @@ class Proposer:
         domains: of every name the part sets or varies for this method.
         sampler: one of `study.spec.SAMPLERS`.
         seed: of the study file's search block.
+        starts: first proposals, for the names they have; see `warm_start`.
         startup: tpe and gp propose at random until so many configurations have results.
         label: distinguishes this search within the study (part and method).
         directions: for each objective, whether higher is better.
@@ -95,18 +96,20 @@ class Proposer:
         label: str,
         directions: Sequence[bool],
         startup: int = 10,
+        starts: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self._domains = domains
         self._order = in_order_of_conditions(domains)
         self._sampler = sampler
         self._startup = startup
+        self._starts = starts
         self._seed = zlib.crc32(f"{seed}/{label}".encode())
         self._directions = [
             StudyDirection.MAXIMIZE if higher else StudyDirection.MINIMIZE for higher in directions
         ]
         self._events = 0  # asks and tells so far
         self._configurations: list[_Configuration] = []  # by number
-        self._list = _shuffled(domains, self._seed) if sampler == "grid" else None
+        self._list = _shuffled(domains, self._seed, starts) if sampler == "grid" else None
         # Of a sampler with state: its study, and the trials not told yet.
         self._study = self._make_study(0)
         self._trials: dict[int, optuna.Trial] = {}
@@ -170,7 +173,7 @@ class Proposer:
         self._events += 1
         first = len(self._configurations)
         if self._list is not None:
-            fresh = self._list[first : first + count]
+            fresh = self._from_list(count)
             self._configurations += [_Configuration(proposal=values) for values in fresh]
         else:
             study = (
@@ -183,7 +186,28 @@ class Proposer:
             for number in range(first, len(self._configurations))
         ]
 
+    def _from_list(self, count: int) -> list[dict[str, Any]]:
+        """The next configurations of the grid sampler."""
+        assert self._list is not None
+        proposed = {repr(dict(known.proposal)) for known in self._configurations}
+        rest = [values for values in self._list if repr(values) not in proposed]
+        return rest[:count]
+
+    def _start(self) -> Mapping[str, Any] | None:
+        """The next configuration's given values, if it has some.
+
+        The other study may have changed since the last proposals: nothing is proposed twice.
+        """
+        number = len(self._configurations)
+        if number >= len(self._starts):
+            return None
+        start = self._starts[number]
+        known = (one.proposal for one in self._configurations)
+        return None if any(_has(proposal, start) for proposal in known) else start
+
     def _ask_one(self, study: optuna.Study) -> None:
+        if (start := self._start()) is not None:
+            study.enqueue_trial({n: _encode(self._domains[n], v) for n, v in start.items()})
         trial = study.ask()
         values: dict[str, Any] = {}
         for name in self._order:
@@ -322,7 +346,10 @@ class Proposer:
         self._trials[entry.number] = optuna.Trial(self._study, last._trial_id)
 
 
-def _shuffled(domains: Mapping[str, Domain], seed: int) -> list[dict[str, Any]]:
+def _shuffled(
+    domains: Mapping[str, Domain], seed: int, starts: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """All configurations in random order, those with the values of ``starts`` first."""
     listed: dict[str, Domain] = {}
     for name, domain in domains.items():
         values = every_value(domain)
@@ -330,7 +357,16 @@ def _shuffled(domains: Mapping[str, Domain], seed: int) -> list[dict[str, Any]]:
         listed[name] = Grid(values=values, when=domain.when)
     configurations = grid_configurations(listed)
     random.Random(seed).shuffle(configurations)
-    return configurations
+
+    def place(configuration: Mapping[str, Any]) -> int:
+        found = [i for i, s in enumerate(starts) if _has(configuration, s)]
+        return found[0] if found else len(starts)
+
+    return sorted(configurations, key=place) if starts else configurations
+
+
+def _has(configuration: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
+    return all(name in configuration and configuration[name] == v for name, v in values.items())
 
 
 def _intermediate(configuration: _Configuration) -> dict[int, float]:

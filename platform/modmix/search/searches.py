@@ -12,6 +12,7 @@ from modmix.ledger.records import Entry
 from modmix.search.limits import has_room, seconds_for
 from modmix.search.proposer import Proposer
 from modmix.search.run_state import RunState
+from modmix.search.warm_start import starts
 from modmix.study.configurations import Configuration
 from modmix.study.tasks_plan import StudyPlan
 from modmix.study.validate import PartPlan
@@ -82,6 +83,7 @@ class Searches:
                     sampler=part.search.sampler,
                     seed=part.search.seed,
                     startup=part.search.startup,
+                    starts=starts(self._plan, part, method, self._ledger),
                     label=f"{part.name}/{method}",
                     directions=self._plan.directions,
                 )

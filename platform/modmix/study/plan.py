@@ -243,6 +243,7 @@ class Plan:
                 if part.search is not None:
                     what += [part.search.sampler, part.search.seed]
                     what += [list(self.spec.objective)]
+                    what += [part.search.start_from] if part.search.start_from else []
                 found[part.name, method] = digest(what)
         return found
 

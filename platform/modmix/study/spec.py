@@ -98,6 +98,8 @@ class SearchSpec(_Model):
     batch: Annotated[StrictInt, Field(ge=1)] = 5
     # Random configurations before tpe and gp learn from results. So many may be in flight at once.
     startup: Annotated[StrictInt, Field(ge=1)] = 10
+    # Another study, NAME or OWNER/NAME: its best configurations of the method come first.
+    start_from: StrictStr | None = None
     # Batches in flight per method. "auto": as many as keep the workers busy, but after ``startup``
     # configurations at most a fifth of all (see `search.limits`), sharing packs with anything of
     # the same structure. 1: every batch has its own packs and proposals do not depend on which

@@ -309,6 +309,8 @@ class Checker:
                 message = unknown(key, known_names, "setting of these methods")
                 self.add((*path, "shared", key), message)
         self._objectives_of(path, search)
+        if search is not None and search.start_from is not None:
+            self._start_from((*path, "search", "start_from"), search.start_from)
         if raw.get("best_of") is not None:
             self._best_of(path, raw, methods)
         return PartPlan(
@@ -343,6 +345,13 @@ class Checker:
                 self.add((*path, "methods", method), message)
             if isinstance(there, Mapping) and method not in there:
                 self.add((*path, "methods", method), unknown(method, there, f"method of part {of}"))
+
+    def _start_from(self, path: Sequence[str | int], other: str) -> None:
+        owner, _, name = other.rpartition("/")
+        if not is_name(name) or (owner and not is_name(owner)):
+            self.add(path, f"must be a study, NAME or OWNER/NAME, got {other!r}")
+        elif other == self.source.raw.get("study"):
+            self.add(path, "must be another study: this one goes on from its own configurations")
 
     def _objectives_of(self, path: Sequence[str | int], search: SearchSpec | None) -> None:
         objective = self.source.raw.get("objective")
