@@ -40,11 +40,13 @@ def simulate(
     seed: int = 0,
     seconds: Callable[[Replicate], float] = lambda _: 60.0,
     stop_after: int | None = None,
+    change: Callable[[Finished, Replicate], Finished] = lambda event, _: event,
 ) -> Outcome:
     """Run a study file with invented results; a model takes half to one and a half ``seconds``.
 
     Args:
         value: a model's ``val/error``.
+        change: makes another result of a finished model.
         stop_after: packs after which the driver dies; the same call goes on.
     """
     folder.mkdir(exist_ok=True, parents=True)
@@ -73,7 +75,8 @@ def simulate(
         outcome.in_flight.append(states.count("pending"))
         outcome.seconds, _, pack = heapq.heappop(running)
         outcome.values += [value(r) for r in pack.replicates]
-        work.record([_result(pack, r, value(r), seconds(r)) for r in pack.replicates])
+        events = [change(_result(pack, r, value(r), seconds(r)), r) for r in pack.replicates]
+        work.record(events)
         work.ended(pack.id)
         stop_after = None if stop_after is None else stop_after - 1
     outcome.entries, outcome.status = ledger.entries(plan.name), work.status()

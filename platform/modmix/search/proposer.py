@@ -1,4 +1,6 @@
-"""Ask-and-tell search with Optuna's samplers. The only file that imports optuna.
+"""Ask-and-tell search with Optuna's samplers.
+
+Only this file and `tracking.optuna_mirror` import optuna.
 
 A `Proposer` lives in the driver. On every start it is rebuilt from the asks and tells in the
 ledger, and proposes the same configurations as without the restart. Optuna's own state is not
@@ -252,7 +254,7 @@ class Proposer:
         distributions = {
             name: distribution
             for name in configuration.proposal
-            if (distribution := _distribution(self._domains[name])) is not None
+            if (distribution := distribution_of(self._domains[name])) is not None
         }
         return create_trial(
             state=configuration.state,
@@ -380,7 +382,8 @@ def _intermediate(configuration: _Configuration) -> dict[int, float]:
     return {configuration.step: configuration.values[0]}
 
 
-def _distribution(domain: Domain) -> BaseDistribution | None:
+def distribution_of(domain: Domain) -> BaseDistribution | None:
+    """A domain as Optuna's distribution; choices are numbers. None for constants."""
     match domain:
         case Constant():
             return None

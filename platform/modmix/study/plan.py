@@ -25,6 +25,7 @@ from modmix.base.space import (
     Domain,
     Grid,
     Range,
+    domain_to_json,
     every_value,
     grid_configurations,
 )
@@ -270,6 +271,14 @@ class Plan:
             "class_names": list(data.class_names),
             "inputs": {name: list(shape) for name, shape in data.shapes.items()},
             "modalities": list(modality_inputs(encoders, prefixed=len(encoders) > 1)),
+            "searches": {
+                part.name: {
+                    method: {name: domain_to_json(domain) for name, domain in domains.items()}
+                    for method, domains in part.domains.items()
+                }
+                for part in self.parts
+                if part.search is not None
+            },
             "rows": {name: split.rows for name, split in data.splits.items()},
             "modmix": VERSION,
             "numerics": NUMERICS_VERSION,
