@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 
-from modmix.study.spec import BudgetSpec, SearchSpec
+from modmix.study.spec import LEARNING, BudgetSpec, SearchSpec
 
-LEARNING = frozenset({"tpe", "gp", "cmaes", "nsga2"})  # samplers that use results
 IN_FLIGHT = 5  # at most a fifth of a search's configurations
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from modmix.base import ties
+from modmix.base.messages import Replicate
+from modmix.base.space import domain_to_json
 from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import Entry
 from modmix.search.limits import has_room, seconds_for
@@ -14,6 +17,7 @@ from modmix.search.proposer import Proposer
 from modmix.search.run_state import RunState
 from modmix.search.warm_start import starts
 from modmix.study.configurations import Configuration
+from modmix.study.domains import perturbable
 from modmix.study.tasks_plan import StudyPlan
 from modmix.study.validate import PartPlan
 from modmix.training.halving import promoted, share
@@ -93,6 +97,18 @@ class Searches:
                 for entry in mine:
                     self._improve(search, entry)
                 self._all.append(search)
+
+    def domains_of(self, replicate: Replicate) -> dict[str, Any]:
+        """With `pbt`, the domains of what it may perturb, as JSON values; {} for others."""
+        if not replicate.training.get("pbt"):
+            return {}
+        part, method = next(
+            (search.part, search.method)
+            for search in self._all
+            if any(e.configuration == replicate.configuration for e in search.entries.values())
+        )
+        found = perturbable(replicate.method, part.domains[method])
+        return {name: domain_to_json(domain) for name, domain in found.items()}
 
     def pending_batches(self) -> list[tuple[Search, list[Entry]]]:
         """All batches that have not been told yet."""

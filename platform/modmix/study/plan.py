@@ -187,7 +187,12 @@ class Plan:
         )
         shown = self.shown.get(method, ())
         # The same hyperparameters with other seeds are another configuration.
-        own = [] if seeds == tuple(self.spec.seeds) else [list(seeds)]
+        own: list[Any] = [] if seeds == tuple(self.spec.seeds) else [list(seeds)]
+        owner = None if self.spec.reuse else self.name
+        if training["pbt"]:
+            # Results depend on the other configurations of the search, and on all seeds.
+            own = [self.name, part, list(seeds)]
+            owner = digest(own)
         key = digest([sorted(shown), setting.identity, *own])
         return Configuration(
             key=key,
@@ -195,7 +200,7 @@ class Plan:
             params={**params, **{name: setting.value(name) for name in shown}},
             task=setting.task,
             options={name: setting.task.options[name] for name in self.varied_options},
-            replicates=setting.replicates(key, seeds, owner=None if self.spec.reuse else self.name),
+            replicates=setting.replicates(key, seeds, owner=owner),
         )
 
     def encoders_of(self, data: Data, fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

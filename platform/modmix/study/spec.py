@@ -35,6 +35,8 @@ from modmix.study.scalars import MERGE, Loader, trap, value_of
 
 SAMPLERS = ("tpe", "gp", "cmaes", "random", "qmc", "grid", "nsga2")
 
+LEARNING = frozenset({"tpe", "gp", "cmaes", "nsga2"})  # samplers that use results
+
 Path_ = tuple[str | int, ...]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0)]
