@@ -396,6 +396,12 @@ def test_a_batch_is_a_population(tmp_path: Path) -> None:
     again = run(tmp_path, PBT, POPULATION)
     assert again.status()["trained"] == study.status()["trained"] == 24
     assert schedules(again) == found
+    # With another seed, decisions would have been others.
+    more = run(tmp_path, PBT, POPULATION.replace("seeds: 2", "seeds: 3"))
+    ledger = Ledger(more.home.ledger_url)
+    assert [len(pack.replicates) for pack in ledger.packs(more.name)] == [16, 8, 24, 12]
+    ledger.close()
+    assert more.status()["replicates"]["done"] == 36
     # What a population gave is nobody else's.
     (tmp_path / "other").mkdir()
     path = tmp_path / "other" / "other.yaml"

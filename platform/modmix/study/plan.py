@@ -250,6 +250,9 @@ class Plan:
                     what += [part.search.sampler, part.search.seed]
                     what += [list(self.spec.objective)]
                     what += [part.search.start_from] if part.search.start_from else []
+                    if "pbt" in domains or self._recipe().get("pbt"):
+                        # The decisions of a population depend on all of its models.
+                        what += [list(self.seeds_of(part.name)), part.search.batch]
                 found[part.name, method] = digest(what)
         return found
 
