@@ -257,3 +257,15 @@ def test_without_optuna_dashboard_it_says_how_to_install_it(tmp_path: Path) -> N
     assert run.returncode == 2
     assert "optuna-dashboard is not installed: run pip install 'modmix[optuna]'" in run.stderr
     assert "configurations added to sqlite:///" in run.stdout
+
+
+def test_a_port_in_use_is_refused(tmp_path: Path, port: int) -> None:
+    study(tmp_path, stop_after=2)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        command = [sys.executable, "-m", "modmix", "ui", "--optuna", "--port", str(port)]
+        environment = {**os.environ, "MODMIX_HOME": str(tmp_path / "runs")}
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert f"port {port} on 127.0.0.1 is in use: choose another one with --port" in run.stderr

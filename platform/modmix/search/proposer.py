@@ -191,6 +191,10 @@ class Proposer:
     def _from_list(self, count: int) -> list[dict[str, Any]]:
         """The next configurations of the grid sampler."""
         assert self._list is not None
+        if not self._starts:
+            first = len(self._configurations)
+            return self._list[first : first + count]
+        # With starts, the order depends on what the other study has by now.
         proposed = {repr(dict(known.proposal)) for known in self._configurations}
         rest = [values for values in self._list if repr(values) not in proposed]
         return rest[:count]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
 import subprocess
 import sys
 from contextlib import closing
@@ -12,7 +13,7 @@ from modmix.base.errors import InputError, LedgerError, TrackingError
 from modmix.base.home import Home
 from modmix.ledger.ledger import Ledger
 from modmix.tracking.optuna_mirror import OptunaMirror
-from modmix.tracking.serve import HOST, check_port
+from modmix.tracking.serve import HOST
 
 SECONDS = 5.0  # between two updates
 
@@ -37,7 +38,7 @@ def serve_optuna(ledger: Ledger, home: Home, port: int = 8080) -> None:
                 "optuna-dashboard is not installed: run pip install 'modmix[optuna]', or open "
                 f"{home.optuna_url} with one that is"
             )
-        check_port(port)
+        _check_port(port)
         print(
             f"optuna-dashboard is starting on http://{HOST}:{port} (stop with Ctrl-C)", flush=True
         )
@@ -65,3 +66,15 @@ def _follow(server: subprocess.Popen[bytes], mirror: OptunaMirror) -> int:
             mirror.update()
         except LedgerError as error:  # tried again
             print(f"the searches could not be read: {error}", file=sys.stderr)
+
+
+def _check_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise InputError(
+                f"port {port} on {HOST} is in use: choose another one with --port, or open "
+                f"http://{HOST}:{port} if optuna-dashboard is already running there"
+            ) from error

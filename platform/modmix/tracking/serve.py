@@ -26,7 +26,7 @@ def serve(home: Home, port: int = 5000) -> None:
         raise InputError(f"studies are logged to the server {redacted(uri)}: open that address")
     home.make()
     check(uri)
-    check_port(port)
+    _check_port(port)
     print(f"MLflow is starting on http://{HOST}:{port} (stop with Ctrl-C)", flush=True)
     command = [sys.executable, "-m", "mlflow", "server"]
     command += ["--host", HOST, "--port", str(port), "--workers", "1"]
@@ -48,12 +48,7 @@ def serve(home: Home, port: int = 5000) -> None:
         raise TrackingError(f"MLflow's server failed with exit code {code}: see its output above")
 
 
-def check_port(port: int) -> None:
-    """Raise if a port is in use.
-
-    Raises:
-        InputError: it is.
-    """
+def _check_port(port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -61,5 +56,5 @@ def check_port(port: int) -> None:
         except OSError as error:
             raise InputError(
                 f"port {port} on {HOST} is in use: choose another one with --port, or open "
-                f"http://{HOST}:{port} if this is already running there"
+                f"http://{HOST}:{port} if MLflow is already running there"
             ) from error
