@@ -182,9 +182,7 @@ def run_plan(
     """Run a plan; ``start`` is an entered `starting`, the other arguments are those of `run`."""
     where = start.home
     where.make()
-    if where.has_ledger:
-        with closing(Ledger(where.ledger_url)) as ledger:
-            _refuse_second_driver(ledger, plan)
+    _check_ledger(where, plan)
     for warning in plan.warnings:
         log(f"warning: {warning}")
     mirror = _mirror(where, plan) if mlflow else None
@@ -202,6 +200,23 @@ def run_plan(
     finally:
         ledger.close()
     return Study(plan.name, where)
+
+
+def _check_ledger(home: Home, plan: StudyPlan) -> None:
+    """Raise if the study is being run, or starts from a study that is not there."""
+    searches = [part.search for part in plan.parts if part.search is not None]
+    starts = any(search.start_from is not None for search in searches)
+    if not home.has_ledger and not starts:
+        return
+    from modmix.search import warm_start
+
+    if not home.has_ledger:
+        warm_start.check(plan, None)
+        return
+    with closing(Ledger(home.ledger_url)) as ledger:
+        _refuse_second_driver(ledger, plan)
+        if starts:
+            warm_start.check(plan, ledger)
 
 
 def _refuse_second_driver(ledger: Ledger, plan: StudyPlan) -> None:

@@ -352,3 +352,78 @@ def test_a_search_whose_batch_is_given_up_ends(tmp_path: Path) -> None:
     with pytest.raises(Incomplete, match="14 models have no result"):
         work.check_complete()
     ledger.close()
+
+
+# ---------------------------------------------------------------- population-based training
+
+POPULATION = FILE.replace("halving: {eta: 2, min_epochs: 2}", "pbt: {every: 2}").replace(
+    "mul: {learning_rate", "mul: {beta: {low: 0, high: 1}, learning_rate"
+)
+PBT = "configurations: 12, batch: 8, sampler: random"
+
+
+def schedules(study: modmix.Study) -> dict[str, dict[str, list[float]]]:
+    """By replicate, the hyperparameters at every evaluation."""
+    ledger = Ledger(study.home.ledger_url)
+    found = ledger.histories([r.key for r in ledger.replicates(study.name)])
+    ledger.close()
+    return {
+        key: {name: column for name, column in history.items() if name.startswith("pbt/")}
+        for key, history in found.items()
+    }
+
+
+def test_a_batch_is_a_population(tmp_path: Path) -> None:
+    study = run(tmp_path, PBT, POPULATION)
+    assert packs(study) == [{"search": 16}, {"search": 8}]  # two seeds each
+    entries, replicates = known(study)
+    found = schedules(study)
+    changed = 0
+    for entry in entries:
+        first, second = (found[r.key] for r in replicates[entry.configuration])
+        assert first == second
+        assert set(first) == {"pbt/beta", "pbt/learning_rate"}
+        values = list(zip(*first.values(), strict=True))
+        assert values[0] == values[1]
+        assert values[2] == values[3]
+        # The history is that of the weights: a copy has the values of what it copies.
+        begun = {name.removeprefix("pbt/"): column[0] for name, column in first.items()}
+        changed += begun.items() != {k: entry.proposal[k] for k in begun}.items()
+        assert begun in [{k: other.proposal[k] for k in begun} for other in entries]
+        assert min(first["pbt/beta"]) >= 0
+        assert max(first["pbt/beta"]) <= 1
+    assert 2 + 1 <= changed <= 4 + 2  # a quarter of each population, twice
+    again = run(tmp_path, PBT, POPULATION)
+    assert again.status()["trained"] == study.status()["trained"] == 24
+    assert schedules(again) == found
+    # With another seed, decisions would have been others.
+    more = run(tmp_path, PBT, POPULATION.replace("seeds: 2", "seeds: 3"))
+    ledger = Ledger(more.home.ledger_url)
+    assert [len(pack.replicates) for pack in ledger.packs(more.name)] == [16, 8, 24, 12]
+    ledger.close()
+    assert more.status()["replicates"]["done"] == 36
+    # What a population gave is nobody else's.
+    (tmp_path / "other").mkdir()
+    path = tmp_path / "other" / "other.yaml"
+    path.write_text(POPULATION.replace("NAME", "other").replace("SEARCH", PBT))
+    other = modmix.run(path, runner="local", home=tmp_path / "runs", mlflow=False)
+    assert other.status()["reused"] == 0
+
+
+def test_a_population_that_was_stopped_goes_on(tmp_path: Path) -> None:
+    whole = schedules(run(tmp_path / "a", PBT, POPULATION))
+    stops = 0
+    for _ in range(30):
+
+        def stop(work: Any) -> None:
+            at = [0 if p is None else p.epoch for p in work.status().running.values()]
+            if 0 < max(at, default=0) < 6:
+                work.stop()
+
+        try:
+            study = run(tmp_path / "b", PBT, POPULATION, changed=stop)
+            break
+        except Interrupted:
+            stops += 1
+    assert stops >= 4
+    assert schedules(study) == whole

@@ -338,7 +338,7 @@ sead: 4
             "15: parts.odd.search.configurations: must be greater than or equal to 1, got 0",
             (
                 "15: parts.odd.search.extra: unknown key 'extra': it may be batch, "
-                "configurations, parallel, sampler, seed"
+                "configurations, parallel, sampler, seed, start_from, startup"
             ),
             (
                 "15: parts.odd.search.sampler: must be 'tpe', 'gp', 'cmaes', 'random', 'qmc', "

@@ -3,6 +3,7 @@
 $MODMIX_HOME (default ./modmix_runs)
 ├── ledger.db            all studies (unless MODMIX_LEDGER names a database)
 ├── mlflow.db            the MLflow store (unless MLFLOW_TRACKING_URI names a server)
+├── optuna.db            copies of searches for optuna-dashboard (modmix ui --optuna)
 ├── artifacts/           MLflow's artifacts
 ├── checkpoints/<pack>/  checkpoints of packs in training; removed when a pack ends
 ├── weights/             best weights of final runs, one safetensors file per replicate
@@ -25,7 +26,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 NAME_RULE = "letters, digits, '_', '-' and '.', at most 100, beginning with a letter or digit"
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})", re.ASCII)  # as in os.path.expandvars
 _ROOM = 8 << 20  # free bytes required: enough for the databases and figures of a small study
-_OURS = ("artifacts", "checkpoints", "weights", "ledger.db", "mlflow.db")
+_OURS = ("artifacts", "checkpoints", "weights", "ledger.db", "mlflow.db", "optuna.db")
 
 
 def is_name(text: str) -> bool:
@@ -39,7 +40,7 @@ def is_taken(text: str) -> bool:
     Case-insensitive, as some file systems are.
     """
     name = text.lower()
-    return name in _OURS or name.startswith(("ledger.db-", "mlflow.db-"))  # SQLite's own files
+    return name in _OURS or name.startswith(("ledger.db-", "mlflow.db-", "optuna.db-"))  # SQLite's
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,10 @@ class Home:
     @property
     def tracking_uri(self) -> str:
         return _environment_url("MLFLOW_TRACKING_URI") or sqlite_url(self.path / "mlflow.db")
+
+    @property
+    def optuna_url(self) -> str:
+        return sqlite_url(self.path / "optuna.db")
 
     @property
     def artifacts(self) -> Path:

@@ -81,6 +81,9 @@ class Pack:
     # Whether the training setting `halving` applies. False for packs that add seeds to
     # configurations that already have results: these have already been compared.
     halving: bool = True
+    # With the training setting `pbt`: the domains of what it may change, by name, as JSON values
+    # (see `space.domain_to_json`).
+    domains: Mapping[str, Any] = field(default_factory=dict)
     # Replicates (by key) that already have a result in the ledger. A pack is resumed with all its
     # replicates, so that its checkpoint matches; these are not trained again.
     ended: Mapping[str, Ended] = field(default_factory=dict)

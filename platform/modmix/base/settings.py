@@ -176,12 +176,24 @@ _SETTINGS = (
         doc="{eta, min_epochs}: after min_epochs, and eta times as many each time, the best 1/eta "
         "of a pack's configurations continue; packs of a single one are compared with each other",
     ),
+    Hyperparameter(
+        name="pbt",
+        kind="mapping",
+        default=None,
+        optional=True,
+        doc="{every, fraction, perturb}: after every so many epochs the worst fraction of a pack's "
+        "configurations continue as copies of good ones, with hyperparameters times or divided by "
+        "perturb; null: hyperparameters stay as they are",
+    ),
 )
 
 TRAINING: Mapping[str, Hyperparameter] = {setting.name: setting for setting in _SETTINGS}
 
 # Settings that affect how fast a model is trained, but not its results.
 WITHOUT_EFFECT = frozenset({"eval_batch_size", "stack", "compile", "cuda_graphs"})
+
+
+PBT_DEFAULTS: Mapping[str, float] = {"fraction": 0.25, "perturb": 1.25}
 
 
 def selection(training: Mapping[str, Any]) -> str:
@@ -207,7 +219,32 @@ def training_problem(name: str, value: Any) -> str | None:
             return f"must be epochs above 0 in rising order, got {value!r}"
         case "halving":
             return _halving_problem(value)
+        case "pbt":
+            return _pbt_problem(value)
     return None
+
+
+def _pbt_problem(value: Mapping[str, Any]) -> str | None:
+    if not {"every"} <= set(value) <= {"every", *PBT_DEFAULTS}:
+        return f"must be {{every: EPOCHS, fraction: 0.25, perturb: 1.25}}, got {dict(value)!r}"
+    value = {**PBT_DEFAULTS, **value}
+    if value["every"] != int(value["every"]) or value["every"] < 1:
+        return f"every must be a whole number of at least 1, got {value['every']!r}"
+    if not 0 < value["fraction"] <= 0.5:
+        return f"fraction must be above 0 and at most 0.5, got {value['fraction']!r}"
+    if value["perturb"] <= 1:
+        return f"perturb must be a factor above 1, got {value['perturb']!r}"
+    return None
+
+
+def pbt_settings(training: Mapping[str, Any]) -> dict[str, float]:
+    """The setting `pbt` with its defaults; it must be set."""
+    return {**PBT_DEFAULTS, **training["pbt"]}
+
+
+def compares(training: Mapping[str, Any]) -> bool:
+    """Whether the configurations of a pack are compared while they are trained."""
+    return bool(training.get("halving") or training.get("pbt"))
 
 
 def _halving_problem(value: Mapping[str, Any]) -> str | None:

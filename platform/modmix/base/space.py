@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from decimal import Decimal
 from itertools import product
 from typing import Any, Literal, get_args
@@ -244,6 +244,32 @@ class Range:
 
 
 Domain = Constant | Grid | Choices | Range
+_DOMAINS: Mapping[str, type] = {
+    kind.__name__.lower(): kind for kind in (Constant, Grid, Choices, Range)
+}
+
+
+def domain_to_json(domain: Domain) -> dict[str, Value]:
+    """A domain as JSON values, for the ledger.
+
+    Example:
+        >>> domain_to_json(Choices(values=(1, 2)))
+        {'kind': 'choices', 'values': [1, 2], 'when': None}
+    """
+    fields = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(domain).items()}
+    return {"kind": type(domain).__name__.lower(), **fields}
+
+
+def domain_from_json(raw: Mapping[str, Value]) -> Domain:
+    """The inverse of `domain_to_json`."""
+    fields = {name: value for name, value in raw.items() if name != "kind"}
+    if fields.get("when") is not None:
+        name, values = fields["when"]["name"], fields["when"]["values"]
+        fields["when"] = Condition(name=name, values=tuple(values))
+    if "values" in fields:
+        fields["values"] = tuple(fields["values"])
+    domain: Domain = _DOMAINS[raw["kind"]](**fields)
+    return domain
 
 
 def grid_configurations(domains: Mapping[str, Domain]) -> list[dict[str, Value]]:

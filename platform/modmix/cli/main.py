@@ -502,13 +502,26 @@ def sync(study: Name) -> None:
 
 @app.command()
 def ui(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = 5000,
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Port; default 5000, with --optuna 8080."),
+    ] = None,
+    optuna: Annotated[
+        bool, typer.Option("--optuna", help="Show searches in optuna-dashboard.")
+    ] = False,
 ) -> None:
-    """Serve the MLflow UI on localhost until Ctrl-C."""
+    """Serve the MLflow UI, or optuna-dashboard, on localhost until Ctrl-C."""
     from modmix.base.home import Home
+
+    home = Home.from_environment()
+    if optuna:
+        from modmix.tracking.optuna_ui import serve_optuna
+
+        serve_optuna(_ledger(), home, port=port or 8080)
+        return
     from modmix.tracking.serve import serve
 
-    serve(Home.from_environment(), port=port)
+    serve(home, port=port or 5000)
 
 
 # ---------------------------------------------------------------- tasks and methods

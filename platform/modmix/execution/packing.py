@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from modmix.base.messages import Replicate
+from modmix.base.settings import compares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +51,9 @@ def group(
     free slot takes the most expensive pack left. The most expensive pack comes first, and
     replicates of a configuration stay together.
 
-    Structures with halving are cut only into as few packs of whole configurations as ``max_models``
-    allows, because a rung compares the configurations of a pack. (A configuration with more
-    replicates than that becomes a pack of its own.)
+    Structures with halving or `pbt` are cut only into as few packs of whole configurations as
+    ``max_models`` allows, because the configurations of a pack are compared. (A configuration with
+    more replicates than that becomes a pack of its own.)
 
     Args:
         slots: packs that can run at a time.
@@ -67,10 +68,10 @@ def group(
     whole = [
         (pack, costs[name].of(len(pack)))
         for name, members in structures.items()
-        if members[0].training.get("halving")
+        if compares(members[0].training)
         for pack in _whole_configurations(members, max_models)
     ]
-    free = {n: m for n, m in structures.items() if not m[0].training.get("halving")}
+    free = {n: m for n, m in structures.items() if not compares(m[0].training)}
     parts = _Division(
         [(costs[name], len(members)) for name, members in free.items()],
         slots=slots,

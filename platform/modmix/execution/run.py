@@ -32,6 +32,7 @@ from modmix.base.messages import (
     Replicate,
     pack_id,
 )
+from modmix.base.settings import compares
 from modmix.execution.costs import Costs
 from modmix.execution.keeping import Keeping
 from modmix.execution.local import Verdict
@@ -268,8 +269,9 @@ class StudyRun:
             if not self._is_open(key):
                 continue
             # A rung compares configurations of one pack; those with results were compared before.
-            halves = replicate.training.get("halving")
-            races = halves and not self._state.has_results(replicate.configuration, ())
+            races = compares(replicate.training) and not self._state.has_results(
+                replicate.configuration, ()
+            )
             (racing if races else rest).append(replicate)
         self._queue.add(racing, after=after, apart=True)
         self._queue.add(rest, after=after, apart=apart)
@@ -404,6 +406,7 @@ class StudyRun:
             halving=not any(
                 self._state.has_results(r.configuration, replicates) for r in replicates
             ),
+            domains=self._searches.domains_of(replicates[0]),
             ended=self._state.ended_of(replicates),
             sources=sources_of(task, replicates[0]),
         )

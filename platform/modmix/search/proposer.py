@@ -1,4 +1,6 @@
-"""Ask-and-tell search with Optuna's samplers. The only file that imports optuna.
+"""Ask-and-tell search with Optuna's samplers.
+
+Only this file and `tracking.optuna_mirror` import optuna.
 
 A `Proposer` lives in the driver. On every start it is rebuilt from the asks and tells in the
 ledger, and proposes the same configurations as without the restart. Optuna's own state is not
@@ -81,6 +83,8 @@ class Proposer:
         domains: of every name the part sets or varies for this method.
         sampler: one of `study.spec.SAMPLERS`.
         seed: of the study file's search block.
+        starts: first proposals, for the names they have; see `warm_start`.
+        startup: tpe and gp propose at random until so many configurations have results.
         label: distinguishes this search within the study (part and method).
         directions: for each objective, whether higher is better.
     """
@@ -93,17 +97,21 @@ class Proposer:
         seed: int,
         label: str,
         directions: Sequence[bool],
+        startup: int = 10,
+        starts: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self._domains = domains
         self._order = in_order_of_conditions(domains)
         self._sampler = sampler
+        self._startup = startup
+        self._starts = starts
         self._seed = zlib.crc32(f"{seed}/{label}".encode())
         self._directions = [
             StudyDirection.MAXIMIZE if higher else StudyDirection.MINIMIZE for higher in directions
         ]
         self._events = 0  # asks and tells so far
         self._configurations: list[_Configuration] = []  # by number
-        self._list = _shuffled(domains, self._seed) if sampler == "grid" else None
+        self._list = _shuffled(domains, self._seed, starts) if sampler == "grid" else None
         # Of a sampler with state: its study, and the trials not told yet.
         self._study = self._make_study(0)
         self._trials: dict[int, optuna.Trial] = {}
@@ -120,7 +128,7 @@ class Proposer:
                 case "tpe":
                     return optuna.samplers.TPESampler(
                         seed=seed,
-                        n_startup_trials=10,
+                        n_startup_trials=self._startup,
                         n_ei_candidates=24,
                         multivariate=True,
                         group=self._has_conditions(),
@@ -128,7 +136,9 @@ class Proposer:
                     )
                 case "gp":
                     return optuna.samplers.GPSampler(
-                        seed=seed, n_startup_trials=10, warn_independent_sampling=False
+                        seed=seed,
+                        n_startup_trials=self._startup,
+                        warn_independent_sampling=False,
                     )
                 case "cmaes":
                     return optuna.samplers.CmaEsSampler(
@@ -152,6 +162,11 @@ class Proposer:
     def _has_conditions(self) -> bool:
         return any(domain.when is not None for domain in self._domains.values())
 
+    @property
+    def size(self) -> int | None:
+        """How many configurations the grid sampler has; None for other samplers."""
+        return None if self._list is None else len(self._list)
+
     # ------------------------------------------------------------ ask
 
     def ask(self, count: int) -> list[Proposal]:
@@ -160,7 +175,7 @@ class Proposer:
         self._events += 1
         first = len(self._configurations)
         if self._list is not None:
-            fresh = self._list[first : first + count]
+            fresh = self._from_list(count)
             self._configurations += [_Configuration(proposal=values) for values in fresh]
         else:
             study = (
@@ -173,7 +188,32 @@ class Proposer:
             for number in range(first, len(self._configurations))
         ]
 
+    def _from_list(self, count: int) -> list[dict[str, Any]]:
+        """The next configurations of the grid sampler."""
+        assert self._list is not None
+        if not self._starts:
+            first = len(self._configurations)
+            return self._list[first : first + count]
+        # With starts, the order depends on what the other study has by now.
+        proposed = {repr(dict(known.proposal)) for known in self._configurations}
+        rest = [values for values in self._list if repr(values) not in proposed]
+        return rest[:count]
+
+    def _start(self) -> Mapping[str, Any] | None:
+        """The next configuration's given values, if it has some.
+
+        The other study may have changed since the last proposals: nothing is proposed twice.
+        """
+        number = len(self._configurations)
+        if number >= len(self._starts):
+            return None
+        start = self._starts[number]
+        known = (one.proposal for one in self._configurations)
+        return None if any(_has(proposal, start) for proposal in known) else start
+
     def _ask_one(self, study: optuna.Study) -> None:
+        if (start := self._start()) is not None:
+            study.enqueue_trial({n: _encode(self._domains[n], v) for n, v in start.items()})
         trial = study.ask()
         values: dict[str, Any] = {}
         for name in self._order:
@@ -218,7 +258,7 @@ class Proposer:
         distributions = {
             name: distribution
             for name in configuration.proposal
-            if (distribution := _distribution(self._domains[name])) is not None
+            if (distribution := distribution_of(self._domains[name])) is not None
         }
         return create_trial(
             state=configuration.state,
@@ -312,7 +352,10 @@ class Proposer:
         self._trials[entry.number] = optuna.Trial(self._study, last._trial_id)
 
 
-def _shuffled(domains: Mapping[str, Domain], seed: int) -> list[dict[str, Any]]:
+def _shuffled(
+    domains: Mapping[str, Domain], seed: int, starts: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """All configurations in random order, those with the values of ``starts`` first."""
     listed: dict[str, Domain] = {}
     for name, domain in domains.items():
         values = every_value(domain)
@@ -320,7 +363,16 @@ def _shuffled(domains: Mapping[str, Domain], seed: int) -> list[dict[str, Any]]:
         listed[name] = Grid(values=values, when=domain.when)
     configurations = grid_configurations(listed)
     random.Random(seed).shuffle(configurations)
-    return configurations
+
+    def place(configuration: Mapping[str, Any]) -> int:
+        found = [i for i, s in enumerate(starts) if _has(configuration, s)]
+        return found[0] if found else len(starts)
+
+    return sorted(configurations, key=place) if starts else configurations
+
+
+def _has(configuration: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
+    return all(name in configuration and configuration[name] == v for name, v in values.items())
 
 
 def _intermediate(configuration: _Configuration) -> dict[int, float]:
@@ -334,7 +386,8 @@ def _intermediate(configuration: _Configuration) -> dict[int, float]:
     return {configuration.step: configuration.values[0]}
 
 
-def _distribution(domain: Domain) -> BaseDistribution | None:
+def distribution_of(domain: Domain) -> BaseDistribution | None:
+    """A domain as Optuna's distribution; choices are numbers. None for constants."""
     match domain:
         case Constant():
             return None

@@ -37,6 +37,7 @@ class ConfigurationProgress:
     values: dict[str, tuple[float, ...]] = field(default_factory=dict)
     failed: bool = False  # a replicate failed or diverged
     pruned: int | None = None  # the epoch at which halving dropped it
+    seconds: float = 0.0  # device time that this study spent on it
 
     def means(self, objectives: int) -> tuple[float, ...] | None:
         """Means of the objectives over replicates; None if failed or not finite."""
@@ -71,6 +72,7 @@ class RunState:
         ] = {}  # by method, and task of several
         self._seeds: dict[str, int] = {}  # of the best configurations: seeds in their means
         self.reasons: list[str] = []  # why replicates failed
+        self.seconds = 0.0  # device time that this study spent on all configurations
 
     def add(self, configurations: Sequence[Configuration]) -> None:
         """Add new configurations, and new replicates of known ones."""
@@ -114,6 +116,9 @@ class RunState:
         monitor = self.replicates[key].training["monitor"]
         self.monitored[key] = metrics.get(monitor, math.nan)
         owner = self.configurations[self.replicates[key].configuration]
+        if key in owner.missing and (isinstance(end, Finished) or end.origin == "trained"):
+            owner.seconds += end.seconds
+            self.seconds += end.seconds
         owner.missing.discard(key)
         if state == "failed":
             owner.failed = True
@@ -144,6 +149,10 @@ class RunState:
     def means(self, configuration: str) -> tuple[float, ...] | None:
         """Means of a configuration's objectives, or None; of its last evaluation if pruned."""
         return self.configurations[configuration].means(len(self._objectives))
+
+    def seconds_of(self, configuration: str) -> float:
+        """Device time that this study spent on a configuration; reused results cost nothing."""
+        return self.configurations[configuration].seconds
 
     def pruned_at(self, configuration: str) -> int | None:
         """The epoch at which halving dropped a configuration, or None."""

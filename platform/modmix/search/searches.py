@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from modmix.base import ties
+from modmix.base.messages import Replicate
+from modmix.base.space import domain_to_json
 from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import Entry
+from modmix.search.limits import has_room, seconds_for
 from modmix.search.proposer import Proposer
 from modmix.search.run_state import RunState
+from modmix.search.warm_start import starts
 from modmix.study.configurations import Configuration
+from modmix.study.domains import perturbable
 from modmix.study.tasks_plan import StudyPlan
 from modmix.study.validate import PartPlan
 from modmix.training.halving import promoted, share
@@ -27,8 +32,15 @@ class Search:
     proposer: Proposer
     entries: dict[int, Entry]
     best: float | None = None
-    exhausted: bool = False
+    seconds: float = 0.0  # device time of its configurations, in all runs of the study
     staged: set[int] = field(default_factory=set)  # batches whose best have been promoted
+
+    @property
+    def total(self) -> int:
+        """How many configurations it proposes in all; a grid sampler's space may have fewer."""
+        assert self.part.search is not None
+        most, size = self.part.search.configurations, self.proposer.size
+        return most if size is None else min(most, size)
 
     @property
     def is_repeatable(self) -> bool:
@@ -63,6 +75,7 @@ class Searches:
         self._spent_before = ledger.study(plan.name).wall_seconds
         self._began = time.monotonic()
         self._all: list[Search] = []
+        self._counted_at = 0.0  # device seconds of the study when those of searches were counted
 
     def rebuild(self, known: Sequence[Entry]) -> None:
         for part in self._plan.parts:
@@ -73,6 +86,8 @@ class Searches:
                     domains,
                     sampler=part.search.sampler,
                     seed=part.search.seed,
+                    startup=part.search.startup,
+                    starts=starts(self._plan, part, method, self._ledger),
                     label=f"{part.name}/{method}",
                     directions=self._plan.directions,
                 )
@@ -82,6 +97,18 @@ class Searches:
                 for entry in mine:
                     self._improve(search, entry)
                 self._all.append(search)
+
+    def domains_of(self, replicate: Replicate) -> dict[str, Any]:
+        """With `pbt`, the domains of what it may perturb, as JSON values; {} for others."""
+        if not replicate.training.get("pbt"):
+            return {}
+        part, method = next(
+            (search.part, search.method)
+            for search in self._all
+            if any(e.configuration == replicate.configuration for e in search.entries.values())
+        )
+        found = perturbable(replicate.method, part.domains[method])
+        return {name: domain_to_json(domain) for name, domain in found.items()}
 
     def pending_batches(self) -> list[tuple[Search, list[Entry]]]:
         """All batches that have not been told yet."""
@@ -126,26 +153,31 @@ class Searches:
         return count
 
     def _missing(self, search: Search) -> int:
-        settings = search.part.search
-        assert settings is not None
-        if search.exhausted or self._spent(search):
-            return 0
-        return max(0, settings.configurations - len(search.entries))
+        missing = max(0, search.total - len(search.entries))
+        return 0 if missing == 0 or self._spent(search) else missing
 
     def _spent(self, search: Search) -> bool:
-        """Whether the budget is used up or this search has reached its target."""
+        """Whether this search has used up its share of the budget, or reached its target."""
         budget = self._plan.spec.budget
-        minutes = (self._spent_before + time.monotonic() - self._began) / 60
-        if budget.wall_minutes is not None and minutes >= budget.wall_minutes:
-            return True
-        if budget.device_hours is not None:
-            used = self._ledger.study(self._plan.name).device_seconds / 3600
-            if used >= budget.device_hours:
+        if budget.wall_minutes is not None or budget.device_hours is not None:
+            wall = self._spent_before + time.monotonic() - self._began
+            share = seconds_for(budget, searches=len(self._all), slots=self._slots, wall=wall)
+            self._count_seconds()
+            if search.seconds >= share:
                 return True
         if budget.target is None or search.best is None:
             return False
         higher = self._plan.directions[0]
         return not ties.is_better(budget.target, search.best, higher_is_better=higher)
+
+    def _count_seconds(self) -> None:
+        """Add up the device time of each search, if there are new results."""
+        if self._counted_at == self._state.seconds:
+            return
+        self._counted_at = self._state.seconds
+        for search in self._all:
+            configurations = {entry.configuration for entry in search.entries.values()}
+            search.seconds = sum(map(self._state.seconds_of, configurations))
 
     def ask(self) -> list[tuple[Search, list[Configuration], list[Entry]]]:
         """Propose batches until every search has as many pending as allowed."""
@@ -153,7 +185,7 @@ class Searches:
         for search in self._all:
             assert search.part.search is not None
             while self._has_room(search):
-                count = min(self._missing(search), search.part.search.batch)
+                count = self._next(search)
                 if count == 0:
                     break
                 proposed.append((search, *self._ask(search, count)))
@@ -162,15 +194,24 @@ class Searches:
     def _has_room(self, search: Search) -> bool:
         """Whether a search may have another pending batch."""
         assert search.part.search is not None
-        setting = search.part.search.parallel
-        # By all searches, ended ones included: proposals must not depend on which ends first.
-        most = max(1, math.ceil(self._slots / len(self._all))) if setting == "auto" else setting
-        return len(search.pending_batches()) < most
+        batches = search.pending_batches()
+        return has_room(
+            search.part.search,
+            count=self._next(search),
+            proposed=len(search.entries),
+            pending=sum(len(batch) for batch in batches.values()),
+            batches=len(batches),
+            # By all searches, ended ones included: proposals must not depend on which ends first.
+            slots=self._slots / len(self._all),
+        )
+
+    def _next(self, search: Search) -> int:
+        """The size of a search's next batch; 0 if it is over."""
+        assert search.part.search is not None
+        return min(self._missing(search), search.part.search.batch)
 
     def _ask(self, search: Search, count: int) -> tuple[list[Configuration], list[Entry]]:
         proposals = search.proposer.ask(count)
-        if len(proposals) < count:
-            search.exhausted = True
         configurations = [
             self._plan.first(self._plan.configuration(search.method, p.values, search.part.name))
             for p in proposals

@@ -57,7 +57,11 @@ class Setting:
         return {
             "method": self.method if self.method in METHODS else [self.name, self.method],
             "params": dict(self.params),
-            "training": {k: v for k, v in self.training.items() if k not in WITHOUT_EFFECT},
+            "training": {
+                name: value
+                for name, value in self.training.items()
+                if name not in WITHOUT_EFFECT and (name != "pbt" or value is not None)
+            },
             "encoders": {name: dict(value) for name, value in self.encoders.items()},
             "task": [self.task.name, self.task.fingerprint],
             "augmentation": {name: dict(value) for name, value in self.augmentation.items()},

@@ -29,7 +29,9 @@ from modmix.base.space import (
     every_value,
     shown,
 )
+from modmix.methods.table import method_entry
 from modmix.study.spec import unknown
+from modmix.training.pbt import is_numeric
 
 _KEYS = {"grid", "choices", "low", "high", "int", "log", "step", "value", "when"}
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
@@ -128,6 +130,24 @@ def _number(key: str, value: Any, whole: bool) -> None:
     kind: Literal["int", "float"] = "int" if whole else "float"
     if problem := Hyperparameter(name=key, kind=kind, default=0, doc="").problem(value):
         raise DomainError(problem, key)
+
+
+def perturbable(method: str, domains: Mapping[str, Domain]) -> dict[str, Domain]:
+    """What population-based training may change: numbers that may differ within a pack.
+
+    Without those that conditions read: with them, the hyperparameters of a model would change.
+
+    Args:
+        method: a built-in name or a reference.
+    """
+    declared = (*method_entry(method).hyperparameters, *TRAINING.values())
+    stackable = {one.name for one in declared if one.stackable}
+    read = {domain.when.name for domain in domains.values() if domain.when is not None}
+    return {
+        name: domain
+        for name, domain in domains.items()
+        if name in stackable and name not in read and is_numeric(domain)
+    }
 
 
 # ---------------------------------------------------------------- problems of values

@@ -26,6 +26,7 @@ from modmix.base.space import (
     Domain,
     Grid,
     Range,
+    domain_to_json,
     every_value,
     grid_configurations,
 )
@@ -154,9 +155,13 @@ class Plan:
         setting = self._setting(method, assignment)
         shown = self.shown.get(method, ())
         # The same hyperparameters with other seeds are another configuration.
-        own = [] if seeds == tuple(self.spec.seeds) else [list(seeds)]
-        key = digest([setting.identity, *own])
+        own: list[Any] = [] if seeds == tuple(self.spec.seeds) else [list(seeds)]
         alone = None if self.spec.reuse else f"{current_owner()}/{self.name}"
+        if setting.training["pbt"]:
+            # Results depend on the other configurations of the search, and on all seeds.
+            own = [self.name, part, list(seeds)]
+            alone = digest([current_owner(), *own])
+        key = digest([setting.identity, *own])
         return Configuration(
             key=key,
             method=method,
@@ -252,6 +257,10 @@ class Plan:
                 if part.search is not None:
                     what += [part.search.sampler, part.search.seed]
                     what += [list(self.spec.objective)]
+                    what += [part.search.start_from] if part.search.start_from else []
+                    if "pbt" in domains or self._recipe().get("pbt"):
+                        # The decisions of a population depend on all of its models.
+                        what += [list(self.seeds_of(part.name)), part.search.batch]
                 found[part.name, method] = digest(what)
         return found
 
@@ -278,6 +287,14 @@ class Plan:
             "class_names": list(data.class_names),
             "inputs": {name: list(shape) for name, shape in data.shapes.items()},
             "modalities": list(modality_inputs(encoders, prefixed=len(encoders) > 1)),
+            "searches": {
+                part.name: {
+                    method: {name: domain_to_json(domain) for name, domain in domains.items()}
+                    for method, domains in part.domains.items()
+                }
+                for part in self.parts
+                if part.search is not None
+            },
             "rows": {name: split.rows for name, split in data.splits.items()},
             "modmix": VERSION,
             "numerics": NUMERICS_VERSION,

@@ -35,6 +35,8 @@ from modmix.study.scalars import MERGE, Loader, trap, value_of
 
 SAMPLERS = ("tpe", "gp", "cmaes", "random", "qmc", "grid", "nsga2")
 
+LEARNING = frozenset({"tpe", "gp", "cmaes", "nsga2"})  # samplers that use results
+
 Path_ = tuple[str | int, ...]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0)]
@@ -96,9 +98,14 @@ class SearchSpec(_Model):
     sampler: Literal["tpe", "gp", "cmaes", "random", "qmc", "grid", "nsga2"] = "tpe"
     # Configurations proposed at once; the sampler gets no results in between (constant liar).
     batch: Annotated[StrictInt, Field(ge=1)] = 5
-    # Batches in flight per method. "auto": as many as keep the workers busy, sharing packs with
-    # anything of the same structure. 1: every batch has its own packs and proposals do not depend
-    # on which pack finishes first, so the search is reproducible.
+    # Random configurations before tpe and gp learn from results. So many may be in flight at once.
+    startup: Annotated[StrictInt, Field(ge=1)] = 10
+    # Another study, NAME or OWNER/NAME: its best configurations of the method come first.
+    start_from: StrictStr | None = None
+    # Batches in flight per method. "auto": as many as keep the workers busy, but after ``startup``
+    # configurations at most a fifth of all (see `search.limits`), sharing packs with anything of
+    # the same structure. 1: every batch has its own packs and proposals do not depend on which
+    # pack finishes first, so the search is reproducible.
     parallel: Annotated[StrictInt, Field(ge=1)] | Literal["auto"] = "auto"
     seed: Annotated[StrictInt, Field(ge=0)] = 0
 

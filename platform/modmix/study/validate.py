@@ -19,7 +19,7 @@ from modmix.base import sources
 from modmix.base.errors import InputError, Problem
 from modmix.base.home import NAME_RULE, is_name
 from modmix.base.metrics import METRICS, OVER_LEARNING
-from modmix.base.settings import TRAINING
+from modmix.base.settings import PBT_DEFAULTS, TRAINING
 from modmix.base.space import (
     Choices,
     Constant,
@@ -36,13 +36,15 @@ from modmix.study.domains import (
     EVERY_MODALITY,
     DomainError,
     condition_problem,
+    perturbable,
     read,
     value_problem,
     variable_problem,
 )
-from modmix.study.spec import FIRST_OF_PART, SearchSpec, Source, unknown
+from modmix.study.spec import FIRST_OF_PART, LEARNING, SearchSpec, Source, unknown
 from modmix.tasks.table import TASKS, option_problems, task_entry
 from modmix.training.halving import share
+from modmix.training.pbt import number_of_copies
 
 MAX_GRID_CONFIGURATIONS = 100_000
 
@@ -303,12 +305,17 @@ class Checker:
                 self._size(here, domains[method], search)
                 where = block["halving"][0] if "halving" in block else ("training", "halving")
                 self._halving(where, (*path, "search", "batch"), domains[method], search)
+                where = block["pbt"][0] if "pbt" in block else ("training", "pbt")
+                if any(self._settings("pbt", domains[method])):
+                    self._pbt(where, path, method, domains[method], search)
         for key in shared:
             if key not in used:
                 known_names = {n for m in methods if self.methods.get(m) for n in self._known(m)}
                 message = unknown(key, known_names, "setting of these methods")
                 self.add((*path, "shared", key), message)
         self._objectives_of(path, search)
+        if search is not None and search.start_from is not None:
+            self._start_from((*path, "search", "start_from"), search.start_from)
         if raw.get("best_of") is not None:
             self._best_of(path, raw, methods)
         return PartPlan(
@@ -333,6 +340,11 @@ class Checker:
             return
         if others[of].get("best_of") is not None:
             self.add((*path, "best_of"), f"part {of} is best_of another part: name that one")
+        blocks = [others[of].get("shared"), *(others[of].get("methods") or {}).values()]
+        if any(isinstance(block, Mapping) and block.get("pbt") for block in blocks):
+            self.add(
+                (*path, "best_of"), f"part {of} has no constant hyperparameters, because of pbt"
+            )
         for key in ("search", "x", "shared"):
             if raw.get(key):
                 self.add((*path, key), "a part with best_of sets nothing of its own: leave it out")
@@ -343,6 +355,13 @@ class Checker:
                 self.add((*path, "methods", method), message)
             if isinstance(there, Mapping) and method not in there:
                 self.add((*path, "methods", method), unknown(method, there, f"method of part {of}"))
+
+    def _start_from(self, path: Sequence[str | int], other: str) -> None:
+        owner, _, name = other.rpartition("/")
+        if not is_name(name) or (owner and not is_name(owner)):
+            self.add(path, f"must be a study, NAME or OWNER/NAME, got {other!r}")
+        elif other == self.source.raw.get("study"):
+            self.add(path, "must be another study: this one goes on from its own configurations")
 
     def _objectives_of(self, path: Sequence[str | int], search: SearchSpec | None) -> None:
         objective = self.source.raw.get("objective")
@@ -480,6 +499,56 @@ class Checker:
                         f"halving's eta ({eta}): make it at least {eta * seeds}"
                     )
                     self.add(("resources", "max_models"), message)
+
+    def _pbt(
+        self,
+        where: Sequence[str | int],
+        part: Sequence[str | int],
+        method: str,
+        domains: Mapping[str, Domain],
+        search: SearchSpec | None,
+    ) -> None:
+        """Check population-based training: a random search whose batches are populations."""
+        if search is None:
+            self.add(where, "changes hyperparameters that a grid fixes: use it in a search")
+            return
+        if search.sampler in LEARNING:
+            message = (
+                f"a sampler cannot learn from hyperparameters that pbt changes, got "
+                f"{search.sampler}: set sampler: random"
+            )
+            self.add((*part, "search", "sampler"), message)
+        for name, why in (
+            ("halving", "drops the configurations that pbt lets continue as copies"),
+            ("patience", "ends single models of the population that pbt compares"),
+        ):
+            if any(self._settings(name, domains)):
+                self.add(where, f"cannot be used with {name}, which {why}: leave one of them out")
+        if self._given("replicates") is not None:
+            self.add(where, "compares means over all seeds: leave it or replicates out")
+        if not perturbable(self.methods[method], domains):
+            message = (
+                f"nothing to change for {method}: give it a range of a number that may differ "
+                "within a pack (see `modmix methods`), such as learning_rate"
+            )
+            self.add(where, message)
+        epochs = max(self._settings("epochs", domains), default=None)
+        for pbt in self._settings("pbt", domains):
+            if pbt is None:
+                continue
+            settings = {**PBT_DEFAULTS, **pbt}
+            if epochs is not None and settings["every"] >= epochs:
+                self.add(where, f"every must be below epochs ({epochs}), got {pbt['every']:g}")
+            most, seeds = self._given("resources", "max_models"), self._seeds
+            population = search.batch
+            if isinstance(most, int) and seeds:
+                population = min(population, most // seeds)
+            if number_of_copies(settings, population) < 1:
+                message = (
+                    f"{settings['fraction']:g} of a population of {population} configurations is "
+                    "none: give a larger batch (and max_models), or a larger fraction"
+                )
+                self.add(where, message)
 
     @property
     def _seeds(self) -> int:

@@ -13,4 +13,6 @@ In: the ledger. Out: runs, metrics, files and model versions in MLflow. Training
     mirror    `Mirror`, the driver's handle on that process; `sync` updates once
     models    versions and aliases in the model registry
     serve     MLflow's UI on the loopback address
+    optuna_mirror  copies of searches in an Optuna storage, for optuna-dashboard
+    optuna_ui      optuna-dashboard on the loopback address
 """

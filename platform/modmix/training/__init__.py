@@ -13,6 +13,7 @@ Needs only torch and numpy, plus safetensors for checkpoints.
     counting    FLOPs and bytes of a training step, counted without running it
     graphs      training steps as CUDA graphs
     halving     successive halving and promotion rules (pure)
+    pbt         population-based training: who copies whom, perturbed values (pure)
     timeline    stages, epochs and parts of epochs, and the position in them (pure)
     record      training state and history of one replicate (pure)
     evaluation  predictions and metrics on a whole split

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from modmix.base.messages import Pack
+from modmix.base.messages import Pack, Replicate
 from modmix.methods.base import remembers
 from modmix.methods.model import Model, build_model, model_spec
 from modmix.tasks.data import Data
@@ -28,12 +28,17 @@ class Builder:
     ) -> None:
         self.pack, self.data, self.device = pack, data, device
         self.settings = pack.replicates[0].training
+        self.changed: dict[int, Replicate] = {}  # with hyperparameters changed by `pbt`
         self._too_large = too_large
         self.built = 0  # number of groups that `started` has made
 
+    def replicate(self, index: int) -> Replicate:
+        """The replicate at this position, with its present hyperparameters."""
+        return self.changed.get(index, self.pack.replicates[index])
+
     def model(self, index: int) -> Model:
         """The freshly initialised model of the replicate at this position, on the host."""
-        replicate = self.pack.replicates[index]
+        replicate = self.replicate(index)
         model = build_model(model_spec(replicate, self.data), replicate.seed)
         remembers(model.method, self.data.train.rows)
         return model
@@ -42,7 +47,7 @@ class Builder:
         """A group of the replicates at these positions; by default stacked if more than one."""
         members = []
         for index in indices:
-            r = self.pack.replicates[index]
+            r = self.replicate(index)
             members.append(Member(index=index, seed=r.seed, training=r.training))
         stack = Stack(
             [self.model(index) for index in indices],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -439,6 +439,29 @@ class Group:
         """Split into two groups, which replace this one; their weights need no further memory."""
         middle = len(self.members) // 2
         return self.select(range(middle)), self.select(range(middle, len(self.members)))
+
+    # ------------------------------------------------------------ copies
+
+    @torch.no_grad()
+    def copy_row(self, row: int, other: Group, other_row: int) -> None:
+        """Copy the weights (best ones, too), buffers and optimizer state of a row of any group.
+
+        Both groups have taken the same number of steps.
+        """
+        theirs = other.state()
+        for name, value in self.state().items():
+            if name in theirs:
+                value[row].copy_(theirs[name][other_row])
+
+    @torch.no_grad()
+    def change(self, row: int, training: Training, buffers: Mapping[str, Tensor]) -> None:
+        """Give a row other training settings, from the next epoch on, and values of buffers."""
+        self._graph = None
+        self.members[row] = replace(self.members[row], training=training)
+        for optimizer in self.optimizers:
+            optimizer.change(row, training)
+        for name, value in buffers.items():
+            self.stack.buffers[name][row].copy_(value)
 
     # ------------------------------------------------------------ state
 

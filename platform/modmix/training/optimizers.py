@@ -101,6 +101,17 @@ class Optimizer:
             trained = 1.0 if self.trained_P is None else self.trained_P
             self.decay_KP = column("weight_decay") * (self.decays_P * trained)
 
+    def change(self, row: int, training: Training) -> None:
+        """Give a row other settings, from the next epoch on."""
+        self.training[row] = training
+        self._read_rows(self.rate_K1.device)
+        shape = len(self.training), self.decays_P.shape[0]
+        for name in self._state_names():  # momentum, where no model had any
+            self.state.setdefault(name, torch.zeros(shape, device=self.rate_K1.device))
+        if self._shrink_KP is not None or (self.kind == "adamw" and self.decay_KP is not None):
+            assert self.decay_KP is not None
+            self._shrink_KP = torch.empty_like(self.decay_KP)
+
     def start_epoch(self, epoch: int, steps: int = 1) -> None:
         """Set every model's learning rate for this epoch (from 0) of so many steps."""
         self._epoch, self._falls = epoch, falls(self.settings, epoch, steps)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from modmix.base.messages import Finished, Pack, PackedPredictions
 from modmix.training.halving import mean, survivors
+from modmix.training.pbt import PREFIX
 
 # Position in the pack -> (state, reason), for models that end at an evaluation.
 Endings = dict[int, tuple[str, str]]
@@ -49,6 +50,7 @@ class Record:
     rung_at: int | None = None  # index of its last evaluation at a halving rung
     seconds: float = 0.0
     history: dict[str, list[float]] = field(default_factory=dict)
+    values: dict[str, float] = field(default_factory=dict)  # hyperparameters changed by `pbt`
     finished: dict[str, Any] | None = None  # fields of `Finished`
     known: bool = False  # the driver has its result from an earlier attempt
 
@@ -97,6 +99,17 @@ class Record:
             return False
         at = len(self.history["epoch"]) - 1
         return best.add(value, at, higher=higher)
+
+    def continue_as(self, other: Record, values: Mapping[str, float]) -> None:
+        """Continue as a copy of another record, with other hyperparameters.
+
+        The history becomes that of the weights; the device time spent remains this model's own.
+        """
+        self.best = replace(other.best)
+        self.parts = {name: replace(part) for name, part in other.parts.items()}
+        self.last = other.last
+        self.history = {name: list(column) for name, column in other.history.items()}
+        self.values = dict(values)
 
     def chosen_at(self, select: str) -> int:
         """Index of the evaluation whose weights are selected; with parts, the latest of theirs."""
@@ -164,8 +177,12 @@ class Record:
 
 
 def results(line: dict[str, float]) -> dict[str, float]:
-    """The metrics of an evaluation: its columns without "epoch" and "lr"."""
-    return {name: value for name, value in line.items() if name not in ("epoch", "lr")}
+    """The metrics of an evaluation: its columns without epoch, "lr" and hyperparameters."""
+    return {
+        name: value
+        for name, value in line.items()
+        if name not in ("epoch", "lr") and not name.startswith(PREFIX)
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

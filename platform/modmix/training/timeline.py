@@ -142,6 +142,15 @@ class Timeline:
         found = rungs(int(halving["min_epochs"]), int(halving["eta"]), self.epochs)
         return epoch if epoch in found else None
 
+    @property
+    def exchange(self) -> int | None:
+        """If models are copied after the current evaluation (`pbt`), its epoch, else None."""
+        pbt, last_part = self._settings["pbt"], len(self._bounds) - 2
+        if not pbt or self.position.part != last_part or not self.stage.judged:
+            return None
+        epoch = self.epochs_done + 1
+        return epoch if epoch % int(pbt["every"]) == 0 and epoch < self.epochs else None
+
 
 def check_stages(stages: Sequence[Stage]) -> tuple[Stage, ...]:
     """Check that there is at least one stage and each has at least one epoch; return the stages.

@@ -36,6 +36,7 @@ from modmix.training.builder import Builder
 from modmix.training.device import arithmetic, environment, named
 from modmix.training.fitting import on_groups, smaller, too_large_reason
 from modmix.training.group import Group
+from modmix.training.pbt import PREFIX, Explorer, copies, with_values
 from modmix.training.probe import Probe, Way
 from modmix.training.record import Endings, Record, Rung, results, rung_of
 from modmix.training.saving import Saved, from_tensors, to_tensors
@@ -145,6 +146,7 @@ class _Run:
         self.time = Timeline(template.method.stages(), self.settings, self.order.steps)
         check_turns(self.time.stages, template)
         self.higher = higher_is_better(self.settings["monitor"])
+        self.explorer = Explorer(pack)
         self.way = Way(eval_rows=self.settings["eval_batch_size"])
         self.records = [Record() for _ in pack.replicates]
         # Of finished replicates, as far as the pack keeps them.
@@ -200,6 +202,7 @@ class _Run:
         losers = {} if rung is None else self._losers(rung, ending)
         ending.update(losers)
         epoch, stage = self.time.epochs_done + 1, self.time.stage
+        exchange = self.time.exchange
         if not self._advance():
             ending.update({i: ("done", "") for i in present if i not in ending})
         self._end(ending)
@@ -207,8 +210,10 @@ class _Run:
         if self.groups and self.time.stage is not stage:
             self._start_stage()
         failed = self._end_failing()
-        self._save_if_due()
         progress = self._progress(present, epoch)
+        if exchange is not None:
+            self._exchange(exchange)
+        self._save_if_due()
         if rung is not None:
             progress = replace(progress, rung=rung.epoch, at_rung=rung.values)
         return [progress, *(self._event(i) for i in sorted(ending)), *failed]
@@ -348,6 +353,7 @@ class _Run:
                 **{f"val/{name}": values[name][row] for name in METRICS},
                 **{f"val/{name}": values[f"report/{name}"][row] for name in reports},
                 "lr": group.optimizer.rates[row],
+                **self._hyperparameters(member.index),
             }
             if record.add(line, self.settings["monitor"], higher=self.higher):
                 better.models.add(member.index)
@@ -363,6 +369,70 @@ class _Run:
             "diverged: loss, weights or scores were not finite in epoch "
             f"{self.time.epochs_done + 1}; a lower learning_rate or a clip_norm may help"
         )
+
+    # ------------------------------------------------------------ population-based training
+
+    def _hyperparameters(self, index: int) -> dict[str, float]:
+        """Columns of the history: hyperparameters that `pbt` may change, with their values."""
+        if not self.settings["pbt"]:
+            return {}
+        values = self.explorer.values(self.builder.replicate(index))
+        return {f"{PREFIX}{name}": float(value) for name, value in values.items()}
+
+    def _exchange(self, epoch: int) -> None:
+        """Let the worst configurations continue as perturbed copies of good ones, seed by seed.
+
+        A configuration of which a model has ended takes no part.
+        """
+        members: dict[str, list[int]] = {}
+        for index, replicate in enumerate(self.pack.replicates):
+            members.setdefault(replicate.configuration, []).append(index)
+        values = {
+            configuration: [self.records[index].last for index in these]
+            for configuration, these in members.items()
+            if all(self.records[index].training for index in these)
+        }
+        rows = {
+            m.index: (group, row) for group in self.groups for row, m in enumerate(group.members)
+        }
+        found = copies(values, self.pack, epoch, higher_is_better=self.higher)
+        for configuration, source in found.items():
+            seeds = {self.pack.replicates[index].seed: index for index in members[source]}
+            for index in members[configuration]:
+                other = seeds[self.pack.replicates[index].seed]
+                self._copy(index, other, rows[index], rows[other], epoch)
+
+    def _copy(
+        self,
+        index: int,
+        other: int,
+        place: tuple[Group, int],
+        source: tuple[Group, int],
+        epoch: int,
+    ) -> None:
+        """Continue one model of the pack as a perturbed copy of another."""
+        before = self.explorer.values(self.builder.replicate(other))
+        own = self.pack.replicates[index]
+        values = self.explorer.perturbed(before, own.configuration, epoch)
+        self.records[index].continue_as(self.records[other], values)
+        self._set_values(index)
+        group, row = place
+        group.copy_row(row, *source)
+        # Buffers that hold hyperparameters are those in which the two models differ from the start.
+        old = dict(self.builder.model(other).named_buffers())
+        new = dict(self.builder.model(index).named_buffers())
+        changed = {
+            name: value
+            for name, value in new.items()
+            if name in group.stack.buffers and not torch.equal(value, old[name])
+        }
+        group.change(row, self.builder.replicate(index).training, changed)
+
+    def _set_values(self, index: int) -> None:
+        """Let the builder know a model's present hyperparameters."""
+        replicate, values = self.pack.replicates[index], self.records[index].values
+        if values:
+            self.builder.changed[index] = with_values(replicate, values)
 
     # ------------------------------------------------------------ ending models
 
@@ -469,7 +539,7 @@ class _Run:
         return self.pack.replicates[group.members[row].index].key
 
     def _pack_weights(self, group: Group, row: int) -> bytes:
-        replicate = self.pack.replicates[group.members[row].index]
+        replicate = self.builder.replicate(group.members[row].index)
         description = {
             "task": self.data.name,
             "class_names": list(self.data.class_names),
@@ -568,12 +638,15 @@ class _Run:
             checkpoint.warn_unusable(folder, error)
             self.records = [Record() for _ in self.pack.replicates]
             self.weights, self.predictions, self.failing = {}, {}, {}
+            self.builder.changed = {}
             self.time.position, self.groups = Position(), []
             return False
         return True
 
     def _restore(self, saved: Saved) -> None:
         self.way, self.records = saved.way, saved.records
+        for index in range(len(self.records)):
+            self._set_values(index)
         self.weights, self.predictions = saved.weights, saved.predictions
         self.time.position = saved.position
         self.groups = []

@@ -1,0 +1,111 @@
+"""Budgets: divided evenly over searches, whatever a model costs, over all runs of a study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fakecluster import Outcome, simulate
+from modmix.base.messages import Replicate
+from modmix.ledger.records import Entry
+from modmix.search.limits import seconds_for
+from modmix.study.spec import BudgetSpec
+
+STUDY = """
+study: small
+task: {name: weak, inputs: 2, train_rows: 40, val_rows: 20, test_rows: 20, dim: 4}
+seeds: 1
+training: {epochs: 2, batch_size: 20, stack: never}
+budget: {BUDGET}
+parts:
+  search:
+    search: {SEARCH}
+    shared: {learning_rate: {low: 0.0001, high: 1, log: true}}
+    methods: {mul: , add: }
+"""
+RANDOM = "configurations: 200, sampler: random, batch: 2"
+
+
+def value(replicate: Replicate) -> float:
+    return float(replicate.training["learning_rate"])
+
+
+def seconds(replicate: Replicate) -> float:
+    return 240.0 if replicate.method == "add" else 60.0
+
+
+def run(folder: Path, budget: str, search: str = RANDOM, *, slots: int = 4, more: str = "",
+        stop_after: int | None = None) -> Outcome:  # fmt: skip
+    text = STUDY.replace("BUDGET", budget).replace("SEARCH", search) + more
+    return simulate(text, folder, value, slots=slots, seconds=seconds, stop_after=stop_after)
+
+
+def count(entries: list[Entry]) -> dict[str, int]:
+    methods = [entry.method for entry in entries if entry.part == "search"]
+    return {method: methods.count(method) for method in ("mul", "add")}
+
+
+@pytest.mark.parametrize(
+    ("budget", "wall", "expected"),
+    [
+        ({}, 1e9, float("inf")),
+        ({"device_hours": 2}, 1e9, 7200.0),
+        ({"wall_minutes": 10}, 599.0, 4 * 600.0),
+        ({"wall_minutes": 10}, 600.0, 0.0),
+        ({"wall_minutes": 10, "device_hours": 0.5}, 0.0, 1800.0),
+    ],
+)
+def test_the_share_of_a_search(budget: dict[str, float], wall: float, expected: float) -> None:
+    made = BudgetSpec.model_validate(budget)
+    for searches in (1, 3):
+        found = seconds_for(made, searches=searches, slots=4, wall=wall)
+        assert found == pytest.approx(expected / searches)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", ["device_hours: 2", "wall_minutes: 30"])  # on four workers
+def test_methods_get_equal_time(tmp_path: Path, budget: str) -> None:
+    """An hour each: 60 models of a minute, 15 of four, and what was in flight at the end."""
+    found = count(run(tmp_path, budget).entries)
+    assert 60 <= found["mul"] <= 60 + 4
+    assert 15 <= found["add"] <= 15 + 4
+
+
+@pytest.mark.slow
+def test_a_budget_is_that_of_all_runs_and_not_of_grids(tmp_path: Path) -> None:
+    more = "  grid: {methods: {mul: {beta: {grid: [0, 0.2, 0.4, 0.6, 0.8, 1]}}, add: {}}}\n"
+    for _ in range(3):
+        run(tmp_path, "device_hours: 2", more=more, stop_after=20)
+    entries = run(tmp_path, "device_hours: 2", more=more).entries
+    found = count(entries)
+    assert 60 <= found["mul"] <= 60 + 4
+    assert 15 <= found["add"] <= 15 + 4
+    assert len(entries) == found["mul"] + found["add"] + 7
+    # Run again, nothing more is proposed.
+    assert count(run(tmp_path, "device_hours: 2", more=more).entries) == found
+
+
+@pytest.mark.slow
+def test_a_search_that_ends_leaves_its_time(tmp_path: Path) -> None:
+    found = count(run(tmp_path, "device_hours: 2", RANDOM.replace("200", "20")).entries)
+    assert found["mul"] == 20
+    assert 15 <= found["add"] <= 15 + 4
+
+
+def test_an_exhausted_grid_sampler_is_finished(tmp_path: Path) -> None:
+    """From the beginning it is known that three of 20 configurations will be proposed."""
+    grid = "configurations: 20, sampler: grid, batch: 2"
+    more = "  tuned: {best_of: search, methods: {mul: , add: }}\n"
+    text = "{choices: [0.1, 0.2, 0.3]}"
+    study = STUDY.replace("{low: 0.0001, high: 1, log: true}", text).replace("BUDGET", "")
+    study = study.replace("SEARCH", grid).replace("search:\n", "search:\n    seeds: [7]\n", 1)
+    for stop in (1, None):
+        found = simulate(study + more, tmp_path, value, slots=1, seconds=seconds, stop_after=stop)
+        assert found.status.configurations["total"] == 3 + 3 + 2
+    assert count(found.entries) == {"mul": 3, "add": 3}
+    best = [entry for entry in found.entries if entry.part == "tuned"]
+    assert [entry.proposal["learning_rate"] for entry in best] == [0.1, 0.1]
+    again = simulate(study + more, tmp_path, value, slots=1, seconds=seconds)
+    assert again.values == []
+    assert again.status.configurations["total"] == 8
