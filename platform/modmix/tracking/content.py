@@ -4,10 +4,11 @@ One run for the study, with one nested run per configuration:
 
     configuration  params     method and hyperparameters
                    metrics    val/*, test/*: means over replicates; *_std; *_ci (objective);
-                              epoch/*: mean and standard deviation of learning curves;
+                              epoch/*: learning curves, means over replicates;
                               live/*: means during training, every half minute
                    artifact   replicates.json: results and histories of all replicates
-    study          metrics    study/*: progress, and each method's best configuration so far
+    study          metrics    configurations/*: the objective by number of the configuration;
+                              study/*: progress, and each method's best configuration so far
                    artifacts  study.yaml, and the outputs of the analysis
 
 Times are in milliseconds since 1970, from the ledger, so that writing the same content again gives
@@ -39,9 +40,9 @@ from modmix.ledger.records import (
 )
 from modmix.tracking.store import Dataset, Value
 
-LAYOUT = 2  # version of this layout; a change rewrites all runs
+LAYOUT = 2  # version of this layout; after a change all runs are updated
 LIVE_SECONDS = 30.0  # interval of live metrics, for training longer than this
-MAX_STEPS = 200  # of a curve; longer ones are thinned (the artifact is complete)
+MAX_STEPS = 50  # of a curve; longer ones are thinned (the artifact is complete)
 STATUS = {"running": "RUNNING", "finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 _FINAL = tuple(
@@ -49,8 +50,9 @@ _FINAL = tuple(
 )
 _NOT_OF_KEYS = re.compile(r"[^\w\-. /:]")  # characters that MLflow refuses in a metric's key
 _ON_EVERY_RUN = ("modmix.task", "modmix.fingerprint", "mlflow.source.git.commit", "mlflow.user")
-# Tags that depend on a configuration's state.
+# Tags that a configuration has in some states only.
 STATE_TAGS = ("modmix.reason", "modmix.failed", "modmix.pruned")
+_SYMBOLS = {"alpha": "α", "beta": "β", "margin": "δ", "lambda": "λ", "tau": "τ"}
 _PARAM_LENGTH, _TAG_LENGTH, _NOTE_LENGTH = 6000, 5000, 5000  # MLflow's limits
 
 History = Mapping[str, Sequence[float]]
@@ -58,7 +60,10 @@ History = Mapping[str, Sequence[float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Content:
-    """The content of one run. ``curves``: digest of the replicates in its curves."""
+    """The content of one run.
+
+    ``curves`` are the learning curves of ``n_curves`` replicates, with ``curves_digest``.
+    """
 
     name: str
     status: str  # RUNNING, FINISHED, KILLED or FAILED
@@ -67,18 +72,28 @@ class Content:
     tags: Mapping[str, str]
     params: Mapping[str, str] = field(default_factory=dict)
     metrics: Sequence[Value] = ()
-    curves: str = ""
+    curves: Sequence[Value] = ()
+    curves_digest: str = ""
+    n_curves: int = 0
     artifact: Mapping[str, Any] = field(default_factory=dict)
 
 
 # ---------------------------------------------------------------- a configuration
 
 
-def configuration_status(replicates: Sequence[ReplicateRecord], state: str) -> str:
-    """The status of a configuration's run; ``state`` is that of the study."""
+def configuration_state(replicates: Sequence[ReplicateRecord], state: str) -> str:
+    """running, stopped, done, pruned or failed; ``state`` is that of the study."""
     if any(r.state not in ENDED for r in replicates):
-        return "RUNNING" if state == "running" else "KILLED"
-    return "FAILED" if all(r.state == "failed" for r in replicates) else "FINISHED"
+        return "running" if state == "running" else "stopped"
+    states = {r.state for r in replicates}
+    return next((one for one in ("done", "pruned") if one in states), "failed")
+
+
+def configuration_status(replicates: Sequence[ReplicateRecord], state: str) -> str:
+    """The status of a configuration's run in MLflow, which has none for pruned ones."""
+    return {"running": "RUNNING", "done": "FINISHED", "failed": "FAILED"}.get(
+        configuration_state(replicates, state), "KILLED"
+    )
 
 
 def configuration_digest(
@@ -103,41 +118,48 @@ def configuration_content(
     parts: Sequence[str],
     histories: Mapping[str, History],
     state: str,
+    starts: Mapping[str, float] | None = None,
 ) -> Content:
     """The content of a configuration's run.
 
     Args:
         replicates: all of the configuration in this study; at least one has ended.
+        starts: when packs started, in seconds. Without it, the time charged to a replicate counts.
     """
     study = _of_its_task(study, configuration)
     ended = [r for r in replicates if r.state in ENDED]
     good = [r for r in ended if r.state == "done"] or [r for r in ended if r.state == "pruned"]
     complete = len(ended) == len(replicates)
-    finished = [_milliseconds(r.finished or study.updated) for r in ended]
-    begun = [t - _milliseconds(r.seconds) for r, t in zip(ended, finished, strict=True)]
-    started, last = min(begun), max(finished)
-    metrics = _summary(study, good, ended, last)
+    last = max(r.finished or study.updated for r in ended)
+    started = min(_began(r, starts or {}, study.updated) for r in ended)
     shown = {r.key: histories[r.key] for r in good if r.key in histories} if complete else {}
-    metrics += _curves(study, list(shown.values()), started, last)
     return Content(
         name=configuration_name(study.spec, configuration, parts),
         status=configuration_status(replicates, state),
-        started=started,
-        ended=last if complete or state != "running" else None,
-        tags=_configuration_tags(study, configuration, replicates, parts),
+        started=_milliseconds(started),
+        ended=_milliseconds(last) if complete or state != "running" else None,
+        tags=_configuration_tags(study, configuration, replicates, parts, state),
         params=_params(configuration),
-        metrics=metrics,
-        curves=digest(sorted(shown)) if shown else "",
+        metrics=_summary(study, good, ended, _milliseconds(last)),
+        curves=_curves(study, [*shown.values()], _milliseconds(started), _milliseconds(last)),
+        curves_digest=digest(sorted(shown)) if shown else "",
+        n_curves=len(shown),
         artifact=_artifact(study, configuration, ended, histories),
     )
+
+
+def _began(r: ReplicateRecord, starts: Mapping[str, float], updated: float) -> float:
+    """When the training of a replicate began. A pack may have ended before a late result."""
+    ended = r.finished or updated
+    return min(starts.get(r.pack or "", ended), ended - r.seconds)
 
 
 def configuration_name(
     spec: Mapping[str, Any], configuration: ConfigurationRecord, parts: Sequence[str] = ()
 ) -> str:
-    """A readable name of the method and its varied hyperparameters: "mul beta=0.5".
+    """A readable name of the method and its varied hyperparameters: "mul β=0.5".
 
-    In a study of several tasks with the task before it: "digits: mul beta=0.5".
+    In a study of several tasks with the task before it: "digits: mul β=0.5".
     """
     parts = [part.partition("@")[0] for part in parts]
     task = f"{configuration.task}: " if configuration.task else ""
@@ -145,7 +167,7 @@ def configuration_name(
     if configuration.params.get("modality") is not None:
         parts_of_name.append(str(configuration.params["modality"]))
     parts_of_name += [
-        f"{name}={_short(configuration.params[name])}"
+        f"{_SYMBOLS.get(name, name)}={_short(configuration.params[name])}"
         for name in _varied(spec, configuration.method, parts)
         if name in configuration.params and name != "modality"
     ]
@@ -223,21 +245,16 @@ def _curves(
     study: StudyRecord, histories: Sequence[History], started: int, ended: int
 ) -> list[Value]:
     """Means of learning curves over the replicates still training; the step is the evaluation."""
-    names = _columns(study)
     length = max((len(c) for h in histories for c in h.values()), default=0)
-    found: list[Value] = []
+    found = []
     for index in thinned(length):
         time = started + (ended - started) * (index + 1) // length
-        for name in names:
+        for name in _columns(study):
             columns = [h[name] for h in histories if name in h]
             values = _finite(c[index] for c in columns if index < len(c))
-            if not values:
-                continue
-            mean, std = _mean_and_std(values)
-            row = [(f"epoch/{name}", mean)]
-            if len(values) > 1:
-                row.append((f"epoch/{name}_std", std))
-            found += [Value(key=k, value=v, time=time, step=index + 1) for k, v in row]
+            if values:
+                mean = math.fsum(values) / len(values)
+                found.append(Value(key=f"epoch/{name}", value=mean, time=time, step=index + 1))
     return found
 
 
@@ -259,6 +276,7 @@ def _configuration_tags(
     configuration: ConfigurationRecord,
     replicates: Sequence[ReplicateRecord],
     parts: Sequence[str],
+    state: str,
 ) -> dict[str, str]:
     """Tags for filtering runs; most common tags are only on the study's run."""
     failed = [r for r in replicates if r.state == "failed"]
@@ -269,6 +287,7 @@ def _configuration_tags(
         "modmix.method": configuration.method,
         "modmix.parts": ", ".join(parts),
         "modmix.number": str(configuration.number),
+        "modmix.state": configuration_state(replicates, state),
         **({"modmix.task_in_study": configuration.task} if configuration.task else {}),
     }
     if failed:
@@ -371,25 +390,33 @@ def live_content(
     replicates: Sequence[ReplicateRecord],
     parts: Sequence[str],
     progress: Sequence[tuple[int, Mapping[str, float]]],
+    started: float,
     now: float,
 ) -> Content:
-    """Live metrics of a configuration. ``progress``: (epoch, metrics) of its replicates."""
+    """Live metrics of a configuration.
+
+    Args:
+        progress: (epoch, metrics) of its replicates in training.
+        started: when their training began, at the latest.
+    """
     study = _of_its_task(study, configuration)
     columns = {
         name: _finite(metrics.get(name, math.nan) for _, metrics in progress)
         for name in _columns(study)[:-1]
     }
-    rows = [(f"live/{name}", statistics.fmean(v)) for name, v in columns.items() if v]
-    epoch = max(epoch for epoch, _ in progress)
-    time = _milliseconds(now)
+    epoch, time = max(epoch for epoch, _ in progress), _milliseconds(now)
     return Content(
         name=configuration_name(study.spec, configuration, parts),
         status="RUNNING",
-        started=time,
+        started=_milliseconds(started),
         ended=None,
-        tags=_configuration_tags(study, configuration, replicates, parts),
+        tags=_configuration_tags(study, configuration, replicates, parts, "running"),
         params=_params(configuration),
-        metrics=[Value(key=key, value=value, time=time, step=epoch) for key, value in rows],
+        metrics=[
+            Value(key=f"live/{name}", value=statistics.fmean(values), time=time, step=epoch)
+            for name, values in columns.items()
+            if values
+        ],
     )
 
 
@@ -437,6 +464,33 @@ def study_content(
         metrics=[
             Value(key=key, value=value, time=now, step=len(ended)) for key, value in rows.items()
         ],
+        curves=[
+            value
+            for configuration in configurations
+            if (value := _result(study.spec, configuration, replicates.get(configuration.key, ())))
+        ],
+    )
+
+
+def _result(
+    spec: Mapping[str, Any], configuration: ConfigurationRecord, mine: Sequence[ReplicateRecord]
+) -> Value | None:
+    """A complete configuration in the study's chart of its method; the step is its number.
+
+    Over more replicates it is another chart: what was logged cannot be changed.
+    """
+    objective, *_ = objectives_of(spec)
+    good = [r for r in mine if r.state == "done"]
+    values = _finite(r.metrics.get(objective, math.nan) for r in good)
+    if not values or any(r.state not in ENDED for r in mine):
+        return None
+    task = f"{configuration.task}/" if configuration.task else ""
+    name = _NOT_OF_KEYS.sub("_", f"{task}{configuration.method}/{objective}")
+    return Value(
+        key=f"configurations/{name} over {len(values)} seed{'s' * (len(values) > 1)}",
+        value=statistics.fmean(values),
+        time=_milliseconds(max(r.finished or 0.0 for r in good)),
+        step=configuration.number,
     )
 
 

@@ -6,10 +6,10 @@ it rejects a request. mlflow is imported inside functions.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import re
+import socket
 import sqlite3
 import tempfile
 import warnings
@@ -18,6 +18,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from modmix.base.errors import InputError, TrackingError
 from modmix.base.home import sqlite_path
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _ROWS = 1000  # MLflow's limit of values per request
 _PAIRS = 100  # MLflow's limit of params, or tags
 _PAGE = 500  # runs per search request
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _TEMPORARY = {
     "INTERNAL_ERROR",
     "TEMPORARILY_UNAVAILABLE",
@@ -87,11 +89,12 @@ class Experiment:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run that is not deleted. ``status``: RUNNING, FINISHED, KILLED, FAILED or SCHEDULED."""
+    """A run. ``status``: RUNNING, FINISHED, KILLED, FAILED or SCHEDULED."""
 
     id: str
     experiment: str
     status: str
+    deleted: bool
     tags: Mapping[str, str]
     params: Mapping[str, str]
 
@@ -104,13 +107,17 @@ def redacted(text: str) -> str:
     return re.sub(r"//[^/@\s]*@", "//***@", text)
 
 
+def is_server(uri: str) -> bool:
+    return uri.startswith(("http://", "https://", "databricks"))
+
+
 def check(uri: str) -> None:
     """Check within seconds that MLflow can be used.
 
-    SQLite files are inspected without importing MLflow; others are connected to.
+    An SQLite file is only looked at, without importing MLflow; servers are connected to.
 
     Raises:
-        InputError: unsupported kind of store, or a database of another MLflow version.
+        InputError: unsupported kind of store, or not a database.
         TrackingError: unreachable, or it refuses.
     """
     if ("://" not in uri and not uri.startswith("databricks")) or uri.startswith("file:"):
@@ -121,55 +128,21 @@ def check(uri: str) -> None:
     path = sqlite_path(uri)
     if path is None:
         Store(uri).ping()
-    else:
-        _check_sqlite(path, uri)
-
-
-def _check_sqlite(path: Path, uri: str) -> None:
+        return
     existing = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not os.access(existing, os.W_OK):
         raise InputError(
             f"{path} is not writable: change the permissions of its folder, or unset "
             "MLFLOW_TRACKING_URI to use a database in the results folder"
         )
-    if not path.exists():
-        return
-    found = None
-    try:
-        address = f"{path.absolute().as_uri()}?mode=ro"
-        with closing(sqlite3.connect(address, uri=True, timeout=5)) as database:
-            tables = {row[0] for row in database.execute("SELECT name FROM sqlite_master")}
-            if "alembic_version" in tables:
-                row = database.execute("SELECT version_num FROM alembic_version").fetchone()
-                found = row and str(row[0])
-    except sqlite3.Error as error:
-        raise InputError(
-            f"{path} cannot be read as an SQLite database ({error}): move it away and run the "
-            "command again; its content is rebuilt from the ledger"
-        ) from error
-    latest = _latest_schema()
-    if found and latest and found != latest:
-        raise InputError(
-            f"{path} was created by another version of MLflow (its schema is {found}, the "
-            f"installed version needs {latest}): back it up and run 'mlflow db upgrade {uri}'; or "
-            "move it away to rebuild it from the ledger"
-        )
-
-
-def _latest_schema() -> str | None:
-    """The schema version of the installed MLflow, from its migrations, without importing it."""
-    package = importlib.util.find_spec("mlflow")
-    if package is None or package.origin is None:
-        raise InputError("MLflow is not installed: reinstall modmix with its dependencies")
-    folder = Path(package.origin).parent / "store" / "db_migrations" / "versions"
-    revisions: set[str] = set()
-    older: set[str] = set()
-    for file in folder.glob("*.py"):
-        text = file.read_text(encoding="utf-8")
-        revisions |= set(re.findall(r"^revision = [\"'](\w+)", text, re.M))
-        older |= set(re.findall(r"^down_revision = [\"'](\w+)", text, re.M))
-    heads = revisions - older
-    return heads.pop() if len(heads) == 1 else None
+    if path.exists():
+        with path.open("rb") as file:
+            header = file.read(16)
+        if header not in (b"", b"SQLite format 3\0"):
+            raise InputError(
+                f"{path} cannot be read as an SQLite database (it starts with {header[:8]!r}): "
+                "move it away and run the command again; its content is rebuilt from the ledger"
+            )
 
 
 # ---------------------------------------------------------------- errors
@@ -185,7 +158,13 @@ def translated_errors(uri: str) -> Iterator[None]:
     except TrackingError:
         raise
     except MlflowException as error:
-        if error.error_code not in _TEMPORARY or "out-of-date database schema" in str(error):
+        if "out-of-date database schema" in str(error):
+            raise RefusedError(
+                f"the database {redacted(uri)} was created by another version of MLflow: back it "
+                f"up and run 'mlflow db upgrade {redacted(uri)}', or move it away to rebuild it "
+                "from the ledger"
+            ) from error
+        if error.error_code not in _TEMPORARY:
             raise RefusedError(_refusal(uri, str(error.error_code), error)) from error
         raise TrackingError(_unreachable(uri, error)) from error
     except Exception as error:  # of requests, sqlalchemy, botocore
@@ -234,7 +213,7 @@ def _first_line(error: BaseException) -> str:
 class Store:
     """A tracking server, or a database used directly (created if missing).
 
-    ``api`` is MLflow's client, for `models`.
+    ``client`` is MLflow's client, for the model registry.
 
     Raises:
         TrackingError: by every method, if MLflow is unreachable or refuses.
@@ -251,72 +230,87 @@ class Store:
         warnings.filterwarnings("ignore", ".*noload.*", DeprecationWarning)
         self.uri = uri
         with translated_errors(uri):
-            if not self.places_artifacts:
-                _prepare_database(uri)
-            self.api: MlflowClient = MlflowClient(uri, registry_uri=uri)
+            _prepare_database(uri)
+            self.client: MlflowClient = MlflowClient(uri, registry_uri=uri)
 
     @property
     def places_artifacts(self) -> bool:
         """Whether it has an artifact store. A database used directly would use ./mlruns."""
-        return self.uri.startswith(("http://", "https://", "databricks"))
+        return is_server(self.uri)
 
     def ping(self) -> None:
         with translated_errors(self.uri):
-            self.api.search_experiments(max_results=1)
+            self.client.search_experiments(max_results=1)
 
     # ------------------------------------------------------------ experiments
 
+    def studies(self, most: int) -> list[tuple[str, str]]:
+        """Names and ids of experiments with studies, the latest first."""
+        with translated_errors(self.uri):
+            found = self.client.search_experiments(
+                max_results=most,
+                filter_string="tags.`modmix.study` LIKE '%'",
+                order_by=["last_update_time DESC"],
+            )
+        return [(one.name, str(one.experiment_id)) for one in found]
+
     def experiment(self, name: str) -> Experiment | None:
         with translated_errors(self.uri):
-            found = self.api.get_experiment_by_name(name)
+            found = self.client.get_experiment_by_name(name)
         if found is None:
             return None
-        deleted = found.lifecycle_stage != "active"
         return Experiment(
             id=str(found.experiment_id),
             artifacts=found.artifact_location or "",
             tags=found.tags,
-            deleted=deleted,
+            deleted=found.lifecycle_stage != "active",
         )
 
     def create_experiment(
         self, name: str, artifacts: str | None, tags: Mapping[str, str]
     ) -> Experiment:
         with translated_errors(self.uri):
-            made = self.api.create_experiment(name, artifact_location=artifacts, tags=dict(tags))
+            made = self.client.create_experiment(name, artifact_location=artifacts, tags=dict(tags))
         return Experiment(id=str(made), artifacts=artifacts or "", tags=tags, deleted=False)
 
     def rename_experiment(self, experiment: str, name: str) -> None:
         with translated_errors(self.uri):
-            self.api.rename_experiment(experiment, name)
+            self.client.rename_experiment(experiment, name)
 
     def restore_experiment(self, experiment: str) -> None:
         """Restore a deleted experiment with all its runs."""
         with translated_errors(self.uri):
-            self.api.restore_experiment(experiment)
+            self.client.restore_experiment(experiment)
+
+    def set_experiment_tag(self, experiment: str, key: str, value: str) -> None:
+        with translated_errors(self.uri):
+            self.client.set_experiment_tag(experiment, key, value)
+
+    def experiment_tag(self, experiment: str, key: str) -> str | None:
+        with translated_errors(self.uri):
+            tags: Mapping[str, str] = self.client.get_experiment(experiment).tags
+        return tags.get(key)
 
     # ------------------------------------------------------------ runs
 
     def run(self, run: str) -> Run | None:
-        """A run, or None if it does not exist or is deleted."""
+        """A run, or None if it does not exist."""
         from mlflow.exceptions import MlflowException
 
         with translated_errors(self.uri):
             try:
-                found = self.api.get_run(run)
+                return _run(self.client.get_run(run))
             except MlflowException as error:
                 if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                     return None
                 raise
-        return _run(found) if found.info.lifecycle_stage == "active" else None
 
-    def runs(self, experiment: str, *, running: bool = False) -> Iterator[Run]:
-        """The runs of an experiment that are not deleted, optionally only running ones."""
-        condition = "attributes.status = 'RUNNING'" if running else ""
+    def runs(self, experiment: str, condition: str = "") -> Iterator[Run]:
+        """The runs of an experiment that are not deleted and meet a condition of MLflow's."""
         token = None
         while True:
             with translated_errors(self.uri):
-                page = self.api.search_runs(
+                page = self.client.search_runs(
                     [experiment], condition, max_results=_PAGE, page_token=token
                 )
             yield from map(_run, page)
@@ -328,22 +322,27 @@ class Store:
         self, experiment: str, name: str, *, started: int, tags: Mapping[str, str]
     ) -> str:
         with translated_errors(self.uri):
-            run = self.api.create_run(
+            run = self.client.create_run(
                 experiment, start_time=started, tags=dict(tags), run_name=name
             )
         return str(run.info.run_id)
 
-    def delete_run(self, run: str) -> None:
+    def remove_run(self, run: str) -> None:
+        """Delete a run that was created by mistake and holds nothing."""
         with translated_errors(self.uri):
-            self.api.delete_run(run)
+            self.client.delete_run(run)
+
+    def restore_run(self, run: str) -> None:
+        with translated_errors(self.uri):
+            self.client.restore_run(run)
 
     def reopen_run(self, run: str) -> None:
         with translated_errors(self.uri):
-            self.api.update_run(run, status="RUNNING")
+            self.client.update_run(run, status="RUNNING")
 
     def end_run(self, run: str, status: str, ended: int | None) -> None:
         with translated_errors(self.uri):
-            self.api.set_terminated(run, status, ended)
+            self.client.set_terminated(run, status, ended)
 
     # ------------------------------------------------------------ content of runs
 
@@ -351,23 +350,27 @@ class Store:
         self,
         run: str,
         *,
-        params: Mapping[str, str],
-        metrics: Sequence[Value],
-        tags: Mapping[str, str],
+        params: Mapping[str, str] | None = None,
+        metrics: Sequence[Value] = (),
+        tags: Mapping[str, str] | None = None,
     ) -> None:
         """Log to a run in as few requests as possible; the tags with the last one."""
         from mlflow.entities import Metric, Param, RunTag
 
-        assert len(tags) <= _PAIRS, f"{len(tags)} tags"
-        pairs = [Param(key, value) for key, value in params.items()]
+        pairs = [Param(key, value) for key, value in (params or {}).items()]
         rows = [Metric(v.key, v.value, v.time, v.step) for v in metrics]
-        labels = [RunTag(key, value) for key, value in tags.items()]
+        labels = [RunTag(key, value) for key, value in (tags or {}).items()]
+        assert len(labels) <= _PAIRS, f"{len(labels)} tags"
         with translated_errors(self.uri):
             while len(pairs) > _PAIRS or len(pairs) + len(rows) + len(labels) > _ROWS:
                 room = _ROWS - min(len(pairs), _PAIRS)
-                self.api.log_batch(run, metrics=rows[:room], params=pairs[:_PAIRS])
+                self.client.log_batch(run, metrics=rows[:room], params=pairs[:_PAIRS])
                 rows, pairs = rows[room:], pairs[_PAIRS:]
-            self.api.log_batch(run, metrics=rows, params=pairs, tags=labels)
+            self.client.log_batch(run, metrics=rows, params=pairs, tags=labels)
+
+    def delete_tag(self, run: str, key: str) -> None:
+        with translated_errors(self.uri):
+            self.client.delete_tag(run, key)
 
     def log_dataset(self, run: str, dataset: Dataset) -> None:
         """Log the data set of a run; idempotent."""
@@ -382,7 +385,7 @@ class Store:
             profile=dataset.profile,
         )
         with translated_errors(self.uri):
-            self.api.log_inputs(run, datasets=[DatasetInput(data)])
+            self.client.log_inputs(run, datasets=[DatasetInput(data)])
 
     def log_text(self, run: str, name: str, text: str) -> None:
         with tempfile.TemporaryDirectory(prefix="modmix-") as folder:
@@ -393,7 +396,7 @@ class Store:
     def log_file(self, run: str, file: Path, folder: str | None = None) -> None:
         """Log a file as an artifact below ``folder``."""
         with translated_errors(self.uri):
-            self.api.log_artifact(run, str(file), folder)
+            self.client.log_artifact(run, str(file), folder)
 
 
 def _run(run: MlflowRun) -> Run:
@@ -401,18 +404,24 @@ def _run(run: MlflowRun) -> Run:
         id=run.info.run_id,
         experiment=run.info.experiment_id,
         status=run.info.status,
+        deleted=run.info.lifecycle_stage != "active",
         tags=run.data.tags,
         params=run.data.params,
     )
 
 
 def _prepare_database(uri: str) -> None:
-    from mlflow.store.db import utils
+    """Make the folder of an SQLite file; see whether a database server answers.
 
-    # MLflow would retry an unreachable database for 100 seconds; whole updates are retried instead.
-    utils.MAX_RETRY_COUNT = 2
+    MLflow would try to connect for more than a minute; whole updates are retried instead.
+    """
     if path := sqlite_path(uri):
-        # Write-ahead logging: the UI can read during writes, and commits are cheaper.
         path.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(path, timeout=20)) as database:
+            # Write-ahead log: the UI can read during writes, and commits are cheaper.
             database.execute("PRAGMA journal_mode=WAL")
+    elif not is_server(uri):
+        parts = urlsplit(uri)
+        port = parts.port or _PORTS.get(parts.scheme.partition("+")[0])
+        if parts.hostname and port:
+            socket.create_connection((parts.hostname, port), timeout=5).close()

@@ -47,7 +47,7 @@ def find_version(store: Store, name: str, tag: str, value: str, home: Home) -> s
     with translated_errors(store.uri):
         while True:
             try:
-                page = store.api.search_model_versions(
+                page = store.client.search_model_versions(
                     f"name = '{name}'", max_results=_PAGE, page_token=token
                 )
             except MlflowException as error:
@@ -69,7 +69,7 @@ def find_version(store: Store, name: str, tag: str, value: str, home: Home) -> s
 
 def set_alias(store: Store, name: str, version: str, alias: str) -> None:
     with translated_errors(store.uri):
-        store.api.set_registered_model_alias(name, alias, version)
+        store.client.set_registered_model_alias(name, alias, version)
 
 
 def add_version(
@@ -88,17 +88,17 @@ def add_version(
     Without pickle: the script is copied as text, the weights as a safetensors file.
     """
     with translated_errors(store.uri):
-        made = store.api.create_logged_model(
+        made = store.client.create_logged_model(
             experiment, name=name, source_run_id=run, tags=dict(tags), model_type="classifier"
         )
         _save(model, folder / "model", run=run, model_id=made.model_id)
-        store.api.log_model_artifacts(made.model_id, str(folder / "model"))
-        store.api.finalize_logged_model(made.model_id, "READY")
+        store.client.log_model_artifacts(made.model_id, str(folder / "model"))
+        store.client.finalize_logged_model(made.model_id, "READY")
         _attach(store, run, made.model_id)
         _make_name(store, name, tags)
         # A database used directly would look up "models:/…" in the global store.
         source = f"models:/{made.model_id}" if store.places_artifacts else made.artifact_location
-        version = store.api.create_model_version(
+        version = store.client.create_model_version(
             name,
             source=source,
             run_id=run,
@@ -107,7 +107,7 @@ def add_version(
             model_id=made.model_id,
         )
         versions = json.dumps([{"name": name, "version": str(version.version)}])
-        store.api.set_logged_model_tags(made.model_id, {"mlflow.modelVersions": versions})
+        store.client.set_logged_model_tags(made.model_id, {"mlflow.modelVersions": versions})
     return str(version.version)
 
 
@@ -115,14 +115,14 @@ def _attach(store: Store, run: str, model_id: str) -> None:
     """Link the model to its run."""
     from mlflow.entities import LoggedModelOutput
 
-    store.api.log_outputs(run, [LoggedModelOutput(model_id, step=0)])
+    store.client.log_outputs(run, [LoggedModelOutput(model_id, step=0)])
 
 
 def _make_name(store: Store, name: str, tags: Mapping[str, str]) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
-        store.api.create_registered_model(name, tags=dict(tags))
+        store.client.create_registered_model(name, tags=dict(tags))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
