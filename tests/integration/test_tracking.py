@@ -235,7 +235,7 @@ def test_writing_again_changes_nothing(bench: Bench) -> None:
 def extend_with_notes(bench: Bench) -> None:
     """A study of two seeds, to which a person and then three more seeds add."""
     client = MlflowClient(bench.uri)
-    bench.start(configurations=1, seeds=2)
+    bench.start(configurations=1, seeds=2, study="annotated")
     bench.finish(["configuration-000-0"], state="failed", reason="diverged: epoch 1")
     bench.finish(["configuration-000-1"])
     bench.writer().update("finished")
@@ -311,9 +311,9 @@ def test_a_run_that_was_created_at_the_moment_of_taking_over_is_removed(
         return create(self, *args, **kwargs)
 
     monkeypatch.setattr(Store, "create_run", overtaken)
-    first.update("running")
     with pytest.raises(OvertakenError):
         first.update("running")
+    assert len(bench.runs()) == 6  # the study's, three, and two second ones
     second.update("finished")
     bench.check_whole()
 
