@@ -303,14 +303,14 @@ def test_a_run_that_was_created_at_the_moment_of_taking_over_is_removed(
     first.update("running")
     bench.extend(configurations=3, seeds=1)
     bench.finish()
-    create = Store.create_run
+    create = MlflowClient.create_run
 
-    def overtaken(self: Store, *args: Any, **kwargs: Any) -> str:
-        monkeypatch.setattr(Store, "create_run", create)
+    def overtaken(self: MlflowClient, *args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(MlflowClient, "create_run", create)
         second.update("running")
         return create(self, *args, **kwargs)
 
-    monkeypatch.setattr(Store, "create_run", overtaken)
+    monkeypatch.setattr(MlflowClient, "create_run", overtaken)
     with pytest.raises(OvertakenError):
         first.update("running")
     assert len(bench.runs()) == 6  # the study's, three, and two second ones
@@ -405,8 +405,8 @@ class Fuse:
 
 
 WRITES = (
-    "create_experiment", "set_experiment_tag", "create_run", "log_dataset", "log", "log_file",
-    "end_run", "reopen_run", "remove_run",
+    "create_experiment", "set_experiment_tag", "create_run", "log_inputs", "log_batch",
+    "log_artifact", "set_terminated", "update_run", "set_tag", "delete_run",
 )  # fmt: skip
 NOTES = ("set_configuration_runs", "set_study_run")
 
@@ -425,7 +425,7 @@ def test_a_kill_at_any_call_leaves_no_duplicate_and_nothing_running(
         fuse = Fuse(calls, after=after)
         with monkeypatch.context() as patch:
             for name in WRITES:
-                patch.setattr(Store, name, fuse.around(getattr(Store, name)))
+                patch.setattr(MlflowClient, name, fuse.around(getattr(MlflowClient, name)))
             for name in NOTES:
                 patch.setattr(Ledger, name, fuse.around(getattr(Ledger, name)))
             with suppress(Killed):

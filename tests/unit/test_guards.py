@@ -158,7 +158,7 @@ PLACES = {
     "ray": ("execution.ray_runner", "execution.ray_seats"),
     "optuna": ("search.proposer",),
     "sqlalchemy": ("ledger",),
-    "mlflow": ("tracking.store", "registry.models", "registry.pyfunc"),
+    "mlflow": ("tracking", "registry.models", "registry.pyfunc"),
     "torch.func": ("training.stack",),
     "matplotlib": ("analysis",),
     "pandas": ("analysis", "registry.pyfunc", "api"),

@@ -42,8 +42,8 @@ def register(ledger: Ledger, home: Home, study: str, uri: str) -> Registered:
         InputError: not a final study, not finished, or its weights are missing.
         TrackingError: MLflow is unreachable or refuses.
     """
-    from modmix.tracking import mirror
     from modmix.registry.models import add_version, find_version, set_alias
+    from modmix.tracking import mirror
     from modmix.tracking.store import Store
 
     record = ledger.study(study)
@@ -77,7 +77,7 @@ def register(ledger: Ledger, home: Home, study: str, uri: str) -> Registered:
                 model,
                 name=name,
                 run=run,
-                experiment=experiment.experiment,
+                experiment=experiment.info.experiment_id,
                 description=_description(record, configuration, replicates, chosen, model),
                 tags=_tags(record, configuration, replicates, chosen),
                 folder=Path(folder),

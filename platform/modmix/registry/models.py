@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from modmix.base.home import Home
 from modmix.tracking.place import is_elsewhere
-from modmix.tracking.store import Store, translated_errors
+from modmix.tracking.store import RefusedError, Store, translated_errors
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -41,35 +41,31 @@ class NewModel:
 
 def find_version(store: Store, name: str, tag: str, value: str, home: Home) -> str | None:
     """The latest version of a model with this tag whose files are present, or None."""
-    from mlflow.exceptions import MlflowException
-
     token, found = None, []
-    with translated_errors(store.uri):
-        while True:
-            try:
-                page = store.client.search_model_versions(
-                    f"name = '{name}'", max_results=_PAGE, page_token=token
-                )
-            except MlflowException as error:
-                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                    return None
-                raise
-            found += [
-                version
-                for version in page
-                if version.tags.get(tag) == value
-                and version.status == "READY"
-                and (store.places_artifacts or not is_elsewhere(version.source, home, store.uri))
-            ]
-            token = page.token
-            if not token:
-                break
+    while True:
+        try:
+            page = store.client.search_model_versions(
+                f"name = '{name}'", max_results=_PAGE, page_token=token
+            )
+        except RefusedError as error:
+            if error.code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+        found += [
+            version
+            for version in page
+            if version.tags.get(tag) == value
+            and version.status == "READY"
+            and (store.places_artifacts or not is_elsewhere(version.source, home, store.uri))
+        ]
+        token = page.token
+        if not token:
+            break
     return max((str(version.version) for version in found), key=int, default=None)
 
 
 def set_alias(store: Store, name: str, version: str, alias: str) -> None:
-    with translated_errors(store.uri):
-        store.client.set_registered_model_alias(name, alias, version)
+    store.client.set_registered_model_alias(name, alias, version)
 
 
 def add_version(
@@ -119,12 +115,10 @@ def _attach(store: Store, run: str, model_id: str) -> None:
 
 
 def _make_name(store: Store, name: str, tags: Mapping[str, str]) -> None:
-    from mlflow.exceptions import MlflowException
-
     try:
         store.client.create_registered_model(name, tags=dict(tags))
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+    except RefusedError as error:
+        if error.code != "RESOURCE_ALREADY_EXISTS":
             raise
 
 

@@ -2,7 +2,7 @@
 
 In: the ledger. Out: runs, metrics and files in MLflow. Training never waits for it.
 
-    store    MLflow's client behind a small interface; the only file here that imports mlflow
+    store    MLflow's client with translated errors; the only file here that calls mlflow
     content  what each run should hold, computed from the ledger's records (pure)
     reader   reads the ledger incrementally
     place    whether files that MLflow knows are where they were

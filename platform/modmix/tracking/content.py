@@ -38,7 +38,7 @@ from modmix.ledger.records import (
     StudyRecord,
     of_task,
 )
-from modmix.tracking.store import Dataset, Value
+from modmix.tracking.store import Value
 
 LAYOUT = 2  # version of this layout; after a change all runs are updated
 LIVE_SECONDS = 30.0  # interval of live metrics, for training longer than this
@@ -329,23 +329,18 @@ def _user() -> str:
         return ""
 
 
-def datasets(study: StudyRecord) -> dict[str, Dataset]:
+def datasets(study: StudyRecord) -> dict[str, dict[str, str]]:
     """The data sets of a study by task; by "" where it has one."""
-    return {
-        task: dataset(of_task(study, task) if task else study)
-        for task in study.spec.get("tasks") or [""]
-    }
-
-
-def dataset(study: StudyRecord) -> Dataset:
-    """The data set of a study of one task."""
-    details = study.details
-    return Dataset(
-        name=str(details.get("task", "data")),
-        digest=str(details.get("fingerprint", ""))[:12],
-        source=json.dumps(details.get("task_options", {})),
-        profile=json.dumps({"rows": details.get("rows"), "inputs": details.get("inputs")}),
-    )
+    found = {}
+    for task in study.spec.get("tasks") or [""]:
+        details = of_task(study, task).details if task else study.details
+        found[task] = {
+            "name": str(details.get("task", "data")),
+            "digest": str(details.get("fingerprint", ""))[:12],
+            "source": json.dumps(details.get("task_options", {})),
+            "profile": json.dumps({"rows": details.get("rows"), "inputs": details.get("inputs")}),
+        }
+    return found
 
 
 def _params(configuration: ConfigurationRecord) -> dict[str, str]:
@@ -359,28 +354,23 @@ def _artifact(
     ended: Sequence[ReplicateRecord],
     histories: Mapping[str, History],
 ) -> dict[str, Any]:
+    plain = ("key", "seed", "state", "reason", "epochs", "best_epoch", "seconds")
+    replicates = []
+    for r in ended:
+        history = histories.get(r.key, {})
+        replicates.append(
+            {
+                **{name: getattr(r, name) for name in plain},
+                "metrics": {k: _json_number(v) for k, v in r.metrics.items()},
+                "history": {k: [*map(_json_number, column)] for k, column in history.items()},
+            }
+        )
     return {
         "study": study.name,
         "configuration": configuration.key,
         "method": configuration.method,
         "params": dict(configuration.params),
-        "replicates": [
-            {
-                "key": r.key,
-                "seed": r.seed,
-                "state": r.state,
-                "reason": r.reason,
-                "epochs": r.epochs,
-                "best_epoch": r.best_epoch,
-                "seconds": r.seconds,
-                "metrics": {k: _json_number(v) for k, v in r.metrics.items()},
-                "history": {
-                    k: [_json_number(v) for v in column]
-                    for k, column in histories.get(r.key, {}).items()
-                },
-            }
-            for r in ended
-        ],
+        "replicates": replicates,
     }
 
 

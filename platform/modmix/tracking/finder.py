@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from modmix.base.home import Home
 from modmix.base.messages import digest
@@ -11,7 +12,10 @@ from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import ConfigurationRecord, StudyRecord
 from modmix.tracking.content import higher, request_digest
 from modmix.tracking.place import is_elsewhere
-from modmix.tracking.store import Experiment, RefusedError, Run, Store, redacted
+from modmix.tracking.store import RefusedError, Store, redacted
+
+if TYPE_CHECKING:
+    from mlflow.entities import Experiment, Run
 
 WRITER = "modmix.writer"  # tag of the experiment: who writes to it, see `writer`
 
@@ -45,6 +49,7 @@ class Finder:
         self, store: Store, ledger: Ledger, record: StudyRecord, home: Home, writer: str
     ) -> None:
         self._store, self._ledger, self._record, self._home = store, ledger, record, home
+        self._client = store.client
         self._writer = writer
 
     def find(self, *, rebuild: bool) -> Found:
@@ -53,24 +58,26 @@ class Finder:
         Raises:
             RefusedError: the experiments of these names belong to another ledger.
         """
-        record, store = self._record, self._store
+        record, store, client = self._record, self._store, self._client
         experiment, name, restored = self._find_experiment()
         # From here on, a former writer creates no run that is not found below.
-        store.set_experiment_tag(experiment.id, WRITER, self._writer)
+        client.set_experiment_tag(experiment, WRITER, self._writer)
         configurations = self._ledger.configurations(record.name)
         noted = store.run(record.mlflow_run) if record.mlflow_run else None
-        if noted is not None and noted.experiment != experiment.id:
+        if noted is not None and noted.info.experiment_id != experiment:
             noted = None
-        if noted is not None and noted.deleted:
-            store.restore_run(noted.id)
+        if noted is not None and is_deleted(noted):
+            client.restore_run(noted.info.run_id)
         # If the study's run exists, the ledger's run ids are valid, and only running runs may be
         # missing from it, since ids are recorded before runs end. After a change of the study file,
         # runs of configurations that it no longer has must be found.
-        same_file = noted is not None and noted.tags.get("modmix.text") == request_digest(record)
+        same_file = noted is not None and noted.data.tags.get("modmix.text") == request_digest(
+            record
+        )
         trusted = same_file and not rebuild and not restored
         running = "attributes.status = 'RUNNING'" if trusted else ""
-        runs = list(store.runs(experiment.id, running))
-        parent = self._find_parent(experiment.id, runs, noted)
+        runs = list(store.runs(experiment, running))
+        parent = self._find_parent(experiment, runs, noted)
         known = (
             {
                 c.key: Known(run=c.mlflow_run, digest=c.mirrored)
@@ -82,58 +89,59 @@ class Finder:
         )
         self._adopt(configurations, runs, known, parent)
         if not trusted:
-            self._recall(configurations, known, experiment.id)
+            self._recall(configurations, known, experiment)
         if record.mlflow_run != parent:
             self._ledger.set_study_run(record.name, parent)
-        return Found(experiment=experiment.id, experiment_name=name, parent=parent, known=known)
+        return Found(experiment=experiment, experiment_name=name, parent=parent, known=known)
 
     # ------------------------------------------------------------ the experiment
 
-    def _find_experiment(self) -> tuple[Experiment, str, bool]:
-        """The study's experiment, its name, and whether it had to be restored.
+    def _find_experiment(self) -> tuple[str, str, bool]:
+        """The id of the study's experiment, its name, and whether it had to be restored.
 
         If an experiment of that name belongs to another ledger, a longer name is used.
         """
         record = self._record
         owner = digest([record.name, record.created])[:12]
         for name in (record.name, f"{record.name}-{owner}"):
-            found = self._store.experiment(name)
+            found = self._client.get_experiment_by_name(name)
             if found is None:
                 return self._create_experiment(name, owner), name, False
             if found.tags.get("modmix.owner") == owner:
-                if found.deleted:
-                    self._store.restore_experiment(found.id)
-                if self._is_elsewhere(found):
+                restored = self._restore(found)
+                place = found.artifact_location or ""
+                home, uri = self._home, self._store.uri
+                if not self._store.places_artifacts and is_elsewhere(place, home, uri):
                     return self._change_place(found, name, owner), name, True
-                return found, name, found.deleted
+                return str(found.experiment_id), name, restored
         raise RefusedError(
             f"MLflow at {redacted(self._store.uri)} has experiments {record.name!r} and "
             f"{name!r} of another ledger: rename one of them there"
         )
 
-    def _is_elsewhere(self, found: Experiment) -> bool:
-        store = self._store
-        return not store.places_artifacts and is_elsewhere(found.artifacts, self._home, store.uri)
+    def _restore(self, found: Experiment) -> bool:
+        if deleted := found.lifecycle_stage != "active":
+            self._client.restore_experiment(found.experiment_id)
+        return deleted
 
-    def _change_place(self, found: Experiment, name: str, owner: str) -> Experiment:
+    def _change_place(self, found: Experiment, name: str, owner: str) -> str:
         """The study's experiment where the results folder is now; the other one is renamed.
 
         It is there already where the folder has been here before, under a name that says so.
         """
-        store = self._store
-        store.rename_experiment(found.id, _name_elsewhere(name, found.artifacts))
-        here = store.experiment(_name_elsewhere(name, self._place(name)))
+        there = _name_elsewhere(name, found.artifact_location or "")
+        self._client.rename_experiment(found.experiment_id, there)
+        here = self._client.get_experiment_by_name(_name_elsewhere(name, self._place(name)))
         if here is None:
             return self._create_experiment(name, owner)
-        if here.deleted:
-            store.restore_experiment(here.id)
-        store.rename_experiment(here.id, name)
-        return here
+        self._restore(here)
+        self._client.rename_experiment(here.experiment_id, name)
+        return str(here.experiment_id)
 
     def _place(self, name: str) -> str:
         return (self._home.artifacts / name).absolute().as_uri()
 
-    def _create_experiment(self, name: str, owner: str) -> Experiment:
+    def _create_experiment(self, name: str, owner: str) -> str:
         record = self._record
         objective = (record.spec.get("objective") or ["val/error"])[0]
         tags = {
@@ -146,14 +154,14 @@ class Finder:
             "mlflow.experimentKind": "custom_model_development",
         }
         artifacts = None if self._store.places_artifacts else self._place(name)
-        return self._store.create_experiment(name, artifacts, tags)
+        return str(self._client.create_experiment(name, artifacts, tags))
 
     # ------------------------------------------------------------ runs
 
     def _find_parent(self, experiment: str, runs: Sequence[Run], parent: Run | None) -> str:
         record = self._record
         found = [parent] if parent else []
-        found += [run for run in runs if run.tags.get("modmix.kind") == "study"]
+        found += [run for run in runs if run.data.tags.get("modmix.kind") == "study"]
         if not found:
             tags = {
                 "modmix.kind": "study",
@@ -161,13 +169,15 @@ class Finder:
                 "modmix.text": request_digest(record),
             }
             started = int(record.created * 1000)
-            return self._store.create_run(experiment, record.name, started=started, tags=tags)
+            made = self._client.create_run(experiment, started, tags, record.name)
+            return str(made.info.run_id)
+        first = str(found[0].info.run_id)
         for other in found[1:]:
-            if other.id != found[0].id and other.status == "RUNNING":
-                self._store.remove_run(other.id)  # of a writer that was overtaken
-        if found[0].status != "RUNNING":
-            self._store.reopen_run(found[0].id)
-        return found[0].id
+            if other.info.run_id != first and other.info.status == "RUNNING":
+                self._client.delete_run(other.info.run_id)  # of a writer that was overtaken
+        if found[0].info.status != "RUNNING":
+            self._client.update_run(first, status="RUNNING")
+        return first
 
     def _adopt(
         self,
@@ -180,7 +190,7 @@ class Finder:
         noted = {c.key: Known(run=c.mlflow_run or "", digest=c.mirrored) for c in configurations}
         found: dict[str, list[Run]] = {}
         for run in runs:
-            if (key := run.tags.get("modmix.configuration")) in noted:
+            if (key := run.data.tags.get("modmix.configuration")) in noted:
                 found.setdefault(key, []).append(run)
             elif key is not None:
                 self._mark_removed(run)
@@ -189,19 +199,20 @@ class Finder:
             if key not in known:
                 # The one in the ledger, else a complete one.
                 best = max(
-                    same, key=lambda r: (r.id == noted[key].run, _held(r, parent) is not None)
+                    same,
+                    key=lambda r: (r.info.run_id == noted[key].run, _held(r, parent) is not None),
                 )
-                one = known[key] = Known(run=best.id, digest=_held(best, parent))
+                one = known[key] = Known(run=best.info.run_id, digest=_held(best, parent))
                 if one != noted[key]:
                     renewed.append((key, one.run, one.digest))
             remove_strays(self._store, same, known)
         self._ledger.set_configuration_runs(self._record.name, renewed)
 
     def _mark_removed(self, run: Run) -> None:
-        if run.tags.get("modmix.state") != "removed":
-            self._store.log(run.id, tags={"modmix.state": "removed"})
-        if run.status == "RUNNING":
-            self._store.end_run(run.id, "KILLED", None)
+        if run.data.tags.get("modmix.state") != "removed":
+            self._client.set_tag(run.info.run_id, "modmix.state", "removed")
+        if run.info.status == "RUNNING":
+            self._client.set_terminated(run.info.run_id, "KILLED")
 
     def _recall(
         self,
@@ -214,17 +225,21 @@ class Finder:
             if c.key in known or not c.mlflow_run:
                 continue
             run = self._store.run(c.mlflow_run)
-            if run is not None and run.deleted and run.experiment == experiment:
-                self._store.restore_run(run.id)
-                known[c.key] = Known(run=run.id)
+            if run is not None and is_deleted(run) and run.info.experiment_id == experiment:
+                self._client.restore_run(c.mlflow_run)
+                known[c.key] = Known(run=c.mlflow_run)
+
+
+def is_deleted(run: Run) -> bool:
+    return bool(run.info.lifecycle_stage != "active")
 
 
 def remove_strays(store: Store, runs: Sequence[Run], known: Mapping[str, Known]) -> None:
     """Delete second runs of configurations that a writer created while another one took over."""
     for run in runs:
-        one = known.get(run.tags.get("modmix.configuration", ""))
-        if run.status == "RUNNING" and one is not None and one.run != run.id:
-            store.remove_run(run.id)
+        one = known.get(run.data.tags.get("modmix.configuration", ""))
+        if run.info.status == "RUNNING" and one is not None and one.run != run.info.run_id:
+            store.client.delete_run(run.info.run_id)
 
 
 def _name_elsewhere(name: str, artifacts: str) -> str:
@@ -234,5 +249,6 @@ def _name_elsewhere(name: str, artifacts: str) -> str:
 
 def _held(run: Run, parent: str) -> str | None:
     """The digest of a run's content, or None if incomplete."""
-    whole = run.status != "RUNNING" and run.tags.get("mlflow.parentRunId") == parent
-    return run.tags.get("modmix.digest") if whole else None
+    tags = run.data.tags
+    whole = run.info.status != "RUNNING" and tags.get("mlflow.parentRunId") == parent
+    return tags.get("modmix.digest") if whole else None

@@ -61,9 +61,13 @@ def pages(uri: str, address: str) -> dict[str, str]:
     address says otherwise.
     """
     place = f"{address.rstrip('/')}/#/experiments"
+    found = Store(uri).client.search_experiments(
+        max_results=_MOST,
+        filter_string="tags.`modmix.study` LIKE '%'",
+        order_by=["last_update_time DESC"],
+    )
     return {
-        name: f"{place}/{experiment}/runs?workflowType=machine_learning"
-        for name, experiment in Store(uri).studies(_MOST)
+        one.name: f"{place}/{one.experiment_id}/runs?workflowType=machine_learning" for one in found
     }
 
 

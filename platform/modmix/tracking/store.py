@@ -1,4 +1,4 @@
-"""MLflow's client behind a small interface: experiments, runs, metrics, files.
+"""MLflow's client, with errors translated and without surprises.
 
 Errors become a `TrackingError` if MLflow is unreachable (a retry may help) or a `RefusedError` if
 it rejects a request. mlflow is imported inside functions.
@@ -11,13 +11,11 @@ import os
 import re
 import socket
 import sqlite3
-import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from modmix.base.errors import InputError, TrackingError
@@ -25,7 +23,7 @@ from modmix.base.home import sqlite_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run as MlflowRun
+    from mlflow.entities import Run
 
 _ROWS = 1000  # MLflow's limit of values per request
 _PAIRS = 100  # MLflow's limit of params, or tags
@@ -54,7 +52,9 @@ _ENVIRONMENT = {
 
 
 class RefusedError(TrackingError):
-    """MLflow rejects a request; a retry does not help."""
+    """MLflow rejects a request; a retry does not help. ``code`` is MLflow's."""
+
+    code = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,38 +65,6 @@ class Value:
     value: float
     time: int
     step: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dataset:
-    """The data set of a run. ``source`` and ``profile`` are JSON."""
-
-    name: str
-    digest: str
-    source: str
-    profile: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Experiment:
-    """An experiment; deleted ones keep their name. ``artifacts`` is a URI."""
-
-    id: str
-    artifacts: str
-    tags: Mapping[str, str]
-    deleted: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A run. ``status``: RUNNING, FINISHED, KILLED, FAILED or SCHEDULED."""
-
-    id: str
-    experiment: str
-    status: str
-    deleted: bool
-    tags: Mapping[str, str]
-    params: Mapping[str, str]
 
 
 # ---------------------------------------------------------------- checks
@@ -157,34 +125,36 @@ def translated_errors(uri: str) -> Iterator[None]:
         yield
     except TrackingError:
         raise
-    except MlflowException as error:
-        if "out-of-date database schema" in str(error):
-            raise RefusedError(
-                f"the database {redacted(uri)} was created by another version of MLflow: back it "
-                f"up and run 'mlflow db upgrade {redacted(uri)}', or move it away to rebuild it "
-                "from the ledger"
-            ) from error
-        if error.error_code not in _TEMPORARY:
-            raise RefusedError(_refusal(uri, str(error.error_code), error)) from error
-        raise TrackingError(_unreachable(uri, error)) from error
-    except Exception as error:  # of requests, sqlalchemy, botocore
-        raise TrackingError(_unreachable(uri, error)) from error
+    except Exception as error:  # also of requests, sqlalchemy, botocore
+        code = str(getattr(error, "error_code", ""))
+        old = "out-of-date database schema" in str(error)
+        if not isinstance(error, MlflowException) or (code in _TEMPORARY and not old):
+            raise TrackingError(_unreachable(uri, error)) from error
+        refusal = RefusedError(_refusal(uri, "OLD" if old else code, error))
+        refusal.code = code
+        raise refusal from error
 
 
 def _refusal(uri: str, code: str, error: BaseException) -> str:
+    place = redacted(uri)
+    if code == "OLD":
+        return (
+            f"the database {place} was created by another version of MLflow: back it up and run "
+            f"'mlflow db upgrade {place}', or move it away to rebuild it from the ledger"
+        )
     if code in ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"):
         return (
-            f"MLflow at {redacted(uri)} rejects the login: set MLFLOW_TRACKING_USERNAME and "
+            f"MLflow at {place} rejects the login: set MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD to a valid account"
         )
     if code == "PERMISSION_DENIED":
         return (
-            f"MLflow at {redacted(uri)} denies access ({_first_line(error)}): ask its "
-            "administrator for write permission; MLFLOW_SERVER_ALLOWED_HOSTS must have this address"
+            f"MLflow at {place} denies access ({_first_line(error)}): ask its administrator for "
+            "write permission; MLFLOW_SERVER_ALLOWED_HOSTS must have this address"
         )
     return (
-        f"MLflow at {redacted(uri)} rejects the request ({_first_line(error)}): check "
-        "MLFLOW_TRACKING_URI and the server's log"
+        f"MLflow at {place} rejects the request ({_first_line(error)}): check MLFLOW_TRACKING_URI "
+        "and the server's log"
     )
 
 
@@ -213,10 +183,10 @@ def _first_line(error: BaseException) -> str:
 class Store:
     """A tracking server, or a database used directly (created if missing).
 
-    ``client`` is MLflow's client, for the model registry.
+    ``client`` is MLflow's client, whose errors are translated.
 
     Raises:
-        TrackingError: by every method, if MLflow is unreachable or refuses.
+        TrackingError: by every method and the client's, if MLflow is unreachable or refuses.
     """
 
     def __init__(self, uri: str) -> None:
@@ -229,122 +199,35 @@ class Store:
         # Caused by MLflow's own use of SQLAlchemy.
         warnings.filterwarnings("ignore", ".*noload.*", DeprecationWarning)
         self.uri = uri
+        # A database used directly would put artifacts into ./mlruns.
+        self.places_artifacts = is_server(uri)
         with translated_errors(uri):
             _prepare_database(uri)
-            self.client: MlflowClient = MlflowClient(uri, registry_uri=uri)
-
-    @property
-    def places_artifacts(self) -> bool:
-        """Whether it has an artifact store. A database used directly would use ./mlruns."""
-        return is_server(self.uri)
+            client = MlflowClient(uri, registry_uri=uri)
+        self.client = cast("MlflowClient", _Translated(client, uri))
 
     def ping(self) -> None:
-        with translated_errors(self.uri):
-            self.client.search_experiments(max_results=1)
-
-    # ------------------------------------------------------------ experiments
-
-    def studies(self, most: int) -> list[tuple[str, str]]:
-        """Names and ids of experiments with studies, the latest first."""
-        with translated_errors(self.uri):
-            found = self.client.search_experiments(
-                max_results=most,
-                filter_string="tags.`modmix.study` LIKE '%'",
-                order_by=["last_update_time DESC"],
-            )
-        return [(one.name, str(one.experiment_id)) for one in found]
-
-    def experiment(self, name: str) -> Experiment | None:
-        with translated_errors(self.uri):
-            found = self.client.get_experiment_by_name(name)
-        if found is None:
-            return None
-        return Experiment(
-            id=str(found.experiment_id),
-            artifacts=found.artifact_location or "",
-            tags=found.tags,
-            deleted=found.lifecycle_stage != "active",
-        )
-
-    def create_experiment(
-        self, name: str, artifacts: str | None, tags: Mapping[str, str]
-    ) -> Experiment:
-        with translated_errors(self.uri):
-            made = self.client.create_experiment(name, artifact_location=artifacts, tags=dict(tags))
-        return Experiment(id=str(made), artifacts=artifacts or "", tags=tags, deleted=False)
-
-    def rename_experiment(self, experiment: str, name: str) -> None:
-        with translated_errors(self.uri):
-            self.client.rename_experiment(experiment, name)
-
-    def restore_experiment(self, experiment: str) -> None:
-        """Restore a deleted experiment with all its runs."""
-        with translated_errors(self.uri):
-            self.client.restore_experiment(experiment)
-
-    def set_experiment_tag(self, experiment: str, key: str, value: str) -> None:
-        with translated_errors(self.uri):
-            self.client.set_experiment_tag(experiment, key, value)
-
-    def experiment_tag(self, experiment: str, key: str) -> str | None:
-        with translated_errors(self.uri):
-            tags: Mapping[str, str] = self.client.get_experiment(experiment).tags
-        return tags.get(key)
-
-    # ------------------------------------------------------------ runs
+        self.client.search_experiments(max_results=1)
 
     def run(self, run: str) -> Run | None:
         """A run, or None if it does not exist."""
-        from mlflow.exceptions import MlflowException
-
-        with translated_errors(self.uri):
-            try:
-                return _run(self.client.get_run(run))
-            except MlflowException as error:
-                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                    return None
-                raise
+        try:
+            return self.client.get_run(run)
+        except RefusedError as error:
+            if error.code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
 
     def runs(self, experiment: str, condition: str = "") -> Iterator[Run]:
         """The runs of an experiment that are not deleted and meet a condition of MLflow's."""
         token = None
         while True:
-            with translated_errors(self.uri):
-                page = self.client.search_runs(
-                    [experiment], condition, max_results=_PAGE, page_token=token
-                )
-            yield from map(_run, page)
-            token = page.token
-            if not token:
-                return
-
-    def create_run(
-        self, experiment: str, name: str, *, started: int, tags: Mapping[str, str]
-    ) -> str:
-        with translated_errors(self.uri):
-            run = self.client.create_run(
-                experiment, start_time=started, tags=dict(tags), run_name=name
+            page = self.client.search_runs(
+                [experiment], condition, max_results=_PAGE, page_token=token
             )
-        return str(run.info.run_id)
-
-    def remove_run(self, run: str) -> None:
-        """Delete a run that was created by mistake and holds nothing."""
-        with translated_errors(self.uri):
-            self.client.delete_run(run)
-
-    def restore_run(self, run: str) -> None:
-        with translated_errors(self.uri):
-            self.client.restore_run(run)
-
-    def reopen_run(self, run: str) -> None:
-        with translated_errors(self.uri):
-            self.client.update_run(run, status="RUNNING")
-
-    def end_run(self, run: str, status: str, ended: int | None) -> None:
-        with translated_errors(self.uri):
-            self.client.set_terminated(run, status, ended)
-
-    # ------------------------------------------------------------ content of runs
+            yield from page
+            if not (token := page.token):
+                return
 
     def log(
         self,
@@ -361,53 +244,34 @@ class Store:
         rows = [Metric(v.key, v.value, v.time, v.step) for v in metrics]
         labels = [RunTag(key, value) for key, value in (tags or {}).items()]
         assert len(labels) <= _PAIRS, f"{len(labels)} tags"
-        with translated_errors(self.uri):
-            while len(pairs) > _PAIRS or len(pairs) + len(rows) + len(labels) > _ROWS:
-                room = _ROWS - min(len(pairs), _PAIRS)
-                self.client.log_batch(run, metrics=rows[:room], params=pairs[:_PAIRS])
-                rows, pairs = rows[room:], pairs[_PAIRS:]
-            self.client.log_batch(run, metrics=rows, params=pairs, tags=labels)
+        while len(pairs) > _PAIRS or len(pairs) + len(rows) + len(labels) > _ROWS:
+            room = _ROWS - min(len(pairs), _PAIRS)
+            self.client.log_batch(run, metrics=rows[:room], params=pairs[:_PAIRS])
+            rows, pairs = rows[room:], pairs[_PAIRS:]
+        self.client.log_batch(run, metrics=rows, params=pairs, tags=labels)
 
-    def delete_tag(self, run: str, key: str) -> None:
-        with translated_errors(self.uri):
-            self.client.delete_tag(run, key)
+    def log_dataset(self, run: str, dataset: Mapping[str, str]) -> None:
+        """Log the data set of a run: name, digest, and source and profile as JSON; idempotent."""
+        from mlflow.entities import Dataset, DatasetInput
 
-    def log_dataset(self, run: str, dataset: Dataset) -> None:
-        """Log the data set of a run; idempotent."""
-        from mlflow.entities import Dataset as MlflowDataset
-        from mlflow.entities import DatasetInput
-
-        data = MlflowDataset(
-            name=dataset.name,
-            digest=dataset.digest,
-            source_type="modmix",
-            source=dataset.source,
-            profile=dataset.profile,
-        )
-        with translated_errors(self.uri):
-            self.client.log_inputs(run, datasets=[DatasetInput(data)])
-
-    def log_text(self, run: str, name: str, text: str) -> None:
-        with tempfile.TemporaryDirectory(prefix="modmix-") as folder:
-            file = Path(folder) / name
-            file.write_text(text, encoding="utf-8")
-            self.log_file(run, file)
-
-    def log_file(self, run: str, file: Path, folder: str | None = None) -> None:
-        """Log a file as an artifact below ``folder``."""
-        with translated_errors(self.uri):
-            self.client.log_artifact(run, str(file), folder)
+        data = Dataset(source_type="modmix", **dataset)
+        self.client.log_inputs(run, datasets=[DatasetInput(data)])
 
 
-def _run(run: MlflowRun) -> Run:
-    return Run(
-        id=run.info.run_id,
-        experiment=run.info.experiment_id,
-        status=run.info.status,
-        deleted=run.info.lifecycle_stage != "active",
-        tags=run.data.tags,
-        params=run.data.params,
-    )
+class _Translated:
+    """An object whose methods raise translated errors."""
+
+    def __init__(self, wrapped: object, uri: str) -> None:
+        self._wrapped, self._uri = wrapped, uri
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._wrapped, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with translated_errors(self._uri):
+                return method(*args, **kwargs)
+
+        return call
 
 
 def _prepare_database(uri: str) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from modmix.base.errors import TrackingError
 from modmix.base.home import Home
@@ -32,9 +33,12 @@ from modmix.tracking.content import (
     study_content,
     to_json,
 )
-from modmix.tracking.finder import WRITER, Finder, Found, Known, remove_strays
+from modmix.tracking.finder import WRITER, Finder, Found, Known, is_deleted, remove_strays
 from modmix.tracking.reader import Reader
-from modmix.tracking.store import Dataset, RefusedError, Run, Store, Value, redacted
+from modmix.tracking.store import RefusedError, Store, Value, redacted
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 PARTIAL_SECONDS = 10.0  # waiting time for the other replicates of a configuration
 STUDY_SECONDS = 10.0  # between updates of the study's run
@@ -98,7 +102,7 @@ class Writer:
         self._logged: set[Value] = set()  # of the study's charts
         self._parent_digest = ""
         self._parent_time = self._live_time = 0.0
-        self._datasets: dict[str, Dataset] = {}  # by task
+        self._datasets: Mapping[str, Mapping[str, str]] = {}  # by task
         self.written = 0  # runs of configurations
         self.read_seconds = 0.0  # duration of the last read
 
@@ -176,14 +180,15 @@ class Writer:
         finder = Finder(self._store, self._ledger, record, self._home, self._name)
         found = finder.find(rebuild=rebuild)
         self._known, self._datasets, self._logged = dict(found.known), datasets(record), set()
-        self._store.log_text(found.parent, "study.yaml", record.text)
+        self._store.client.log_text(found.parent, record.text, "study.yaml")
         for dataset in self._datasets.values():
             self._store.log_dataset(found.parent, dataset)
         self._parent_digest, self._parent_time = "", 0.0
         self._place = found
 
     def _check_turn(self) -> None:
-        if self._store.experiment_tag(self._found.experiment, WRITER) != self._name:
+        experiment = self._store.client.get_experiment(self._found.experiment)
+        if experiment.tags.get(WRITER) != self._name:
             raise OvertakenError(
                 f"another process now logs study {self._study!r} to MLflow at "
                 f"{redacted(self._uri)}: this one stops"
@@ -272,8 +277,10 @@ class Writer:
         for job in jobs:
             key = job.configuration.key
             assert job.run is not None
-            if complete or key not in self._known or self._known[key].run != job.run.id:
-                changed[key] = Known(run=job.run.id, digest=job.digest if complete else None)
+            if complete or key not in self._known or self._known[key].run != job.run.info.run_id:
+                changed[key] = Known(
+                    run=job.run.info.run_id, digest=job.digest if complete else None
+                )
         rows = [(key, known.run, known.digest) for key, known in changed.items()]
         self._ledger.set_configuration_runs(self._study, rows)
         self._known |= changed
@@ -285,54 +292,54 @@ class Writer:
         known = self._known.get(job.configuration.key)
         found = None if known is None else self._store.run(known.run)
         if found is not None:
-            if found.deleted:
-                self._store.restore_run(found.id)
+            if is_deleted(found):
+                self._store.client.restore_run(found.info.run_id)
             return found
         tags = {**content.tags, "mlflow.parentRunId": self._found.parent}
         if content.curves_digest:
             tags["modmix.curves"] = content.curves_digest
-        experiment = self._found.experiment
-        run = self._store.create_run(experiment, content.name, started=content.started, tags=tags)
-        if (dataset := self._datasets.get(job.configuration.task)) is not None:
-            self._store.log_dataset(run, dataset)
-        return Run(
-            id=run, experiment=experiment, status="RUNNING", deleted=False, tags=tags, params={}
+        run = self._store.client.create_run(
+            self._found.experiment, content.started, tags, content.name
         )
+        if (dataset := self._datasets.get(job.configuration.task)) is not None:
+            self._store.log_dataset(run.info.run_id, dataset)
+        return run
 
     def _fill(self, job: _Job) -> Run:
         """Add what a run lacks. The digest is written last, and counts once the run has ended."""
-        run, content, store = job.run, job.content, self._store
+        run, content, client = job.run, job.content, self._store.client
         assert run is not None
         assert content is not None
-        curves, claimed = _new_curves(run, content)
+        key, before = run.info.run_id, run.data.tags
+        curves, claimed = _new_curves(before, content)
         tags = {
             **content.tags,
             "mlflow.parentRunId": self._found.parent,
             "modmix.curves": claimed,
             "modmix.digest": job.digest,
         }
-        store.log_text(run.id, "replicates.json", to_json(content.artifact))
-        store.log(
-            run.id,
-            params={k: v for k, v in content.params.items() if k not in run.params},
+        client.log_text(key, to_json(content.artifact), "replicates.json")
+        self._store.log(
+            key,
+            params={k: v for k, v in content.params.items() if k not in run.data.params},
             metrics=[*content.metrics, *curves],
-            tags={k: v for k, v in tags.items() if run.tags.get(k, "") != v},
+            tags={k: v for k, v in tags.items() if before.get(k, "") != v},
         )
         for tag in STATE_TAGS:
-            if tag in run.tags and tag not in content.tags:
-                store.delete_tag(run.id, tag)
+            if tag in before and tag not in content.tags:
+                client.delete_tag(key, tag)
         if content.status != "RUNNING":
-            store.end_run(run.id, content.status, content.ended)
-        elif run.status != "RUNNING":
-            store.reopen_run(run.id)
+            client.set_terminated(key, content.status, content.ended)
+        elif run.info.status != "RUNNING":
+            client.update_run(key, status="RUNNING")
         return run
 
     def _end_idle(self, job: _Job) -> Run | None:
         """End the run of a configuration with live metrics but no result."""
         run = self._store.run(self._known[job.configuration.key].run)
         if run is not None:
-            self._store.log(run.id, tags={"modmix.state": "stopped"})
-            self._store.end_run(run.id, "KILLED", None)
+            self._store.client.set_tag(run.info.run_id, "modmix.state", "stopped")
+            self._store.client.set_terminated(run.info.run_id, "KILLED")
         return run
 
     # ------------------------------------------------------------ live metrics
@@ -364,8 +371,8 @@ class Writer:
             job = _Job(configuration=configuration, replicates=mine, parts=parts, content=content)
             run = self._open_run(job)
             self._note([replace(job, run=run)], complete=False)
-            params = {k: v for k, v in content.params.items() if k not in run.params}
-            self._store.log(run.id, params=params, metrics=content.metrics)
+            params = {k: v for k, v in content.params.items() if k not in run.data.params}
+            self._store.log(run.info.run_id, params=params, metrics=content.metrics)
             written += 1
 
     # ------------------------------------------------------------ the study
@@ -387,7 +394,7 @@ class Writer:
         for path in outputs:
             self._log_output(path)
         if content.status != "RUNNING":
-            store.end_run(parent, content.status, content.ended)
+            store.client.set_terminated(parent, content.status, content.ended)
         self._parent_digest, self._parent_time = held, time.monotonic()
 
     def _log_output(self, path: Path) -> None:
@@ -397,18 +404,19 @@ class Writer:
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.is_file():
                 place = file.parent.relative_to(top).as_posix()
-                self._store.log_file(self._found.parent, file, None if place == "." else place)
+                place = "" if place == "." else place
+                self._store.client.log_artifact(self._found.parent, str(file), place or None)
 
 
-def _new_curves(run: Run, content: Content) -> tuple[Sequence[Value], str]:
+def _new_curves(tags: Mapping[str, str], content: Content) -> tuple[Sequence[Value], str]:
     """The curves that a run lacks, and its tag that says which it has then.
 
     What was logged cannot be changed: after an extension by seeds, the curves over all of them are
     added beside the first ones, as ``epoch_5/val/error``.
     """
-    held = run.tags.get("modmix.curves", "").split()
+    held = tags.get("modmix.curves", "").split()
     own = content.curves_digest
-    if not own or (own in held and "modmix.digest" in run.tags):
+    if not own or (own in held and "modmix.digest" in tags):
         return (), " ".join(held)
     if own in held[:1] or not held:
         return content.curves, " ".join([own, *held[1:]])
