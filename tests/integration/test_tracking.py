@@ -25,8 +25,9 @@ from modmix.base.errors import InputError, TrackingError
 from modmix.base.messages import Progress, digest
 from modmix.ledger.ledger import Ledger
 from modmix.tracking import store
-from modmix.tracking.content import configuration_digest, request_digest
+from modmix.tracking.content import configuration_digest
 from modmix.tracking.mirror import sync
+from modmix.tracking.overview import request_digest
 from modmix.tracking.serve import pages
 from modmix.tracking.store import RefusedError, Store
 from modmix.tracking.writer import PARTIAL_SECONDS, OvertakenError
@@ -654,7 +655,6 @@ def test_a_mirror_s_process_that_is_killed_is_started_again(bench: Bench) -> Non
     table.write_text("a,b\n")
     mirror = bench.mirror()
     mirror.start()
-    mirror.log_outputs([table])  # told to the process that dies
     bench.finish(["configuration-000-0"])
     mirror.wake()
     eventually(lambda: "configuration-000" in bench.children())
@@ -784,7 +784,6 @@ def test_a_server_holds_the_same_as_a_database(tmp_path: Path, server: Server) -
     table = bench.home.study(STUDY) / "tables" / "configurations.csv"
     table.parent.mkdir(parents=True)
     table.write_text("a,b\n")
-    mirror.log_outputs([table])
     assert mirror.close("finished"), mirror.problem
     bench.check_whole()
     run = bench.children()["configuration-000"]
@@ -823,7 +822,12 @@ def test_a_server_that_goes_away_and_comes_back(tmp_path: Path, server: Server) 
     assert time.monotonic() - begun < 5
     server.start()
     bench.release()
-    assert sync(bench.ledger, "interrupted", server.uri, bench.home).written >= 5
+    done = sync(bench.ledger, "interrupted", server.uri, bench.home)
+    assert done.written >= 5
+    experiment = bench.study_run().info.experiment_id
+    assert done.page == (
+        f"{server.uri}/#/experiments/{experiment}/runs?workflowType=machine_learning"
+    )
     bench.check_whole()
 
 

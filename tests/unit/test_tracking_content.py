@@ -11,14 +11,13 @@ from scipy import stats
 from modmix.ledger.records import ConfigurationRecord, ReplicateRecord, StudyRecord
 from modmix.tracking.content import (
     MAX_STEPS,
-    best_configurations,
     configuration_content,
     configuration_name,
     datasets,
     half_interval,
-    study_content,
     thinned,
 )
+from modmix.tracking.overview import best_configurations, study_content
 from modmix.tracking.store import redacted
 
 SPEC = {

@@ -1,6 +1,6 @@
 """The content of a study's runs in MLflow, computed from the ledger's records (pure).
 
-One run for the study, with one nested run per configuration:
+One run for the study (`overview`), with one nested run per configuration:
 
     configuration  params     method and hyperparameters
                    metrics    val/*, test/*: means over replicates; *_std; *_ci (objective);
@@ -27,7 +27,6 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
-from modmix.base import ties
 from modmix.base.messages import digest
 from modmix.base.metrics import higher_is_better
 from modmix.ledger.records import (
@@ -43,17 +42,16 @@ from modmix.tracking.store import Value
 LAYOUT = 2  # version of this layout; after a change all runs are updated
 LIVE_SECONDS = 30.0  # interval of live metrics, for training longer than this
 MAX_STEPS = 50  # of a curve; longer ones are thinned (the artifact is complete)
-STATUS = {"running": "RUNNING", "finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 _FINAL = tuple(
     f"{split}/{name}" for split in ("val", "test") for name in ("error", "auc", "nll", "ece", "f1")
 )
-_NOT_OF_KEYS = re.compile(r"[^\w\-. /:]")  # characters that MLflow refuses in a metric's key
+NOT_OF_KEYS = re.compile(r"[^\w\-. /:]")  # characters that MLflow refuses in a metric's key
 _ON_EVERY_RUN = ("modmix.task", "modmix.fingerprint", "mlflow.source.git.commit", "mlflow.user")
 # Tags that a configuration has in some states only.
 STATE_TAGS = ("modmix.reason", "modmix.failed", "modmix.pruned")
 _SYMBOLS = {"alpha": "α", "beta": "β", "margin": "δ", "lambda": "λ", "tau": "τ"}
-_PARAM_LENGTH, _TAG_LENGTH, _NOTE_LENGTH = 6000, 5000, 5000  # MLflow's limits
+_PARAM_LENGTH, TAG_LENGTH = 6000, 5000  # MLflow's limits
 
 History = Mapping[str, Sequence[float]]
 
@@ -136,12 +134,12 @@ def configuration_content(
     return Content(
         name=configuration_name(study.spec, configuration, parts),
         status=configuration_status(replicates, state),
-        started=_milliseconds(started),
-        ended=_milliseconds(last) if complete or state != "running" else None,
+        started=milliseconds(started),
+        ended=milliseconds(last) if complete or state != "running" else None,
         tags=_configuration_tags(study, configuration, replicates, parts, state),
         params=_params(configuration),
-        metrics=_summary(study, good, ended, _milliseconds(last)),
-        curves=_curves(study, [*shown.values()], _milliseconds(started), _milliseconds(last)),
+        metrics=_summary(study, good, ended, milliseconds(last)),
+        curves=_curves(study, [*shown.values()], milliseconds(started), milliseconds(last)),
         curves_digest=digest(sorted(shown)) if shown else "",
         n_curves=len(shown),
         artifact=_artifact(study, configuration, ended, histories),
@@ -208,11 +206,11 @@ def _summary(
     with_interval = objectives | {f"test/{name.partition('/')[2]}" for name in objectives}
     final = (*_FINAL, *_reported(good))
     for name in (*final, "train/loss"):
-        values = _finite(r.metrics.get(name, math.nan) for r in good)
+        values = finite(r.metrics.get(name, math.nan) for r in good)
         if not values:
             continue
         mean, std = _mean_and_std(values)
-        key = _NOT_OF_KEYS.sub("_", name)
+        key = NOT_OF_KEYS.sub("_", name)
         rows.append((key, mean))
         if len(values) > 1 and name in final:
             rows.append((f"{key}_std", std))
@@ -251,7 +249,7 @@ def _curves(
         time = started + (ended - started) * (index + 1) // length
         for name in _columns(study):
             columns = [h[name] for h in histories if name in h]
-            values = _finite(c[index] for c in columns if index < len(c))
+            values = finite(c[index] for c in columns if index < len(c))
             if values:
                 mean = math.fsum(values) / len(values)
                 found.append(Value(key=f"epoch/{name}", value=mean, time=time, step=index + 1))
@@ -280,7 +278,7 @@ def _configuration_tags(
 ) -> dict[str, str]:
     """Tags for filtering runs; most common tags are only on the study's run."""
     failed = [r for r in replicates if r.state == "failed"]
-    shared = _shared_tags(study)
+    shared = shared_tags(study)
     tags = {
         **{key: shared[key] for key in _ON_EVERY_RUN if key in shared},
         "modmix.configuration": configuration.key,
@@ -296,7 +294,7 @@ def _configuration_tags(
     if pruned := [r for r in replicates if r.state == "pruned"]:
         tags["modmix.pruned"] = str(len(pruned))
         tags.setdefault("modmix.reason", pruned[0].reason)
-    return {key: _truncated(value, _TAG_LENGTH) for key, value in tags.items()}
+    return {key: truncated(value, TAG_LENGTH) for key, value in tags.items()}
 
 
 def _of_its_task(study: StudyRecord, configuration: ConfigurationRecord) -> StudyRecord:
@@ -306,7 +304,7 @@ def _of_its_task(study: StudyRecord, configuration: ConfigurationRecord) -> Stud
     return replace(of_task(study, configuration.task), name=study.name)
 
 
-def _shared_tags(study: StudyRecord) -> dict[str, str]:
+def shared_tags(study: StudyRecord) -> dict[str, str]:
     details = study.details
     tags = {
         "modmix.study": study.name,
@@ -316,7 +314,7 @@ def _shared_tags(study: StudyRecord) -> dict[str, str]:
         "modmix.torch": str(details.get("torch") or ""),
         "mlflow.source.git.commit": str(details.get("git") or ""),
         "mlflow.source.type": "LOCAL",
-        "mlflow.source.name": _truncated(study.source, _TAG_LENGTH),
+        "mlflow.source.name": truncated(study.source, TAG_LENGTH),
         "mlflow.user": _user(),
     }
     return {key: value for key, value in tags.items() if value}
@@ -345,7 +343,7 @@ def datasets(study: StudyRecord) -> dict[str, dict[str, str]]:
 
 def _params(configuration: ConfigurationRecord) -> dict[str, str]:
     params = {"method": configuration.method, **configuration.params}
-    return {key: _truncated(_text(value), _PARAM_LENGTH) for key, value in params.items()}
+    return {key: truncated(_text(value), _PARAM_LENGTH) for key, value in params.items()}
 
 
 def _artifact(
@@ -391,14 +389,14 @@ def live_content(
     """
     study = _of_its_task(study, configuration)
     columns = {
-        name: _finite(metrics.get(name, math.nan) for _, metrics in progress)
+        name: finite(metrics.get(name, math.nan) for _, metrics in progress)
         for name in _columns(study)[:-1]
     }
-    epoch, time = max(epoch for epoch, _ in progress), _milliseconds(now)
+    epoch, time = max(epoch for epoch, _ in progress), milliseconds(now)
     return Content(
         name=configuration_name(study.spec, configuration, parts),
         status="RUNNING",
-        started=_milliseconds(started),
+        started=milliseconds(started),
         ended=None,
         tags=_configuration_tags(study, configuration, replicates, parts, "running"),
         params=_params(configuration),
@@ -408,135 +406,6 @@ def live_content(
             if values
         ],
     )
-
-
-# ---------------------------------------------------------------- the study
-
-
-def study_content(
-    study: StudyRecord,
-    configurations: Sequence[ConfigurationRecord],
-    replicates: Mapping[str, Sequence[ReplicateRecord]],
-    parts: Mapping[str, Sequence[str]],
-    state: str,
-) -> Content:
-    """The content of the study's run. ``replicates`` and ``parts``: by configuration key."""
-    everything = [r for rs in replicates.values() for r in rs]
-    ended = [r for r in everything if r.state in ENDED]
-    now = max((_milliseconds(r.finished) for r in ended if r.finished), default=None)
-    now = now or _milliseconds(study.updated)
-    rows = {
-        "study/configurations": float(len(configurations)),
-        "study/replicates": float(len(everything)),
-        "study/replicates_ended": float(len(ended)),
-        "study/replicates_failed": float(sum(r.state == "failed" for r in ended)),
-        "study/replicates_reused": float(sum(r.origin == "reused" for r in ended)),
-    }
-    lines = []
-    for task, method, configuration, means in _best_by_task(study, configurations, replicates):
-        key = f"{task}_{method}" if task else method
-        rows |= {f"study/{key}_{name.replace('/', '_')}": v for name, v in means.items()}
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
-        name = configuration_name(study.spec, configuration, parts.get(configuration.key, ()))
-        lines.append(f"- **{name}**: {shown}")
-    status = STATUS[state]
-    return Content(
-        name=study.name,
-        status=status,
-        started=_milliseconds(study.created),
-        ended=None if status == "RUNNING" else max(now, _milliseconds(study.updated)),
-        tags={
-            **_shared_tags(study),
-            "modmix.kind": "study",
-            "modmix.text": request_digest(study),
-            "mlflow.note.content": _truncated(_note(study, lines), _NOTE_LENGTH),
-        },
-        metrics=[
-            Value(key=key, value=value, time=now, step=len(ended)) for key, value in rows.items()
-        ],
-        curves=[
-            value
-            for configuration in configurations
-            if (value := _result(study.spec, configuration, replicates.get(configuration.key, ())))
-        ],
-    )
-
-
-def _result(
-    spec: Mapping[str, Any], configuration: ConfigurationRecord, mine: Sequence[ReplicateRecord]
-) -> Value | None:
-    """A complete configuration in the study's chart of its method; the step is its number.
-
-    Over more replicates it is another chart: what was logged cannot be changed.
-    """
-    objective, *_ = objectives_of(spec)
-    good = [r for r in mine if r.state == "done"]
-    values = _finite(r.metrics.get(objective, math.nan) for r in good)
-    if not values or any(r.state not in ENDED for r in mine):
-        return None
-    task = f"{configuration.task}/" if configuration.task else ""
-    name = _NOT_OF_KEYS.sub("_", f"{task}{configuration.method}/{objective}")
-    return Value(
-        key=f"configurations/{name} over {len(values)} seed{'s' * (len(values) > 1)}",
-        value=statistics.fmean(values),
-        time=_milliseconds(max(r.finished or 0.0 for r in good)),
-        step=configuration.number,
-    )
-
-
-def _best_by_task(
-    study: StudyRecord,
-    configurations: Sequence[ConfigurationRecord],
-    replicates: Mapping[str, Sequence[ReplicateRecord]],
-) -> list[tuple[str, str, ConfigurationRecord, dict[str, float]]]:
-    """Task ("" where the study has one), method, its best configuration there, and its means."""
-    found = []
-    for task in study.spec.get("tasks") or [""]:
-        own = of_task(study, task) if task else study
-        mine = [c for c in configurations if c.task == task and own.is_as_given(c.params)]
-        best = best_configurations(study.spec, mine, replicates)
-        found += [(task, method, configuration, m) for method, (configuration, m) in best.items()]
-    return found
-
-
-def request_digest(study: StudyRecord) -> str:
-    """A digest of a study's file, data and numerics version."""
-    details = study.details
-    data = [
-        details.get("fingerprint"),
-        *(one.get("fingerprint") for one in (details.get("tasks") or {}).values()),
-    ]
-    return digest([study.text, study.spec, data, details.get("numerics")])
-
-
-def best_configurations(
-    spec: Mapping[str, Any],
-    configurations: Sequence[ConfigurationRecord],
-    replicates: Mapping[str, Sequence[ReplicateRecord]],
-) -> dict[str, tuple[ConfigurationRecord, dict[str, float]]]:
-    """By method, the configuration with the best mean of the first objective, and its means.
-
-    Compares ended configurations with the most replicates; the first one wins ties.
-    """
-    objective, *_ = names = objectives_of(spec)
-    best: dict[str, tuple[int, ConfigurationRecord, dict[str, float]]] = {}
-    for configuration in configurations:
-        mine = replicates.get(configuration.key, ())
-        good = [r for r in mine if r.state == "done"]
-        values = {name: _finite(r.metrics.get(name, math.nan) for r in good) for name in names}
-        if not values[objective] or any(r.state not in ENDED for r in mine):
-            continue
-        means = {name: statistics.fmean(v) for name, v in values.items() if v}
-        n = len(values[objective])
-        most, _, rival = best.get(configuration.method, (0, None, {}))
-        if n > most or (
-            n == most
-            and ties.is_better(
-                means[objective], rival[objective], higher_is_better=higher(objective)
-            )
-        ):
-            best[configuration.method] = (n, configuration, means)
-    return {method: (configuration, means) for method, (_, configuration, means) in best.items()}
 
 
 def objectives_of(spec: Mapping[str, Any]) -> list[str]:
@@ -551,14 +420,6 @@ def higher(objective: str) -> bool:
         return higher_is_better(objective)
     except KeyError:  # unknown metric of another version
         return False
-
-
-def _note(study: StudyRecord, best: Sequence[str]) -> str:
-    task = study.details.get("task", "")
-    lines = [str(study.spec.get("description") or study.name), "", f"Task: {task}", ""]
-    if best:
-        lines += ["Best configuration of each method on validation:", *best, ""]
-    return "\n".join([*lines, f"`modmix run {study.source}` starts or resumes this study."])
 
 
 # ---------------------------------------------------------------- helpers
@@ -576,7 +437,7 @@ def to_json(artifact: Mapping[str, Any]) -> str:
     return json.dumps(artifact, separators=(",", ":"), allow_nan=False)
 
 
-def _finite(values: Iterable[float]) -> list[float]:
+def finite(values: Iterable[float]) -> list[float]:
     return [value for value in values if math.isfinite(value)]
 
 
@@ -593,7 +454,7 @@ def _json_number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _milliseconds(seconds: float | None) -> int:
+def milliseconds(seconds: float | None) -> int:
     return int((seconds or 0.0) * 1000)
 
 
@@ -605,5 +466,5 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else _text(value)
 
 
-def _truncated(text: str, length: int) -> str:
+def truncated(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"

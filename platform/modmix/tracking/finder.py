@@ -10,7 +10,8 @@ from modmix.base.home import Home
 from modmix.base.messages import digest
 from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import ConfigurationRecord, StudyRecord
-from modmix.tracking.content import higher, request_digest
+from modmix.tracking.content import higher
+from modmix.tracking.overview import request_digest
 from modmix.tracking.place import is_elsewhere
 from modmix.tracking.store import RefusedError, Store, redacted
 
@@ -88,8 +89,9 @@ class Finder:
             else {}
         )
         self._adopt(configurations, runs, known, parent)
-        if not trusted:
-            self._recall(configurations, known, experiment)
+        for c in configurations:
+            if c.mlflow_run:  # it may be deleted, or gone: the writer sees
+                known.setdefault(c.key, Known(run=c.mlflow_run))
         if record.mlflow_run != parent:
             self._ledger.set_study_run(record.name, parent)
         return Found(experiment=experiment, experiment_name=name, parent=parent, known=known)
@@ -150,7 +152,7 @@ class Finder:
             "mlflow.note.content": str(record.spec.get("description") or ""),
             "mlflow.experiment.primaryMetric.name": objective,
             "mlflow.experiment.primaryMetric.greaterIsBetter": str(higher(objective)),
-            # Model training rather than GenAI. (MLflow 3.17's UI: see `serve.pages`.)
+            # Model training rather than GenAI. (MLflow 3.17's UI: see `store.page`.)
             "mlflow.experimentKind": "custom_model_development",
         }
         artifacts = None if self._store.places_artifacts else self._place(name)
@@ -213,21 +215,6 @@ class Finder:
             self._client.set_tag(run.info.run_id, "modmix.state", "removed")
         if run.info.status == "RUNNING":
             self._client.set_terminated(run.info.run_id, "KILLED")
-
-    def _recall(
-        self,
-        configurations: Sequence[ConfigurationRecord],
-        known: dict[str, Known],
-        experiment: str,
-    ) -> None:
-        """Restore runs that the ledger knows and somebody deleted."""
-        for c in configurations:
-            if c.key in known or not c.mlflow_run:
-                continue
-            run = self._store.run(c.mlflow_run)
-            if run is not None and is_deleted(run) and run.info.experiment_id == experiment:
-                self._client.restore_run(c.mlflow_run)
-                known[c.key] = Known(run=c.mlflow_run)
 
 
 def is_deleted(run: Run) -> bool:

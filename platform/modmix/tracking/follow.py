@@ -4,7 +4,7 @@
 
 Messages are lines of JSON. When stdin closes, the driver has ended, and the process exits at once.
 
-    stdin   the task (first line); then live metrics, outputs, "flush", and the study's final state
+    stdin   the task (first line); then live metrics, "flush", and the study's final state
     stdout  why MLflow is not up to date, the number of runs left, "done"
 """
 
@@ -64,15 +64,14 @@ class Follower:
         self._changed = threading.Event()
         self._closing = threading.Event()
         self._soon = threading.Event()  # ends the pause between two updates
-        self._lock = threading.Lock()  # guards the next four
-        self._outputs: list[Path] = []
+        self._lock = threading.Lock()  # guards the next three
         self._live: dict[str, Live] = {}
         self._state = "running"
         self._deadline = float("inf")  # monotonic
         self._problem, self._left = "", 0  # as last reported
 
     def receive(self, message: Mapping[str, Any]) -> None:
-        """Process a message: ``live``, ``outputs``, ``flush``, ``end`` with ``seconds``, or {}."""
+        """Process a message: ``live``, ``flush``, ``end`` with ``seconds``, or {}."""
         now = time.monotonic()
         with self._lock:
             if (live := message.get("live")) is not None:
@@ -80,7 +79,6 @@ class Follower:
                     key: Live(since=now - age, epoch=epoch, metrics=metrics)
                     for key, (age, epoch, metrics) in live.items()
                 }
-            self._outputs += map(Path, message.get("outputs", ()))
             if "end" in message:
                 self._state, self._deadline = message["end"], now + message["seconds"]
                 self._closing.set()
@@ -124,15 +122,9 @@ class Follower:
         if not self._closing.is_set():
             self._soon.clear()
         with self._lock:
-            outputs, self._outputs = self._outputs, []
             live = {k: v for k, v in self._live.items() if not writer.has_ended(k)}
             state = self._state
-        try:
-            return writer.update(state, outputs, live)
-        except BaseException:
-            with self._lock:
-                self._outputs = [*outputs, *self._outputs]
-            raise
+        return writer.update(state, live)
 
     @staticmethod
     def _explained(error: Exception) -> str:

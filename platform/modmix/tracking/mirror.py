@@ -14,10 +14,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any
 
 from modmix.base.errors import InputError
@@ -25,7 +24,7 @@ from modmix.base.home import Home
 from modmix.base.messages import Progress
 from modmix.ledger.ledger import Ledger
 from modmix.tracking.content import LIVE_SECONDS
-from modmix.tracking.store import check, redacted
+from modmix.tracking.store import check, is_server, page, redacted
 
 _SEND_SECONDS = 1.0  # between two messages to the process
 _MAX_PACKS = 100  # with live metrics
@@ -47,7 +46,6 @@ class Mirror:
         mirror.check()                        # before the study starts
         mirror.start()
         mirror.wake()                         # after changes of the ledger
-        mirror.log_outputs([figure])          # at the end
         if not mirror.close("finished"):
             print(mirror.problem)
     """
@@ -74,9 +72,8 @@ class Mirror:
         self._begin = threading.Event()  # start the process
         self._changed = threading.Event()
         self._over = threading.Event()  # the process has reported "done"
-        self._lock = threading.Lock()  # guards the next four
+        self._lock = threading.Lock()  # guards the next three
         self._live: dict[str, dict[str, tuple[float, int, Mapping[str, float]]]] = {}  # by pack
-        self._outputs: list[str] = []
         self._end: dict[str, Any] = {}
         self._flush = False
         self._process: subprocess.Popen[str] | None = None
@@ -119,12 +116,6 @@ class Mirror:
         self._flush = True
         self._tell()
 
-    def log_outputs(self, paths: Sequence[Path]) -> None:
-        """Attach files and folders (figures, tables, the report) to the study's run."""
-        with self._lock:
-            self._outputs += map(str, paths)
-        self._tell()
-
     def _tell(self) -> None:
         self._begin.set()
         self._changed.set()
@@ -140,7 +131,7 @@ class Mirror:
         timeout: float = 60.0,
         progress: Callable[[int], None] = lambda _: None,
     ) -> bool:
-        """Write everything and end the runs; return whether MLflow is up to date.
+        """Write everything, outputs too, and end the runs; return whether MLflow is up to date.
 
         Args:
             state: of the study: finished, stopped or failed.
@@ -216,14 +207,13 @@ class Mirror:
             stdin.flush()
 
         write(self._task)
-        sent_live, sent_outputs = 0.0, 0  # a new process gets everything again
+        sent_live = 0.0
         while not ended.is_set():
             self._changed.wait()
             self._changed.clear()
             with self._lock:
                 now = time.monotonic()
-                message: dict[str, Any] = {"outputs": self._outputs[sent_outputs:], **self._end}
-                sent_outputs = len(self._outputs)
+                message = dict(self._end)
                 if self._flush:
                     message["flush"], self._flush = True, False
                 if now - sent_live >= self._live_seconds:
@@ -265,11 +255,16 @@ class Mirror:
 
 @dataclass(frozen=True, kw_only=True)
 class Synced:
-    """The result of `sync`. ``written``: number of runs that were missing or out of date."""
+    """The result of `sync`.
+
+    ``written``: number of runs that were missing or out of date. ``page``: the study's in the UI of
+    a server, or "".
+    """
 
     study: str
     experiment: str
     written: int
+    page: str = ""
 
 
 def sync(
@@ -298,10 +293,13 @@ def sync(
             "to MLflow: wait until it ends"
         )
     check(uri)
-    folder = home.study(study)
-    outputs = [folder / name for name in ("figures", "tables", "best", "report.html")]
     # Without a driver, a running study was killed.
     state = "stopped" if record.state == "running" else record.state
     writer = Writer(ledger, study, uri, home, progress=progress)
-    writer.update(state, [path for path in outputs if path.exists()], rebuild=True)
-    return Synced(study=study, experiment=writer.experiment_name, written=writer.written)
+    writer.update(state, rebuild=True)
+    return Synced(
+        study=study,
+        experiment=writer.experiment_name,
+        written=writer.written,
+        page=page(uri, writer.experiment_id) if is_server(uri) else "",
+    )

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from modmix.base.errors import InputError, TrackingError
 from modmix.base.home import Home
-from modmix.tracking.store import Store, check, is_server, redacted
+from modmix.tracking.store import Store, check, is_server, page, redacted
 
 HOST = "127.0.0.1"
 _MOST = 10  # pages printed
@@ -41,8 +41,8 @@ def serve(home: Home, port: int = 5000) -> None:
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
     with suppress(TrackingError):  # the server says it, too
-        for study, page in pages(uri, address).items():
-            print(f"  {study}: {page}", flush=True)
+        for study, place in pages(uri, address).items():
+            print(f"  {study}: {place}", flush=True)
     server = subprocess.Popen(command, env={**os.environ, **environment})
     try:
         code = server.wait()
@@ -55,20 +55,13 @@ def serve(home: Home, port: int = 5000) -> None:
 
 
 def pages(uri: str, address: str) -> dict[str, str]:
-    """The pages of the latest studies in a UI at an address, by experiment.
-
-    MLflow 3.17's UI takes an experiment for one of GenAI, whatever its tags say, unless the page's
-    address says otherwise.
-    """
-    place = f"{address.rstrip('/')}/#/experiments"
+    """The pages of the latest studies in the UI at an address, by experiment."""
     found = Store(uri).client.search_experiments(
         max_results=_MOST,
         filter_string="tags.`modmix.study` LIKE '%'",
         order_by=["last_update_time DESC"],
     )
-    return {
-        one.name: f"{place}/{one.experiment_id}/runs?workflowType=machine_learning" for one in found
-    }
+    return {one.name: page(address, one.experiment_id) for one in found}
 
 
 def _check_port(port: int) -> None:

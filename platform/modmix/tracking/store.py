@@ -79,6 +79,16 @@ def is_server(uri: str) -> bool:
     return uri.startswith(("http://", "https://", "databricks"))
 
 
+def page(address: str, experiment: str) -> str:
+    """The page of an experiment's runs in the UI at an address.
+
+    MLflow 3.17's UI takes an experiment for one of GenAI, whatever its tags say, unless the page's
+    address says otherwise.
+    """
+    place = redacted(address).replace("***@", "").rstrip("/")
+    return f"{place}/#/experiments/{experiment}/runs?workflowType=machine_learning"
+
+
 def check(uri: str) -> None:
     """Check within seconds that MLflow can be used.
 

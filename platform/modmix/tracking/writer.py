@@ -13,7 +13,6 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modmix.base.errors import TrackingError
@@ -30,10 +29,10 @@ from modmix.tracking.content import (
     configuration_status,
     datasets,
     live_content,
-    study_content,
     to_json,
 )
 from modmix.tracking.finder import WRITER, Finder, Found, Known, is_deleted, remove_strays
+from modmix.tracking.overview import study_content
 from modmix.tracking.reader import Reader
 from modmix.tracking.store import RefusedError, Store, Value, redacted
 
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
 
 PARTIAL_SECONDS = 10.0  # waiting time for the other replicates of a configuration
 STUDY_SECONDS = 10.0  # between updates of the study's run
+OUTPUTS = ("figures", "tables", "best", "report.html")  # of the study's folder
 LIVE_CONFIGURATIONS = 100  # most configurations with live metrics
 _CHUNK = 20  # configurations read and written at a time
 _THREADS = 4  # concurrent requests to a server
@@ -121,6 +121,10 @@ class Writer:
     def experiment_name(self) -> str:
         return self._found.experiment_name
 
+    @property
+    def experiment_id(self) -> str:
+        return self._found.experiment
+
     def reset(self) -> None:
         """After an error: reconnect, and find all runs again before the next write."""
         self._opened = self._place = None
@@ -132,7 +136,6 @@ class Writer:
     def update(
         self,
         state: str,
-        outputs: Sequence[Path] = (),
         live: Mapping[str, Live] | None = None,
         *,
         rebuild: bool = False,
@@ -140,8 +143,8 @@ class Writer:
         """Write changes; return whether no configuration waits for its other replicates.
 
         Args:
-            state: of the study: running, finished, stopped or failed.
-            outputs: files and folders to attach to the study's run.
+            state: of the study: running; finished, stopped or failed, with which its outputs are
+                attached to its run and all runs end.
             live: replicates in training, by key.
             rebuild: do not trust the run ids in the ledger.
 
@@ -171,7 +174,7 @@ class Writer:
         elif state != "running":
             running = list(self._store.runs(self._found.experiment, "attributes.status='RUNNING'"))
             remove_strays(self._store, running, self._known)
-        self._write_study(record, state, outputs)
+        self._write_study(record, state)
         if refused:
             raise refused[0]
         return not self._partial
@@ -291,7 +294,7 @@ class Writer:
         assert content is not None
         known = self._known.get(job.configuration.key)
         found = None if known is None else self._store.run(known.run)
-        if found is not None:
+        if found is not None and found.info.experiment_id == self._found.experiment:
             if is_deleted(found):
                 self._store.client.restore_run(found.info.run_id)
             return found
@@ -377,35 +380,32 @@ class Writer:
 
     # ------------------------------------------------------------ the study
 
-    def _write_study(self, record: StudyRecord, state: str, outputs: Sequence[Path]) -> None:
-        early = time.monotonic() - self._parent_time < STUDY_SECONDS
-        if not outputs and early and state == "running":
+    def _write_study(self, record: StudyRecord, state: str) -> None:
+        if state == "running" and time.monotonic() - self._parent_time < STUDY_SECONDS:
             return
         reader, parent, store = self._reader, self._found.parent, self._store
         replicates = {key: reader.of(key) for key in reader.configurations}
         configurations = list(reader.configurations.values())
         content = study_content(record, configurations, replicates, reader.parts, state)
         held = digest([content.status, dict(content.tags), [m.value for m in content.metrics]])
-        if not outputs and held == self._parent_digest:
+        if state == "running" and held == self._parent_digest:
             return
         rows = [row for row in content.curves if row not in self._logged]
         store.log(parent, metrics=[*content.metrics, *rows], tags=content.tags)
         self._logged.update(rows)
-        for path in outputs:
-            self._log_output(path)
-        if content.status != "RUNNING":
+        if state != "running":
+            for name in OUTPUTS:
+                self._log_output(name)
             store.client.set_terminated(parent, content.status, content.ended)
         self._parent_digest, self._parent_time = held, time.monotonic()
 
-    def _log_output(self, path: Path) -> None:
-        """Log a file or folder under its path in the study's folder."""
-        folder = self._home.study(self._study)
-        top = folder if path.is_relative_to(folder) else path.parent
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_file():
-                place = file.parent.relative_to(top).as_posix()
-                place = "" if place == "." else place
-                self._store.client.log_artifact(self._found.parent, str(file), place or None)
+    def _log_output(self, name: str) -> None:
+        """Attach a file or folder of the study's folder, if there is one."""
+        path, parent = self._home.study(self._study) / name, self._found.parent
+        if path.is_dir():
+            self._store.client.log_artifacts(parent, str(path), name)
+        elif path.is_file():
+            self._store.client.log_artifact(parent, str(path))
 
 
 def _new_curves(tags: Mapping[str, str], content: Content) -> tuple[Sequence[Value], str]:
