@@ -138,6 +138,6 @@ def test_a_study_of_several_tasks_names_the_task_everywhere() -> None:
     run = configuration_content(study, made[1], replicates["b"], parts["b"], {}, "finished")
     assert run.name == "b: mul β=0.5"
     assert (run.tags["modmix.task_in_study"], run.tags["modmix.fingerprint"]) == ("b", "b" * 20)
-    assert {task: one.digest for task, one in datasets(study).items()} == {
+    assert {task: one["digest"] for task, one in datasets(study).items()} == {
         "a": "a" * 12, "b": "b" * 12,
     }  # fmt: skip
