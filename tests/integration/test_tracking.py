@@ -288,6 +288,9 @@ def test_a_second_writer_takes_over_from_the_first(bench: Bench) -> None:
     bench.finish(["configuration-002-0"])
     with pytest.raises(OvertakenError, match="another process now logs study 'curves'"):
         first.update("stopped")
+    first.reset()
+    with pytest.raises(OvertakenError):  # it does not take the study back
+        first.update("stopped")
     assert bench.study_run().info.status == "RUNNING"  # it is the second one's
     bench.finish(["configuration-003-0"])
     second.update("finished")

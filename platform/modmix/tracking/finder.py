@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,8 +17,6 @@ from modmix.tracking.store import RefusedError, Store, redacted
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment, Run
-
-WRITER = "modmix.writer"  # tag of the experiment: who writes to it, see `writer`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,15 +41,20 @@ class Finder:
     """Finds a study's runs.
 
     Args:
-        writer: what the experiment's tag `WRITER` is set to before runs are looked for.
+        claim: called with the experiment before runs are looked for.
     """
 
     def __init__(
-        self, store: Store, ledger: Ledger, record: StudyRecord, home: Home, writer: str
+        self,
+        store: Store,
+        ledger: Ledger,
+        record: StudyRecord,
+        home: Home,
+        claim: Callable[[str], None],
     ) -> None:
         self._store, self._ledger, self._record, self._home = store, ledger, record, home
         self._client = store.client
-        self._writer = writer
+        self._claim = claim
 
     def find(self, *, rebuild: bool) -> Found:
         """Find everything; with ``rebuild``, do not trust the run ids in the ledger.
@@ -61,8 +64,7 @@ class Finder:
         """
         record, store, client = self._record, self._store, self._client
         experiment, name, restored = self._find_experiment()
-        # From here on, a former writer creates no run that is not found below.
-        client.set_experiment_tag(experiment, WRITER, self._writer)
+        self._claim(experiment)  # from here on, no other writer creates what is not found below
         configurations = self._ledger.configurations(record.name)
         noted = store.run(record.mlflow_run) if record.mlflow_run else None
         if noted is not None and noted.info.experiment_id != experiment:

@@ -31,7 +31,7 @@ from modmix.tracking.content import (
     live_content,
     to_json,
 )
-from modmix.tracking.finder import WRITER, Finder, Found, Known, is_deleted, remove_strays
+from modmix.tracking.finder import Finder, Found, Known, is_deleted, remove_strays
 from modmix.tracking.overview import study_content
 from modmix.tracking.reader import Reader
 from modmix.tracking.store import RefusedError, Store, Value, redacted
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 PARTIAL_SECONDS = 10.0  # waiting time for the other replicates of a configuration
 STUDY_SECONDS = 10.0  # between updates of the study's run
 OUTPUTS = ("figures", "tables", "best", "report.html")  # of the study's folder
+WRITER = "modmix.writer"  # tag of an experiment: who writes to it
 LIVE_CONFIGURATIONS = 100  # most configurations with live metrics
 _CHUNK = 20  # configurations read and written at a time
 _THREADS = 4  # concurrent requests to a server
@@ -93,7 +94,7 @@ class Writer:
     ) -> None:
         self._ledger, self._study, self._uri, self._home = ledger, study, uri, home
         self._live_seconds, self._progress = live_seconds, progress
-        self._name = uuid.uuid4().hex
+        self._name, self._claimed = uuid.uuid4().hex, False
         self._opened: Store | None = None
         self._place: Found | None = None  # unknown before the first update and after an error
         self._known: dict[str, Known] = {}  # by configuration
@@ -180,7 +181,7 @@ class Writer:
         return not self._partial
 
     def _find_runs(self, record: StudyRecord, *, rebuild: bool) -> None:
-        finder = Finder(self._store, self._ledger, record, self._home, self._name)
+        finder = Finder(self._store, self._ledger, record, self._home, self._claim)
         found = finder.find(rebuild=rebuild)
         self._known, self._datasets, self._logged = dict(found.known), datasets(record), set()
         self._store.client.log_text(found.parent, record.text, "study.yaml")
@@ -189,9 +190,16 @@ class Writer:
         self._parent_digest, self._parent_time = "", 0.0
         self._place = found
 
-    def _check_turn(self) -> None:
-        experiment = self._store.client.get_experiment(self._found.experiment)
-        if experiment.tags.get(WRITER) != self._name:
+    def _claim(self, experiment: str) -> None:
+        """Take over from a former writer, or see that no later one has after an error of this."""
+        if self._claimed:
+            self._check_turn(experiment)
+        self._store.client.set_experiment_tag(experiment, WRITER, self._name)
+        self._claimed = True
+
+    def _check_turn(self, experiment: str = "") -> None:
+        tags = self._store.client.get_experiment(experiment or self._found.experiment).tags
+        if tags.get(WRITER, self._name) != self._name:
             raise OvertakenError(
                 f"another process now logs study {self._study!r} to MLflow at "
                 f"{redacted(self._uri)}: this one stops"
