@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,8 @@ import numpy as np
 from modmix.base.home import Home
 from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import Entry, NewConfiguration, Result
-from modmix.tracking.database import Database
 from modmix.tracking.mirror import Mirror
-from modmix.tracking.store import Store
-from modmix.tracking.writer import Writer, open_store
+from modmix.tracking.writer import Writer
 
 STUDY = "curves"
 METRICS = ("error", "auc", "nll", "ece", "f1")
@@ -38,7 +36,6 @@ class Bench:
         self.url = f"sqlite:///{folder / 'ledger.db'}"
         self.uri = uri or f"sqlite:///{folder / 'mlflow.db'}"
         self.configurations: list[NewConfiguration] = []
-        self.open_store: Callable[[str], Store | Database] = open_store
 
     def start(self, configurations: int = 3, seeds: int = 2, study: str = STUDY) -> Bench:
         spec = {
@@ -92,10 +89,10 @@ class Bench:
         self.ledger.release(self.lease)
 
     def writer(self) -> Writer:
-        return Writer(self.ledger, self.study, self.uri, self.home, open_store=self.open_store)
+        return Writer(self.ledger, self.study, self.uri, self.home)
 
     def mirror(self, **pace: float) -> Mirror:
-        return Mirror(self.url, self.study, self.uri, self.home, pace=pace)
+        return Mirror(self.url, self.study, self.uri, self.home, pace={"niceness": 0, **pace})
 
     def runs(self, name: str | None = None) -> list[Any]:
         from mlflow import MlflowClient

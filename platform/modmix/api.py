@@ -383,16 +383,14 @@ def _end(
     """Record the final state, write figures and tables, wait for the mirror."""
     ledger.set_state(plan.name, state)
     ledger.add_seconds(plan.name, wall=seconds)
-    paths: list[Path] = []
     if mirror is not None:
         mirror.flush()
     if state == "finished":
         log("writing figures and tables")
         from modmix.analysis.report import write_all
 
-        paths = list(write_all(ledger, home, plan.name).paths)
+        write_all(ledger, home, plan.name)
     if mirror is not None:
-        mirror.log_outputs(paths)
         seconds = 120.0 if state == "finished" else 15.0 if patient else 0.0
 
         def progress(left: int) -> None:

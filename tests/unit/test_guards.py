@@ -158,7 +158,7 @@ PLACES = {
     "ray": ("execution.ray_runner", "execution.ray_seats"),
     "optuna": ("search.proposer", "tracking.optuna_mirror"),
     "sqlalchemy": ("ledger",),
-    "mlflow": ("tracking", "registry.pyfunc"),
+    "mlflow": ("tracking", "registry.models", "registry.pyfunc"),
     "torch.func": ("training.stack",),
     "matplotlib": ("analysis",),
     "pandas": ("analysis", "registry.pyfunc", "api"),
@@ -195,6 +195,22 @@ def test_a_dependency_stays_where_it_is(dependency: str) -> None:
         if is_inside(one.module, [dependency])
         and not is_inside(name_of(one.file), PLACES[dependency])
     ]
+    assert wrong == []
+
+
+def test_mlflow_is_used_by_its_public_names() -> None:
+    """No private names, and no SQL on its tables, whose layout changes with its releases."""
+    public = {"", "entities", "exceptions", "models", "pyfunc", "types.schema"}
+    files = [file for file in FILES if package(name_of(file)) in ("tracking", "registry")]
+    of_mlflow = [one for one in IMPORTS if one.module.partition(".")[0] == "mlflow"]
+    assert {one.module.partition(".")[2] for one in of_mlflow} <= public
+    wrong = []
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and re.match("_[^_]", node.attr):
+                wrong += [ast.unparse(node)] * (ast.unparse(node.value) not in ("self", "os"))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                wrong += re.findall(r"(?:SELECT|INSERT|UPDATE|DELETE) .+", node.value)
     assert wrong == []
 
 

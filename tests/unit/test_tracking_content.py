@@ -11,14 +11,13 @@ from scipy import stats
 from modmix.ledger.records import ConfigurationRecord, ReplicateRecord, StudyRecord
 from modmix.tracking.content import (
     MAX_STEPS,
-    best_configurations,
     configuration_content,
     configuration_name,
     datasets,
     half_interval,
-    study_content,
     thinned,
 )
+from modmix.tracking.overview import best_configurations, study_content
 from modmix.tracking.store import redacted
 
 SPEC = {
@@ -54,11 +53,11 @@ def replicate(
 @pytest.mark.parametrize(
     ("made", "parts", "name"),
     [
-        (configuration("mul", beta=0.5, learning_rate=0.001), ["curve"], "mul beta=0.5"),
+        (configuration("mul", beta=0.5, learning_rate=0.001), ["curve"], "mul β=0.5"),
         (
             configuration("mul", beta=1 / 3, learning_rate=0.00123456),
             ["tuned"],
-            "mul beta=0.333 learning_rate=0.00123",
+            "mul β=0.333 learning_rate=0.00123",
         ),
         (configuration("base", modality="left"), ["curve"], "base left"),
         # Nothing varies in that part, but the two parts disagree.
@@ -135,10 +134,10 @@ def test_a_study_of_several_tasks_names_the_task_everywhere() -> None:
     values = {one.key: one.value for one in whole.metrics}
     assert values["study/a_mul_val_error"] == 30.0
     assert values["study/b_mul_val_error"] == 2.0
-    assert "**a: mul beta=0.5**: val/error 30" in whole.tags["mlflow.note.content"]
+    assert "**a: mul β=0.5**: val/error 30" in whole.tags["mlflow.note.content"]
     run = configuration_content(study, made[1], replicates["b"], parts["b"], {}, "finished")
-    assert run.name == "b: mul beta=0.5"
+    assert run.name == "b: mul β=0.5"
     assert (run.tags["modmix.task_in_study"], run.tags["modmix.fingerprint"]) == ("b", "b" * 20)
-    assert {task: one.digest for task, one in datasets(study).items()} == {
+    assert {task: one["digest"] for task, one in datasets(study).items()} == {
         "a": "a" * 12, "b": "b" * 12,
     }  # fmt: skip

@@ -498,6 +498,8 @@ def sync(study: Name) -> None:
 
     done = mirror.sync(_ledger(), _study(study), home.tracking_uri, home, progress=progress)
     print(f"MLflow experiment {done.experiment!r} is up to date; {done.written} runs written")
+    if done.page:
+        print(f"  {done.page}")
 
 
 @app.command()

@@ -281,6 +281,17 @@ class Results(Database):
         ]
 
     @retried
+    def pack_starts(self, packs: Sequence[str]) -> dict[str, float]:
+        """When packs of any study started, in seconds since 1970, by their ids."""
+        query = sa.select(PACKS.c.id, PACKS.c.started).where(PACKS.c.started.is_not(None))
+        with self._transaction() as db:
+            return {
+                row.id: row.started
+                for part in chunks(packs)
+                for row in db.execute(query.where(PACKS.c.id.in_(part)))
+            }
+
+    @retried
     def update_pack(
         self,
         study: str,

@@ -5,5 +5,6 @@ version in MLflow.
 
     best    writes the study files of best configurations
     pyfunc  what a registered model runs (copied beside its weights)
+    models  versions and aliases in MLflow's model registry
     final   registers final runs as models
 """

@@ -19,7 +19,7 @@ from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import ConfigurationRecord, ReplicateRecord, StudyRecord
 
 if TYPE_CHECKING:
-    from modmix.tracking.models import NewModel
+    from modmix.registry.models import NewModel
 
 ALIAS = "champion"
 
@@ -42,8 +42,8 @@ def register(ledger: Ledger, home: Home, study: str, uri: str) -> Registered:
         InputError: not a final study, not finished, or its weights are missing.
         TrackingError: MLflow is unreachable or refuses.
     """
+    from modmix.registry.models import add_version, find_version, set_alias
     from modmix.tracking import mirror
-    from modmix.tracking.models import add_version, find_version, set_alias
     from modmix.tracking.store import Store
 
     record = ledger.study(study)
@@ -77,7 +77,7 @@ def register(ledger: Ledger, home: Home, study: str, uri: str) -> Registered:
                 model,
                 name=name,
                 run=run,
-                experiment=experiment.experiment,
+                experiment=experiment.info.experiment_id,
                 description=_description(record, configuration, replicates, chosen, model),
                 tags=_tags(record, configuration, replicates, chosen),
                 folder=Path(folder),
@@ -190,7 +190,7 @@ def _model(
     """The model's files, columns and example; new files are written to ``folder``."""
     from modmix._version import VERSION
     from modmix.methods.model import unpack_weights
-    from modmix.tracking.models import NewModel
+    from modmix.registry.models import NewModel
 
     blob = weights.read_bytes()
     model, description = unpack_weights(blob)

@@ -1,13 +1,14 @@
 """The content of a study's runs in MLflow, computed from the ledger's records (pure).
 
-One run for the study, with one nested run per configuration:
+One run for the study (`overview`), with one nested run per configuration:
 
     configuration  params     method and hyperparameters
                    metrics    val/*, test/*: means over replicates; *_std; *_ci (objective);
-                              epoch/*: mean and standard deviation of learning curves;
+                              epoch/*: learning curves, means over replicates;
                               live/*: means during training, every half minute
                    artifact   replicates.json: results and histories of all replicates
-    study          metrics    study/*: progress, and each method's best configuration so far
+    study          metrics    configurations/*: the objective by number of the configuration;
+                              study/*: progress, and each method's best configuration so far
                    artifacts  study.yaml, and the outputs of the analysis
 
 Times are in milliseconds since 1970, from the ledger, so that writing the same content again gives
@@ -26,7 +27,6 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
-from modmix.base import ties
 from modmix.base.messages import digest
 from modmix.base.metrics import higher_is_better
 from modmix.ledger.records import (
@@ -37,28 +37,31 @@ from modmix.ledger.records import (
     StudyRecord,
     of_task,
 )
-from modmix.tracking.store import Dataset, Value
+from modmix.tracking.store import Value
 
-LAYOUT = 2  # version of this layout; a change rewrites all runs
+LAYOUT = 2  # version of this layout; after a change all runs are updated
 LIVE_SECONDS = 30.0  # interval of live metrics, for training longer than this
-MAX_STEPS = 200  # of a curve; longer ones are thinned (the artifact is complete)
-STATUS = {"running": "RUNNING", "finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+MAX_STEPS = 50  # of a curve; longer ones are thinned (the artifact is complete)
 
 _FINAL = tuple(
     f"{split}/{name}" for split in ("val", "test") for name in ("error", "auc", "nll", "ece", "f1")
 )
 _NOT_OF_KEYS = re.compile(r"[^\w\-. /:]")  # characters that MLflow refuses in keys
 _ON_EVERY_RUN = ("modmix.task", "modmix.fingerprint", "mlflow.source.git.commit", "mlflow.user")
-# Tags that depend on a configuration's state.
+# Tags that a configuration has in some states only.
 STATE_TAGS = ("modmix.reason", "modmix.failed", "modmix.pruned")
-_PARAM_LENGTH, _TAG_LENGTH, _NOTE_LENGTH = 6000, 5000, 5000  # MLflow's limits
+_SYMBOLS = {"alpha": "α", "beta": "β", "margin": "δ", "lambda": "λ", "tau": "τ"}
+_PARAM_LENGTH, TAG_LENGTH = 6000, 5000  # MLflow's limits
 
 History = Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Content:
-    """The content of one run. ``curves``: digest of the replicates in its curves."""
+    """The content of one run.
+
+    ``curves`` are the learning curves of ``n_curves`` replicates, with ``curves_digest``.
+    """
 
     name: str
     status: str  # RUNNING, FINISHED, KILLED or FAILED
@@ -67,18 +70,28 @@ class Content:
     tags: Mapping[str, str]
     params: Mapping[str, str] = field(default_factory=dict)
     metrics: Sequence[Value] = ()
-    curves: str = ""
+    curves: Sequence[Value] = ()
+    curves_digest: str = ""
+    n_curves: int = 0
     artifact: Mapping[str, Any] = field(default_factory=dict)
 
 
 # ---------------------------------------------------------------- a configuration
 
 
-def configuration_status(replicates: Sequence[ReplicateRecord], state: str) -> str:
-    """The status of a configuration's run; ``state`` is that of the study."""
+def configuration_state(replicates: Sequence[ReplicateRecord], state: str) -> str:
+    """running, stopped, done, pruned or failed; ``state`` is that of the study."""
     if any(r.state not in ENDED for r in replicates):
-        return "RUNNING" if state == "running" else "KILLED"
-    return "FAILED" if all(r.state == "failed" for r in replicates) else "FINISHED"
+        return "running" if state == "running" else "stopped"
+    states = {r.state for r in replicates}
+    return next((one for one in ("done", "pruned") if one in states), "failed")
+
+
+def configuration_status(replicates: Sequence[ReplicateRecord], state: str) -> str:
+    """The status of a configuration's run in MLflow, which has none for pruned ones."""
+    return {"running": "RUNNING", "done": "FINISHED", "failed": "FAILED"}.get(
+        configuration_state(replicates, state), "KILLED"
+    )
 
 
 def configuration_digest(
@@ -103,41 +116,48 @@ def configuration_content(
     parts: Sequence[str],
     histories: Mapping[str, History],
     state: str,
+    starts: Mapping[str, float] | None = None,
 ) -> Content:
     """The content of a configuration's run.
 
     Args:
         replicates: all of the configuration in this study; at least one has ended.
+        starts: when packs started, in seconds. Without it, the time charged to a replicate counts.
     """
     study = _of_its_task(study, configuration)
     ended = [r for r in replicates if r.state in ENDED]
     good = [r for r in ended if r.state == "done"] or [r for r in ended if r.state == "pruned"]
     complete = len(ended) == len(replicates)
-    finished = [_milliseconds(r.finished or study.updated) for r in ended]
-    begun = [t - _milliseconds(r.seconds) for r, t in zip(ended, finished, strict=True)]
-    started, last = min(begun), max(finished)
-    metrics = _summary(study, good, ended, last)
+    last = max(r.finished or study.updated for r in ended)
+    started = min(_began(r, starts or {}, study.updated) for r in ended)
     shown = {r.key: histories[r.key] for r in good if r.key in histories} if complete else {}
-    metrics += _curves(study, list(shown.values()), started, last)
     return Content(
         name=configuration_name(study.spec, configuration, parts),
         status=configuration_status(replicates, state),
-        started=started,
-        ended=last if complete or state != "running" else None,
-        tags=_configuration_tags(study, configuration, replicates, parts),
+        started=milliseconds(started),
+        ended=milliseconds(last) if complete or state != "running" else None,
+        tags=_configuration_tags(study, configuration, replicates, parts, state),
         params=_params(configuration),
-        metrics=metrics,
-        curves=digest(sorted(shown)) if shown else "",
+        metrics=_summary(study, good, ended, milliseconds(last)),
+        curves=_curves(study, [*shown.values()], milliseconds(started), milliseconds(last)),
+        curves_digest=digest(sorted(shown)) if shown else "",
+        n_curves=len(shown),
         artifact=_artifact(study, configuration, ended, histories),
     )
+
+
+def _began(r: ReplicateRecord, starts: Mapping[str, float], updated: float) -> float:
+    """When the training of a replicate began. A pack may have ended before a late result."""
+    ended = r.finished or updated
+    return min(starts.get(r.pack or "", ended), ended - r.seconds)
 
 
 def configuration_name(
     spec: Mapping[str, Any], configuration: ConfigurationRecord, parts: Sequence[str] = ()
 ) -> str:
-    """A readable name of the method and its varied hyperparameters: "mul beta=0.5".
+    """A readable name of the method and its varied hyperparameters: "mul β=0.5".
 
-    In a study of several tasks with the task before it: "digits: mul beta=0.5".
+    In a study of several tasks with the task before it: "digits: mul β=0.5".
     """
     parts = [part.partition("@")[0] for part in parts]
     task = f"{configuration.task}: " if configuration.task else ""
@@ -145,7 +165,7 @@ def configuration_name(
     if configuration.params.get("modality") is not None:
         parts_of_name.append(str(configuration.params["modality"]))
     parts_of_name += [
-        f"{name}={_short(configuration.params[name])}"
+        f"{_SYMBOLS.get(name, name)}={_short(configuration.params[name])}"
         for name in _varied(spec, configuration.method, parts)
         if name in configuration.params and name != "modality"
     ]
@@ -186,7 +206,7 @@ def _summary(
     with_interval = objectives | {f"test/{name.partition('/')[2]}" for name in objectives}
     final = (*_FINAL, *_reported(good))
     for name in (*final, "train/loss"):
-        values = _finite(r.metrics.get(name, math.nan) for r in good)
+        values = finite(r.metrics.get(name, math.nan) for r in good)
         if not values:
             continue
         mean, std = _mean_and_std(values)
@@ -228,21 +248,16 @@ def _curves(
     study: StudyRecord, histories: Sequence[History], started: int, ended: int
 ) -> list[Value]:
     """Means of learning curves over the replicates still training; the step is the evaluation."""
-    names = _columns(study)
     length = max((len(c) for h in histories for c in h.values()), default=0)
-    found: list[Value] = []
+    found = []
     for index in thinned(length):
         time = started + (ended - started) * (index + 1) // length
-        for name in names:
+        for name in _columns(study):
             columns = [h[name] for h in histories if name in h]
-            values = _finite(c[index] for c in columns if index < len(c))
-            if not values:
-                continue
-            mean, std = _mean_and_std(values)
-            row = [(f"epoch/{name}", mean)]
-            if len(values) > 1:
-                row.append((f"epoch/{name}_std", std))
-            found += [Value(key=k, value=v, time=time, step=index + 1) for k, v in row]
+            values = finite(c[index] for c in columns if index < len(c))
+            if values:
+                mean = math.fsum(values) / len(values)
+                found.append(Value(key=f"epoch/{name}", value=mean, time=time, step=index + 1))
     return found
 
 
@@ -264,16 +279,18 @@ def _configuration_tags(
     configuration: ConfigurationRecord,
     replicates: Sequence[ReplicateRecord],
     parts: Sequence[str],
+    state: str,
 ) -> dict[str, str]:
     """Tags for filtering runs; most common tags are only on the study's run."""
     failed = [r for r in replicates if r.state == "failed"]
-    shared = _shared_tags(study)
+    shared = shared_tags(study)
     tags = {
         **{key: shared[key] for key in _ON_EVERY_RUN if key in shared},
         "modmix.configuration": configuration.key,
         "modmix.method": configuration.method,
         "modmix.parts": ", ".join(parts),
         "modmix.number": str(configuration.number),
+        "modmix.state": configuration_state(replicates, state),
         **({"modmix.task_in_study": configuration.task} if configuration.task else {}),
     }
     if failed:
@@ -282,7 +299,7 @@ def _configuration_tags(
     if pruned := [r for r in replicates if r.state == "pruned"]:
         tags["modmix.pruned"] = str(len(pruned))
         tags.setdefault("modmix.reason", pruned[0].reason)
-    return {key: _truncated(value, _TAG_LENGTH) for key, value in tags.items()}
+    return {key: truncated(value, TAG_LENGTH) for key, value in tags.items()}
 
 
 def _of_its_task(study: StudyRecord, configuration: ConfigurationRecord) -> StudyRecord:
@@ -292,7 +309,7 @@ def _of_its_task(study: StudyRecord, configuration: ConfigurationRecord) -> Stud
     return replace(of_task(study, configuration.task), name=study.name)
 
 
-def _shared_tags(study: StudyRecord) -> dict[str, str]:
+def shared_tags(study: StudyRecord) -> dict[str, str]:
     details = study.details
     tags = {
         "modmix.study": study.name,
@@ -302,7 +319,7 @@ def _shared_tags(study: StudyRecord) -> dict[str, str]:
         "modmix.torch": str(details.get("torch") or ""),
         "mlflow.source.git.commit": str(details.get("git") or ""),
         "mlflow.source.type": "LOCAL",
-        "mlflow.source.name": _truncated(study.source, _TAG_LENGTH),
+        "mlflow.source.name": truncated(study.source, TAG_LENGTH),
         "mlflow.user": _user(),
     }
     return {key: value for key, value in tags.items() if value}
@@ -315,28 +332,23 @@ def _user() -> str:
         return ""
 
 
-def datasets(study: StudyRecord) -> dict[str, Dataset]:
+def datasets(study: StudyRecord) -> dict[str, dict[str, str]]:
     """The data sets of a study by task; by "" where it has one."""
-    return {
-        task: dataset(of_task(study, task) if task else study)
-        for task in study.spec.get("tasks") or [""]
-    }
-
-
-def dataset(study: StudyRecord) -> Dataset:
-    """The data set of a study of one task."""
-    details = study.details
-    return Dataset(
-        name=str(details.get("task", "data")),
-        digest=str(details.get("fingerprint", ""))[:12],
-        source=json.dumps(details.get("task_options", {})),
-        profile=json.dumps({"rows": details.get("rows"), "inputs": details.get("inputs")}),
-    )
+    found = {}
+    for task in study.spec.get("tasks") or [""]:
+        details = of_task(study, task).details if task else study.details
+        found[task] = {
+            "name": str(details.get("task", "data")),
+            "digest": str(details.get("fingerprint", ""))[:12],
+            "source": json.dumps(details.get("task_options", {})),
+            "profile": json.dumps({"rows": details.get("rows"), "inputs": details.get("inputs")}),
+        }
+    return found
 
 
 def _params(configuration: ConfigurationRecord) -> dict[str, str]:
     params = {"method": configuration.method, **configuration.params}
-    return {key: _truncated(_text(value), _PARAM_LENGTH) for key, value in params.items()}
+    return {key: truncated(_text(value), _PARAM_LENGTH) for key, value in params.items()}
 
 
 def _artifact(
@@ -345,28 +357,23 @@ def _artifact(
     ended: Sequence[ReplicateRecord],
     histories: Mapping[str, History],
 ) -> dict[str, Any]:
+    plain = ("key", "seed", "state", "reason", "epochs", "best_epoch", "seconds")
+    replicates = []
+    for r in ended:
+        history = histories.get(r.key, {})
+        replicates.append(
+            {
+                **{name: getattr(r, name) for name in plain},
+                "metrics": {k: _json_number(v) for k, v in r.metrics.items()},
+                "history": {k: [*map(_json_number, column)] for k, column in history.items()},
+            }
+        )
     return {
         "study": study.name,
         "configuration": configuration.key,
         "method": configuration.method,
         "params": dict(configuration.params),
-        "replicates": [
-            {
-                "key": r.key,
-                "seed": r.seed,
-                "state": r.state,
-                "reason": r.reason,
-                "epochs": r.epochs,
-                "best_epoch": r.best_epoch,
-                "seconds": r.seconds,
-                "metrics": {k: _json_number(v) for k, v in r.metrics.items()},
-                "history": {
-                    k: [_json_number(v) for v in column]
-                    for k, column in histories.get(r.key, {}).items()
-                },
-            }
-            for r in ended
-        ],
+        "replicates": replicates,
     }
 
 
@@ -376,128 +383,34 @@ def live_content(
     replicates: Sequence[ReplicateRecord],
     parts: Sequence[str],
     progress: Sequence[tuple[int, Mapping[str, float]]],
+    started: float,
     now: float,
 ) -> Content:
-    """Live metrics of a configuration. ``progress``: (epoch, metrics) of its replicates."""
+    """Live metrics of a configuration.
+
+    Args:
+        progress: (epoch, metrics) of its replicates in training.
+        started: when their training began, at the latest.
+    """
     study = _of_its_task(study, configuration)
     columns = {
-        name: _finite(metrics.get(name, math.nan) for _, metrics in progress)
+        name: finite(metrics.get(name, math.nan) for _, metrics in progress)
         for name in _columns(study)[:-1]
     }
-    rows = [(f"live/{name}", statistics.fmean(v)) for name, v in columns.items() if v]
-    epoch = max(epoch for epoch, _ in progress)
-    time = _milliseconds(now)
+    epoch, time = max(epoch for epoch, _ in progress), milliseconds(now)
     return Content(
         name=configuration_name(study.spec, configuration, parts),
         status="RUNNING",
-        started=time,
+        started=milliseconds(started),
         ended=None,
-        tags=_configuration_tags(study, configuration, replicates, parts),
+        tags=_configuration_tags(study, configuration, replicates, parts, "running"),
         params=_params(configuration),
-        metrics=[Value(key=key, value=value, time=time, step=epoch) for key, value in rows],
-    )
-
-
-# ---------------------------------------------------------------- the study
-
-
-def study_content(
-    study: StudyRecord,
-    configurations: Sequence[ConfigurationRecord],
-    replicates: Mapping[str, Sequence[ReplicateRecord]],
-    parts: Mapping[str, Sequence[str]],
-    state: str,
-) -> Content:
-    """The content of the study's run. ``replicates`` and ``parts``: by configuration key."""
-    everything = [r for rs in replicates.values() for r in rs]
-    ended = [r for r in everything if r.state in ENDED]
-    now = max((_milliseconds(r.finished) for r in ended if r.finished), default=None)
-    now = now or _milliseconds(study.updated)
-    rows = {
-        "study/configurations": float(len(configurations)),
-        "study/replicates": float(len(everything)),
-        "study/replicates_ended": float(len(ended)),
-        "study/replicates_failed": float(sum(r.state == "failed" for r in ended)),
-        "study/replicates_reused": float(sum(r.origin == "reused" for r in ended)),
-    }
-    lines = []
-    for task, method, configuration, means in _best_by_task(study, configurations, replicates):
-        key = f"{task}_{method}" if task else method
-        rows |= {f"study/{key}_{name.replace('/', '_')}": v for name, v in means.items()}
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
-        name = configuration_name(study.spec, configuration, parts.get(configuration.key, ()))
-        lines.append(f"- **{name}**: {shown}")
-    status = STATUS[state]
-    return Content(
-        name=study.name,
-        status=status,
-        started=_milliseconds(study.created),
-        ended=None if status == "RUNNING" else max(now, _milliseconds(study.updated)),
-        tags={
-            **_shared_tags(study),
-            "modmix.kind": "study",
-            "modmix.text": request_digest(study),
-            "mlflow.note.content": _truncated(_note(study, lines), _NOTE_LENGTH),
-        },
         metrics=[
-            Value(key=key, value=value, time=now, step=len(ended)) for key, value in rows.items()
+            Value(key=f"live/{name}", value=statistics.fmean(values), time=time, step=epoch)
+            for name, values in columns.items()
+            if values
         ],
     )
-
-
-def _best_by_task(
-    study: StudyRecord,
-    configurations: Sequence[ConfigurationRecord],
-    replicates: Mapping[str, Sequence[ReplicateRecord]],
-) -> list[tuple[str, str, ConfigurationRecord, dict[str, float]]]:
-    """Task ("" where the study has one), method, its best configuration there, and its means."""
-    found = []
-    for task in study.spec.get("tasks") or [""]:
-        own = of_task(study, task) if task else study
-        mine = [c for c in configurations if c.task == task and own.is_as_given(c.params)]
-        best = best_configurations(study.spec, mine, replicates)
-        found += [(task, method, configuration, m) for method, (configuration, m) in best.items()]
-    return found
-
-
-def request_digest(study: StudyRecord) -> str:
-    """A digest of a study's file, data and numerics version."""
-    details = study.details
-    data = [
-        details.get("fingerprint"),
-        *(one.get("fingerprint") for one in (details.get("tasks") or {}).values()),
-    ]
-    return digest([study.text, study.spec, data, details.get("numerics")])
-
-
-def best_configurations(
-    spec: Mapping[str, Any],
-    configurations: Sequence[ConfigurationRecord],
-    replicates: Mapping[str, Sequence[ReplicateRecord]],
-) -> dict[str, tuple[ConfigurationRecord, dict[str, float]]]:
-    """By method, the configuration with the best mean of the first objective, and its means.
-
-    Compares ended configurations with the most replicates; the first one wins ties.
-    """
-    objective, *_ = names = objectives_of(spec)
-    best: dict[str, tuple[int, ConfigurationRecord, dict[str, float]]] = {}
-    for configuration in configurations:
-        mine = replicates.get(configuration.key, ())
-        good = [r for r in mine if r.state == "done"]
-        values = {name: _finite(r.metrics.get(name, math.nan) for r in good) for name in names}
-        if not values[objective] or any(r.state not in ENDED for r in mine):
-            continue
-        means = {name: statistics.fmean(v) for name, v in values.items() if v}
-        n = len(values[objective])
-        most, _, rival = best.get(configuration.method, (0, None, {}))
-        if n > most or (
-            n == most
-            and ties.is_better(
-                means[objective], rival[objective], higher_is_better=higher(objective)
-            )
-        ):
-            best[configuration.method] = (n, configuration, means)
-    return {method: (configuration, means) for method, (_, configuration, means) in best.items()}
 
 
 def objectives_of(spec: Mapping[str, Any]) -> list[str]:
@@ -512,14 +425,6 @@ def higher(objective: str) -> bool:
         return higher_is_better(objective)
     except KeyError:  # unknown metric of another version
         return False
-
-
-def _note(study: StudyRecord, best: Sequence[str]) -> str:
-    task = study.details.get("task", "")
-    lines = [str(study.spec.get("description") or study.name), "", f"Task: {task}", ""]
-    if best:
-        lines += ["Best configuration of each method on validation:", *best, ""]
-    return "\n".join([*lines, f"`modmix run {study.source}` starts or resumes this study."])
 
 
 # ---------------------------------------------------------------- helpers
@@ -537,7 +442,7 @@ def to_json(artifact: Mapping[str, Any]) -> str:
     return json.dumps(artifact, separators=(",", ":"), allow_nan=False)
 
 
-def _finite(values: Iterable[float]) -> list[float]:
+def finite(values: Iterable[float]) -> list[float]:
     return [value for value in values if math.isfinite(value)]
 
 
@@ -554,7 +459,7 @@ def _json_number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _milliseconds(seconds: float | None) -> int:
+def milliseconds(seconds: float | None) -> int:
     return int((seconds or 0.0) * 1000)
 
 
@@ -566,5 +471,5 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else _text(value)
 
 
-def _truncated(text: str, length: int) -> str:
+def truncated(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -4,7 +4,7 @@
 
 Messages are lines of JSON. When stdin closes, the driver has ended, and the process exits at once.
 
-    stdin   the task (first line); then live metrics, outputs, "flush", and the study's final state
+    stdin   the task (first line); then live metrics, "flush", and the study's final state
     stdout  why MLflow is not up to date, the number of runs left, "done"
 """
 
@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from modmix.base.errors import InputError, LedgerError, TrackingError
 from modmix.base.home import Home
 from modmix.ledger.ledger import Ledger
 from modmix.tracking.content import LIVE_SECONDS
-from modmix.tracking.writer import PARTIAL_SECONDS, Live, Writer
+from modmix.tracking.writer import PARTIAL_SECONDS, Live, OvertakenError, Writer
 
 _log = logging.getLogger(__name__)
 
@@ -45,19 +45,10 @@ class Task:
     home: str
     longest_pause: float = 30.0  # seconds between retries
     live_seconds: float = LIVE_SECONDS
+    niceness: int = NICENESS
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
-
-
-@dataclass(kw_only=True)
-class Pending:
-    """Messages not processed yet, and the state of the study."""
-
-    outputs: list[Path] = field(default_factory=list)
-    live: dict[str, Live] = field(default_factory=dict)
-    state: str = "running"
-    deadline: float = float("inf")  # monotonic
 
 
 class Follower:
@@ -69,52 +60,42 @@ class Follower:
     """
 
     def __init__(self, task: Task, answer: Callable[[str, Any], None] = lambda *_: None) -> None:
-        self._task = task
-        self._answer = answer
+        self._task, self._answer = task, answer
         self._changed = threading.Event()
         self._closing = threading.Event()
         self._soon = threading.Event()  # ends the pause between two updates
-        self._lock = threading.Lock()  # guards the next one
-        self._pending = Pending()
-        self._problem = ""
-        self._reported_left = 0
-
-    # ------------------------------------------------------------ messages, from any thread
+        self._lock = threading.Lock()  # guards the next three
+        self._live: dict[str, Live] = {}
+        self._state = "running"
+        self._deadline = float("inf")  # monotonic
+        self._problem, self._left = "", 0  # as last reported
 
     def receive(self, message: Mapping[str, Any]) -> None:
-        """Process a message: ``live``, ``outputs``, ``flush``, ``end`` with ``seconds``, or {}."""
+        """Process a message: ``live``, ``flush``, ``end`` with ``seconds``, or {}."""
         now = time.monotonic()
         with self._lock:
             if (live := message.get("live")) is not None:
-                self._pending.live = {
+                self._live = {
                     key: Live(since=now - age, epoch=epoch, metrics=metrics)
                     for key, (age, epoch, metrics) in live.items()
                 }
-            self._pending.outputs += map(Path, message.get("outputs", ()))
             if "end" in message:
-                self._pending.state = message["end"]
-                self._pending.deadline = now + message["seconds"]
+                self._state, self._deadline = message["end"], now + message["seconds"]
                 self._closing.set()
-                self._soon.set()
-        if message.get("flush"):
+        if {"end", "flush"} & set(message):
             self._soon.set()
         self._changed.set()
-
-    # ------------------------------------------------------------ following
 
     def follow(self) -> bool:
         """Follow until the study ends; return whether MLflow is up to date."""
         task = self._task
-        ledger: Ledger | None = None
         writer: Writer | None = None
-        pause, done = 0.0, False
-        while not done:
-            closing = self._closing.is_set()
-            settled = True
+        pause = 0.0
+        while True:
+            closing, settled = self._closing.is_set(), True
             try:
-                ledger = ledger or Ledger(task.ledger_url)
                 writer = writer or Writer(
-                    ledger,
+                    Ledger(task.ledger_url),
                     task.study,
                     task.uri,
                     Home(Path(task.home)),
@@ -123,41 +104,34 @@ class Follower:
                 )
                 settled = self._update(writer)
                 self._report("")
-                pause, done = 0.0, closing
+                pause = 0.0
+                if closing:
+                    return True
             except Exception as error:  # must not affect the study
-                self._report_error(error)
+                self._report(self._explained(error))
                 pause = min(task.longest_pause, max(FIRST_PAUSE, 2 * pause))
                 if writer is not None:
                     writer.reset()
-                if closing and time.monotonic() + FIRST_PAUSE > self._pending.deadline:
-                    break
-            if not done:
-                self._rest(pause, writer.read_seconds if writer else 0.0, settled)
-        if ledger is not None:
-            ledger.close()
-        return done
+                late = closing and time.monotonic() + FIRST_PAUSE > self._deadline
+                if late or isinstance(error, OvertakenError):
+                    return False
+            self._rest(pause, writer.read_seconds if writer else 0.0, settled)
 
     def _update(self, writer: Writer) -> bool:
         self._changed.clear()
         if not self._closing.is_set():
             self._soon.clear()
         with self._lock:
-            pending = self._pending
-            outputs, pending.outputs = pending.outputs, []
-            live = {k: v for k, v in pending.live.items() if not writer.has_ended(k)}
-        try:
-            return writer.update(pending.state, outputs, live)
-        except BaseException:
-            with self._lock:
-                pending.outputs = [*outputs, *pending.outputs]
-            raise
+            live = {k: v for k, v in self._live.items() if not writer.has_ended(k)}
+            state = self._state
+        return writer.update(state, live)
 
-    def _report_error(self, error: Exception) -> None:
+    @staticmethod
+    def _explained(error: Exception) -> str:
         if isinstance(error, (TrackingError, LedgerError, InputError)):
-            self._report(str(error))
-        else:
-            _log.warning("the mirror failed", exc_info=error)
-            self._report(f"logging to MLflow failed ({type(error).__name__}: {error})")
+            return str(error)
+        _log.warning("the mirror failed", exc_info=error)
+        return f"logging to MLflow failed ({type(error).__name__}: {error})"
 
     def _report(self, problem: str) -> None:
         if problem != self._problem:
@@ -165,8 +139,8 @@ class Follower:
             self._answer("problem", problem)
 
     def _report_left(self, left: int) -> None:
-        if left or self._reported_left:
-            self._reported_left = left
+        if left != self._left:
+            self._left = left
             self._answer("left", left)
 
     def _rest(self, pause: float, reading: float, settled: bool) -> None:
@@ -185,17 +159,18 @@ class Follower:
 
 
 def main() -> None:
+    task = Task(**json.loads(sys.stdin.readline()))
     with suppress(OSError):
-        os.nice(NICENESS)
+        os.nice(task.niceness)
     # Linux schedules by session before niceness. `Mirror` gives this process a session of its own;
-    # in a shared one, every process would become slow, and stay so.
+    # in a shared one, every process would become slow, and stay so. Half as much: a tenth of a
+    # core where all are busy, so that MLflow does not lag behind until training is over.
     if os.getsid(0) == os.getpid():
         with suppress(OSError):
-            Path("/proc/self/autogroup").write_text(str(NICENESS))
-    follower = Follower(Task(**json.loads(sys.stdin.readline())), _answer)
+            Path("/proc/self/autogroup").write_text(str(task.niceness // 2))
+    follower = Follower(task, _answer)
     threading.Thread(target=_listen, args=(follower,), daemon=True).start()
-    done = follower.follow()
-    _answer("done", done)
+    _answer("done", follower.follow())
     os._exit(0)  # everything is written, and the driver waits
 
 

@@ -14,18 +14,17 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any
 
 from modmix.base.errors import InputError
 from modmix.base.home import Home
 from modmix.base.messages import Progress
 from modmix.ledger.ledger import Ledger
-from modmix.tracking.content import LIVE_SECONDS, STATUS
-from modmix.tracking.store import check, redacted
+from modmix.tracking.content import LIVE_SECONDS
+from modmix.tracking.store import check, is_server, page, redacted
 
 _SEND_SECONDS = 1.0  # between two messages to the process
 _MAX_PACKS = 100  # with live metrics
@@ -47,7 +46,6 @@ class Mirror:
         mirror.check()                        # before the study starts
         mirror.start()
         mirror.wake()                         # after changes of the ledger
-        mirror.log_outputs([figure])          # at the end
         if not mirror.close("finished"):
             print(mirror.problem)
     """
@@ -74,9 +72,8 @@ class Mirror:
         self._begin = threading.Event()  # start the process
         self._changed = threading.Event()
         self._over = threading.Event()  # the process has reported "done"
-        self._lock = threading.Lock()  # guards the next five
+        self._lock = threading.Lock()  # guards the next three
         self._live: dict[str, dict[str, tuple[float, int, Mapping[str, float]]]] = {}  # by pack
-        self._outputs: list[str] = []
         self._end: dict[str, Any] = {}
         self._flush = False
         self._process: subprocess.Popen[str] | None = None
@@ -112,20 +109,14 @@ class Mirror:
             }
             while len(self._live) > _MAX_PACKS:
                 del self._live[next(iter(self._live))]
-        self._begin.set()
-        self._changed.set()
+        self._tell()
 
     def flush(self) -> None:
         """Write everything now: training is over."""
-        with self._lock:
-            self._flush = True
-        self._begin.set()
-        self._changed.set()
+        self._flush = True
+        self._tell()
 
-    def log_outputs(self, paths: Sequence[Path]) -> None:
-        """Attach files and folders (figures, tables, the report) to the study's run."""
-        with self._lock:
-            self._outputs += map(str, paths)
+    def _tell(self) -> None:
         self._begin.set()
         self._changed.set()
 
@@ -140,7 +131,7 @@ class Mirror:
         timeout: float = 60.0,
         progress: Callable[[int], None] = lambda _: None,
     ) -> bool:
-        """Write everything and end the runs; return whether MLflow is up to date.
+        """Write everything, outputs too, and end the runs; return whether MLflow is up to date.
 
         Args:
             state: of the study: finished, stopped or failed.
@@ -148,12 +139,10 @@ class Mirror:
                 a timeout `problem` has the reason, and the next run or `sync` catches up.
             progress: called with the number of runs left, every few seconds.
         """
-        assert state in STATUS, state
-        assert state != "running"
+        assert state in ("finished", "stopped", "failed"), state
         with self._lock:
             self._end = {"end": state, "seconds": timeout}
-        self._begin.set()
-        self._changed.set()
+        self._tell()
         end, left, reported = time.monotonic() + timeout, self._left, time.monotonic()
         while self._thread.is_alive() and time.monotonic() < end:
             self._over.wait(0.2)
@@ -189,49 +178,47 @@ class Mirror:
     def _run_process(self) -> str:
         """Run the process until it ends; return its last line of errors, or its exit code."""
         with tempfile.TemporaryFile("w+", errors="replace") as errors:
-            process = subprocess.Popen(
+            with subprocess.Popen(
                 [sys.executable, "-m", "modmix.tracking.follow"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
                 start_new_session=True,  # Ctrl-C in the terminal is handled by the driver
-            )
-            self._process = process
-            assert process.stdin is not None
-            assert process.stdout is not None
-            ended = threading.Event()
-            reader = threading.Thread(target=self._read, args=(process.stdout, ended), daemon=True)
-            reader.start()
-            with suppress(OSError):  # broken pipe: the process has ended
-                self._write(process.stdin, self._task)
-                self._send(process.stdin, ended)
-            reader.join()
-            with suppress(OSError):
-                process.stdin.close()
-            process.stdout.close()
-            code = process.wait()
+            ) as process:
+                self._process = process
+                assert process.stdin is not None
+                assert process.stdout is not None
+                ended = threading.Event()
+                reader = threading.Thread(target=self._read, args=(process.stdout, ended))
+                reader.start()
+                with suppress(OSError):  # broken pipe: the process has ended
+                    self._send(process.stdin, ended)
+                reader.join()
+                with suppress(OSError):
+                    process.stdin.close()
             errors.seek(0)
             lines = errors.read().strip().splitlines()
-        return lines[-1] if lines else f"exit code {code}"
+        return lines[-1] if lines else f"exit code {process.returncode}"
 
     def _send(self, stdin: IO[str], ended: threading.Event) -> None:
-        sent_live, sent_outputs = 0.0, 0  # a new process gets everything again
+        def write(message: Mapping[str, Any]) -> None:
+            stdin.write(json.dumps(message) + "\n")
+            stdin.flush()
+
+        write(self._task)
+        sent_live = 0.0
         while not ended.is_set():
             self._changed.wait()
             self._changed.clear()
-            message: dict[str, Any] = {}
             with self._lock:
-                if outputs := self._outputs[sent_outputs:]:
-                    message["outputs"], sent_outputs = outputs, len(self._outputs)
-                message |= self._end
+                now = time.monotonic()
+                message = dict(self._end)
                 if self._flush:
                     message["flush"], self._flush = True, False
-                now = time.monotonic()
                 if now - sent_live >= self._live_seconds:
-                    sent_live = now
-                    message["live"] = self._live_long(now)
-            self._write(stdin, message)
+                    sent_live, message["live"] = now, self._live_long(now)
+            write(message)
             ended.wait(None if "end" in message else _SEND_SECONDS)
 
     def _live_long(self, now: float) -> dict[str, tuple[float, int, Mapping[str, float]]]:
@@ -242,11 +229,6 @@ class Mirror:
             for key, (since, epoch, metrics) in pack.items()
             if now - since >= self._live_seconds
         }
-
-    @staticmethod
-    def _write(stdin: IO[str], message: Mapping[str, Any]) -> None:
-        stdin.write(json.dumps(message) + "\n")
-        stdin.flush()
 
     def _read(self, stdout: IO[str], ended: threading.Event) -> None:
         with suppress(ValueError):  # incomplete line of a killed process
@@ -273,11 +255,16 @@ class Mirror:
 
 @dataclass(frozen=True, kw_only=True)
 class Synced:
-    """The result of `sync`. ``written``: number of runs that were missing or out of date."""
+    """The result of `sync`.
+
+    ``written``: number of runs that were missing or out of date. ``page``: the study's in the UI of
+    a server, or "".
+    """
 
     study: str
     experiment: str
     written: int
+    page: str = ""
 
 
 def sync(
@@ -307,10 +294,13 @@ def sync(
             "to MLflow: wait until it ends"
         )
     check(uri)
-    folder = home.study(study)
-    outputs = [folder / name for name in ("figures", "tables", "best", "report.html")]
     # Without a driver, a running study was killed.
     state = "stopped" if record.state == "running" else record.state
     writer = Writer(ledger, study, uri, home, progress=progress)
-    writer.update(state, [path for path in outputs if path.exists()], rebuild=True)
-    return Synced(study=study, experiment=writer.experiment_name, written=writer.written)
+    writer.update(state, rebuild=True)
+    return Synced(
+        study=study,
+        experiment=writer.experiment_name,
+        written=writer.written,
+        page=page(uri, writer.experiment_id) if is_server(uri) else "",
+    )

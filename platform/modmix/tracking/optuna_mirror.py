@@ -107,7 +107,9 @@ class OptunaMirror:
         keys = [entry.configuration for entry in entries]
         for replicate in self._ledger.replicates(record.name, configurations=keys):
             replicates.setdefault(replicate.configuration, []).append(replicate)
-        histories = self._ledger.histories([r.key for rs in replicates.values() for r in rs])
+        histories = self._ledger.histories(
+            record.name, [r.key for rs in replicates.values() for r in rs]
+        )
         objectives = record.spec["objective"]
         return [
             _trial(entry, domains, replicates.get(entry.configuration, []), histories, objectives)

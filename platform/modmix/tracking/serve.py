@@ -6,12 +6,14 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 
 from modmix.base.errors import InputError, TrackingError
 from modmix.base.home import Home
-from modmix.tracking.store import check, redacted
+from modmix.tracking.store import Store, check, is_server, page, redacted
 
 HOST = "127.0.0.1"
+_MOST = 10  # pages printed
 
 
 def serve(home: Home, port: int = 5000) -> None:
@@ -22,12 +24,13 @@ def serve(home: Home, port: int = 5000) -> None:
         TrackingError: the server failed.
     """
     uri = home.tracking_uri
-    if uri.startswith(("http://", "https://")):
+    if is_server(uri):
         raise InputError(f"studies are logged to the server {redacted(uri)}: open that address")
     home.make()
     check(uri)
     _check_port(port)
-    print(f"MLflow is starting on http://{HOST}:{port} (stop with Ctrl-C)", flush=True)
+    address = f"http://{HOST}:{port}"
+    print(f"MLflow is starting on {address} (stop with Ctrl-C)", flush=True)
     command = [sys.executable, "-m", "mlflow", "server"]
     command += ["--host", HOST, "--port", str(port), "--workers", "1"]
     environment = {
@@ -37,6 +40,9 @@ def serve(home: Home, port: int = 5000) -> None:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven processes that are not needed
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
+    with suppress(TrackingError):  # the server says it, too
+        for study, place in pages(uri, address).items():
+            print(f"  {study}: {place}", flush=True)
     server = subprocess.Popen(command, env={**os.environ, **environment})
     try:
         code = server.wait()
@@ -46,6 +52,16 @@ def serve(home: Home, port: int = 5000) -> None:
         return
     if code:
         raise TrackingError(f"MLflow's server failed with exit code {code}: see its output above")
+
+
+def pages(uri: str, address: str) -> dict[str, str]:
+    """The pages of the latest studies in the UI at an address, by experiment."""
+    found = Store(uri).client.search_experiments(
+        max_results=_MOST,
+        filter_string="tags.`modmix.study` LIKE '%'",
+        order_by=["last_update_time DESC"],
+    )
+    return {one.name: page(address, one.experiment_id) for one in found}
 
 
 def _check_port(port: int) -> None:

@@ -1,4 +1,4 @@
-"""MLflow's client behind a small interface: experiments, runs, metrics, files.
+"""MLflow's client, with errors translated and without surprises.
 
 Errors become a `TrackingError` if MLflow is unreachable (a retry may help) or a `RefusedError` if
 it rejects a request. mlflow is imported inside functions.
@@ -6,29 +6,29 @@ it rejects a request. mlflow is imported inside functions.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import re
+import socket
 import sqlite3
-import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
 
 from modmix.base.errors import InputError, TrackingError
 from modmix.base.home import sqlite_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run as MlflowRun
+    from mlflow.entities import Run
 
 _ROWS = 1000  # MLflow's limit of values per request
 _PAIRS = 100  # MLflow's limit of params, or tags
 _PAGE = 500  # runs per search request
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _TEMPORARY = {
     "INTERNAL_ERROR",
     "TEMPORARILY_UNAVAILABLE",
@@ -52,7 +52,9 @@ _ENVIRONMENT = {
 
 
 class RefusedError(TrackingError):
-    """MLflow rejects a request; a retry does not help."""
+    """MLflow rejects a request; a retry does not help. ``code`` is MLflow's."""
+
+    code = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,37 +67,6 @@ class Value:
     step: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Dataset:
-    """The data set of a run. ``source`` and ``profile`` are JSON."""
-
-    name: str
-    digest: str
-    source: str
-    profile: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Experiment:
-    """An experiment; deleted ones keep their name. ``artifacts`` is a URI."""
-
-    id: str
-    artifacts: str
-    tags: Mapping[str, str]
-    deleted: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A run that is not deleted. ``status``: RUNNING, FINISHED, KILLED, FAILED or SCHEDULED."""
-
-    id: str
-    experiment: str
-    status: str
-    tags: Mapping[str, str]
-    params: Mapping[str, str]
-
-
 # ---------------------------------------------------------------- checks
 
 
@@ -104,13 +75,27 @@ def redacted(text: str) -> str:
     return re.sub(r"//[^/@\s]*@", "//***@", text)
 
 
+def is_server(uri: str) -> bool:
+    return uri.startswith(("http://", "https://", "databricks"))
+
+
+def page(address: str, experiment: str) -> str:
+    """The page of an experiment's runs in the UI at an address.
+
+    MLflow 3.17's UI takes an experiment for one of GenAI, whatever its tags say, unless the page's
+    address says otherwise.
+    """
+    place = redacted(address).replace("***@", "").rstrip("/")
+    return f"{place}/#/experiments/{experiment}/runs?workflowType=machine_learning"
+
+
 def check(uri: str) -> None:
     """Check within seconds that MLflow can be used.
 
-    SQLite files are inspected without importing MLflow; others are connected to.
+    An SQLite file is only looked at, without importing MLflow; servers are connected to.
 
     Raises:
-        InputError: unsupported kind of store, or a database of another MLflow version.
+        InputError: unsupported kind of store, or not a database.
         TrackingError: unreachable, or it refuses.
     """
     if ("://" not in uri and not uri.startswith("databricks")) or uri.startswith("file:"):
@@ -121,55 +106,21 @@ def check(uri: str) -> None:
     path = sqlite_path(uri)
     if path is None:
         Store(uri).ping()
-    else:
-        _check_sqlite(path, uri)
-
-
-def _check_sqlite(path: Path, uri: str) -> None:
+        return
     existing = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not os.access(existing, os.W_OK):
         raise InputError(
             f"{path} is not writable: change the permissions of its folder, or unset "
             "MLFLOW_TRACKING_URI to use a database in the results folder"
         )
-    if not path.exists():
-        return
-    found = None
-    try:
-        address = f"{path.absolute().as_uri()}?mode=ro"
-        with closing(sqlite3.connect(address, uri=True, timeout=5)) as database:
-            tables = {row[0] for row in database.execute("SELECT name FROM sqlite_master")}
-            if "alembic_version" in tables:
-                row = database.execute("SELECT version_num FROM alembic_version").fetchone()
-                found = row and str(row[0])
-    except sqlite3.Error as error:
-        raise InputError(
-            f"{path} cannot be read as an SQLite database ({error}): move it away and run the "
-            "command again; its content is rebuilt from the ledger"
-        ) from error
-    latest = _latest_schema()
-    if found and latest and found != latest:
-        raise InputError(
-            f"{path} was created by another version of MLflow (its schema is {found}, the "
-            f"installed version needs {latest}): back it up and run 'mlflow db upgrade {uri}'; or "
-            "move it away to rebuild it from the ledger"
-        )
-
-
-def _latest_schema() -> str | None:
-    """The schema version of the installed MLflow, from its migrations, without importing it."""
-    package = importlib.util.find_spec("mlflow")
-    if package is None or package.origin is None:
-        raise InputError("MLflow is not installed: reinstall modmix with its dependencies")
-    folder = Path(package.origin).parent / "store" / "db_migrations" / "versions"
-    revisions: set[str] = set()
-    older: set[str] = set()
-    for file in folder.glob("*.py"):
-        text = file.read_text(encoding="utf-8")
-        revisions |= set(re.findall(r"^revision = [\"'](\w+)", text, re.M))
-        older |= set(re.findall(r"^down_revision = [\"'](\w+)", text, re.M))
-    heads = revisions - older
-    return heads.pop() if len(heads) == 1 else None
+    if path.exists():
+        with path.open("rb") as file:
+            header = file.read(16)
+        if header not in (b"", b"SQLite format 3\0"):
+            raise InputError(
+                f"{path} cannot be read as an SQLite database (it starts with {header[:8]!r}): "
+                "move it away and run the command again; its content is rebuilt from the ledger"
+            )
 
 
 # ---------------------------------------------------------------- errors
@@ -184,28 +135,36 @@ def translated_errors(uri: str) -> Iterator[None]:
         yield
     except TrackingError:
         raise
-    except MlflowException as error:
-        if error.error_code not in _TEMPORARY or "out-of-date database schema" in str(error):
-            raise RefusedError(_refusal(uri, str(error.error_code), error)) from error
-        raise TrackingError(_unreachable(uri, error)) from error
-    except Exception as error:  # of requests, sqlalchemy, botocore
-        raise TrackingError(_unreachable(uri, error)) from error
+    except Exception as error:  # also of requests, sqlalchemy, botocore
+        code = str(getattr(error, "error_code", ""))
+        old = "out-of-date database schema" in str(error)
+        if not isinstance(error, MlflowException) or (code in _TEMPORARY and not old):
+            raise TrackingError(_unreachable(uri, error)) from error
+        refusal = RefusedError(_refusal(uri, "OLD" if old else code, error))
+        refusal.code = code
+        raise refusal from error
 
 
 def _refusal(uri: str, code: str, error: BaseException) -> str:
+    place = redacted(uri)
+    if code == "OLD":
+        return (
+            f"the database {place} was created by another version of MLflow: back it up and run "
+            f"'mlflow db upgrade {place}', or move it away to rebuild it from the ledger"
+        )
     if code in ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"):
         return (
-            f"MLflow at {redacted(uri)} rejects the login: set MLFLOW_TRACKING_USERNAME and "
+            f"MLflow at {place} rejects the login: set MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD to a valid account"
         )
     if code == "PERMISSION_DENIED":
         return (
-            f"MLflow at {redacted(uri)} denies access ({_first_line(error)}): ask its "
-            "administrator for write permission; MLFLOW_SERVER_ALLOWED_HOSTS must have this address"
+            f"MLflow at {place} denies access ({_first_line(error)}): ask its administrator for "
+            "write permission; MLFLOW_SERVER_ALLOWED_HOSTS must have this address"
         )
     return (
-        f"MLflow at {redacted(uri)} rejects the request ({_first_line(error)}): check "
-        "MLFLOW_TRACKING_URI and the server's log"
+        f"MLflow at {place} rejects the request ({_first_line(error)}): check MLFLOW_TRACKING_URI "
+        "and the server's log"
     )
 
 
@@ -234,10 +193,10 @@ def _first_line(error: BaseException) -> str:
 class Store:
     """A tracking server, or a database used directly (created if missing).
 
-    ``api`` is MLflow's client, for `models`.
+    ``client`` is MLflow's client, whose errors are translated.
 
     Raises:
-        TrackingError: by every method, if MLflow is unreachable or refuses.
+        TrackingError: by every method and the client's, if MLflow is unreachable or refuses.
     """
 
     def __init__(self, uri: str) -> None:
@@ -250,169 +209,93 @@ class Store:
         # Caused by MLflow's own use of SQLAlchemy.
         warnings.filterwarnings("ignore", ".*noload.*", DeprecationWarning)
         self.uri = uri
+        # A database used directly would put artifacts into ./mlruns.
+        self.places_artifacts = is_server(uri)
         with translated_errors(uri):
-            if not self.places_artifacts:
-                _prepare_database(uri)
-            self.api: MlflowClient = MlflowClient(uri, registry_uri=uri)
-
-    @property
-    def places_artifacts(self) -> bool:
-        """Whether it has an artifact store. A database used directly would use ./mlruns."""
-        return self.uri.startswith(("http://", "https://", "databricks"))
+            _prepare_database(uri)
+            client = MlflowClient(uri, registry_uri=uri)
+        self.client = cast("MlflowClient", _Translated(client, uri))
 
     def ping(self) -> None:
-        with translated_errors(self.uri):
-            self.api.search_experiments(max_results=1)
-
-    # ------------------------------------------------------------ experiments
-
-    def experiment(self, name: str) -> Experiment | None:
-        with translated_errors(self.uri):
-            found = self.api.get_experiment_by_name(name)
-        if found is None:
-            return None
-        deleted = found.lifecycle_stage != "active"
-        return Experiment(
-            id=str(found.experiment_id),
-            artifacts=found.artifact_location or "",
-            tags=found.tags,
-            deleted=deleted,
-        )
-
-    def create_experiment(
-        self, name: str, artifacts: str | None, tags: Mapping[str, str]
-    ) -> Experiment:
-        with translated_errors(self.uri):
-            made = self.api.create_experiment(name, artifact_location=artifacts, tags=dict(tags))
-        return Experiment(id=str(made), artifacts=artifacts or "", tags=tags, deleted=False)
-
-    def rename_experiment(self, experiment: str, name: str) -> None:
-        with translated_errors(self.uri):
-            self.api.rename_experiment(experiment, name)
-
-    def restore_experiment(self, experiment: str) -> None:
-        """Restore a deleted experiment with all its runs."""
-        with translated_errors(self.uri):
-            self.api.restore_experiment(experiment)
-
-    # ------------------------------------------------------------ runs
+        self.client.search_experiments(max_results=1)
 
     def run(self, run: str) -> Run | None:
-        """A run, or None if it does not exist or is deleted."""
-        from mlflow.exceptions import MlflowException
+        """A run, or None if it does not exist."""
+        try:
+            return self.client.get_run(run)
+        except RefusedError as error:
+            if error.code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
 
-        with translated_errors(self.uri):
-            try:
-                found = self.api.get_run(run)
-            except MlflowException as error:
-                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                    return None
-                raise
-        return _run(found) if found.info.lifecycle_stage == "active" else None
-
-    def runs(self, experiment: str, *, running: bool = False) -> Iterator[Run]:
-        """The runs of an experiment that are not deleted, optionally only running ones."""
-        condition = "attributes.status = 'RUNNING'" if running else ""
+    def runs(self, experiment: str, condition: str = "") -> Iterator[Run]:
+        """The runs of an experiment that are not deleted and meet a condition of MLflow's."""
         token = None
         while True:
-            with translated_errors(self.uri):
-                page = self.api.search_runs(
-                    [experiment], condition, max_results=_PAGE, page_token=token
-                )
-            yield from map(_run, page)
-            token = page.token
-            if not token:
-                return
-
-    def create_run(
-        self, experiment: str, name: str, *, started: int, tags: Mapping[str, str]
-    ) -> str:
-        with translated_errors(self.uri):
-            run = self.api.create_run(
-                experiment, start_time=started, tags=dict(tags), run_name=name
+            page = self.client.search_runs(
+                [experiment], condition, max_results=_PAGE, page_token=token
             )
-        return str(run.info.run_id)
-
-    def delete_run(self, run: str) -> None:
-        with translated_errors(self.uri):
-            self.api.delete_run(run)
-
-    def reopen_run(self, run: str) -> None:
-        with translated_errors(self.uri):
-            self.api.update_run(run, status="RUNNING")
-
-    def end_run(self, run: str, status: str, ended: int | None) -> None:
-        with translated_errors(self.uri):
-            self.api.set_terminated(run, status, ended)
-
-    # ------------------------------------------------------------ content of runs
+            yield from page
+            if not (token := page.token):
+                return
 
     def log(
         self,
         run: str,
         *,
-        params: Mapping[str, str],
-        metrics: Sequence[Value],
-        tags: Mapping[str, str],
+        params: Mapping[str, str] | None = None,
+        metrics: Sequence[Value] = (),
+        tags: Mapping[str, str] | None = None,
     ) -> None:
         """Log to a run in as few requests as possible; the tags with the last one."""
         from mlflow.entities import Metric, Param, RunTag
 
-        assert len(tags) <= _PAIRS, f"{len(tags)} tags"
-        pairs = [Param(key, value) for key, value in params.items()]
+        pairs = [Param(key, value) for key, value in (params or {}).items()]
         rows = [Metric(v.key, v.value, v.time, v.step) for v in metrics]
-        labels = [RunTag(key, value) for key, value in tags.items()]
-        with translated_errors(self.uri):
-            while len(pairs) > _PAIRS or len(pairs) + len(rows) + len(labels) > _ROWS:
-                room = _ROWS - min(len(pairs), _PAIRS)
-                self.api.log_batch(run, metrics=rows[:room], params=pairs[:_PAIRS])
-                rows, pairs = rows[room:], pairs[_PAIRS:]
-            self.api.log_batch(run, metrics=rows, params=pairs, tags=labels)
+        labels = [RunTag(key, value) for key, value in (tags or {}).items()]
+        assert len(labels) <= _PAIRS, f"{len(labels)} tags"
+        while len(pairs) > _PAIRS or len(pairs) + len(rows) + len(labels) > _ROWS:
+            room = _ROWS - min(len(pairs), _PAIRS)
+            self.client.log_batch(run, metrics=rows[:room], params=pairs[:_PAIRS])
+            rows, pairs = rows[room:], pairs[_PAIRS:]
+        self.client.log_batch(run, metrics=rows, params=pairs, tags=labels)
 
-    def log_dataset(self, run: str, dataset: Dataset) -> None:
-        """Log the data set of a run; idempotent."""
-        from mlflow.entities import Dataset as MlflowDataset
-        from mlflow.entities import DatasetInput
+    def log_dataset(self, run: str, dataset: Mapping[str, str]) -> None:
+        """Log the data set of a run: name, digest, and source and profile as JSON; idempotent."""
+        from mlflow.entities import Dataset, DatasetInput
 
-        data = MlflowDataset(
-            name=dataset.name,
-            digest=dataset.digest,
-            source_type="modmix",
-            source=dataset.source,
-            profile=dataset.profile,
-        )
-        with translated_errors(self.uri):
-            self.api.log_inputs(run, datasets=[DatasetInput(data)])
-
-    def log_text(self, run: str, name: str, text: str) -> None:
-        with tempfile.TemporaryDirectory(prefix="modmix-") as folder:
-            file = Path(folder) / name
-            file.write_text(text, encoding="utf-8")
-            self.log_file(run, file)
-
-    def log_file(self, run: str, file: Path, folder: str | None = None) -> None:
-        """Log a file as an artifact below ``folder``."""
-        with translated_errors(self.uri):
-            self.api.log_artifact(run, str(file), folder)
+        data = Dataset(source_type="modmix", **dataset)
+        self.client.log_inputs(run, datasets=[DatasetInput(data)])
 
 
-def _run(run: MlflowRun) -> Run:
-    return Run(
-        id=run.info.run_id,
-        experiment=run.info.experiment_id,
-        status=run.info.status,
-        tags=run.data.tags,
-        params=run.data.params,
-    )
+class _Translated:
+    """An object whose methods raise translated errors."""
+
+    def __init__(self, wrapped: object, uri: str) -> None:
+        self._wrapped, self._uri = wrapped, uri
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._wrapped, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with translated_errors(self._uri):
+                return method(*args, **kwargs)
+
+        return call
 
 
 def _prepare_database(uri: str) -> None:
-    from mlflow.store.db import utils
+    """Make the folder of an SQLite file; see whether a database server answers.
 
-    # MLflow would retry an unreachable database for 100 seconds; whole updates are retried instead.
-    utils.MAX_RETRY_COUNT = 2
+    MLflow would try to connect for more than a minute; whole updates are retried instead.
+    """
     if path := sqlite_path(uri):
-        # Write-ahead logging: the UI can read during writes, and commits are cheaper.
         path.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(path, timeout=20)) as database:
+            # Write-ahead log: the UI can read during writes, and commits are cheaper.
             database.execute("PRAGMA journal_mode=WAL")
+    elif not is_server(uri):
+        parts = urlsplit(uri)
+        port = parts.port or _PORTS.get(parts.scheme.partition("+")[0])
+        if parts.hostname and port:
+            socket.create_connection((parts.hostname, port), timeout=5).close()

@@ -1,20 +1,22 @@
-"""Updates a study's runs in MLflow from the ledger.
+"""Brings a study's runs in MLflow up to date with the ledger.
 
-`Writer.update` is idempotent. Run ids are stored in the ledger; each run has tags with its
-configuration's key and a digest of its content. A run whose id was not recorded because of a kill
-is found by its tag and adopted, so every configuration has one run.
+`Writer.update` is idempotent. Runs are created once and only added to: what people write there
+stays. Their ids are stored in the ledger before they end; each run has tags with its
+configuration's key and a digest of its content, by which it is found again after a kill. The
+experiment's tag `WRITER` names the writer that came last; an earlier one stops when it sees that.
 """
 
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from modmix.base.errors import TrackingError
-from modmix.base.home import Home, sqlite_path
+from modmix.base.home import Home
 from modmix.base.messages import digest
 from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import ENDED, ConfigurationRecord, ReplicateRecord, StudyRecord
@@ -27,19 +29,27 @@ from modmix.tracking.content import (
     configuration_status,
     datasets,
     live_content,
-    study_content,
     to_json,
 )
-from modmix.tracking.database import Database, Rows, is_known, new_id
-from modmix.tracking.finder import Finder, Known
+from modmix.tracking.finder import Finder, Found, Known, is_deleted, remove_strays
+from modmix.tracking.overview import study_content
 from modmix.tracking.reader import Reader
-from modmix.tracking.store import Dataset, RefusedError, Store
+from modmix.tracking.store import RefusedError, Store, Value, redacted
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 PARTIAL_SECONDS = 10.0  # waiting time for the other replicates of a configuration
 STUDY_SECONDS = 10.0  # between updates of the study's run
+OUTPUTS = ("figures", "tables", "best", "report.html")  # of the study's folder
+WRITER = "modmix.writer"  # tag of an experiment: who writes to it
 LIVE_CONFIGURATIONS = 100  # most configurations with live metrics
-_CHUNK = 50  # configurations read and written at a time
+_CHUNK = 20  # configurations read and written at a time
 _THREADS = 4  # concurrent requests to a server
+
+
+class OvertakenError(TrackingError):
+    """Another process has begun to write this study to MLflow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,19 +63,14 @@ class Live:
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """A configuration whose run must be written."""
+    """A configuration whose run must be updated."""
 
     configuration: ConfigurationRecord
     replicates: Sequence[ReplicateRecord]
     parts: Sequence[str]
-    digest: str
-
-
-def open_store(uri: str) -> Store | Database:
-    """Open a tracking server or a database; an SQLite file is created if missing."""
-    if (path := sqlite_path(uri)) is not None and not path.exists():
-        Store(uri).ping()
-    return Database(uri) if is_known(uri) else Store(uri)
+    digest: str = ""
+    content: Content | None = None
+    run: Run | None = None
 
 
 class Writer:
@@ -75,7 +80,6 @@ class Writer:
         home: holds artifacts if MLflow is a database used directly.
         live_seconds: interval of live metrics, for replicates training longer than this.
         progress: called with the number of configurations left.
-        open_store: opens MLflow.
     """
 
     def __init__(
@@ -87,36 +91,44 @@ class Writer:
         *,
         live_seconds: float = LIVE_SECONDS,
         progress: Callable[[int], None] = lambda _: None,
-        open_store: Callable[[str], Store | Database] = open_store,
     ) -> None:
         self._ledger, self._study, self._uri, self._home = ledger, study, uri, home
-        self._live_seconds, self._progress, self._open = live_seconds, progress, open_store
-        self._opened: Store | Database | None = None
-        self._experiment = ""  # unknown until `_find_runs`
-        self._parent = ""
+        self._live_seconds, self._progress = live_seconds, progress
+        self._name, self._claimed = uuid.uuid4().hex, False
+        self._opened: Store | None = None
+        self._place: Found | None = None  # unknown before the first update and after an error
         self._known: dict[str, Known] = {}  # by configuration
         self._reader = Reader(ledger, study)
         self._partial: set[str] = set()  # configurations waiting for their other replicates
+        self._logged: set[Value] = set()  # of the study's charts
         self._parent_digest = ""
-        self._parent_time = 0.0
-        self._live_time = 0.0
-        self._datasets: dict[str, Dataset] = {}  # by task
-        self.experiment_name = ""
+        self._parent_time = self._live_time = 0.0
+        self._datasets: Mapping[str, Mapping[str, str]] = {}  # by task
         self.written = 0  # runs of configurations
         self.read_seconds = 0.0  # duration of the last read
 
     @property
-    def _store(self) -> Store | Database:
+    def _store(self) -> Store:
         if self._opened is None:
-            self._opened = self._open(self._uri)
+            self._opened = Store(self._uri)
         return self._opened
+
+    @property
+    def _found(self) -> Found:
+        assert self._place is not None
+        return self._place
+
+    @property
+    def experiment_name(self) -> str:
+        return self._found.experiment_name
+
+    @property
+    def experiment_id(self) -> str:
+        return self._found.experiment
 
     def reset(self) -> None:
         """After an error: reconnect, and find all runs again before the next write."""
-        self._experiment = ""
-        if isinstance(self._opened, Database):
-            self._opened.close()
-        self._opened = None
+        self._opened = self._place = None
 
     def has_ended(self, replicate: str) -> bool:
         """Whether a replicate had a result at the last update."""
@@ -125,7 +137,6 @@ class Writer:
     def update(
         self,
         state: str,
-        outputs: Sequence[Path] = (),
         live: Mapping[str, Live] | None = None,
         *,
         rebuild: bool = False,
@@ -133,17 +144,18 @@ class Writer:
         """Write changes; return whether no configuration waits for its other replicates.
 
         Args:
-            state: of the study: running, finished, stopped or failed.
-            outputs: files and folders to attach to the study's run.
+            state: of the study: running; finished, stopped or failed, with which its outputs are
+                attached to its run and all runs end.
             live: replicates in training, by key.
-            rebuild: ignore the run ids in the ledger.
+            rebuild: do not trust the run ids in the ledger.
 
         Raises:
             TrackingError: MLflow is unreachable or refuses; call `reset` and `update` again.
+            OvertakenError: another process writes now.
         """
         begun = time.monotonic()
         record = self._ledger.study(self._study)
-        fresh = rebuild or not self._experiment
+        fresh = rebuild or self._place is None
         if fresh or state != "running":  # the first and the last update read everything
             changed = self._reader.read_all(record)
         else:
@@ -151,45 +163,57 @@ class Writer:
         self.read_seconds = time.monotonic() - begun
         if fresh:
             self._find_runs(record, rebuild=rebuild)
+        self._check_turn()
         jobs = self._jobs(changed, state)
-        refused: TrackingError | None = None
+        refused: list[TrackingError] = []
         for begin in range(0, len(jobs), _CHUNK):
             self._progress(len(jobs) - begin)
-            refused = (
-                self._write_configurations(record, jobs[begin : begin + _CHUNK], state) or refused
-            )
+            refused += self._write_chunk(record, jobs[begin : begin + _CHUNK], state)
         self._progress(0)
         if state == "running" and live:
             self._write_live(record, live)
-        self._write_study(record, state, outputs)
-        if refused is not None:
-            raise refused
+        elif state != "running":
+            running = list(self._store.runs(self._found.experiment, "attributes.status='RUNNING'"))
+            remove_strays(self._store, running, self._known)
+        self._write_study(record, state)
+        if refused:
+            raise refused[0]
         return not self._partial
 
     def _find_runs(self, record: StudyRecord, *, rebuild: bool) -> None:
-        """Find or create the experiment and the study's run; find the runs of configurations."""
-        configurations = list(self._reader.configurations.values())
-        finder = Finder(self._store, self._ledger, record, self._home)
-        found = finder.find(configurations, rebuild=rebuild)
-        self._parent, self._known = found.parent, dict(found.known)
-        self.experiment_name = found.experiment_name
-        self._store.log_text(self._parent, "study.yaml", record.text)
-        self._datasets = datasets(record)
-        for one in self._datasets.values():
-            self._store.log_dataset(self._parent, one)
+        finder = Finder(self._store, self._ledger, record, self._home, self._claim)
+        found = finder.find(rebuild=rebuild)
+        self._known, self._datasets, self._logged = dict(found.known), datasets(record), set()
+        self._store.client.log_text(found.parent, record.text, "study.yaml")
+        for dataset in self._datasets.values():
+            self._store.log_dataset(found.parent, dataset)
         self._parent_digest, self._parent_time = "", 0.0
-        self._experiment = found.experiment
+        self._place = found
 
-    # ------------------------------------------------------------ writing
+    def _claim(self, experiment: str) -> None:
+        """Take over from a former writer, or see that no later one has after an error of this."""
+        if self._claimed:
+            self._check_turn(experiment)
+        self._store.client.set_experiment_tag(experiment, WRITER, self._name)
+        self._claimed = True
+
+    def _check_turn(self, experiment: str = "") -> None:
+        tags = self._store.client.get_experiment(experiment or self._found.experiment).tags
+        if tags.get(WRITER, self._name) != self._name:
+            raise OvertakenError(
+                f"another process now logs study {self._study!r} to MLflow at "
+                f"{redacted(self._uri)}: this one stops"
+            )
+
+    # ------------------------------------------------------------ configurations
 
     def _jobs(self, configurations: Iterable[str], state: str) -> list[_Job]:
         jobs, now = [], time.time()
         for key in configurations:
             if (configuration := self._reader.configurations.get(key)) is None:
                 continue
-            mine = self._reader.of(key)
+            mine, known = self._reader.of(key), self._known.get(key)
             ended = [r.finished or 0.0 for r in mine if r.state in ENDED]
-            known = self._known.get(key)
             self._partial.discard(key)
             if not ended and (known is None or state == "running"):
                 continue
@@ -197,10 +221,8 @@ class Writer:
             wanted = configuration_digest(configuration, mine, parts, state)
             if known is not None and known.digest == wanted:
                 continue
-            if (
-                configuration_status(mine, state) == "RUNNING"
-                and now - max(ended) < PARTIAL_SECONDS
-            ):
+            partial = configuration_status(mine, state) == "RUNNING"
+            if partial and now - max(ended) < PARTIAL_SECONDS:
                 self._partial.add(key)
                 continue
             jobs.append(
@@ -208,137 +230,130 @@ class Writer:
             )
         return jobs
 
-    def _write_configurations(
+    def _write_chunk(
         self, record: StudyRecord, jobs: Sequence[_Job], state: str
-    ) -> TrackingError | None:
-        """Write runs; return the first refusal, which affects its own configuration only."""
+    ) -> list[TrackingError]:
+        """Write some runs; return refusals, each of which affects its own configuration only."""
+        self._check_turn()
         idle = [job for job in jobs if not any(r.state in ENDED for r in job.replicates)]
-        contents = self._contents(record, [job for job in jobs if job not in idle], state)
-        store = self._store
-        refusals = [self._try(self._end_idle, job) for job in idle]
-        if isinstance(store, Database):
-            refusals.append(self._try(self._replace, store, contents))
-            self.written += len(contents) if refusals[-1] is None else 0
-        else:
-            for begin in range(0, len(contents), 2 * _THREADS):
-                with ThreadPoolExecutor(_THREADS, "modmix-mirror") as pool:
-                    some = contents[begin : begin + 2 * _THREADS]
-                    errors = list(
-                        pool.map(lambda one: self._try(self._write_configuration, *one), some)
-                    )
-                    self.written += errors.count(None)
-                    refusals += errors
-        return next((error for error in refusals if error is not None), None)
+        work = self._contents(record, [job for job in jobs if job not in idle], state)
+        refused: list[TrackingError] = []
 
-    def _contents(
-        self, record: StudyRecord, jobs: Sequence[_Job], state: str
-    ) -> list[tuple[_Job, Content]]:
-        """The content of the runs of some configurations, from the ledger."""
-        whole: dict[str, list[ReplicateRecord]] = {job.configuration.key: [] for job in jobs}
-        found = self._ledger.replicates(self._study, configurations=list(whole))
-        self._reader.take_in(record, found)
-        for r in found:
-            whole[r.configuration].append(r)
-        ended = [r.key for r in found if r.state in ENDED]
-        histories = self._ledger.histories(self._study, ended)
-        made = []
-        for job in jobs:
-            mine = whole[job.configuration.key]  # more may have ended by now
-            held = configuration_digest(job.configuration, mine, job.parts, state)
-            content = configuration_content(
-                record, job.configuration, mine, job.parts, histories, state
-            )
-            made.append((replace(job, replicates=mine, digest=held), content))
-        return made
+        def each(step: Callable[[_Job], Run | None], jobs: Sequence[_Job]) -> list[_Job]:
+            """Jobs that were not refused, with their runs."""
+            with ThreadPoolExecutor(_THREADS if self._store.places_artifacts else 1) as pool:
+                made = list(pool.map(lambda job: self._attempt(step, job, refused), jobs))
+            return [replace(job, run=run) for job, run in zip(jobs, made, strict=True) if run]
+
+        work = each(self._open_run, work)
+        self._check_turn()  # or else another writer may not have seen what was created
+        self._note(work, complete=False)  # before any of them ends
+        done = [*each(self._fill, work), *each(self._end_idle, idle)]
+        self._note(done, complete=True)
+        self.written += len(done)
+        return refused
 
     @staticmethod
-    def _try(write: Callable[..., None], *what: object) -> RefusedError | None:
+    def _attempt(
+        step: Callable[[_Job], Run | None], job: _Job, refused: list[TrackingError]
+    ) -> Run | None:
         try:
-            write(*what)
+            return step(job)
         except RefusedError as error:
-            return error
-        return None
+            refused.append(error)
+            return None
 
-    def _replace(self, store: Database, contents: Sequence[tuple[_Job, Content]]) -> None:
-        """Write runs, in one transaction for each task.
+    def _contents(self, record: StudyRecord, jobs: Sequence[_Job], state: str) -> list[_Job]:
+        """The jobs with the content of their runs, from the ledger."""
+        mine: dict[str, list[ReplicateRecord]] = {job.configuration.key: [] for job in jobs}
+        found = self._ledger.replicates(self._study, configurations=list(mine))
+        self._reader.take_in(record, found)
+        for r in found:
+            mine[r.configuration].append(r)
+        histories = self._ledger.histories(self._study, [r.key for r in found if r.state in ENDED])
+        starts = self._ledger.pack_starts(sorted({r.pack for r in found if r.pack}))
+        made = []
+        for job in jobs:
+            c, replicates = job.configuration, mine[job.configuration.key]
+            content = configuration_content(
+                record, c, replicates, job.parts, histories, state, starts
+            )
+            held = configuration_digest(c, replicates, job.parts, state)  # more may have ended
+            made.append(replace(job, replicates=replicates, digest=held, content=content))
+        return made
 
-        Their ids are recorded first, so that after a kill the same runs are written again.
-        """
-        runs, new, done = [], [], []
-        of_run: dict[str, _Job] = {}
-        for job, content in contents:
+    def _note(self, jobs: Sequence[_Job], *, complete: bool) -> None:
+        """Record in the ledger what runs hold, or that new ones exist."""
+        changed = {}
+        for job in jobs:
             key = job.configuration.key
-            known = self._known.get(key)
-            run = new_id() if known is None else known.run
-            if known is None or known.digest is not None:
-                new.append((key, run, None))
-            done.append((key, run, job.digest))
-            of_run[run] = job
-            tags = {
-                **content.tags,
-                "mlflow.parentRunId": self._parent,
-                "modmix.curves": content.curves,
-                "modmix.digest": job.digest,
-            }
-            runs.append(
-                Rows(
-                    id=run,
-                    name=content.name,
-                    status=content.status,
-                    started=content.started,
-                    ended=content.ended if content.status != "RUNNING" else None,
-                    tags=tags,
-                    stale=STATE_TAGS,
-                    params=content.params,
-                    metrics=content.metrics,
-                    files={"replicates.json": to_json(content.artifact)},
+            assert job.run is not None
+            if complete or key not in self._known or self._known[key].run != job.run.info.run_id:
+                changed[key] = Known(
+                    run=job.run.info.run_id, digest=job.digest if complete else None
                 )
-            )
-        self._ledger.set_configuration_runs(self._study, new)
-        self._known |= {key: Known(run=run) for key, run, _ in new}
-        for task in dict.fromkeys(job.configuration.task for job in of_run.values()):
-            store.replace(
-                self._experiment,
-                [run for run in runs if of_run[run.id].configuration.task == task],
-                self._datasets.get(task),
-            )
-        self._ledger.set_configuration_runs(self._study, done)
-        self._known |= {key: Known(run=run, digest=held) for key, run, held in done}
+        rows = [(key, known.run, known.digest) for key, known in changed.items()]
+        self._ledger.set_configuration_runs(self._study, rows)
+        self._known |= changed
 
-    def _write_configuration(self, job: _Job, content: Content) -> None:
-        """Write a run through MLflow's API, which can only add to it."""
-        key, store = job.configuration.key, self._store
-        tags = {**content.tags, "mlflow.parentRunId": self._parent, "modmix.curves": content.curves}
-        known = self._known.get(key)
-        run = None if known is None else self._take_over(known.run, content)
-        if run is None:
-            run = store.create_run(
-                self._experiment, content.name, started=content.started, tags=tags
-            )
-        self._known[key] = Known(run=run)
-        if known is None or known != self._known[key]:
-            self._ledger.set_configuration_run(self._study, key, run=run, mirrored=None)
-        if (found := self._datasets.get(job.configuration.task)) is not None:
-            store.log_dataset(run, found)
-        store.log_text(run, "replicates.json", to_json(content.artifact))
-        # The digest is written last, and counts once the run has ended.
-        tags["modmix.digest"] = job.digest
-        store.log(run, params=content.params, metrics=content.metrics, tags=tags)
-        if content.status != "RUNNING":
-            store.end_run(run, content.status, content.ended)
-        self._ledger.set_configuration_run(self._study, key, run=run, mirrored=job.digest)
-        self._known[key] = Known(run=run, digest=job.digest)
-
-    def _end_idle(self, job: _Job) -> None:
-        """End the run of a configuration with live metrics but no result."""
-        known = self._known[job.configuration.key]
-        if self._store.run(known.run) is not None:
-            self._store.end_run(known.run, "KILLED", None)
-        self._ledger.set_configuration_run(
-            self._study, job.configuration.key, run=known.run, mirrored=job.digest
+    def _open_run(self, job: _Job) -> Run:
+        """A configuration's run; it is created if missing, and restored if somebody deleted it."""
+        content = job.content
+        assert content is not None
+        known = self._known.get(job.configuration.key)
+        found = None if known is None else self._store.run(known.run)
+        if found is not None and found.info.experiment_id == self._found.experiment:
+            if is_deleted(found):
+                self._store.client.restore_run(found.info.run_id)
+            return found
+        tags = {**content.tags, "mlflow.parentRunId": self._found.parent}
+        if content.curves_digest:
+            tags["modmix.curves"] = content.curves_digest
+        run = self._store.client.create_run(
+            self._found.experiment, content.started, tags, content.name
         )
-        self._known[job.configuration.key] = Known(run=known.run, digest=job.digest)
-        self.written += 1
+        if (dataset := self._datasets.get(job.configuration.task)) is not None:
+            self._store.log_dataset(run.info.run_id, dataset)
+        return run
+
+    def _fill(self, job: _Job) -> Run:
+        """Add what a run lacks. The digest is written last, and counts once the run has ended."""
+        run, content, client = job.run, job.content, self._store.client
+        assert run is not None
+        assert content is not None
+        key, before = run.info.run_id, run.data.tags
+        curves, claimed = _new_curves(before, content)
+        tags = {
+            **content.tags,
+            "mlflow.parentRunId": self._found.parent,
+            "modmix.curves": claimed,
+            "modmix.digest": job.digest,
+        }
+        client.log_text(key, to_json(content.artifact), "replicates.json")
+        self._store.log(
+            key,
+            params={k: v for k, v in content.params.items() if k not in run.data.params},
+            metrics=[*content.metrics, *curves],
+            tags={k: v for k, v in tags.items() if before.get(k, "") != v},
+        )
+        for tag in STATE_TAGS:
+            if tag in before and tag not in content.tags:
+                client.delete_tag(key, tag)
+        if content.status != "RUNNING":
+            client.set_terminated(key, content.status, content.ended)
+        elif run.info.status != "RUNNING":
+            client.update_run(key, status="RUNNING")
+        return run
+
+    def _end_idle(self, job: _Job) -> Run | None:
+        """End the run of a configuration with live metrics but no result."""
+        run = self._store.run(self._known[job.configuration.key].run)
+        if run is not None:
+            self._store.client.set_tag(run.info.run_id, "modmix.state", "stopped")
+            self._store.client.set_terminated(run.info.run_id, "KILLED")
+        return run
+
+    # ------------------------------------------------------------ live metrics
 
     def _write_live(self, record: StudyRecord, live: Mapping[str, Live]) -> None:
         """Write live metrics of replicates that have been training for a while."""
@@ -347,79 +362,72 @@ class Writer:
             return
         self._live_time = now
         long = {key: x for key, x in live.items() if now - x.since > self._live_seconds}
-        if not long:
-            return
-        states = self._ledger.replicate_states(self._study)
+        states = self._ledger.replicate_states(self._study) if long else {}
         written = 0
         for key, configuration in self._reader.configurations.items():
             mine = self._reader.of(key)
             seen = [long[r.key] for r in mine if r.key in long and states[r.key] == "running"]
             if not seen or written == LIVE_CONFIGURATIONS:
                 continue
-            progress = [(x.epoch, x.metrics) for x in seen]
             parts = self._reader.parts.get(key, ())
-            content = live_content(record, configuration, mine, parts, progress, time.time())
-            try:
-                self._add(configuration, content)
-            except RefusedError:  # the run was deleted: create another next time
-                self._known.pop(key, None)
+            content = live_content(
+                record,
+                configuration,
+                mine,
+                parts,
+                [(x.epoch, x.metrics) for x in seen],
+                time.time() - max(now - x.since for x in seen),
+                time.time(),
+            )
+            job = _Job(configuration=configuration, replicates=mine, parts=parts, content=content)
+            run = self._open_run(job)
+            self._note([replace(job, run=run)], complete=False)
+            params = {k: v for k, v in content.params.items() if k not in run.data.params}
+            self._store.log(run.info.run_id, params=params, metrics=content.metrics)
             written += 1
 
-    def _add(self, configuration: ConfigurationRecord, content: Content) -> None:
-        """Add to a configuration's run; create it if missing."""
-        tags = {**content.tags, "mlflow.parentRunId": self._parent}
-        known = self._known.get(configuration.key)
-        if known is None:
-            run = self._store.create_run(
-                self._experiment, content.name, started=content.started, tags=tags
-            )
-            known = self._known[configuration.key] = Known(run=run)
-            self._ledger.set_configuration_run(
-                self._study, configuration.key, run=run, mirrored=None
-            )
-        self._store.log(known.run, params=content.params, metrics=content.metrics, tags=tags)
+    # ------------------------------------------------------------ the study
 
-    def _take_over(self, run: str, content: Content) -> str | None:
-        """Return the run if it can be extended, otherwise delete it.
-
-        MLflow cannot change what was logged: old curves over fewer replicates would remain.
-        """
-        found = self._store.run(run)
-        if found is None:
-            return None
-        curves = found.tags.get("modmix.curves", "")
-        differs = any(found.params.get(k, v) != v for k, v in content.params.items())
-        failed_before = "modmix.reason" in found.tags and "modmix.reason" not in content.tags
-        if differs or failed_before or (curves and curves != content.curves):
-            self._store.delete_run(run)
-            return None
-        if content.status == "RUNNING" and found.status != "RUNNING":
-            self._store.reopen_run(run)
-        return run
-
-    def _write_study(self, record: StudyRecord, state: str, outputs: Sequence[Path]) -> None:
-        early = time.monotonic() - self._parent_time < STUDY_SECONDS
-        if not outputs and early and state == "running":
+    def _write_study(self, record: StudyRecord, state: str) -> None:
+        if state == "running" and time.monotonic() - self._parent_time < STUDY_SECONDS:
             return
-        reader = self._reader
+        reader, parent, store = self._reader, self._found.parent, self._store
         replicates = {key: reader.of(key) for key in reader.configurations}
         configurations = list(reader.configurations.values())
         content = study_content(record, configurations, replicates, reader.parts, state)
-        new = digest([content.status, dict(content.tags), [m.value for m in content.metrics]])
-        if not outputs and new == self._parent_digest:
+        held = digest([content.status, dict(content.tags), [m.value for m in content.metrics]])
+        if state == "running" and held == self._parent_digest:
             return
-        self._store.log(self._parent, params={}, metrics=content.metrics, tags=content.tags)
-        for path in outputs:
-            self._log_output(path)
-        if content.status != "RUNNING":
-            self._store.end_run(self._parent, content.status, content.ended)
-        self._parent_digest, self._parent_time = new, time.monotonic()
+        rows = [row for row in content.curves if row not in self._logged]
+        store.log(parent, metrics=[*content.metrics, *rows], tags=content.tags)
+        self._logged.update(rows)
+        if state != "running":
+            for name in OUTPUTS:
+                self._log_output(name)
+            store.client.set_terminated(parent, content.status, content.ended)
+        self._parent_digest, self._parent_time = held, time.monotonic()
 
-    def _log_output(self, path: Path) -> None:
-        """Log a file or folder under its path in the study's folder."""
-        folder = self._home.study(self._study)
-        top = folder if path.is_relative_to(folder) else path.parent
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_file():
-                place = file.parent.relative_to(top).as_posix()
-                self._store.log_file(self._parent, file, None if place == "." else place)
+    def _log_output(self, name: str) -> None:
+        """Attach a file or folder of the study's folder, if there is one."""
+        path, parent = self._home.study(self._study) / name, self._found.parent
+        if path.is_dir():
+            self._store.client.log_artifacts(parent, str(path), name)
+        elif path.is_file():
+            self._store.client.log_artifact(parent, str(path))
+
+
+def _new_curves(tags: Mapping[str, str], content: Content) -> tuple[Sequence[Value], str]:
+    """The curves that a run lacks, and its tag that says which it has then.
+
+    What was logged cannot be changed: after an extension by seeds, the curves over all of them are
+    added beside the first ones, as ``epoch_5/val/error``.
+    """
+    held = tags.get("modmix.curves", "").split()
+    own = content.curves_digest
+    if not own or (own in held and "modmix.digest" in tags):
+        return (), " ".join(held)
+    if own in held[:1] or not held:
+        return content.curves, " ".join([own, *held[1:]])
+    first = f"epoch_{content.n_curves}/"
+    curves = [replace(v, key=first + v.key.removeprefix("epoch/")) for v in content.curves]
+    return curves, " ".join(dict.fromkeys([*held, own]))

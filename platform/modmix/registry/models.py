@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from modmix.base.home import Home
 from modmix.tracking.place import is_elsewhere
-from modmix.tracking.store import Store, translated_errors
+from modmix.tracking.store import RefusedError, Store, translated_errors
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -41,35 +41,31 @@ class NewModel:
 
 def find_version(store: Store, name: str, tag: str, value: str, home: Home) -> str | None:
     """The latest version of a model with this tag whose files are present, or None."""
-    from mlflow.exceptions import MlflowException
-
     token, found = None, []
-    with translated_errors(store.uri):
-        while True:
-            try:
-                page = store.api.search_model_versions(
-                    f"name = '{name}'", max_results=_PAGE, page_token=token
-                )
-            except MlflowException as error:
-                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                    return None
-                raise
-            found += [
-                version
-                for version in page
-                if version.tags.get(tag) == value
-                and version.status == "READY"
-                and (store.places_artifacts or not is_elsewhere(version.source, home, store.uri))
-            ]
-            token = page.token
-            if not token:
-                break
+    while True:
+        try:
+            page = store.client.search_model_versions(
+                f"name = '{name}'", max_results=_PAGE, page_token=token
+            )
+        except RefusedError as error:
+            if error.code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+        found += [
+            version
+            for version in page
+            if version.tags.get(tag) == value
+            and version.status == "READY"
+            and (store.places_artifacts or not is_elsewhere(version.source, home, store.uri))
+        ]
+        token = page.token
+        if not token:
+            break
     return max((str(version.version) for version in found), key=int, default=None)
 
 
 def set_alias(store: Store, name: str, version: str, alias: str) -> None:
-    with translated_errors(store.uri):
-        store.api.set_registered_model_alias(name, alias, version)
+    store.client.set_registered_model_alias(name, alias, version)
 
 
 def add_version(
@@ -88,17 +84,17 @@ def add_version(
     Without pickle: the script is copied as text, the weights as a safetensors file.
     """
     with translated_errors(store.uri):
-        made = store.api.create_logged_model(
+        made = store.client.create_logged_model(
             experiment, name=name, source_run_id=run, tags=dict(tags), model_type="classifier"
         )
         _save(model, folder / "model", run=run, model_id=made.model_id)
-        store.api.log_model_artifacts(made.model_id, str(folder / "model"))
-        store.api.finalize_logged_model(made.model_id, "READY")
+        store.client.log_model_artifacts(made.model_id, str(folder / "model"))
+        store.client.finalize_logged_model(made.model_id, "READY")
         _attach(store, run, made.model_id)
         _make_name(store, name, tags)
         # A database used directly would look up "models:/…" in the global store.
         source = f"models:/{made.model_id}" if store.places_artifacts else made.artifact_location
-        version = store.api.create_model_version(
+        version = store.client.create_model_version(
             name,
             source=source,
             run_id=run,
@@ -107,7 +103,7 @@ def add_version(
             model_id=made.model_id,
         )
         versions = json.dumps([{"name": name, "version": str(version.version)}])
-        store.api.set_logged_model_tags(made.model_id, {"mlflow.modelVersions": versions})
+        store.client.set_logged_model_tags(made.model_id, {"mlflow.modelVersions": versions})
     return str(version.version)
 
 
@@ -115,16 +111,14 @@ def _attach(store: Store, run: str, model_id: str) -> None:
     """Link the model to its run."""
     from mlflow.entities import LoggedModelOutput
 
-    store.api.log_outputs(run, [LoggedModelOutput(model_id, step=0)])
+    store.client.log_outputs(run, [LoggedModelOutput(model_id, step=0)])
 
 
 def _make_name(store: Store, name: str, tags: Mapping[str, str]) -> None:
-    from mlflow.exceptions import MlflowException
-
     try:
-        store.api.create_registered_model(name, tags=dict(tags))
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+        store.client.create_registered_model(name, tags=dict(tags))
+    except RefusedError as error:
+        if error.code != "RESOURCE_ALREADY_EXISTS":
             raise
 
 
