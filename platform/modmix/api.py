@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -17,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from modmix.base.errors import InputError, Interrupted, LeaseError, LedgerError, ModmixError
 from modmix.base.home import Home
-from modmix.execution.starting import Starting
 from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import ENDED, Lease, ReplicateRecord, StudyRecord
 from modmix.study import spec, tasks_plan
@@ -124,23 +124,17 @@ def run(
         Interrupted: stopped by Ctrl-C; the same call resumes.
         Incomplete, LedgerError: a machine or the database failed; the same call resumes.
     """
-    start = starting(runner, address=address, workers=workers, home=home, retry_failed=retry_failed)
-    with start:
-        plan = make_plan(file, data_path=data_path, checked=start.begin)
-        return run_plan(plan, start, mlflow=mlflow, changed=changed, log=log)
-
-
-def starting(
-    runner: str = "ray",
-    *,
-    address: str | None = None,
-    workers: int | None = None,
-    home: str | Path | None = None,
-    retry_failed: bool = False,
-) -> Starting:
-    """The runner for `run_plan`; the arguments are those of `run`."""
-    return Starting(
-        runner, address=address, workers=workers, home=_home(home), retry_failed=retry_failed
+    plan = make_plan(file, data_path=data_path)
+    return run_plan(
+        plan,
+        runner=runner,
+        address=address,
+        workers=workers,
+        home=home,
+        mlflow=mlflow,
+        retry_failed=retry_failed,
+        changed=changed,
+        log=log,
     )
 
 
@@ -149,31 +143,32 @@ def make_plan(
     *,
     data_path: str | Path | None = None,
     progress: Callable[[str, int, int | None], None] = lambda *_: None,
-    checked: Callable[[StudySpec], None] = lambda _: None,
 ) -> StudyPlan:
     """Validate a study file and prepare its data; nothing is started.
-
-    Args:
-        checked: called as soon as the file is valid and its data is prepared; planning goes on.
 
     Raises:
         InputError: lists every problem of the file.
     """
     source = spec.read(Path(file))
     path = None if data_path is None else str(data_path)
-    return tasks_plan.make(source, data_path=path, progress=progress, checked=checked)
+    return tasks_plan.make(source, data_path=path, progress=progress)
 
 
 def run_plan(
     plan: StudyPlan,
-    start: Starting,
     *,
+    runner: str = "ray",
+    address: str | None = None,
+    workers: int | None = None,
+    home: str | Path | None = None,
     mlflow: bool = True,
+    retry_failed: bool = False,
     changed: Callable[[StudyRun], None] = lambda _: None,
     log: Callable[[str], None] = lambda _: None,
 ) -> Study:
-    """Run a plan; ``start`` is an entered `starting`, the other arguments are those of `run`."""
-    where = start.home
+    """Run a plan; the arguments are those of `run`."""
+    chosen = _make_runner(runner, plan.spec, address=address, workers=workers, log=log)
+    where = _home(home)
     where.make()
     if where.has_ledger:
         with closing(Ledger(where.ledger_url)) as ledger:
@@ -181,20 +176,48 @@ def run_plan(
     for warning in plan.warnings:
         log(f"warning: {warning}")
     mirror = _mirror(where, plan) if mlflow else None
-    start.begin(plan.spec)
-    # Imported while the cluster starts.
-    import modmix.execution.run  # noqa: F401
-
-    chosen = start.runner(plan.spec)
-    ledger = Ledger(where.ledger_url)
-    try:
-        with _lease(ledger, plan) as lease:
-            if start.retry_failed:
+    with closing(chosen):
+        if retry_failed or not _looks_finished(where, plan):
+            chosen.start()
+        with closing(Ledger(where.ledger_url)) as ledger, _lease(ledger, plan) as lease:
+            if retry_failed:
                 ledger.reset_failures(plan.name)
             _run(plan, ledger, lease, where, chosen, mirror, changed, log)
-    finally:
-        ledger.close()
     return Study(plan.name, where)
+
+
+def _make_runner(
+    kind: str,
+    spec: StudySpec,
+    *,
+    address: str | None,
+    workers: int | None,
+    log: Callable[[str], None],
+) -> Runner:
+    if kind == "local":
+        from modmix.execution.local import LocalRunner
+
+        return LocalRunner(gpus=spec.resources.gpus)
+    if kind != "ray":
+        raise InputError(f"runner must be ray or local, got {kind!r}")
+    from modmix.execution.tune_cluster import Needs
+    from modmix.execution.tune_runner import TuneRunner
+
+    needs = Needs(cpus=spec.resources.cpus, gpus=spec.resources.gpus)
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    return TuneRunner({"": needs}, address=address, workers=workers, log=log)
+
+
+def _looks_finished(home: Home, plan: StudyPlan) -> bool:
+    """Whether this study file has already finished, so that no runner is needed."""
+    if not home.has_ledger:
+        return False
+    with closing(Ledger(home.ledger_url)) as ledger:
+        if not ledger.has_study(plan.name):
+            return False
+        record = ledger.study(plan.name)
+    same = record.spec == plan.spec.model_dump(mode="json")
+    return same and record.state == "finished"
 
 
 def _refuse_second_driver(ledger: Ledger, plan: StudyPlan) -> None:

@@ -199,14 +199,13 @@ def _run(file: Path, *, quiet: bool, **how: Any) -> Any:
         if not quiet:
             console.print(text, highlight=False, markup=False)
 
-    path, mlflow = how.pop("data_path"), how.pop("mlflow")
-    with api.starting(**how) as start:
-        with DataProgress(_console(error=True), quiet=quiet) as data:
-            plan = api.make_plan(file, data_path=path, progress=data, checked=start.begin)
-        with Display(console, quiet=quiet) as display:
-            study = api.run_plan(plan, start, mlflow=mlflow, changed=display.changed, log=log)
+    path = how.pop("data_path")
+    with DataProgress(_console(error=True), quiet=quiet) as data:
+        plan = api.make_plan(file, data_path=path, progress=data)
+    with Display(console, quiet=quiet) as display:
+        study = api.run_plan(plan, changed=display.changed, log=log, **how)
     _study_has_run = True
-    _print_summary(study, console, mlflow=mlflow)
+    _print_summary(study, console, mlflow=how["mlflow"])
     return study
 
 

@@ -64,6 +64,10 @@ class Searches:
         self._began = time.monotonic()
         self._all: list[Search] = []
 
+    def resize(self, slots: int) -> None:
+        """From now on so many packs can run at a time."""
+        self._slots = slots
+
     def rebuild(self, known: Sequence[Entry]) -> None:
         for part in self._plan.parts:
             if part.search is None:

@@ -1,0 +1,171 @@
+"""The runner on a Ray cluster: a study as a Ray Tune experiment, one trial per pack."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from modmix.base.errors import Incomplete, RunnerError
+from modmix.execution.local import Work
+from modmix.execution.nodes import Nodes
+from modmix.execution.trials import Trials
+from modmix.execution.tune_cluster import NAMESPACE, Cluster, Needs, first_line, quiet
+
+# Tune reads these when it is imported, or when an experiment starts.
+_SETTINGS = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no files per trial
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the study stops itself, and in order
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # snapshots are not used: the ledger holds everything
+    "TUNE_MAX_PENDING_TRIALS_PG": "100000",  # `PackSearcher` decides how many trials wait
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # they are in the ledger
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    # A trial of a node that was taken away ends; its pack is handed out again as a new trial.
+    "RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE": "1",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # workers are reused
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+class TuneRunner:
+    """Trains packs on a Ray cluster.
+
+    Args:
+        needs: what a pack occupies, by method; "" is for all other methods.
+        address: of a cluster; None starts one on this machine that ends with the study.
+        workers: processors of the cluster started on this machine; None: all this process may use.
+        log: called with sentences for the user.
+    """
+
+    def __init__(
+        self,
+        needs: Mapping[str, Needs] | None = None,
+        *,
+        address: str | None = None,
+        workers: int | None = None,
+        log: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._needs = {"": Needs(), **(needs or {})}
+        self._cluster = Cluster(self._needs[""], address=address, workers=workers)
+        self._log = log
+        self._is_started = False
+
+    @property
+    def slots(self) -> int:
+        """How many packs there is room for now."""
+        return max(1, self._cluster.slots(0)) if self._is_started else 1
+
+    def start(self) -> None:
+        if self._is_started:
+            return
+        for name, value in _SETTINGS.items():
+            os.environ.setdefault(name, value)
+        self._cluster.connect()
+        self._is_started = True
+        if not self._cluster.nodes():
+            needs = self._cluster.needs
+            self._log(
+                f"warning: no node of the Ray cluster has the {needs.cpus:g} CPUs and "
+                f"{needs.gpus:g} GPUs that a pack asks for: the study waits for one"
+            )
+
+    def close(self) -> None:
+        self._is_started = False
+        self._cluster.close()
+
+    def run(self, work: Work) -> None:
+        """Train until the work is finished or stopping.
+
+        Raises:
+            Incomplete: the cluster was lost, or no worker can be started on it.
+            RunnerError: Tune ended early.
+        """
+        self.start()
+        import ray
+
+        trials = Trials(work)
+        with quiet():
+            try:
+                self._fit(trials)
+            except ray.exceptions.RayError as error:
+                trials.error = trials.error or error
+            except RuntimeError as error:  # Tune's wrapping of an exception raised by one of ours
+                if trials.error is None:
+                    raise RunnerError(f"Ray Tune failed: {error}") from error
+        error = trials.error
+        if isinstance(error, ray.exceptions.RayError):
+            raise Incomplete(
+                f"the Ray cluster was lost ({first_line(error)}): finished models are kept, the "
+                "same command resumes"
+            ) from error
+        if error is not None:
+            raise error
+        if not work.finished and not work.stopping:
+            raise RunnerError("Ray Tune ended before the study did: run the same command again")
+
+    def _fit(self, trials: Trials) -> None:
+        import ray
+        from ray import tune
+
+        from modmix.execution.tune_callback import StudyCallback, StudyStopper
+        from modmix.execution.tune_scheduler import RungScheduler
+        from modmix.execution.tune_search import PackSearcher, placement
+        from modmix.execution.tune_trial import PackTrial
+
+        nodes = Nodes(self._log)
+        store = self._make_store()
+        folder = tempfile.mkdtemp(prefix="modmix-tune-")
+        resources = {method: asdict(needs) for method, needs in self._needs.items()}
+        trainable = tune.with_resources(
+            tune.with_parameters(PackTrial, store=store, resources=resources),
+            partial(placement, needs=self._needs),
+        )
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=PackSearcher(trials, self._cluster, nodes, store),
+                scheduler=RungScheduler(trials, store),
+                num_samples=-1,
+                reuse_actors=True,
+                trial_name_creator=_trial_name,
+                trial_dirname_creator=_trial_name,
+            ),
+            run_config=tune.RunConfig(
+                name="study",
+                storage_path=folder,
+                verbose=0,
+                callbacks=[StudyCallback(trials, self._cluster, nodes, store)],
+                stop=StudyStopper(trials),
+                failure_config=tune.FailureConfig(max_failures=0, fail_fast=False),
+                checkpoint_config=tune.CheckpointConfig(
+                    num_to_keep=1, checkpoint_frequency=0, checkpoint_at_end=False
+                ),
+            ),
+        )
+        try:
+            tuner.fit()
+        finally:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.kill(store)
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _make_store(self) -> Any:
+        """Start the store's actor on the driver's own node."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        from modmix.execution.tune_trial import PackStore
+
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        options = {"num_cpus": 0, "scheduling_strategy": here}
+        options |= {"name": self._cluster.name, "namespace": NAMESPACE}
+        return ray.remote(PackStore).options(**options).remote()
+
+
+def _trial_name(trial: Any) -> str:
+    return f"{trial.config['method'].rpartition(':')[2]}-{trial.config['pack'][:8]}-{trial.trial_id}"

@@ -1,0 +1,165 @@
+"""A Ray Tune trial: the training of one pack in a worker process.
+
+A worker is reused for trial after trial (`reset_config`), so that Python, torch and the data are
+loaded once. `PackStore`, a small actor on the driver's node, holds what is too long for a trial's
+configuration, and what the driver has to tell a running trial. What a trial has to tell the driver
+goes into its results.
+
+Tune's checkpoints are not used: a pack writes its own (`modmix.training.saving`), which the trial
+that trains it next finds, on whatever node that is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from typing import Any
+
+import ray
+from ray import tune
+
+from modmix.base.messages import Event, Finished, Pack, Progress
+from modmix.execution.description import Summary
+from modmix.execution.local import (
+    Reply,
+    check_checkpoint_folder,
+    describe,
+    is_machine_failure,
+    train,
+)
+
+# How often a trial reports while it trains. It also reports when models end and at rungs.
+REPORT_SECONDS = 1.0
+
+
+class PackStore:
+    """Packs by id, where they are trained, and what their trials are told. One actor per study."""
+
+    def __init__(self) -> None:
+        self._packs: dict[str, str] = {}
+        self._nodes: dict[str, str] = {}
+        self._replies: dict[str, Reply] = {}
+        self._stop = False
+        self._demand = 0.0
+
+    def put(self, pack: str, text: str) -> None:
+        self._packs[pack] = text
+
+    def fetch(self, pack: str, node: str) -> str:
+        """A pack as JSON, for the trial on this node."""
+        self._nodes[pack] = node
+        return self._packs[pack]
+
+    def node(self, pack: str) -> str | None:
+        """The node that has fetched a pack; None: none yet."""
+        return self._nodes.get(pack)
+
+    def remove(self, pack: str) -> None:
+        for of_pack in (self._packs, self._nodes, self._replies):
+            of_pack.pop(pack, None)
+
+    def tell(self, pack: str, reply: Reply) -> None:
+        """What this pack's trial is told from now on."""
+        self._replies[pack] = reply
+
+    def stop(self) -> None:
+        """Tell all trials to stop."""
+        self._stop = True
+
+    def reply(self, pack: str) -> Reply:
+        return Reply(stop=True) if self._stop else self._replies.get(pack, Reply())
+
+    def set_demand(self, demand: float) -> None:
+        """Publish which fraction of the cluster the study has use for."""
+        self._demand = demand
+
+    def demand(self) -> float:
+        return self._demand
+
+
+class PackTrial(tune.Trainable):
+    """Trains the pack named by the trial's configuration.
+
+    Results: ``epoch``, ``epochs``, ``active`` and ``finished`` models, mean and best value of the
+    error and of the monitored metric. ``events`` carries the messages for the driver, which removes
+    them; ``failure`` is set once before the step that raises.
+    """
+
+    def setup(
+        self, config: dict[str, Any], *, store: Any, resources: dict[str, dict[str, float]]
+    ) -> None:
+        import modmix.training.trainer  # noqa: F401  (takes seconds; counts as the trial's start)
+
+        self._store = store
+        self._resources = resources
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._name = str(new_config["pack"])
+        method = new_config["method"]
+        self._needs = self._resources.get(method, self._resources[""])
+        self._training: Generator[Event, None, None] | None = None
+        self._summary: Summary | None = None
+        self._reply = Reply()
+        self._error: Exception | None = None
+        return True
+
+    def step(self) -> dict[str, Any]:
+        if self._error is not None:
+            raise self._error  # the driver has been told what it needs
+        self._reply = ray.get(self._store.reply.remote(self._name))
+        events: list[Event] = []
+        try:
+            if self._training is None and not self._reply.stop:
+                self._training = self._begin()
+            if self._reply.stop:
+                self.cleanup()
+                return self._result(done=True)
+            over = self._collect(events)
+        except Exception as error:
+            self._error = error
+            return self._result(
+                events=events,
+                failure=describe(error),
+                of_machine=is_machine_failure(error),
+                unfit=self._training is None,
+            )
+        # The end is a result of its own: the driver can ask for the next trial before, which then
+        # takes over this worker.
+        return self._result(events=events, done=over and not events)
+
+    def cleanup(self) -> None:
+        """End the training, if any is under way; it writes its checkpoint."""
+        if self._training is not None:
+            self._training.close()
+
+    def _begin(self) -> Generator[Event, None, None]:
+        node = ray.get_runtime_context().get_node_id()
+        pack = Pack.from_json(ray.get(self._store.fetch.remote(self._name, node)))
+        self._summary = Summary(pack)
+        check_checkpoint_folder(pack)
+        return train(
+            pack,
+            gpus=self._needs["gpus"],
+            threads=max(1, int(self._needs["cpus"])),
+            dropped=lambda: self._reply.drop,
+        )
+
+    def _collect(self, events: list[Event]) -> bool:
+        """Train until there is something to report; return whether the training is over."""
+        assert self._training is not None
+        assert self._summary is not None
+        end = time.monotonic() + REPORT_SECONDS
+        for event in self._training:
+            events.append(event)
+            self._summary.add(event)
+            if isinstance(event, Progress) and event.at_rung:
+                return False  # the driver's verdict is heard before the training goes on
+            ended = isinstance(event, Finished)
+            if self._summary.settled and (ended or time.monotonic() > end):
+                return False
+        return True
+
+    def _result(self, **more: Any) -> dict[str, Any]:
+        values = {} if self._summary is None else self._summary.values
+        return {**values, **more}
