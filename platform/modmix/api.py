@@ -21,7 +21,6 @@ from modmix.base.home import Home
 from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import ENDED, Lease, ReplicateRecord, StudyRecord
 from modmix.study import spec, tasks_plan
-from modmix.study.spec import StudySpec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from modmix.analysis.best import BestConfiguration
     from modmix.execution.local import Runner
     from modmix.execution.run import StudyRun
+    from modmix.execution.tune_cluster import Needs
     from modmix.study.tasks_plan import StudyPlan
     from modmix.tracking.mirror import Mirror
 
@@ -167,7 +167,7 @@ def run_plan(
     log: Callable[[str], None] = lambda _: None,
 ) -> Study:
     """Run a plan; the arguments are those of `run`."""
-    chosen = _make_runner(runner, plan.spec, address=address, workers=workers, log=log)
+    chosen = _make_runner(runner, plan, address=address, workers=workers, log=log)
     where = _home(home)
     where.make()
     if where.has_ledger:
@@ -188,7 +188,7 @@ def run_plan(
 
 def _make_runner(
     kind: str,
-    spec: StudySpec,
+    plan: StudyPlan,
     *,
     address: str | None,
     workers: int | None,
@@ -197,15 +197,31 @@ def _make_runner(
     if kind == "local":
         from modmix.execution.local import LocalRunner
 
-        return LocalRunner(gpus=spec.resources.gpus)
+        return LocalRunner(gpus=plan.spec.resources.gpus)
     if kind != "ray":
         raise InputError(f"runner must be ray or local, got {kind!r}")
-    from modmix.execution.tune_cluster import Needs
     from modmix.execution.tune_runner import TuneRunner
 
-    needs = Needs(cpus=spec.resources.cpus, gpus=spec.resources.gpus)
     address = address or os.environ.get("RAY_ADDRESS") or None
-    return TuneRunner({"": needs}, address=address, workers=workers, log=log)
+    return TuneRunner(_needs(plan), address=address, workers=workers, log=log)
+
+
+def _needs(plan: StudyPlan) -> dict[str, Needs]:
+    """What packs occupy, by method as packs name it; "": of any other method."""
+    from modmix.execution.tune_cluster import Needs
+
+    plans = plan.of.values() if isinstance(plan, tasks_plan.TasksPlan) else (plan,)
+    named = {name: method for one in plans for name, method in one.methods.items()}
+    resources, found = plan.spec.resources, {}
+    for name in ("", *resources.methods):
+        own = resources.of(name)
+        found[named.get(name, "")] = Needs(
+            cpus=own.cpus or 1,
+            gpus=own.gpus or 0,
+            memory=(own.memory or 0) * 1e9,
+            accelerator_type=own.accelerator_type,
+        )
+    return found
 
 
 def _looks_finished(home: Home, plan: StudyPlan) -> bool:

@@ -10,6 +10,7 @@ import atexit
 import json
 import math
 import os
+import signal
 import sys
 import threading
 import time
@@ -76,6 +77,9 @@ def command() -> None:
         main()
     except SystemExit as end:
         code = end.code
+    except KeyboardInterrupt:  # another Ctrl-C while the first one was being dealt with
+        code = 3
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command is over
     code = code or _check_written(outputs)
     busy = [t for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]
     if busy or not (code is None or isinstance(code, int)):

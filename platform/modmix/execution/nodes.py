@@ -31,7 +31,9 @@ class Nodes(Unsaved):
         """A pack was trained to its end on this node."""
         self._failures.pop(node, None)
 
-    def failed(self, node: str, pack: str, why: str, *, unfit: bool = False, name: str = "") -> None:
+    def failed(
+        self, node: str, pack: str, why: str, *, unfit: bool = False, name: str = ""
+    ) -> None:
         """A pack failed on this node.
 
         Args:

@@ -1,4 +1,4 @@
-"""How studies divide a cluster between them. Pure."""
+"""How studies divide a cluster between them: each one's fair share of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def fair_share(own: float, others: Sequence[float]) -> float:
         own: the fraction that this study has use for.
         others: the same of each other study.
     """
-    demands = sorted([min(own, 1.0), *(min(other, 1.0) for other in others)])
+    demands = sorted(min(demand, 1.0) for demand in (own, *others))
     left = 1.0
     for i, demand in enumerate(demands):
         even = left / (len(demands) - i)
@@ -22,3 +22,16 @@ def fair_share(own: float, others: Sequence[float]) -> float:
             return min(own, even)
         left -= demand
     return min(own, 1.0)
+
+
+def allowance(wanted: int, capacity: int, others: Sequence[float]) -> int:
+    """How many trials a study may have in flight if it has use for ``wanted``; at least one.
+
+    Args:
+        capacity: how many such trials the whole cluster has room for.
+        others: the demands of the other studies, as fractions of the cluster.
+    """
+    if not others:
+        return wanted
+    whole = max(1, capacity)
+    return max(1, int(fair_share(wanted / whole, others) * whole + 1e-6))

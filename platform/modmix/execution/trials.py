@@ -18,7 +18,7 @@ from modmix.execution.local import IDLE_SECONDS, Work
 
 # How long trials may take to reach their next evaluation after they were told to stop.
 STOP_SECONDS = 20.0
-# Trials in a row that died before they had fetched their pack.
+# Workers in a row that died before they were ready, while no other one lives.
 MAX_FAILED_STARTS = 5
 
 
@@ -36,7 +36,7 @@ class Trials(Unsaved):
 
     def __init__(self, work: Work, clock: Callable[[], float] = time.monotonic) -> None:
         self.work = work
-        self.error: BaseException | None = None
+        self.error: Exception | None = None
         self._clock = clock
         self._packs: dict[str, Pack] = {}
         self._started: set[str] = set()
@@ -74,7 +74,7 @@ class Trials(Unsaved):
         if self._stopped is None:
             self._stopped = self._clock()
         late = self._clock() - self._stopped > STOP_SECONDS
-        return late or not self._started or isinstance(self.error, KeyboardInterrupt)
+        return late or not self._started
 
     def pack(self, trial: str) -> Pack | None:
         return self._packs.get(trial)
@@ -89,6 +89,10 @@ class Trials(Unsaved):
                 self._packs[trial] = pack
             return pack
         return None
+
+    def has_started(self, trial: str) -> bool:
+        """Whether a worker was ready to train it."""
+        return trial in self._started
 
     def started(self, trial: str) -> None:
         self._started.add(trial)
@@ -110,9 +114,9 @@ class Trials(Unsaved):
                 self.work.ended(pack.id, failure, of_machine=of_machine, counted=counted)
 
     def failed_start(self, why: str) -> None:
-        """A worker died before it had fetched its pack."""
+        """A worker died before it was ready."""
         self._failed_starts += 1
-        if self._failed_starts >= MAX_FAILED_STARTS and self.error is None:
+        if self._failed_starts >= MAX_FAILED_STARTS and not self._started and self.error is None:
             self.error = Incomplete(
                 f"no worker could be started, {self._failed_starts} times in a row ({why}): fix "
                 "this and run the same command again"
@@ -127,9 +131,12 @@ class Trials(Unsaved):
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Keep the first exception of the study instead of raising it."""
+        """Keep the first exception of the study instead of raising it.
+
+        An interruption passes: Tune lets it through.
+        """
         try:
             yield
-        except BaseException as error:
+        except Exception as error:
             if self.error is None:
                 self.error = error

@@ -10,6 +10,7 @@ from ray import tune
 from modmix.execution.nodes import Nodes
 from modmix.execution.trials import Trials
 from modmix.execution.tune_cluster import Cluster
+from modmix.execution.tune_store import Store
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
@@ -26,7 +27,7 @@ class StudyCallback(tune.Callback):
     * of nobody: a node was lost, or failed its preflight; this does not count against the pack.
     """
 
-    def __init__(self, trials: Trials, cluster: Cluster, nodes: Nodes, store: Any) -> None:
+    def __init__(self, trials: Trials, cluster: Cluster, nodes: Nodes, store: Store) -> None:
         self._trials, self._cluster, self._nodes = trials, cluster, nodes
         self._store = store
         self._failures: dict[str, dict[str, Any]] = {}  # by trial, as told in its last result
@@ -37,7 +38,7 @@ class StudyCallback(tune.Callback):
         if self._trials.stopping and not self._told_to_stop:
             self._told_to_stop = True
             with self._trials.guard():
-                ray.get(self._store.stop.remote())
+                self._store.stop()
 
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
@@ -71,31 +72,34 @@ class StudyCallback(tune.Callback):
         if pack is None:
             return
         told = self._failures.pop(trial.trial_id, {})
-        why = told.get("failure") or DIED
+        why = told.get("failure") or _why(trial)
         if not told.get("of_machine", True):
             self._end(trial, why, of_machine=False)
             return
+        started = self._trials.has_started(trial.trial_id)
+        if not started:
+            self._trials.failed_start(why)
         node = None
         with self._trials.guard():
-            node = ray.get(self._store.node.remote(pack.id))
+            node = self._store.node(pack.id)
         if node is None:
-            self._trials.failed_start(why)
-            self._end(trial, why)
+            self._end(trial, why, counted=False)
         elif not told and not self._cluster.is_alive(node):
             self._end(trial, LOST, counted=False)
         else:
-            unfit = bool(told.get("unfit"))
+            unfit = not started or bool(told.get("unfit"))
             name = self._cluster.node_name(node)
             self._nodes.failed(node, pack.id, why, unfit=unfit, name=name)
             others = self._nodes.has_good(self._cluster.nodes())
-            self._end(trial, f"{why} (on node {name})", counted=not (unfit and others))
+            self._end(trial, why, counted=not (unfit and others))
 
     def _end(
         self, trial: Trial, failure: str = "", *, of_machine: bool = True, counted: bool = True
     ) -> None:
         pack = self._trials.pack(trial.trial_id)
         if pack is not None:
-            self._store.remove.remote(pack.id)
+            with self._trials.guard():
+                self._store.remove(pack.id)
         self._trials.ended(trial.trial_id, failure, of_machine=of_machine, counted=counted)
 
 
@@ -110,3 +114,17 @@ class StudyStopper(tune.Stopper):
 
     def stop_all(self) -> bool:
         return self._trials.overdue
+
+
+def _why(trial: Trial) -> str:
+    """Why a worker died, as far as Ray knows."""
+    try:
+        error = trial.get_pickled_error()
+    except Exception:  # it may be of a class that only the worker has
+        error = None
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        return f"{DIED}: its node was out of memory"
+    if isinstance(error, ray.exceptions.RayTaskError):
+        lines = str(error).strip().splitlines()
+        return f"the worker failed: {lines[-1] if lines else type(error).__name__}"
+    return DIED

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import Any
 
 from modmix.base.errors import InputError
 from modmix.execution.local import cpu_count
-from modmix.execution.sharing import fair_share
 from modmix.execution.trials import Unsaved
 
 # A local cluster gets a token of its own; a cluster's nodes and drivers must be given theirs.
@@ -26,7 +24,6 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
-NAMESPACE, PREFIX = "modmix", "study-"  # of the actors by which studies find each other
 _ANSWER_SECONDS = 20.0  # how long a cluster may take to say that it is there
 _LOOK_SECONDS = 2.0  # how old a look at the cluster may be
 
@@ -80,8 +77,6 @@ class Cluster(Unsaved):
         self._workers = workers or cpu_count()
         self._is_ours = False  # the connection, and the cluster if there is no address
         self._nodes: tuple[float, dict[str, dict[str, Any]]] = (-_LOOK_SECONDS, {})
-        self._others: tuple[float, list[float]] = (-_LOOK_SECONDS, [])
-        self.name = PREFIX + uuid.uuid4().hex
 
     @property
     def is_local(self) -> bool:
@@ -189,40 +184,6 @@ class Cluster(Unsaved):
         more = min(int(free.get(name, 0.0) / amount + 1e-9) for name, amount in amounts)
         return max(running, min(self.capacity(), running + more))
 
-    # ------------------------------------------------------------ other studies
-
-    def allowance(self, store: Any, wanted: int) -> int:
-        """How many trials this study may have in flight if it has use for ``wanted``.
-
-        With other studies on the cluster, its fair share; at least one.
-        """
-        import ray
-
-        if self.is_local:
-            return wanted
-        total = max(1, self.capacity())
-        now = time.monotonic()
-        if now - self._others[0] > _LOOK_SECONDS:
-            store.set_demand.remote(wanted / total)
-            self._others = (now, self._ask_others(ray))
-        if not self._others[1]:
-            return wanted
-        return max(1, int(fair_share(wanted / total, self._others[1]) * total + 1e-6))
-
-    def _ask_others(self, ray: Any) -> list[float]:
-        """The demands of the other studies on this cluster."""
-        found = []
-        for one in ray.util.list_named_actors(all_namespaces=True):
-            name = one["name"]
-            if one["namespace"] != NAMESPACE or not name.startswith(PREFIX) or name == self.name:
-                continue
-            try:
-                other = ray.get_actor(name, namespace=NAMESPACE)
-                found.append(float(ray.get(other.demand.remote(), timeout=2.0)))
-            except (ValueError, ray.exceptions.RayError):
-                continue  # it has just ended
-        return found
-
 
 def first_line(error: BaseException) -> str:
     """What an error says, short."""
@@ -284,14 +245,17 @@ def _await_answer(address: str) -> None:
     """
     command = [str(Path(sys.executable).with_name("ray")), "status", "--address", address]
     try:
-        subprocess.run(command, capture_output=True, timeout=_ANSWER_SECONDS, check=False)
-    except subprocess.TimeoutExpired as error:
+        told = subprocess.run(command, capture_output=True, timeout=_ANSWER_SECONDS, check=False)
+        silent = b"Timed out" in told.stderr + told.stdout
+    except subprocess.TimeoutExpired:
+        silent = True
+    except FileNotFoundError:  # no such command beside this Python: ray.init says what is wrong
+        return
+    if silent:
         raise InputError(
             f"no Ray cluster answers at {address}: check that it still runs (`ray status` there), "
             "start it by `ray start --head`, or name another address"
-        ) from error
-    except FileNotFoundError:  # no such command beside this Python: ray.init says what is wrong
-        return
+        )
 
 
 @contextlib.contextmanager

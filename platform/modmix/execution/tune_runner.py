@@ -15,7 +15,7 @@ from modmix.base.errors import Incomplete, RunnerError
 from modmix.execution.local import Work
 from modmix.execution.nodes import Nodes
 from modmix.execution.trials import Trials
-from modmix.execution.tune_cluster import NAMESPACE, Cluster, Needs, first_line, quiet
+from modmix.execution.tune_cluster import Cluster, Needs, first_line, quiet
 
 # Tune reads these when it is imported, or when an experiment starts.
 _SETTINGS = {
@@ -97,14 +97,14 @@ class TuneRunner:
             except RuntimeError as error:  # Tune's wrapping of an exception raised by one of ours
                 if trials.error is None:
                     raise RunnerError(f"Ray Tune failed: {error}") from error
-        error = trials.error
-        if isinstance(error, ray.exceptions.RayError):
+        failure = trials.error
+        if isinstance(failure, ray.exceptions.RayError):
             raise Incomplete(
-                f"the Ray cluster was lost ({first_line(error)}): finished models are kept, the "
+                f"the Ray cluster was lost ({first_line(failure)}): finished models are kept, the "
                 "same command resumes"
-            ) from error
-        if error is not None:
-            raise error
+            ) from failure
+        if failure is not None:
+            raise failure
         if not work.finished and not work.stopping:
             raise RunnerError("Ray Tune ended before the study did: run the same command again")
 
@@ -115,14 +115,15 @@ class TuneRunner:
         from modmix.execution.tune_callback import StudyCallback, StudyStopper
         from modmix.execution.tune_scheduler import RungScheduler
         from modmix.execution.tune_search import PackSearcher, placement
+        from modmix.execution.tune_store import ActorStore
         from modmix.execution.tune_trial import PackTrial
 
         nodes = Nodes(self._log)
-        store = self._make_store()
+        store = ActorStore()
         folder = tempfile.mkdtemp(prefix="modmix-tune-")
         resources = {method: asdict(needs) for method, needs in self._needs.items()}
         trainable = tune.with_resources(
-            tune.with_parameters(PackTrial, store=store, resources=resources),
+            tune.with_parameters(PackTrial, store=store.actor, resources=resources),
             partial(placement, needs=self._needs),
         )
         tuner = tune.Tuner(
@@ -151,21 +152,11 @@ class TuneRunner:
             tuner.fit()
         finally:
             with contextlib.suppress(ray.exceptions.RayError):
-                ray.kill(store)
+                store.close()
             shutil.rmtree(folder, ignore_errors=True)
-
-    def _make_store(self) -> Any:
-        """Start the store's actor on the driver's own node."""
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        from modmix.execution.tune_trial import PackStore
-
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        options = {"num_cpus": 0, "scheduling_strategy": here}
-        options |= {"name": self._cluster.name, "namespace": NAMESPACE}
-        return ray.remote(PackStore).options(**options).remote()
 
 
 def _trial_name(trial: Any) -> str:
-    return f"{trial.config['method'].rpartition(':')[2]}-{trial.config['pack'][:8]}-{trial.trial_id}"
+    return (
+        f"{trial.config['method'].rpartition(':')[2]}-{trial.config['pack'][:8]}-{trial.trial_id}"
+    )

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import ray
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from modmix.execution.local import Reply
 from modmix.execution.trials import Trials
+from modmix.execution.tune_store import Store
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
@@ -22,7 +22,7 @@ class RungScheduler(FIFOScheduler):
     since only the worker has their histories; so no trial is stopped from here.
     """
 
-    def __init__(self, trials: Trials, store: Any) -> None:
+    def __init__(self, trials: Trials, store: Store) -> None:
         super().__init__()
         self._trials, self._store = trials, store
         self._told: dict[str, Reply] = {}
@@ -35,7 +35,8 @@ class RungScheduler(FIFOScheduler):
             reply = Reply(drop=dict(verdict))
             if self._told.get(pack.id) != reply:
                 self._told[pack.id] = reply
-                ray.get(self._store.tell.remote(pack.id, reply))
+                with self._trials.guard():
+                    self._store.tell(pack.id, reply)
         return str(TrialScheduler.CONTINUE)
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: Any) -> None:

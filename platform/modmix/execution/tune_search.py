@@ -6,14 +6,15 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune.search import Searcher
 
 from modmix.execution.description import config_of
 from modmix.execution.nodes import Nodes
+from modmix.execution.sharing import allowance
 from modmix.execution.trials import Trials
 from modmix.execution.tune_cluster import Cluster, Needs
+from modmix.execution.tune_store import Store
 
 NODE_LABEL = "ray.io/node-id"  # of every node, set by Ray
 _LOOK_SECONDS = 1.0
@@ -27,7 +28,7 @@ class PackSearcher(Searcher):
     divided and proposed no more.
     """
 
-    def __init__(self, trials: Trials, cluster: Cluster, nodes: Nodes, store: Any) -> None:
+    def __init__(self, trials: Trials, cluster: Cluster, nodes: Nodes, store: Store) -> None:
         super().__init__(metric="done", mode="max")
         self._trials, self._cluster, self._nodes = trials, cluster, nodes
         self._store = store
@@ -42,7 +43,8 @@ class PackSearcher(Searcher):
         pack = self._trials.add(trial_id)
         if pack is None:
             return None
-        ray.get(self._store.put.remote(pack.id, pack.to_json()))
+        with self._trials.guard():
+            self._store.put(pack)
         config = config_of(pack)
         if avoided := self._nodes.avoided(pack.id, self._cluster.nodes()):
             config["avoided_nodes"] = ",".join(avoided)
@@ -56,8 +58,17 @@ class PackSearcher(Searcher):
             with self._trials.guard():
                 self._trials.work.resize(max(1, slots))
             wanted = slots + max(1, slots // 2)
-            self._limit = (now, self._cluster.allowance(self._store, wanted))
+            self._limit = (now, self._share(wanted))
         return self._limit[1]
+
+    def _share(self, wanted: int) -> int:
+        """How many of the wanted trials this study may have, beside others on the cluster."""
+        if self._cluster.is_local:
+            return wanted
+        capacity = max(1, self._cluster.capacity())
+        with self._trials.guard():
+            return allowance(wanted, capacity, self._store.others(wanted / capacity))
+        return wanted
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -71,9 +82,7 @@ class PackSearcher(Searcher):
         raise AssertionError("a study continues from its ledger, never from Tune's snapshot")
 
 
-def placement(
-    config: Mapping[str, Any], needs: Mapping[str, Needs]
-) -> tune.PlacementGroupFactory:
+def placement(config: Mapping[str, Any], needs: Mapping[str, Needs]) -> tune.PlacementGroupFactory:
     """Where a trial may run, from its configuration. ``needs`` by method; "": all others."""
     bundle = needs.get(config.get("method", ""), needs[""]).bundle
     if avoided := config.get("avoided_nodes"):

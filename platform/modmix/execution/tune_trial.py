@@ -1,9 +1,8 @@
 """A Ray Tune trial: the training of one pack in a worker process.
 
 A worker is reused for trial after trial (`reset_config`), so that Python, torch and the data are
-loaded once. `PackStore`, a small actor on the driver's node, holds what is too long for a trial's
-configuration, and what the driver has to tell a running trial. What a trial has to tell the driver
-goes into its results.
+loaded once. A trial fetches its pack from `tune_store.PackStore`, and asks there at every step what
+the driver has to tell it. What the trial has to tell the driver goes into its results.
 
 Tune's checkpoints are not used: a pack writes its own (`modmix.training.saving`), which the trial
 that trains it next finds, on whatever node that is.
@@ -32,51 +31,6 @@ from modmix.execution.local import (
 REPORT_SECONDS = 1.0
 
 
-class PackStore:
-    """Packs by id, where they are trained, and what their trials are told. One actor per study."""
-
-    def __init__(self) -> None:
-        self._packs: dict[str, str] = {}
-        self._nodes: dict[str, str] = {}
-        self._replies: dict[str, Reply] = {}
-        self._stop = False
-        self._demand = 0.0
-
-    def put(self, pack: str, text: str) -> None:
-        self._packs[pack] = text
-
-    def fetch(self, pack: str, node: str) -> str:
-        """A pack as JSON, for the trial on this node."""
-        self._nodes[pack] = node
-        return self._packs[pack]
-
-    def node(self, pack: str) -> str | None:
-        """The node that has fetched a pack; None: none yet."""
-        return self._nodes.get(pack)
-
-    def remove(self, pack: str) -> None:
-        for of_pack in (self._packs, self._nodes, self._replies):
-            of_pack.pop(pack, None)
-
-    def tell(self, pack: str, reply: Reply) -> None:
-        """What this pack's trial is told from now on."""
-        self._replies[pack] = reply
-
-    def stop(self) -> None:
-        """Tell all trials to stop."""
-        self._stop = True
-
-    def reply(self, pack: str) -> Reply:
-        return Reply(stop=True) if self._stop else self._replies.get(pack, Reply())
-
-    def set_demand(self, demand: float) -> None:
-        """Publish which fraction of the cluster the study has use for."""
-        self._demand = demand
-
-    def demand(self) -> float:
-        return self._demand
-
-
 class PackTrial(tune.Trainable):
     """Trains the pack named by the trial's configuration.
 
@@ -88,9 +42,10 @@ class PackTrial(tune.Trainable):
     def setup(
         self, config: dict[str, Any], *, store: Any, resources: dict[str, dict[str, float]]
     ) -> None:
+        self._store, self._node = store, ray.get_runtime_context().get_node_id()
+        ray.get(store.enter.remote(config["pack"], self._node))  # whatever happens next
         import modmix.training.trainer  # noqa: F401  (takes seconds; counts as the trial's start)
 
-        self._store = store
         self._resources = resources
         self.reset_config(config)
 
@@ -134,8 +89,7 @@ class PackTrial(tune.Trainable):
             self._training.close()
 
     def _begin(self) -> Generator[Event, None, None]:
-        node = ray.get_runtime_context().get_node_id()
-        pack = Pack.from_json(ray.get(self._store.fetch.remote(self._name, node)))
+        pack = Pack.from_json(ray.get(self._store.fetch.remote(self._name, self._node)))
         self._summary = Summary(pack)
         check_checkpoint_folder(pack)
         return train(
