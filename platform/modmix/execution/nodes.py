@@ -27,9 +27,15 @@ class Nodes(Unsaved):
         self._bad: set[str] = set()
         self._of_packs: dict[str, set[str]] = {}
 
-    def trained(self, node: str) -> None:
+    @property
+    def has_failures(self) -> bool:
+        """Whether `trained` has anything to forget."""
+        return bool(self._failures or self._of_packs)
+
+    def trained(self, node: str, pack: str) -> None:
         """A pack was trained to its end on this node."""
         self._failures.pop(node, None)
+        self._of_packs.pop(pack, None)
 
     def failed(
         self, node: str, pack: str, why: str, *, unfit: bool = False, name: str = ""
@@ -60,7 +66,3 @@ class Nodes(Unsaved):
     def has_good(self, alive: Collection[str]) -> bool:
         """Whether any of these nodes is not bad."""
         return bool(set(alive) - self._bad)
-
-    def forget(self, pack: str) -> None:
-        """The pack has ended."""
-        self._of_packs.pop(pack, None)

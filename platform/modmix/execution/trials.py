@@ -18,6 +18,8 @@ from modmix.execution.local import IDLE_SECONDS, Work
 
 # How long trials may take to reach their next evaluation after they were told to stop.
 STOP_SECONDS = 20.0
+# How long after a worker's silent death a cluster may take to see that its node is gone.
+SILENT_SECONDS = 30.0
 # Workers in a row that died before they were ready, while no other one lives.
 MAX_FAILED_STARTS = 5
 
@@ -43,6 +45,7 @@ class Trials(Unsaved):
         self._stopped: float | None = None  # when the study began to stop
         self._ticked = 0.0
         self._failed_starts = 0
+        self._held: list[tuple[float, Callable[[bool], bool]]] = []
 
     # ------------------------------------------------------------ state
 
@@ -113,6 +116,16 @@ class Trials(Unsaved):
             with self.guard():
                 self.work.ended(pack.id, failure, of_machine=of_machine, counted=counted)
 
+    def hold(self, trial: str, settle: Callable[[bool], bool]) -> None:
+        """Keep an ended trial's pack until it is known why it ended.
+
+        Args:
+            settle: called now and then until it returns True, having called `ended`; its argument
+                says that it is the last time.
+        """
+        self._started.discard(trial)
+        self._held.append((self._clock() + SILENT_SECONDS, settle))
+
     def failed_start(self, why: str) -> None:
         """A worker died before it was ready."""
         self._failed_starts += 1
@@ -124,8 +137,10 @@ class Trials(Unsaved):
 
     def tick(self) -> None:
         """Called often; passed on to the study a few times a second."""
-        if self._clock() - self._ticked > IDLE_SECONDS:
-            self._ticked = self._clock()
+        now = self._clock()
+        if now - self._ticked > IDLE_SECONDS:
+            self._ticked = now
+            self._held = [(end, settle) for end, settle in self._held if not settle(now > end)]
             with self.guard():
                 self.work.tick()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -61,8 +62,10 @@ class StudyCallback(tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         pack = self._trials.pack(trial.trial_id)
-        if pack is not None and not self._trials.stopping:
-            self._nodes.forget(pack.id)
+        if pack is not None and self._nodes.has_failures and not self._trials.stopping:
+            with self._trials.guard():
+                if (node := self._store.node(pack.id)) is not None:
+                    self._nodes.trained(node, pack.id)
         self._end(trial)
 
     def on_trial_error(
@@ -84,10 +87,24 @@ class StudyCallback(tune.Callback):
             node = self._store.node(pack.id)
         if node is None:
             self._end(trial, why, counted=False)
-        elif not told and not self._cluster.is_alive(node):
-            self._end(trial, LOST, counted=False)
+        elif told or self._cluster.is_local:
+            self._blame(trial, node, why, unfit=not started or bool(told.get("unfit")))
         else:
-            unfit = not started or bool(told.get("unfit"))
+            self._trials.hold(trial.trial_id, partial(self._settle, trial, node, why, not started))
+
+    def _settle(self, trial: Trial, node: str, why: str, unfit: bool, last: bool) -> bool:
+        """Find out whether a worker that died without a word died with its node."""
+        if not self._cluster.is_alive(node):
+            self._end(trial, LOST, counted=False)
+            return True
+        if last:
+            self._blame(trial, node, why, unfit=unfit)
+        return last
+
+    def _blame(self, trial: Trial, node: str, why: str, *, unfit: bool) -> None:
+        """A failure of the machine: of this node, and of the pack unless the node is unfit."""
+        pack = self._trials.pack(trial.trial_id)
+        if pack is not None:
             name = self._cluster.node_name(node)
             self._nodes.failed(node, pack.id, why, unfit=unfit, name=name)
             others = self._nodes.has_good(self._cluster.nodes())

@@ -7,7 +7,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -115,15 +114,14 @@ class TuneRunner:
         from modmix.execution.tune_callback import StudyCallback, StudyStopper
         from modmix.execution.tune_scheduler import RungScheduler
         from modmix.execution.tune_search import PackSearcher, placement
-        from modmix.execution.tune_store import ActorStore
+        from modmix.execution.tune_store import ActorStore, TrialStore
         from modmix.execution.tune_trial import PackTrial
 
         nodes = Nodes(self._log)
         store = ActorStore()
         folder = tempfile.mkdtemp(prefix="modmix-tune-")
-        resources = {method: asdict(needs) for method, needs in self._needs.items()}
         trainable = tune.with_resources(
-            tune.with_parameters(PackTrial, store=store.actor, resources=resources),
+            tune.with_parameters(PackTrial, store=TrialStore(store.actor), resources=self._needs),
             partial(placement, needs=self._needs),
         )
         tuner = tune.Tuner(

@@ -72,7 +72,7 @@ class PackStore:
 
 
 class Store(Protocol):
-    """The driver's side of a `PackStore`."""
+    """What the driver's hooks into Ray Tune need of an `ActorStore`."""
 
     def put(self, pack: Pack) -> None: ...
 
@@ -89,8 +89,28 @@ class Store(Protocol):
         ...
 
 
+class TrialStore:
+    """A trial's side of a `PackStore`, in a worker process."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def enter(self, pack: str) -> None:
+        """Tell on which node the trial of a pack has started."""
+        ray.get(self._actor.enter.remote(pack, ray.get_runtime_context().get_node_id()))
+
+    def fetch(self, pack: str) -> Pack:
+        node = ray.get_runtime_context().get_node_id()
+        return Pack.from_json(ray.get(self._actor.fetch.remote(pack, node)))
+
+    def reply(self, pack: str) -> Reply:
+        """What the driver has to say to the trial of this pack."""
+        reply: Reply = ray.get(self._actor.reply.remote(pack))
+        return reply
+
+
 class ActorStore:
-    """A `PackStore` in an actor."""
+    """The driver's side of a `PackStore`, which it starts as an actor."""
 
     def __init__(self) -> None:
         self._name = PREFIX + uuid.uuid4().hex

@@ -11,13 +11,12 @@ that trains it next finds, on whatever node that is.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from typing import Any
 
-import ray
 from ray import tune
 
-from modmix.base.messages import Event, Finished, Pack, Progress
+from modmix.base.messages import Event, Finished, Progress
 from modmix.execution.description import Summary
 from modmix.execution.local import (
     Reply,
@@ -26,6 +25,8 @@ from modmix.execution.local import (
     is_machine_failure,
     train,
 )
+from modmix.execution.tune_cluster import Needs
+from modmix.execution.tune_store import TrialStore
 
 # How often a trial reports while it trains. It also reports when models end and at rungs.
 REPORT_SECONDS = 1.0
@@ -40,10 +41,10 @@ class PackTrial(tune.Trainable):
     """
 
     def setup(
-        self, config: dict[str, Any], *, store: Any, resources: dict[str, dict[str, float]]
+        self, config: dict[str, Any], *, store: TrialStore, resources: Mapping[str, Needs]
     ) -> None:
-        self._store, self._node = store, ray.get_runtime_context().get_node_id()
-        ray.get(store.enter.remote(config["pack"], self._node))  # whatever happens next
+        self._store = store
+        store.enter(config["pack"])  # first of all: the rest may fail on this node
         import modmix.training.trainer  # noqa: F401  (takes seconds; counts as the trial's start)
 
         self._resources = resources
@@ -62,7 +63,11 @@ class PackTrial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         if self._error is not None:
             raise self._error  # the driver has been told what it needs
-        self._reply = ray.get(self._store.reply.remote(self._name))
+        try:
+            self._reply = self._store.reply(self._name)
+        except Exception:  # the driver is gone, and this process will be soon
+            self.cleanup()
+            raise
         events: list[Event] = []
         try:
             if self._training is None and not self._reply.stop:
@@ -89,13 +94,13 @@ class PackTrial(tune.Trainable):
             self._training.close()
 
     def _begin(self) -> Generator[Event, None, None]:
-        pack = Pack.from_json(ray.get(self._store.fetch.remote(self._name, self._node)))
+        pack = self._store.fetch(self._name)
         self._summary = Summary(pack)
         check_checkpoint_folder(pack)
         return train(
             pack,
-            gpus=self._needs["gpus"],
-            threads=max(1, int(self._needs["cpus"])),
+            gpus=self._needs.gpus,
+            threads=max(1, int(self._needs.cpus)),
             dropped=lambda: self._reply.drop,
         )
 
