@@ -9,6 +9,7 @@ dies     its process ends at the second evaluation
 
 import os
 import time
+from pathlib import Path
 
 from modmix.base.messages import Finished, PackStarted, Progress
 from modmix.execution import local
@@ -25,7 +26,7 @@ def events(pack, does):
     keys = [replicate.key for replicate in pack.replicates]
     yield PackStarted(pack=pack.id, models=len(keys), device="cpu", stacked=True, why="invented")
     gate, patience = os.environ.get("MODMIX_TEST_GATE", ""), time.monotonic() + 120
-    while does == "waits" and not os.path.exists(gate) and time.monotonic() < patience:
+    while does == "waits" and not Path(gate).exists() and time.monotonic() < patience:
         time.sleep(0.05)
     for epoch in range(1, 6):
         time.sleep(0.5 if does == "slow" else 0.02)
