@@ -34,7 +34,7 @@ def test_shares_fill_the_cluster_and_no_more(demands: tuple[float, ...]) -> None
 
 
 def test_trials() -> None:
-    assert allowance(24, 16, []) == 24  # alone: also those that wait for a place
+    assert allowance(24, 16, []) == 16
     assert allowance(24, 16, [1.0]) == 8
     assert allowance(24, 16, [0.25]) == 12
     assert allowance(4, 16, [1.0]) == 4

@@ -27,6 +27,7 @@ class FakeCluster:
     rooms: dict[str, int] = field(default_factory=lambda: {"a": 1, "b": 1})
     is_local: bool = False
     dead: set[str] = field(default_factory=set)
+    taken: int = 0  # places, by this study or others
 
     def nodes(self) -> dict[str, int]:
         return {node: room for node, room in self.rooms.items() if node not in self.dead}
@@ -40,8 +41,8 @@ class FakeCluster:
     def capacity(self) -> int:
         return sum(self.nodes().values())
 
-    def slots(self, running: int) -> int:
-        return self.capacity()
+    def free(self) -> int:
+        return self.capacity() - self.taken
 
 
 @dataclass
@@ -156,6 +157,30 @@ def test_a_study_with_others_has_its_share() -> None:
     study = Study(30, FakeCluster({"a": 8}))
     study.store.demands = [1.0]
     assert [study.suggest(str(i)) is not None for i in range(5)] == [*[True] * 4, False]
+
+
+def test_places_of_workers_that_start_are_this_study_s() -> None:
+    study = Study(30, FakeCluster({"a": 12}, taken=4))  # by somebody else
+    waiting = [str(i) for i in range(12)]
+    for trial in waiting:
+        assert study.suggest(trial) is not None
+    assert study.suggest("too many") is None
+    assert study.work.slots == 8
+    study.cluster.taken = 12  # the first eight have their places
+    study.now += 2.0
+    assert study.suggest("too many") is None
+    assert study.work.slots == 8
+    for trial in waiting[:8]:
+        study.callback.on_trial_start(0, [], FakeTrial(trial))  # type: ignore[arg-type]
+    study.now += 2.0
+    assert study.suggest("too many") is None
+    study.now += 60.0
+    assert study.suggest("too many") is None
+    assert study.work.slots == 8
+    study.cluster.taken = 8  # the other has ended
+    study.now += 2.0
+    assert study.suggest("more") is not None
+    assert study.work.slots == 12
 
 
 def test_a_cluster_of_its_own_is_not_shared() -> None:

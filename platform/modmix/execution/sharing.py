@@ -24,14 +24,13 @@ def fair_share(own: float, others: Sequence[float]) -> float:
     return min(own, 1.0)
 
 
-def allowance(wanted: int, capacity: int, others: Sequence[float]) -> int:
-    """How many trials a study may have in flight if it has use for ``wanted``; at least one.
+def allowance(useful: int, capacity: int, others: Sequence[float]) -> int:
+    """How many trials a study may have in flight beside other studies; at least one.
 
     Args:
+        useful: how many it has use for.
         capacity: how many such trials the whole cluster has room for.
         others: the demands of the other studies, as fractions of the cluster.
     """
-    if not others:
-        return wanted
     whole = max(1, capacity)
-    return max(1, int(fair_share(wanted / whole, others) * whole + 1e-6))
+    return max(1, int(fair_share(useful / whole, others) * whole + 1e-6))

@@ -20,6 +20,8 @@ from modmix.execution.local import IDLE_SECONDS, Work
 STOP_SECONDS = 20.0
 # How long after a worker's silent death a cluster may take to see that its node is gone.
 SILENT_SECONDS = 30.0
+# How long a worker may take to start. A trial that waits longer has no place.
+STARTING_SECONDS = 30.0
 # Workers in a row that died before they were ready, while no other one lives.
 MAX_FAILED_STARTS = 5
 
@@ -39,8 +41,9 @@ class Trials(Unsaved):
     def __init__(self, work: Work, clock: Callable[[], float] = time.monotonic) -> None:
         self.work = work
         self.error: Exception | None = None
-        self._clock = clock
+        self.clock = clock
         self._packs: dict[str, Pack] = {}
+        self._added: dict[str, float] = {}  # when
         self._started: set[str] = set()
         self._stopped: float | None = None  # when the study began to stop
         self._ticked = 0.0
@@ -59,6 +62,12 @@ class Trials(Unsaved):
         return len(self._started)
 
     @property
+    def starting(self) -> int:
+        """Trials whose workers may be starting: asked for not long ago."""
+        since = self.clock() - STARTING_SECONDS
+        return sum(at > since for trial, at in self._added.items() if trial not in self._started)
+
+    @property
     def stopping(self) -> bool:
         return self.error is not None or self.work.stopping
 
@@ -75,8 +84,8 @@ class Trials(Unsaved):
         if not self.stopping:
             return False
         if self._stopped is None:
-            self._stopped = self._clock()
-        late = self._clock() - self._stopped > STOP_SECONDS
+            self._stopped = self.clock()
+        late = self.clock() - self._stopped > STOP_SECONDS
         return late or not self._started
 
     def pack(self, trial: str) -> Pack | None:
@@ -89,7 +98,7 @@ class Trials(Unsaved):
         with self.guard():
             pack = None if self.over else self.work.next_pack()
             if pack is not None:
-                self._packs[trial] = pack
+                self._packs[trial], self._added[trial] = pack, self.clock()
             return pack
         return None
 
@@ -111,6 +120,7 @@ class Trials(Unsaved):
     ) -> None:
         """A trial is over; see `Work.ended`."""
         pack = self._packs.pop(trial, None)
+        self._added.pop(trial, None)
         self._started.discard(trial)
         if pack is not None:
             with self.guard():
@@ -124,7 +134,7 @@ class Trials(Unsaved):
                 says that it is the last time.
         """
         self._started.discard(trial)
-        self._held.append((self._clock() + SILENT_SECONDS, settle))
+        self._held.append((self.clock() + SILENT_SECONDS, settle))
 
     def failed_start(self, why: str) -> None:
         """A worker died before it was ready."""
@@ -137,7 +147,7 @@ class Trials(Unsaved):
 
     def tick(self) -> None:
         """Called often; passed on to the study a few times a second."""
-        now = self._clock()
+        now = self.clock()
         if now - self._ticked > IDLE_SECONDS:
             self._ticked = now
             self._held = [(end, settle) for end, settle in self._held if not settle(now > end)]

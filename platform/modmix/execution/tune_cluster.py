@@ -175,14 +175,14 @@ class Cluster(Unsaved):
         """How many packs all nodes together have room for, free or not."""
         return sum(self.needs.fitting(node["Resources"]) for node in self.nodes().values())
 
-    def slots(self, running: int) -> int:
-        """How many packs of this study can run now: those that do, and those there is room for."""
+    def free(self) -> int:
+        """How many packs there is room for now, beside everything that runs on the cluster."""
         import ray
 
-        free = ray.available_resources()
+        available = ray.available_resources()
         amounts = self.needs.bundle.items()
-        more = min(int(free.get(name, 0.0) / amount + 1e-9) for name, amount in amounts)
-        return max(running, min(self.capacity(), running + more))
+        room = min(int(available.get(name, 0.0) / amount + 1e-9) for name, amount in amounts)
+        return min(self.capacity(), room)
 
 
 def first_line(error: BaseException) -> str:

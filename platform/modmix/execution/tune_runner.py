@@ -30,6 +30,9 @@ _SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 
+# Of Tune's own table of trials, shown with MODMIX_TUNE_VERBOSE=1.
+COLUMNS = ("epoch", "epochs", "active", "finished", "val/error", "val/error/best")
+
 
 class TuneRunner:
     """Trains packs on a Ray cluster.
@@ -57,7 +60,7 @@ class TuneRunner:
     @property
     def slots(self) -> int:
         """How many packs there is room for now."""
-        return max(1, self._cluster.slots(0)) if self._is_started else 1
+        return max(1, self._cluster.free()) if self._is_started else 1
 
     def start(self) -> None:
         if self._is_started:
@@ -137,7 +140,8 @@ class TuneRunner:
             run_config=tune.RunConfig(
                 name="study",
                 storage_path=folder,
-                verbose=0,
+                verbose=int(os.environ.get("MODMIX_TUNE_VERBOSE", "0")),
+                progress_reporter=tune.CLIReporter(metric_columns=list(COLUMNS)),
                 callbacks=[StudyCallback(trials, self._cluster, nodes, store)],
                 stop=StudyStopper(trials),
                 failure_config=tune.FailureConfig(max_failures=0, fail_fast=False),

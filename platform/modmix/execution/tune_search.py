@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,7 +31,8 @@ class PackSearcher(Searcher):
         super().__init__(metric="done", mode="max")
         self._trials, self._cluster, self._nodes = trials, cluster, nodes
         self._store = store
-        self._limit = (-_LOOK_SECONDS, 1)
+        self._looked = float("-inf")
+        self._slots, self._limit = 0, 1
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         self._trials.tick()  # Tune may ask here for minutes while no trial is left
@@ -51,24 +51,30 @@ class PackSearcher(Searcher):
         return config
 
     def _most(self) -> int:
-        """How many trials may be in flight, running or waiting."""
-        now = time.monotonic()
-        if now - self._limit[0] > _LOOK_SECONDS:
-            slots = self._cluster.slots(self._trials.running)
+        """How many trials may be in flight, running or waiting; looked up once a second."""
+        now = self._trials.clock()
+        if now - self._looked > _LOOK_SECONDS:
+            self._looked = now
             with self._trials.guard():
-                self._trials.work.resize(max(1, slots))
-            wanted = slots + max(1, slots // 2)
-            self._limit = (now, self._share(wanted))
-        return self._limit[1]
+                self._look()
+        return self._limit
 
-    def _share(self, wanted: int) -> int:
-        """How many of the wanted trials this study may have, beside others on the cluster."""
+    def _look(self) -> None:
+        trials, capacity = self._trials, self._cluster.capacity()
+        others = []
         if self._cluster.is_local:
-            return wanted
-        capacity = max(1, self._cluster.capacity())
-        with self._trials.guard():
-            return allowance(wanted, capacity, self._store.others(wanted / capacity))
-        return wanted
+            self._slots = capacity
+        else:
+            # What starts holds a place that is neither free nor running.
+            starting = min(trials.starting, max(0, self._slots - trials.running))
+            self._slots = min(capacity, trials.running + starting + self._cluster.free())
+            useful = min(capacity, trials.in_flight + trials.work.queued)
+            others = self._store.others(useful / max(1, capacity))
+        self._limit = self._slots + max(1, self._slots // 2)
+        if others:
+            self._limit = allowance(useful, capacity, others)
+            self._slots = min(self._slots, self._limit)
+        trials.work.resize(max(1, self._slots))
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
