@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -116,6 +117,36 @@ resources: {max_models: 2}
 seeds: 2
 parts: {one: {methods: {mul: {beta: {grid: [0, 0.5, 1]}}}}}
 """
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_killed_again_and_again_gets_ahead(tmp_path: Path) -> None:
+    """Its first checkpoint comes long before the 30 seconds between later ones."""
+    (tmp_path / "long.yaml").write_text(LONG)
+    reached = []
+    for run in range(3):
+        trace = tmp_path / f"trace-{run}"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "modmix", "run", "long.yaml", "--no-mlflow", "--local"],
+            cwd=tmp_path,
+            env={**os.environ, "MODMIX_HOME": str(tmp_path / "runs"), "MODMIX_TRACE": str(trace)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
+        )
+        before = written(tmp_path)
+        while written(tmp_path) == before and process.poll() is None:
+            time.sleep(0.05)
+        assert process.poll() is None
+        process.kill()
+        process.wait()
+        reached.append(json.loads(trace.read_text().splitlines()[0])["epoch"])
+    assert 1 == reached[0] < reached[1] < reached[2]
+
+
+def written(folder: Path) -> list[int]:
+    """When checkpoints were written last."""
+    files = (folder / "runs" / "checkpoints").glob("*/*.safetensors")
+    return sorted(file.stat().st_mtime_ns for file in files)
 
 
 @pytest.mark.slow

@@ -118,18 +118,3 @@ def test_a_cluster_that_does_not_answer_is_said_in_bounded_time(
     monkeypatch.setattr(tune_cluster, "_ANSWER_SECONDS", 3.0)
     with pytest.raises(InputError, match=r"no Ray cluster answers at 127\.0\.0\.1:\d+"):
         tune_cluster._await_answer(silent)
-
-
-def test_a_cluster_that_is_gone_is_said_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`auto` is whatever was last started on this machine."""
-    monkeypatch.setattr(tune_cluster, "_ANSWER_SECONDS", 60.0)
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    (tmp_path / "ray").mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        gone = f"127.0.0.1:{probe.getsockname()[1]}"
-    (tmp_path / "ray" / "ray_current_cluster").write_text(gone)
-    with pytest.raises(InputError, match="no Ray cluster answers at auto"):
-        tune_cluster._await_answer("auto")
