@@ -114,8 +114,28 @@ def test_a_cluster_without_nodes_is_waited_for() -> None:
     """)
     assert (found["done"], found["failures"], found["slots"]) == (3, [], 1)
     assert len(found["said"]) == 1
-    assert "no node of the Ray cluster has the 1 CPUs" in found["said"][0]
-    assert "waits for one" in found["said"][0]
+    assert (
+        "a pack asks for 1 CPUs, and no node of the Ray cluster is that large" in found["said"][0]
+    )
+
+
+def test_workers_that_cannot_start_end_the_study_with_a_sentence() -> None:
+    found = scenario("""
+        from modmix.base.errors import Incomplete
+
+        nodes.add(2, does="alien")
+        work, told = FakeWork(3), ""
+        try:
+            train(work)
+        except Incomplete as error:
+            told = str(error)
+        tell(work, told=told)
+    """)
+    assert found["done"] == 0
+    assert found["told"].startswith("no worker could be started, 5 times in a row (")
+    assert "tune_trial" in found["told"]
+    assert found["told"].endswith("fix this and run the same command again")
+    assert {counted for _, _, counted in found["failures"]} == {False}
 
 
 SECOND = """

@@ -58,6 +58,14 @@ def test_nothing_listens_beyond_this_machine() -> None:
     assert set(found["listening"]) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
+@pytest.mark.parametrize("needs", ["cpus: 3", "gpus: 99", "methods: {mul: {cpus: 3}}"])
+def test_more_than_this_machine_has_is_refused(needs: str, tmp_path: Path) -> None:
+    code, output = run(tmp_path, STUDY.replace("max_models: 2", f"max_models: 2, {needs}"))
+    assert code == 2, output
+    assert "more than this machine has or --workers allows: ask for less" in output
+    assert not (tmp_path / "runs" / "ledger.db").exists()
+
+
 def run(folder: Path, study: str) -> tuple[int, str]:
     """`modmix run` in a folder of its own; its exit code, and everything it said."""
     file = folder / "study.yaml"

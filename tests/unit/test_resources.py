@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from modmix import api
 from modmix.execution.tune_cluster import Needs
 from modmix.study import spec
 from modmix.study.spec import MethodResourcesSpec, StudySpec
@@ -76,3 +78,19 @@ def test_packs_that_a_node_has_room_for(
     needs: Needs, node: dict[str, float], expected: int
 ) -> None:
     assert needs.fitting(node) == expected
+
+
+def test_packs_are_found_by_the_reference_to_an_own_class(tmp_path: Path) -> None:
+    """A study file gives it a name; packs do not know that."""
+    found, _ = check(tmp_path, "cpus: 2, methods: {mul: {gpus: 0.5, memory: 3}}")
+    plan: Any = SimpleNamespace(spec=found, methods={"mul": "own.py:Gate@1", "add": "add"})
+    assert api._needs(plan) == {
+        "": Needs(cpus=2),
+        "own.py:Gate@1": Needs(cpus=2, gpus=0.5, memory=3e9),
+    }
+
+
+def test_needs_as_people_read_them() -> None:
+    assert str(Needs()) == "1 CPUs"
+    all_of_it = Needs(cpus=2, gpus=0.5, memory=3e9, accelerator_type="L4")
+    assert str(all_of_it) == "2 CPUs and 0.5 GPUs and 3 GB of memory and a device of type L4"

@@ -27,6 +27,8 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 _ANSWER_SECONDS = 20.0  # how long a cluster may take to say that it is there
 _LOOK_SECONDS = 2.0  # how old a look at the cluster may be
 
+_is_alone = False  # whether this process has started a cluster on the loopback address
+
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
@@ -36,6 +38,16 @@ class Needs:
     gpus: float = 0
     memory: float = 0
     accelerator_type: str | None = None
+
+    def __str__(self) -> str:
+        words = [f"{self.cpus:g} CPUs"]
+        if self.gpus:
+            words.append(f"{self.gpus:g} GPUs")
+        if self.memory:
+            words.append(f"{self.memory / 1e9:g} GB of memory")
+        if self.accelerator_type is not None:
+            words.append(f"a device of type {self.accelerator_type}")
+        return " and ".join(words)
 
     @property
     def bundle(self) -> dict[str, float]:
@@ -64,7 +76,7 @@ class Cluster(Unsaved):
     """A connection to a cluster.
 
     Args:
-        needs: of a pack.
+        needs: of a pack; the cluster is counted in such packs.
         address: of a cluster; None starts one on this machine that ends with `close`.
         workers: processors of the cluster started on this machine; None: all this process may use.
     """
@@ -87,22 +99,24 @@ class Cluster(Unsaved):
         """Start or join the cluster, unless this program is connected to one already.
 
         Raises:
-            InputError: there is none, or it can never place a pack.
+            InputError: there is none.
         """
+        global _is_alone
         if self._address is None:
+            _is_alone = True
             # Read when Ray is imported: a cluster of one listens on the loopback address only.
             os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         else:
             _check_address(self._address)
+            if _is_alone:
+                raise InputError(
+                    f"this program has started a cluster of its own before and cannot join that at "
+                    f"{self._address}: use a new process"
+                )
         import ray
 
         if ray.is_initialized():  # a program that runs on Ray itself
             return
-        if self._address is None and self.needs.cpus > self._workers:
-            raise InputError(
-                f"resources: a pack asks for {self.needs.cpus:g} CPUs, and this machine may use "
-                f"{self._workers}: ask for less, or name a larger cluster by --address"
-            )
         try:
             self._init()
         except InputError:
@@ -127,6 +141,7 @@ class Cluster(Unsaved):
                 return
             _provide_token()
             ray.init(
+                address="local",  # not a cluster that happens to run on this machine
                 num_cpus=self._workers,
                 num_gpus=None if self.needs.gpus else 0,
                 include_dashboard=False,
@@ -159,6 +174,12 @@ class Cluster(Unsaved):
             }
             self._nodes = (now, alive)
         return self._nodes[1]
+
+    def has_node_for(self, needs: Needs) -> bool:
+        """Whether a node that is alive is large enough, free or not."""
+        import ray
+
+        return any(needs.fitting(node["Resources"]) for node in ray.nodes() if node["Alive"])
 
     def is_alive(self, node: str) -> bool:
         """Whether a node is alive now."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from modmix.base.errors import Incomplete, RunnerError
+from modmix.base.errors import Incomplete, InputError, RunnerError
 from modmix.execution.local import Work
 from modmix.execution.nodes import Nodes
 from modmix.execution.trials import Trials
@@ -69,12 +69,21 @@ class TuneRunner:
             os.environ.setdefault(name, value)
         self._cluster.connect()
         self._is_started = True
-        if not self._cluster.nodes():
-            needs = self._cluster.needs
-            self._log(
-                f"warning: no node of the Ray cluster has the {needs.cpus:g} CPUs and "
-                f"{needs.gpus:g} GPUs that a pack asks for: the study waits for one"
+        for method, needs in self._needs.items():
+            if not self._cluster.has_node_for(needs):
+                self._no_node(f"a pack of {method}" if method else "a pack", needs)
+
+    def _no_node(self, what: str, needs: Needs) -> None:
+        if self._cluster.is_local:
+            self.close()
+            raise InputError(
+                f"resources: {what} asks for {needs}, more than this machine has or --workers "
+                "allows: ask for less, or name a larger cluster by --address"
             )
+        self._log(
+            f"warning: {what} asks for {needs}, and no node of the Ray cluster is that large: it "
+            "waits for one"
+        )
 
     def close(self) -> None:
         self._is_started = False
