@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -24,11 +25,9 @@ from modmix.base.errors import (
     ModmixError,
 )
 from modmix.base.home import Home
-from modmix.execution.starting import Starting
 from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import ENDED, Lease, ReplicateRecord, StudyRecord
 from modmix.study import spec, tasks_plan
-from modmix.study.spec import StudySpec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from modmix.analysis.best import BestConfiguration
     from modmix.execution.local import Runner
     from modmix.execution.run import StudyRun
+    from modmix.execution.tune_cluster import Needs
     from modmix.study.tasks_plan import StudyPlan
     from modmix.tracking.mirror import Mirror
 
@@ -131,23 +131,17 @@ def run(
         Interrupted: stopped by Ctrl-C; the same call resumes.
         Incomplete, LedgerError: a machine or the database failed; the same call resumes.
     """
-    start = starting(runner, address=address, workers=workers, home=home, retry_failed=retry_failed)
-    with start:
-        plan = make_plan(file, data_path=data_path, checked=start.begin)
-        return run_plan(plan, start, mlflow=mlflow, changed=changed, log=log)
-
-
-def starting(
-    runner: str = "ray",
-    *,
-    address: str | None = None,
-    workers: int | None = None,
-    home: str | Path | None = None,
-    retry_failed: bool = False,
-) -> Starting:
-    """The runner for `run_plan`; the arguments are those of `run`."""
-    return Starting(
-        runner, address=address, workers=workers, home=_home(home), retry_failed=retry_failed
+    plan = make_plan(file, data_path=data_path)
+    return run_plan(
+        plan,
+        runner=runner,
+        address=address,
+        workers=workers,
+        home=home,
+        mlflow=mlflow,
+        retry_failed=retry_failed,
+        changed=changed,
+        log=log,
     )
 
 
@@ -156,49 +150,44 @@ def make_plan(
     *,
     data_path: str | Path | None = None,
     progress: Callable[[str, int, int | None], None] = lambda *_: None,
-    checked: Callable[[StudySpec], None] = lambda _: None,
 ) -> StudyPlan:
     """Validate a study file and prepare its data; nothing is started.
-
-    Args:
-        checked: called as soon as the file is valid and its data is prepared; planning goes on.
 
     Raises:
         InputError: lists every problem of the file.
     """
     source = spec.read(Path(file))
     path = None if data_path is None else str(data_path)
-    return tasks_plan.make(source, data_path=path, progress=progress, checked=checked)
+    return tasks_plan.make(source, data_path=path, progress=progress)
 
 
 def run_plan(
     plan: StudyPlan,
-    start: Starting,
     *,
+    runner: str = "ray",
+    address: str | None = None,
+    workers: int | None = None,
+    home: str | Path | None = None,
     mlflow: bool = True,
+    retry_failed: bool = False,
     changed: Callable[[StudyRun], None] = lambda _: None,
     log: Callable[[str], None] = lambda _: None,
 ) -> Study:
-    """Run a plan; ``start`` is an entered `starting`, the other arguments are those of `run`."""
-    where = start.home
+    """Run a plan; the arguments are those of `run`."""
+    chosen = _make_runner(runner, plan, address=address, workers=workers, log=log)
+    where = _home(home)
     where.make()
     _check_ledger(where, plan)
     for warning in plan.warnings:
         log(f"warning: {warning}")
     mirror = _mirror(where, plan) if mlflow else None
-    start.begin(plan.spec)
-    # Imported while the cluster starts.
-    import modmix.execution.run  # noqa: F401
-
-    chosen = start.runner(plan.spec)
-    ledger = Ledger(where.ledger_url)
-    try:
-        with _lease(ledger, plan) as lease:
-            if start.retry_failed:
+    with closing(chosen):
+        if retry_failed or not _looks_finished(where, plan):
+            chosen.start()
+        with closing(Ledger(where.ledger_url)) as ledger, _lease(ledger, plan) as lease:
+            if retry_failed:
                 ledger.reset_failures(plan.name)
             _run(plan, ledger, lease, where, chosen, mirror, changed, log)
-    finally:
-        ledger.close()
     return Study(plan.name, where)
 
 
@@ -217,6 +206,56 @@ def _check_ledger(home: Home, plan: StudyPlan) -> None:
         _refuse_second_driver(ledger, plan)
         if starts:
             warm_start.check(plan, ledger)
+
+
+def _make_runner(
+    kind: str,
+    plan: StudyPlan,
+    *,
+    address: str | None,
+    workers: int | None,
+    log: Callable[[str], None],
+) -> Runner:
+    if kind == "local":
+        from modmix.execution.local import LocalRunner
+
+        return LocalRunner(gpus=plan.spec.resources.gpus)
+    if kind != "ray":
+        raise InputError(f"runner must be ray or local, got {kind!r}")
+    from modmix.execution.tune_runner import TuneRunner
+
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    return TuneRunner(_needs(plan), address=address, workers=workers, log=log)
+
+
+def _needs(plan: StudyPlan) -> dict[str, Needs]:
+    """What packs occupy, by method as packs name it; "": of any other method."""
+    from modmix.execution.tune_cluster import Needs
+
+    plans = plan.of.values() if isinstance(plan, tasks_plan.TasksPlan) else (plan,)
+    named = {name: method for one in plans for name, method in one.methods.items()}
+    resources, found = plan.spec.resources, {}
+    for name in ("", *resources.methods):
+        own = resources.of(name)
+        found[named.get(name, "")] = Needs(
+            cpus=own.cpus or 1,
+            gpus=own.gpus or 0,
+            memory=(own.memory or 0) * 1e9,
+            accelerator_type=own.accelerator_type,
+        )
+    return found
+
+
+def _looks_finished(home: Home, plan: StudyPlan) -> bool:
+    """Whether this study file has already finished, so that no runner is needed."""
+    if not home.has_ledger:
+        return False
+    with closing(Ledger(home.ledger_url)) as ledger:
+        if not ledger.has_study(plan.name):
+            return False
+        record = ledger.study(plan.name)
+    same = record.spec == plan.spec.model_dump(mode="json")
+    return same and record.state == "finished"
 
 
 def _refuse_second_driver(ledger: Ledger, plan: StudyPlan) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -104,3 +107,72 @@ def test_no_study_is_harmed_by_where_its_output_goes(output: str, tmp_path: Path
     assert ledger.study("small").state == "finished"
     assert [r.state for r in ledger.replicates("small")] == ["done", "done"]
     ledger.close()
+
+
+LONG = """\
+study: long
+task: {name: digits, train_rows: 400}
+training: {epochs: 5000, batch_size: 16}
+resources: {max_models: 2}
+seeds: 2
+parts: {one: {methods: {mul: {beta: {grid: [0, 0.5, 1]}}}}}
+"""
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_killed_again_and_again_gets_ahead(tmp_path: Path) -> None:
+    """Its first checkpoint comes long before the 30 seconds between later ones."""
+    (tmp_path / "long.yaml").write_text(LONG)
+    reached = []
+    for run in range(3):
+        trace = tmp_path / f"trace-{run}"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "modmix", "run", "long.yaml", "--no-mlflow", "--local"],
+            cwd=tmp_path,
+            env={**os.environ, "MODMIX_HOME": str(tmp_path / "runs"), "MODMIX_TRACE": str(trace)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
+        )
+        before = written(tmp_path)
+        while written(tmp_path) == before and process.poll() is None:
+            time.sleep(0.05)
+        assert process.poll() is None
+        process.kill()
+        process.wait()
+        reached.append(json.loads(trace.read_text().splitlines()[0])["epoch"])
+    assert 1 == reached[0] < reached[1] < reached[2]
+
+
+def written(folder: Path) -> list[int]:
+    """When checkpoints were written last."""
+    files = (folder / "runs" / "checkpoints").glob("*/*.safetensors")
+    return sorted(file.stat().st_mtime_ns for file in files)
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_ctrl_c_ends_with_a_sentence_however_often(times: int, tmp_path: Path) -> None:
+    """The group of processes gets it, as from a terminal."""
+    (tmp_path / "long.yaml").write_text(LONG)
+    trace = tmp_path / "trace"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "modmix", "run", "long.yaml", "--no-mlflow", "--workers", "2"],
+        cwd=tmp_path,
+        env={**os.environ, "MODMIX_HOME": str(tmp_path / "runs"), "MODMIX_TRACE": str(trace)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    while not trace.exists() and process.poll() is None:
+        time.sleep(0.1)
+    for _ in range(times):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.3)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 3, output
+    assert "Traceback" not in output
+    assert "same command" in output or "resumes" in output
+    checkpoints = list((tmp_path / "runs" / "checkpoints").glob("*"))
+    assert checkpoints or times > 1  # the first one leaves them time to write

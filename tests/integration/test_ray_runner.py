@@ -15,12 +15,12 @@ import psutil
 import pytest
 
 from modmix.base.errors import InputError
-from modmix.execution import ray_runner
+from modmix.execution import tune_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 STUDY = """
-study: seats
+study: packs
 task: {name: digits, train_rows: 100}
 seeds: 2
 training: {epochs: 2}
@@ -30,8 +30,8 @@ parts: {curve: {x: beta, methods: {mul: {beta: {grid: [0, 0.2, 0.4, 0.6, 0.8, 1]
 
 SCRIPT = """
 import json, os, psutil
-from modmix.execution.ray_runner import RayRunner
-runner = RayRunner(workers=2)
+from modmix.execution.tune_runner import TuneRunner
+runner = TuneRunner(workers=2)
 runner.start()
 me = psutil.Process()
 family = [me, *me.children(recursive=True)]
@@ -58,6 +58,14 @@ def test_nothing_listens_beyond_this_machine() -> None:
     assert set(found["listening"]) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
+@pytest.mark.parametrize("needs", ["cpus: 3", "gpus: 99", "methods: {mul: {cpus: 3}}"])
+def test_more_than_this_machine_has_is_refused(needs: str, tmp_path: Path) -> None:
+    code, output = run(tmp_path, STUDY.replace("max_models: 2", f"max_models: 2, {needs}"))
+    assert code == 2, output
+    assert "more than this machine has or --workers allows: ask for less" in output
+    assert not (tmp_path / "runs" / "ledger.db").exists()
+
+
 def run(folder: Path, study: str) -> tuple[int, str]:
     """`modmix run` in a folder of its own; its exit code, and everything it said."""
     file = folder / "study.yaml"
@@ -81,7 +89,6 @@ def test_two_processes_train_all_packs(tmp_path: Path) -> None:
 
 
 def test_a_study_that_is_refused_leaves_no_cluster_behind(tmp_path: Path) -> None:
-    """What is wrong shows when the models are built, while a cluster is already starting."""
     wrong = STUDY.replace("seeds: 2", "seeds: 2\nencoders: {nowhere: {name: mlp}}")
     code, output = run(tmp_path, wrong)
     assert code == 2
@@ -116,22 +123,6 @@ def silent() -> Iterator[str]:
 def test_a_cluster_that_does_not_answer_is_said_in_bounded_time(
     silent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_runner, "_ANSWER_SECONDS", 3.0)
+    monkeypatch.setattr(tune_cluster, "_ANSWER_SECONDS", 3.0)
     with pytest.raises(InputError, match=r"no Ray cluster answers at 127\.0\.0\.1:\d+"):
-        ray_runner._await_answer(silent)
-
-
-def test_a_cluster_that_is_gone_is_said_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`auto` is whatever was last started on this machine."""
-    monkeypatch.setattr(ray_runner, "_ANSWER_SECONDS", 60.0)
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    (tmp_path / "ray").mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        gone = f"127.0.0.1:{probe.getsockname()[1]}"
-    (tmp_path / "ray" / "ray_current_cluster").write_text(gone)
-    port = gone.partition(":")[2]
-    with pytest.raises(InputError, match=rf"no Ray cluster answers at auto \(.*:{port}\)"):
-        ray_runner._await_answer("auto")
+        tune_cluster._await_answer(silent)

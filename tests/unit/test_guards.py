@@ -155,7 +155,10 @@ def test_no_package_has_a_cycle() -> None:
 
 # Packages, or single modules, that may import it.
 PLACES = {
-    "ray": ("execution.ray_runner", "execution.ray_seats"),
+    "ray": tuple(
+        f"execution.tune_{name}"
+        for name in ("callback", "cluster", "runner", "scheduler", "search", "store", "trial")
+    ),
     "optuna": ("search.proposer", "tracking.optuna_mirror"),
     "sqlalchemy": ("ledger",),
     "mlflow": ("tracking", "registry.models", "registry.pyfunc"),
@@ -255,6 +258,56 @@ def test_the_training_core_needs_torch_and_numpy_alone() -> None:
         f"import {names}"
     )
     assert {"torch", "numpy"} <= modules_after(code)
+
+
+def private_names(tree: ast.AST, library: str) -> list[str]:
+    """Names with a leading underscore that a module takes from a library, or looks up in it."""
+    imported = {library}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == library:
+            imported |= {alias.asname or alias.name for alias in node.names}
+            path = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+            found += [part for part in path if part.startswith("_")]
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == library:
+                    found += [part for part in alias.name.split(".") if part.startswith("_")]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
+            root = ast.unparse(node.value).split(".")[0]
+            if root in imported and not node.attr.startswith("__"):
+                found.append(node.attr)
+        elif isinstance(node, ast.keyword) and (node.arg or "").startswith("_"):
+            found.append(str(node.arg))  # ray.init(_node_ip_address=…)
+    return found
+
+
+def test_the_private_names_of_a_library_are_found() -> None:
+    text = (
+        "import ray\nfrom ray import _private\nfrom ray.tune import x as y\n"
+        "ray._raylet.A\ny._b\nself._c\nray.init(_d=1)\nimport ray._e\n"
+    )
+    assert sorted(private_names(ast.parse(text), "ray")) == [
+        "_b",
+        "_d",
+        "_e",
+        "_private",
+        "_raylet",
+    ]
+
+
+def test_no_private_name_of_ray_is_used() -> None:
+    users = {one.file for one in IMPORTS if is_inside(one.module, ["ray"])}
+    assert len(users) > 3
+    wrong = {
+        str(file.relative_to(ROOT)): names
+        for file in sorted(users)
+        if (names := private_names(ast.parse(file.read_text(encoding="utf-8")), "ray"))
+    }
+    assert wrong == {}
+    texts = [file for file in FILES if re.search(r"\bray\._", file.read_text(encoding="utf-8"))]
+    assert texts == []
 
 
 def test_tasks_do_not_import_torch() -> None:

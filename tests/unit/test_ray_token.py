@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from modmix.execution import ray_runner
+from modmix.execution import tune_cluster
 
 
 @pytest.fixture(autouse=True)
@@ -24,20 +24,20 @@ def cannot_write(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ray_keeps_its_token_where_it_can() -> None:
-    ray_runner._provide_token()
+    tune_cluster._provide_token()
     assert os.environ["RAY_AUTH_TOKEN"] == ""
 
 
 def test_a_home_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
     cannot_write(monkeypatch)
-    ray_runner._provide_token()
+    tune_cluster._provide_token()
     assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
 
 
 def test_a_home_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     cannot_write(monkeypatch)
     monkeypatch.setenv("HOME", "/nowhere/at/all")
-    ray_runner._provide_token()
+    tune_cluster._provide_token()
     assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
 
 
@@ -48,7 +48,7 @@ def test_an_unknown_user(monkeypatch: pytest.MonkeyPatch) -> None:
     cannot_write(monkeypatch)
     monkeypatch.setenv("HOME", "")
     monkeypatch.setattr(Path, "home", unknown)
-    ray_runner._provide_token()
+    tune_cluster._provide_token()
     assert os.environ["HOME"] == "/"
     assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
 
@@ -57,7 +57,7 @@ def test_a_token_that_is_there_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path
     cannot_write(monkeypatch)
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray" / "auth_token").write_text("mine")
-    ray_runner._provide_token()
+    tune_cluster._provide_token()
     assert os.environ["RAY_AUTH_TOKEN"] == ""
 
 
@@ -67,5 +67,5 @@ def test_a_token_that_is_there_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_what_is_set_is_respected(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cannot_write(monkeypatch)
     monkeypatch.setenv(name, value)
-    ray_runner._provide_token()
+    tune_cluster._provide_token()
     assert os.environ["RAY_AUTH_TOKEN"] == ""

@@ -10,6 +10,7 @@ import atexit
 import json
 import math
 import os
+import signal
 import sys
 import threading
 import time
@@ -80,6 +81,9 @@ def command() -> None:
         main()
     except SystemExit as end:
         code = end.code
+    except KeyboardInterrupt:  # another Ctrl-C while the first one was being dealt with
+        code = 3
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command is over
     code = code or _check_written(outputs)
     busy = [t for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]
     if busy or not (code is None or isinstance(code, int)):
@@ -203,14 +207,13 @@ def _run(file: Path, *, quiet: bool, **how: Any) -> Any:
         if not quiet:
             console.print(text, highlight=False, markup=False)
 
-    path, mlflow = how.pop("data_path"), how.pop("mlflow")
-    with api.starting(**how) as start:
-        with DataProgress(_console(error=True), quiet=quiet) as data:
-            plan = api.make_plan(file, data_path=path, progress=data, checked=start.begin)
-        with Display(console, quiet=quiet) as display:
-            study = api.run_plan(plan, start, mlflow=mlflow, changed=display.changed, log=log)
+    path = how.pop("data_path")
+    with DataProgress(_console(error=True), quiet=quiet) as data:
+        plan = api.make_plan(file, data_path=path, progress=data)
+    with Display(console, quiet=quiet) as display:
+        study = api.run_plan(plan, changed=display.changed, log=log, **how)
     _study_has_run = True
-    _print_summary(study, console, mlflow=mlflow)
+    _print_summary(study, console, mlflow=how["mlflow"])
     return study
 
 

@@ -8,12 +8,17 @@ In: a plan and the ledger. Out: results in the ledger.
     queue       packs that wait for a worker
     keeping     which test predictions are kept
     run         `StudyRun`: propose, pack, train, record, tell
-    mailbox     messages between driver and workers
-    seat        a worker's loop
-    bridge      the driver's side of the mailbox
-    ray_seats   workers as Ray Tune trials
-    ray_runner  the runner on a Ray cluster
-    starting    starts the runner while the study file is still being checked
+    description    a pack as people read it in Ray Tune's tables
+    trials         the driver's record of packs in flight
+    nodes          which nodes fail, and which ones a pack avoids
+    sharing        a study's fair share of a cluster
+    tune_cluster   the Ray cluster: started here or joined
+    tune_store     packs and replies, held for trials by a small actor
+    tune_trial     one trial: the training of one pack
+    tune_search    packs as Ray Tune's trials
+    tune_scheduler halving across packs
+    tune_callback  what the study is told of its trials
+    tune_runner    the runner on a Ray cluster
 
-Only the two ``ray_`` files import ray.
+Only the files ``tune_*`` import ray.
 """

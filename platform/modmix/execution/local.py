@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from modmix.base import sources
@@ -82,8 +84,17 @@ class Work(Protocol):
         """Process events of a pack; finished replicates are in the ledger afterwards."""
         ...
 
-    def ended(self, pack: str, failure: str = "", *, of_machine: bool = True) -> None:
-        """A pack has ended, normally or by a failure of the machine or of the code."""
+    def ended(
+        self, pack: str, failure: str = "", *, of_machine: bool = True, counted: bool = True
+    ) -> None:
+        """A pack has ended, normally or by a failure of the machine or of the code.
+
+        ``counted``: whether a failure of the machine counts against the pack.
+        """
+        ...
+
+    def resize(self, slots: int) -> None:
+        """From now on so many packs can run at a time."""
         ...
 
     def tick(self) -> None:
@@ -129,6 +140,7 @@ class LocalRunner:
         pass
 
     def run(self, work: Work) -> None:
+        work.resize(self.slots)
         while not work.finished and not work.stopping:
             pack = work.next_pack()
             if pack is None:
@@ -228,6 +240,19 @@ def _traced(events: Generator[Event, None, None]) -> Generator[Event, None, None
             yield event
 
 
+def check_checkpoint_folder(pack: Pack) -> None:
+    """See that this machine can write the pack's checkpoint.
+
+    Raises:
+        OSError: it cannot.
+    """
+    if pack.checkpoint is not None:
+        folder = Path(pack.checkpoint).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+
+
 def _device(gpus: float) -> str:
     if not gpus:
         return "cpu"
@@ -238,6 +263,7 @@ def _device(gpus: float) -> str:
             "the study needs a GPU and this machine has none: check the driver, or set "
             "resources.gpus to 0"
         )
+    torch.ones(1, device="cuda").item()  # raises now if the device is broken
     return "cuda"
 
 

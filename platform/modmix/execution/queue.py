@@ -40,6 +40,12 @@ class PackQueue:
         self._keys: set[str] = set()  # of all replicates in the queue
         self._work_after: dict[str, float] = {}
 
+    def resize(self, slots: int) -> None:
+        """From now on so many packs can run at a time."""
+        if slots != self._slots:
+            self._slots = slots
+            self._packs = None
+
     def put_back(self, pack: Members, *, first: bool = False) -> None:
         """Put an interrupted pack back, before or after the other interrupted ones."""
         self._keys |= {replicate.key for replicate in pack}

@@ -87,6 +87,7 @@ class StudyRun:
         self._entries: dict[tuple[str, str], list[Entry]] = {}  # by part and method
         # What is to be trained once other parts have found it: parts with ``best_of``, and methods.
         self._to_confirm: list[tuple[PartPlan, str]] = []
+        self._slots = slots
         self._searches = Searches(plan, ledger, self._state, slots=slots)
         self._rungs = Rungs(self._state, partial(ledger.histories, plan.name))
         self._environments: dict[str, Mapping[str, str]] = {}  # by running pack
@@ -357,6 +358,14 @@ class StudyRun:
         """By running pack: which of its models must stop, and why."""
         return self._verdicts
 
+    def resize(self, slots: int) -> None:
+        """From now on so many packs can run at a time."""
+        if slots != self._slots:
+            self._slots = slots
+            self._searches.resize(slots)
+            self._queue.resize(slots)
+            self._may_propose = True
+
     def next_pack(self) -> Pack | None:
         while not self.stopping:
             self._propose()
@@ -481,7 +490,9 @@ class StudyRun:
                 self._state.record_result(event.replicate, event)
         self._advance()
 
-    def ended(self, pack: str, failure: str = "", *, of_machine: bool = True) -> None:
+    def ended(
+        self, pack: str, failure: str = "", *, of_machine: bool = True, counted: bool = True
+    ) -> None:
         gone = self._running.pop(pack, None)
         if gone is None:
             return
@@ -494,7 +505,7 @@ class StudyRun:
             )
             self._close(pack, failed=True)
         else:
-            self._interrupt(gone, left, failure)
+            self._interrupt(gone, left, failure, counted=counted)
         self._progress.pop(pack, None)
         self._environments.pop(pack, None)
         self._changed(self)
@@ -504,12 +515,12 @@ class StudyRun:
         self._remove_checkpoint(pack)
         self._verdicts.pop(pack, None)
 
-    def _interrupt(self, pack: Pack, left: Sequence[str], failure: str) -> None:
+    def _interrupt(self, pack: Pack, left: Sequence[str], failure: str, *, counted: bool) -> None:
         self._ledger.unclaim(self._lease, left)
         self._ledger.update_pack(self.plan.name, pack.id, state="interrupted", failed=bool(failure))
         for key in left:
             self._state.states[key] = "interrupted"
-        if self.stopping:
+        if self.stopping or not counted:
             self._queue.put_back(pack.replicates)  # so that the study does not count as finished
             return
         # Only failures without progress count: flaky machines must not end a pack that advances,

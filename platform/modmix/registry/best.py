@@ -88,11 +88,22 @@ def _study_file(
             "method": best.method,
             "configuration": best.configuration,
         },
-        "resources": spec.get("resources") or None,
+        "resources": _resources(spec, best.method) or None,
         # Results of other studies come without weights.
         "reuse": False,
     }
     return {key: value for key, value in content.items() if value is not None}
+
+
+def _resources(spec: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """The study's resources, as far as packs of this method need them."""
+    given = _without_nulls(spec.get("resources") or {})
+    own = _without_nulls(given.pop("methods", {}).get(method, {}))
+    return {**given, "methods": {method: own}} if own else given
+
+
+def _without_nulls(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _own_class(spec: Mapping[str, Any], method: str) -> dict[str, Any]:

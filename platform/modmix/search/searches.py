@@ -77,6 +77,10 @@ class Searches:
         self._all: list[Search] = []
         self._counted_at = 0.0  # device seconds of the study when those of searches were counted
 
+    def resize(self, slots: int) -> None:
+        """From now on so many packs can run at a time."""
+        self._slots = slots
+
     def rebuild(self, known: Sequence[Entry]) -> None:
         for part in self._plan.parts:
             if part.search is None:

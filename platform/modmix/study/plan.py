@@ -313,7 +313,6 @@ def make(
     *,
     data_path: str | None = None,
     progress: Watch = lambda *_: None,
-    checked: Callable[[StudySpec], None] = lambda _: None,
 ) -> Plan:
     """Validate a study file, prepare its data, and dry-run its models.
 
@@ -322,8 +321,6 @@ def make(
         data_path: overrides the task's ``path`` option (the location of the data is not part of
             the study).
         progress: called during the preparation of large data.
-        checked: called once the file is valid and its data loaded, before torch is imported and
-            models are built, which takes seconds.
 
     Raises:
         SpecError: the study file is invalid; lists every problem found.
@@ -336,7 +333,6 @@ def make(
     if problems or spec is None:
         raise SpecError(source.name, problems)
     plan = loaded(source, spec, parts, checker, progress)
-    checked(spec)
     check_against_data(plan)
     return plan
 

@@ -161,11 +161,32 @@ class ReplicatesSpec(_Model):
     keep: Annotated[Number, Field(gt=0, lt=1)] = 0.5
 
 
+def _whole_devices_or_a_share(gpus: float) -> float:
+    if gpus > 1 and gpus != int(gpus):
+        raise ValueError(f"must be a fraction below 1 or a whole number, got {gpus:g}")
+    return gpus
+
+
+Gpus = Annotated[Number, Field(ge=0), AfterValidator(_whole_devices_or_a_share)]
+
+
+class MethodResourcesSpec(_Model):
+    """What packs of one method occupy; null: as the study's other packs."""
+
+    cpus: Positive | None = None
+    gpus: Gpus | None = None
+    memory: Positive | None = None
+    accelerator_type: StrictStr | None = None
+
+
 class ResourcesSpec(_Model):
     """Resources of one pack, and its maximum size."""
 
     cpus: Positive = 1
-    gpus: Annotated[Number, Field(ge=0)] = 0
+    gpus: Gpus = 0  # a fraction shares one device between packs
+    memory: Positive | None = None  # GB that a node must have free; null: not counted
+    accelerator_type: StrictStr | None = None  # as Ray names it: H100, A100, L4 …
+    methods: dict[str, MethodResourcesSpec] = {}  # where packs of a method need something else
     # "auto": 256, or 1024 on a GPU (see `largest_pack`); memory may allow fewer at a time.
     max_models: Annotated[StrictInt, Field(ge=1)] | Literal["auto"] = "auto"
 
@@ -175,6 +196,12 @@ class ResourcesSpec(_Model):
         if self.max_models != "auto":
             return self.max_models
         return 1024 if self.gpus else 256
+
+    def of(self, method: str) -> MethodResourcesSpec:
+        """What a pack of this method occupies, with the study's values where it has none."""
+        own = self.methods.get(method, MethodResourcesSpec()).model_dump(exclude_none=True)
+        common = self.model_dump(include=set(MethodResourcesSpec.model_fields))
+        return MethodResourcesSpec(**{**common, **own})
 
 
 class BudgetSpec(_Model):
@@ -223,6 +250,16 @@ class StudySpec(_Model):
             raise ValueError("paper: give each task its own: tasks: {NAME: {paper: …}}")
         if self.tasks and self.final:
             raise ValueError("a final study has one task")
+        return self
+
+    @model_validator(mode="after")
+    def _resources_of_methods_there_are(self) -> StudySpec:
+        known = {method for part in self.parts.values() for method in part.methods}
+        if unknown := sorted(set(self.resources.methods) - known):
+            raise ValueError(
+                f"resources: methods names {', '.join(unknown)}, which no part trains: name one of "
+                f"{', '.join(sorted(known))}"
+            )
         return self
 
     @model_validator(mode="before")

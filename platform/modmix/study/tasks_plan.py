@@ -8,7 +8,7 @@ is the part ``curve@higgs``, with its own grid or search, and a configuration be
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -148,7 +148,6 @@ def make(
     *,
     data_path: str | None = None,
     progress: Watch = lambda *_: None,
-    checked: Callable[[StudySpec], None] = lambda _: None,
 ) -> StudyPlan:
     """The plan of a study file, of one task or several; see `plan.make`.
 
@@ -157,7 +156,7 @@ def make(
         DataError: data is missing or damaged.
     """
     if "tasks" not in source.raw:
-        return plan_module.make(source, data_path=data_path, progress=progress, checked=checked)
+        return plan_module.make(source, data_path=data_path, progress=progress)
     spec, problems = spec_module.check(source)
     problems = [*source.problems, *problems]
     # A task without parts has no plan; `_of_parts` says so.
@@ -179,7 +178,6 @@ def make(
         of_task, parts, checker, _ = found[task]
         assert of_task is not None
         plans[task] = plan_module.loaded(one, of_task, parts, checker, progress)
-    checked(spec)
     for plan in plans.values():
         try:
             plan_module.check_against_data(plan)

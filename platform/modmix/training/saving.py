@@ -39,6 +39,42 @@ class Saved:
     predictions: dict[int, bytes]
 
 
+EARLY = 2.0  # seconds
+
+
+class Saves:
+    """When a pack's next checkpoint is due.
+
+    2 seconds after the start, then after twice as long each time up to ``most``, so that a pack
+    whose worker is killed again and again still advances. Once a model has ended since the last
+    checkpoint, 2 seconds after it (longer where writing takes long: at most a tenth of the time).
+
+    Args:
+        now: a clock's seconds.
+        most: seconds; 0: at every evaluation.
+    """
+
+    def __init__(self, now: float, most: float) -> None:
+        self._most = most
+        self._wait = min(EARLY, most)
+        self._early = self._wait
+        self._last = self._due_at = now
+        self._ended = 0
+
+    def due(self, now: float, ended: int) -> bool:
+        """Whether to write one now; ``ended`` models of the pack have ended so far."""
+        wait = self._early if ended > self._ended else self._wait
+        self._due_at = now
+        return now - self._last >= wait
+
+    def done(self, now: float, ended: int) -> None:
+        """One was written since the last call of `due`."""
+        took = now - self._due_at
+        self._early = min(self._most, max(EARLY, 10 * took))
+        self._wait = min(self._most, 2 * max(self._wait, EARLY))
+        self._last, self._ended = now, ended
+
+
 def to_tensors(
     position: Position,
     way: Way,

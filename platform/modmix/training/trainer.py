@@ -39,7 +39,7 @@ from modmix.training.group import Group
 from modmix.training.pbt import PREFIX, Explorer, copies, with_values
 from modmix.training.probe import Probe, Way
 from modmix.training.record import Endings, Record, Rung, results, rung_of
-from modmix.training.saving import Saved, from_tensors, to_tensors
+from modmix.training.saving import Saved, Saves, from_tensors, to_tensors
 from modmix.training.timeline import Position, Timeline, check_parts
 from modmix.training.turns import check_turns
 
@@ -155,7 +155,8 @@ class _Run:
         self.groups: list[Group] = []
         self._beside: int | None = None  # other groups in `_on_groups`; None before its first call
         self.failing: Endings = {}  # models that did not fit, not reported yet
-        self.saved_at = time.monotonic()
+        seconds = float(os.environ.get("MODMIX_CHECKPOINT_SECONDS", "30"))
+        self.saves = Saves(time.monotonic(), seconds)
 
     def events(self) -> Iterator[Event]:
         resumed = self._resume()
@@ -605,8 +606,8 @@ class _Run:
             self._make_smaller()
 
     def _save_if_due(self) -> None:
-        seconds = float(os.environ.get("MODMIX_CHECKPOINT_SECONDS", "30"))
-        if time.monotonic() - self.saved_at >= seconds:
+        ended = sum(not record.training for record in self.records)
+        if self.saves.due(time.monotonic(), ended):
             self._save()
 
     def _save(self) -> None:
@@ -621,7 +622,7 @@ class _Run:
             predictions=self.predictions,
         )
         checkpoint.save(Path(self.pack.checkpoint), self.pack.id, tensors, state)
-        self.saved_at = time.monotonic()
+        self.saves.done(time.monotonic(), sum(not record.training for record in self.records))
 
     def _resume(self) -> bool:
         """Restore the checkpoint; return whether there was a usable one."""

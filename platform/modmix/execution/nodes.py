@@ -1,0 +1,68 @@
+"""Which nodes of a cluster fail, and which ones a pack avoids. Pure; nodes are named by their ids.
+
+A pack avoids the nodes where it has failed, and every pack avoids a bad node: one that failed its
+preflight (data, checkpoint folder, device), or twice in a row. A bad node is tried again only when
+no other is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from modmix.execution.trials import Unsaved
+
+MAX_FAILURES = 2  # in a row, before all packs avoid a node
+
+
+class Nodes(Unsaved):
+    """Failures by node.
+
+    Args:
+        log: called with a sentence when a node turns bad.
+    """
+
+    def __init__(self, log: Callable[[str], None] = lambda _: None) -> None:
+        self._log = log
+        self._failures: dict[str, int] = {}
+        self._bad: set[str] = set()
+        self._of_packs: dict[str, set[str]] = {}
+
+    @property
+    def has_failures(self) -> bool:
+        """Whether `trained` has anything to forget."""
+        return bool(self._failures or self._of_packs)
+
+    def trained(self, node: str, pack: str) -> None:
+        """A pack was trained to its end on this node."""
+        self._failures.pop(node, None)
+        self._of_packs.pop(pack, None)
+
+    def failed(
+        self, node: str, pack: str, why: str, *, unfit: bool = False, name: str = ""
+    ) -> None:
+        """A pack failed on this node.
+
+        Args:
+            unfit: the node failed its preflight, before it trained anything.
+            name: of the node for people, such as its address.
+        """
+        self._of_packs.setdefault(pack, set()).add(node)
+        self._failures[node] = self._failures.get(node, 0) + 1
+        if node in self._bad or not (unfit or self._failures[node] >= MAX_FAILURES):
+            return
+        self._bad.add(node)
+        reason = (why.strip().splitlines() or ["unknown reason"])[-1]
+        self._log(f"node {name or node[:8]} is avoided from now on: {reason}")
+
+    def avoided(self, pack: str, alive: Collection[str]) -> tuple[str, ...]:
+        """Nodes among ``alive`` that the pack must not be placed on; never all of them."""
+        bad = self._bad & set(alive)
+        own = bad | (self._of_packs.get(pack, set()) & set(alive))
+        for choice in (own, bad):
+            if len(choice) < len(set(alive)):
+                return tuple(sorted(choice))
+        return ()
+
+    def has_good(self, alive: Collection[str]) -> bool:
+        """Whether any of these nodes is not bad."""
+        return bool(set(alive) - self._bad)

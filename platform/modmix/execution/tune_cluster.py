@@ -1,0 +1,293 @@
+"""The Ray cluster a study runs on: one that is there, or one of this machine that ends with it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modmix.base.errors import InputError
+from modmix.execution.local import cpu_count
+from modmix.execution.trials import Unsaved
+
+# A local cluster gets a token of its own; a cluster's nodes and drivers must be given theirs.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+_ANSWER_SECONDS = 20.0  # how long a cluster may take to say that it is there
+_LOOK_SECONDS = 2.0  # how old a look at the cluster may be
+
+_is_alone = False  # whether this process has started a cluster on the loopback address
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What one pack occupies. ``memory`` in bytes."""
+
+    cpus: float = 1
+    gpus: float = 0
+    memory: float = 0
+    accelerator_type: str | None = None
+
+    def __str__(self) -> str:
+        words = [f"{self.cpus:g} CPUs"]
+        if self.gpus:
+            words.append(f"{self.gpus:g} GPUs")
+        if self.memory:
+            words.append(f"{self.memory / 1e9:g} GB of memory")
+        if self.accelerator_type is not None:
+            words.append(f"a device of type {self.accelerator_type}")
+        return " and ".join(words)
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """As Ray names it."""
+        bundle = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory}
+        if self.accelerator_type is not None:
+            bundle[f"accelerator_type:{self.accelerator_type}"] = 0.001
+        return {name: amount for name, amount in bundle.items() if amount}
+
+    def fitting(self, resources: dict[str, float]) -> int:
+        """How many packs these resources of one node have room for.
+
+        Fractions of a GPU are taken from one device each: at 0.3, three to a device.
+        """
+        counts = []
+        for name, amount in self.bundle.items():
+            have = resources.get(name, 0.0)
+            if name == "GPU" and amount < 1:
+                counts.append(int(have) * int(1 / amount + 1e-9))
+            else:
+                counts.append(int(have / amount + 1e-9))
+        return min(counts)
+
+
+class Cluster(Unsaved):
+    """A connection to a cluster.
+
+    Args:
+        needs: of a pack; the cluster is counted in such packs.
+        address: of a cluster; None starts one on this machine that ends with `close`.
+        workers: processors of the cluster started on this machine; None: all this process may use.
+    """
+
+    def __init__(
+        self, needs: Needs, *, address: str | None = None, workers: int | None = None
+    ) -> None:
+        self.needs = needs
+        self._address = address
+        self._workers = workers or cpu_count()
+        self._is_ours = False  # the connection, and the cluster if there is no address
+        self._nodes: tuple[float, dict[str, dict[str, Any]]] = (-_LOOK_SECONDS, {})
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the cluster was started here and is used by nobody else."""
+        return self._is_ours and self._address is None
+
+    def connect(self) -> None:
+        """Start or join the cluster, unless this program is connected to one already.
+
+        Raises:
+            InputError: there is none.
+        """
+        global _is_alone
+        if self._address is None:
+            _is_alone = True
+            # Read when Ray is imported: a cluster of one listens on the loopback address only.
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        else:
+            _check_address(self._address)
+            if _is_alone:
+                raise InputError(
+                    f"this program has started a cluster of its own before and cannot join that at "
+                    f"{self._address}: use a new process"
+                )
+        import ray
+
+        if ray.is_initialized():  # a program that runs on Ray itself
+            return
+        try:
+            self._init()
+        except InputError:
+            raise
+        except Exception as error:  # Ray raises several kinds, some of them bare RuntimeErrors
+            where = self._address or "on this machine"
+            raise InputError(
+                f"no Ray cluster {where} could be used ({first_line(error)}): check the address, "
+                "that `ray start --head` ran there, and that RAY_AUTH_MODE and the token are the "
+                "same on every node"
+            ) from error
+        self._is_ours = True
+
+    def _init(self) -> None:
+        import ray
+
+        common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+        with quiet():
+            if self._address is not None:
+                _await_answer(self._address)
+                ray.init(address=self._address, **common)
+                return
+            _provide_token()
+            ray.init(
+                address="local",  # not a cluster that happens to run on this machine
+                num_cpus=self._workers,
+                num_gpus=None if self.needs.gpus else 0,
+                include_dashboard=False,
+                # Packs hand over small events; the default takes a third of the memory.
+                object_store_memory=256 * 1024**2,
+                **common,
+            )
+
+    def close(self) -> None:
+        """Disconnect; a cluster started here ends."""
+        if self._is_ours:
+            import ray
+
+            with quiet():
+                ray.shutdown()
+        self._is_ours = False
+
+    # ------------------------------------------------------------ what there is
+
+    def nodes(self) -> dict[str, dict[str, Any]]:
+        """Nodes that are alive and large enough for a pack, by id."""
+        import ray
+
+        now = time.monotonic()
+        if now - self._nodes[0] > _LOOK_SECONDS:
+            alive = {
+                node["NodeID"]: node
+                for node in ray.nodes()
+                if node["Alive"] and self.needs.fitting(node["Resources"])
+            }
+            self._nodes = (now, alive)
+        return self._nodes[1]
+
+    def has_node_for(self, needs: Needs) -> bool:
+        """Whether a node that is alive is large enough, free or not."""
+        import ray
+
+        return any(needs.fitting(node["Resources"]) for node in ray.nodes() if node["Alive"])
+
+    def is_alive(self, node: str) -> bool:
+        """Whether a node is alive now."""
+        import ray
+
+        return any(one["NodeID"] == node and one["Alive"] for one in ray.nodes())
+
+    def node_name(self, node: str) -> str:
+        """A node's address, for people."""
+        found = self.nodes().get(node)
+        return node[:8] if found is None else f"{found['NodeManagerAddress']} ({node[:8]})"
+
+    def capacity(self) -> int:
+        """How many packs all nodes together have room for, free or not."""
+        return sum(self.needs.fitting(node["Resources"]) for node in self.nodes().values())
+
+    def free(self) -> int:
+        """How many packs there is room for now, beside everything that runs on the cluster."""
+        import ray
+
+        available = ray.available_resources()
+        amounts = self.needs.bundle.items()
+        room = min(int(available.get(name, 0.0) / amount + 1e-9) for name, amount in amounts)
+        return min(self.capacity(), room)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, short."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _provide_token() -> None:
+    """Give a cluster of this machine a token where Ray has no place to keep one.
+
+    Ray writes ``~/.ray/auth_token``; in a container the user may have no home directory, and
+    without HOME its processes end at once.
+    """
+    if not os.environ.get("HOME"):
+        try:
+            os.environ["HOME"] = str(Path.home())
+        except RuntimeError:  # no entry for this user
+            os.environ["HOME"] = "/"  # as container engines set it
+    names = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    if os.environ["RAY_AUTH_MODE"] != "token" or any(os.environ.get(name) for name in names):
+        return
+    file = Path(os.environ["HOME"]).absolute() / ".ray" / "auth_token"
+    there = next(path for path in (file, *file.parents) if os.path.lexists(path))
+    if not os.access(there, os.R_OK if there == file else os.W_OK | os.X_OK):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _check_address(address: str) -> None:
+    """See within seconds whether anything answers; Ray itself would try for ten minutes."""
+    if address in ("auto", "local"):
+        return
+    if "://" in address:
+        raise InputError(
+            f"the address of a Ray cluster must be host:port, got {address!r}: the Ray Client's "
+            "protocol cannot carry a study; type the command on a machine of the cluster"
+        )
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise InputError(
+            f"the address of a Ray cluster must be host:port or auto, got {address!r}: give what "
+            "`ray start --head` printed"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError as error:
+        raise InputError(
+            f"no Ray cluster answers at {address} ({error.strerror or error}): check the address, "
+            "and that `ray start --head` ran there"
+        ) from error
+
+
+def _await_answer(address: str) -> None:
+    """See within a bounded time whether a cluster is there. Why it refuses, `ray.init` says.
+
+    In a process of its own, because Ray tries for minutes, and nothing can stop it.
+
+    Raises:
+        InputError: nothing answers.
+    """
+    command = [str(Path(sys.executable).with_name("ray")), "status", "--address", address]
+    try:
+        told = subprocess.run(command, capture_output=True, timeout=_ANSWER_SECONDS, check=False)
+        silent = b"Timed out" in told.stderr + told.stdout
+    except subprocess.TimeoutExpired:
+        silent = True
+    except FileNotFoundError:  # no such command beside this Python: ray.init says what is wrong
+        return
+    if silent:
+        raise InputError(
+            f"no Ray cluster answers at {address}: check that it still runs (`ray status` there), "
+            "start it by `ray start --head`, or name another address"
+        )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Ray's and Tune's messages go to their logs, not between the lines of our display."""
+    loggers = [logging.getLogger(name) for name in ("ray", "ray.tune", "ray.tune.tune")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,173 @@
+"""The runner on a Ray cluster: a study as a Ray Tune experiment, one trial per pack."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from modmix.base.errors import Incomplete, InputError, RunnerError
+from modmix.execution.local import Work
+from modmix.execution.nodes import Nodes
+from modmix.execution.trials import Trials
+from modmix.execution.tune_cluster import Cluster, Needs, first_line, quiet
+
+# Tune reads these when it is imported, or when an experiment starts.
+_SETTINGS = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no files per trial
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the study stops itself, and in order
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # snapshots are not used: the ledger holds everything
+    "TUNE_MAX_PENDING_TRIALS_PG": "100000",  # `PackSearcher` decides how many trials wait
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # they are in the ledger
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    # A trial of a node that was taken away ends; its pack is handed out again as a new trial.
+    "RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE": "1",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # workers are reused
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+# Of Tune's own table of trials, shown with MODMIX_TUNE_VERBOSE=1.
+COLUMNS = ("epoch", "epochs", "active", "finished", "val/error", "val/error/best")
+
+
+class TuneRunner:
+    """Trains packs on a Ray cluster.
+
+    Args:
+        needs: what a pack occupies, by method; "" is for all other methods.
+        address: of a cluster; None starts one on this machine that ends with the study.
+        workers: processors of the cluster started on this machine; None: all this process may use.
+        log: called with sentences for the user.
+    """
+
+    def __init__(
+        self,
+        needs: Mapping[str, Needs] | None = None,
+        *,
+        address: str | None = None,
+        workers: int | None = None,
+        log: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._needs = {"": Needs(), **(needs or {})}
+        self._cluster = Cluster(self._needs[""], address=address, workers=workers)
+        self._log = log
+        self._is_started = False
+
+    @property
+    def slots(self) -> int:
+        """How many packs there is room for now."""
+        return max(1, self._cluster.free()) if self._is_started else 1
+
+    def start(self) -> None:
+        if self._is_started:
+            return
+        for name, value in _SETTINGS.items():
+            os.environ.setdefault(name, value)
+        self._cluster.connect()
+        self._is_started = True
+        for method, needs in self._needs.items():
+            if not self._cluster.has_node_for(needs):
+                self._no_node(f"a pack of {method}" if method else "a pack", needs)
+
+    def _no_node(self, what: str, needs: Needs) -> None:
+        if self._cluster.is_local:
+            self.close()
+            raise InputError(
+                f"resources: {what} asks for {needs}, more than this machine has or --workers "
+                "allows: ask for less, or name a larger cluster by --address"
+            )
+        self._log(
+            f"warning: {what} asks for {needs}, and no node of the Ray cluster is that large: it "
+            "waits for one"
+        )
+
+    def close(self) -> None:
+        self._is_started = False
+        self._cluster.close()
+
+    def run(self, work: Work) -> None:
+        """Train until the work is finished or stopping.
+
+        Raises:
+            Incomplete: the cluster was lost, or no worker can be started on it.
+            RunnerError: Tune ended early.
+        """
+        self.start()
+        import ray
+
+        trials = Trials(work)
+        with quiet():
+            try:
+                self._fit(trials)
+            except ray.exceptions.RayError as error:
+                trials.error = trials.error or error
+            except RuntimeError as error:  # Tune's wrapping of an exception raised by one of ours
+                if trials.error is None:
+                    raise RunnerError(f"Ray Tune failed: {error}") from error
+        failure = trials.error
+        if isinstance(failure, ray.exceptions.RayError):
+            raise Incomplete(
+                f"the Ray cluster was lost ({first_line(failure)}): finished models are kept, the "
+                "same command resumes"
+            ) from failure
+        if failure is not None:
+            raise failure
+        if not work.finished and not work.stopping:
+            raise RunnerError("Ray Tune ended before the study did: run the same command again")
+
+    def _fit(self, trials: Trials) -> None:
+        import ray
+        from ray import tune
+
+        from modmix.execution.tune_callback import StudyCallback, StudyStopper
+        from modmix.execution.tune_scheduler import RungScheduler
+        from modmix.execution.tune_search import PackSearcher, placement
+        from modmix.execution.tune_store import ActorStore, TrialStore
+        from modmix.execution.tune_trial import PackTrial
+
+        nodes = Nodes(self._log)
+        store = ActorStore()
+        folder = tempfile.mkdtemp(prefix="modmix-tune-")
+        trainable = tune.with_resources(
+            tune.with_parameters(PackTrial, store=TrialStore(store.actor), resources=self._needs),
+            partial(placement, needs=self._needs),
+        )
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=PackSearcher(trials, self._cluster, nodes, store),
+                scheduler=RungScheduler(trials, store),
+                num_samples=-1,
+                reuse_actors=True,
+                trial_name_creator=_trial_name,
+                trial_dirname_creator=_trial_name,
+            ),
+            run_config=tune.RunConfig(
+                name="study",
+                storage_path=folder,
+                verbose=int(os.environ.get("MODMIX_TUNE_VERBOSE", "0")),
+                progress_reporter=tune.CLIReporter(metric_columns=list(COLUMNS)),
+                callbacks=[StudyCallback(trials, self._cluster, nodes, store)],
+                stop=StudyStopper(trials),
+                failure_config=tune.FailureConfig(max_failures=0, fail_fast=False),
+                checkpoint_config=tune.CheckpointConfig(
+                    num_to_keep=1, checkpoint_frequency=0, checkpoint_at_end=False
+                ),
+            ),
+        )
+        try:
+            tuner.fit()
+        finally:
+            with contextlib.suppress(ray.exceptions.RayError):
+                store.close()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _trial_name(trial: Any) -> str:
+    return (
+        f"{trial.config['method'].rpartition(':')[2]}-{trial.config['pack'][:8]}-{trial.trial_id}"
+    )

@@ -1,0 +1,193 @@
+"""Studies of invented packs on clusters of several nodes, some of which are bad or lost."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.nodes import ROOT, environment
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(300)]
+
+# Each scenario is a program of its own: a process has one connection to one cluster.
+BEGINNING = """
+import json, sys
+from tests.fakework import FakeWork
+from tests.faults.nodes import Nodes
+from modmix.execution.tune_runner import TuneRunner
+
+nodes, said = Nodes(), []
+
+def train(work, **how):
+    runner = TuneRunner(address=nodes.address, log=said.append, **how)
+    runner.start()
+    runner.run(work)
+    runner.close()
+
+def tell(work, **more):
+    done = len(work.finished_models)
+    print(json.dumps({"done": done, "failures": work.failures, "said": said, **more}))
+    nodes.stop()
+"""
+
+
+def scenario(program: str) -> dict[str, Any]:
+    told = subprocess.run(
+        [sys.executable, "-c", BEGINNING + textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env=environment(),
+        cwd=ROOT,
+    )
+    assert told.returncode == 0, told.stdout + told.stderr
+    found: dict[str, Any] = json.loads(told.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize(("does", "expected"), [("no data", 1), ("breaks", 2), ("dies", 2)])
+def test_one_bad_node_among_three(does: str, expected: int, tmp_path: Path) -> None:
+    """The good ones wait until the bad one is known."""
+    found = scenario(f"""
+        import pathlib
+        from modmix.execution import trials
+        trials.SILENT_SECONDS = 2.0
+
+        def changed(work):
+            if said:
+                pathlib.Path({str(tmp_path / "gate")!r}).touch()
+
+        for does in ("waits", {does!r}, "waits"):
+            nodes.add(does=does, gate={str(tmp_path / "gate")!r})
+        work = FakeWork(12, changed)
+        train(work)
+        tell(work)
+    """)
+    assert found["done"] == 12
+    assert len(found["failures"]) == expected
+    assert {counted for _, _, counted in found["failures"]} == {does != "no data"}
+    assert len(found["said"]) == 1
+    assert "is avoided from now on: " in found["said"][0]
+
+
+def test_a_node_is_killed() -> None:
+    found = scenario("""
+        nodes.add(does="slow")
+        lost = nodes.add(does="slow")
+
+        def changed(work):
+            if work.finished_models and "lost" not in globals_:
+                globals_["lost"] = True
+                nodes.kill(lost)
+
+        globals_ = {}
+        work = FakeWork(8, changed)
+        train(work)
+        tell(work)
+    """)
+    assert found["done"] == 8
+    assert len(found["failures"]) >= 1
+    assert {tuple(failure[1:]) for failure in found["failures"]} == {(True, False)}
+    assert found["said"] == []
+
+
+def test_a_cluster_without_nodes_is_waited_for() -> None:
+    found = scenario("""
+        nodes.add(0)
+        ticks = []
+
+        def changed(work):
+            ticks.append(len(work.finished_models))
+            if len(ticks) == 5:
+                nodes.add()
+
+        work = FakeWork(3, changed)
+        train(work)
+        tell(work, slots=work.slots)
+    """)
+    assert (found["done"], found["failures"], found["slots"]) == (3, [], 1)
+    assert len(found["said"]) == 1
+    assert (
+        "a pack asks for 1 CPUs, and no node of the Ray cluster is that large" in found["said"][0]
+    )
+
+
+def test_workers_that_cannot_start_end_the_study_with_a_sentence() -> None:
+    found = scenario("""
+        from modmix.base.errors import Incomplete
+
+        nodes.add(2, does="alien")
+        work, told = FakeWork(3), ""
+        try:
+            train(work)
+        except Incomplete as error:
+            told = str(error)
+        tell(work, told=told)
+    """)
+    assert found["done"] == 0
+    assert found["told"].startswith("no worker could be started, 5 times in a row (")
+    assert "tune_trial" in found["told"]
+    assert found["told"].endswith("fix this and run the same command again")
+    assert {counted for _, _, counted in found["failures"]} == {False}
+
+
+SECOND = """
+import json, sys, time
+from tests.fakework import FakeWork
+from modmix.execution.tune_runner import TuneRunner
+work = FakeWork(6)
+runner = TuneRunner(address=sys.argv[1])
+runner.start()
+runner.run(work)
+runner.close()
+print(json.dumps({"done": len(work.finished_models), "at": time.time()}))
+"""
+
+
+def test_two_studies_share_a_cluster() -> None:
+    """The second one comes when the first one has all of the cluster, and is done before it."""
+    found = scenario(f"""
+        import subprocess, time
+        nodes.add(2, does="slow")
+        nodes.add(2, does="slow")
+        second = []
+
+        def changed(work):
+            if work.finished_models and not second:
+                command = [sys.executable, "-c", {SECOND!r}, nodes.address]
+                second.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+
+        work = FakeWork(60, changed)
+        train(work)
+        at = time.time()
+        told = json.loads(second[0].communicate(timeout=60)[0].splitlines()[-1])
+        tell(work, second=told["done"], sooner=at - told["at"])
+    """)
+    assert (found["done"], found["second"]) == (60, 6)
+    assert found["failures"] == []
+    assert found["sooner"] > 0
+
+
+def test_a_program_that_runs_on_ray_itself() -> None:
+    """Its cluster is used, all of it, and left as it was."""
+    found = scenario("""
+        import ray
+        nodes.add(1)
+        nodes.add(1)
+        ray.init(address=nodes.address)
+        work = FakeWork(5)
+        runner = TuneRunner()
+        runner.start()
+        slots = runner.slots
+        runner.run(work)
+        runner.close()
+        tell(work, slots=slots, still=ray.is_initialized())
+    """)
+    assert (found["done"], found["slots"], found["still"]) == (5, 2, True)

@@ -1,0 +1,51 @@
+"""On PYTHONPATH: workers train invented packs, in the way that their node's MODMIX_TEST_DOES says.
+
+""       five evaluations with 20 ms between them
+slow     the same, with 0.5 s between them
+no data  fails before it trains
+breaks   fails at the second evaluation, as a broken device does
+dies     its process ends at the second evaluation
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from modmix.base.messages import Finished, PackStarted, Progress
+from modmix.execution import local
+
+
+def train(pack, **how):
+    does = os.environ.get("MODMIX_TEST_DOES", "")
+    if does == "no data":
+        raise OSError("no data on this node")
+    return events(pack, does)
+
+
+def events(pack, does):
+    keys = [replicate.key for replicate in pack.replicates]
+    yield PackStarted(pack=pack.id, models=len(keys), device="cpu", stacked=True, why="invented")
+    gate, patience = os.environ.get("MODMIX_TEST_GATE", ""), time.monotonic() + 120
+    while does == "waits" and not Path(gate).exists() and time.monotonic() < patience:
+        time.sleep(0.05)
+    for epoch in range(1, 6):
+        time.sleep(0.5 if does == "slow" else 0.02)
+        if epoch == 2 and does == "breaks":
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        if epoch == 2 and does == "dies":
+            os._exit(1)
+        yield Progress(
+            pack=pack.id,
+            epoch=epoch,
+            epochs=5,
+            active=len(keys) if epoch < 5 else 0,
+            metrics={key: {"val/error": 10.0 - epoch} for key in keys},
+        )
+    for key in keys:
+        yield Finished(pack=pack.id, replicate=key, state="done", epochs=5)
+
+
+local.train = train
+if os.environ.get("MODMIX_TEST_DOES") == "alien":
+    sys.modules["modmix.execution.tune_trial"] = None
