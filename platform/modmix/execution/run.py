@@ -181,8 +181,8 @@ class StudyRun:
         self, entry: Entry, grids: Mapping[tuple[str, str], Sequence[Configuration]]
     ) -> Configuration:
         """The configuration of a known entry, as the study file describes it now."""
-        if (entry.part, entry.method) in grids:
-            return grids[entry.part, entry.method][entry.number]
+        if of_grid := grids.get((entry.part, entry.method), ()):  # none with `best_of`
+            return of_grid[entry.number]
         return self.plan.configuration(entry.method, entry.proposal, entry.part)
 
     def _note_entries(self, entries: Sequence[Entry]) -> None:

@@ -10,6 +10,7 @@ In: studies, proposed configurations, results. Out: the same as records. MLflow 
     studies    studies and their leases
     processes  whether a driver's process is still there
     proposals  configurations, and the entries of grids and searches
+    recording  how results are written
     results    replicates, histories, packs
     predictions  stored test predictions, and their test splits
     ledger     `Ledger`: all of the above on one database

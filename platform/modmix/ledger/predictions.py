@@ -14,7 +14,7 @@ from modmix.base.predictions import (
     integers_to_bytes,
 )
 from modmix.ledger.database import Database, insert_new
-from modmix.ledger.results import chunks
+from modmix.ledger.recording import chunks
 from modmix.ledger.retrying import retried
 from modmix.ledger.tables import PREDICTIONS, TEST_SPLITS
 
