@@ -245,7 +245,7 @@ def extend_with_notes(bench: Bench) -> None:
     for one in (run, parent):
         client.log_metric(one, "human/rating", 3.5, step=2)
         client.set_tag(one, "reviewed", "by Ann")
-    client.set_tag(run, "mlflow.note.content", "look at this one")
+        client.set_tag(one, "mlflow.note.content", "look at this one")
     client.log_text(run, "strange at epoch 3", "remarks.txt")
     client.update_run(run, name="Ann's favourite")
     bench.extend(configurations=1, seeds=5)
@@ -258,7 +258,7 @@ def extend_with_notes(bench: Bench) -> None:
     for one in (child, bench.study_run()):
         assert one.data.metrics["human/rating"] == 3.5
         assert one.data.tags["reviewed"] == "by Ann"
-    assert child.data.tags["mlflow.note.content"] == "look at this one"
+        assert one.data.tags["mlflow.note.content"] == "look at this one"
     assert child.info.run_name == "Ann's favourite"
     assert bench.artifact(child, "remarks.txt") == "strange at epoch 3"
     assert not {"modmix.reason", "modmix.failed"} & set(child.data.tags)

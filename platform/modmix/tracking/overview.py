@@ -24,6 +24,8 @@ from modmix.tracking.content import (
 )
 from modmix.tracking.store import Value
 
+_NOTE = "mlflow.note.content"
+_END = "starts or resumes this study."  # of a note of modmix's
 _STATUS = {"running": "RUNNING", "finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 
@@ -63,7 +65,7 @@ def study_content(
             **shared_tags(study),
             "modmix.kind": "study",
             "modmix.text": request_digest(study),
-            "mlflow.note.content": truncated(_note(study, lines), TAG_LENGTH),
+            _NOTE: truncated(_note(study, lines), TAG_LENGTH),
         },
         metrics=[
             Value(key=key, value=value, time=now, step=len(ended)) for key, value in rows.items()
@@ -74,6 +76,21 @@ def study_content(
             if (value := _result(study.spec, configuration, replicates.get(configuration.key, ())))
         ],
     )
+
+
+def study_tags(content: Content, before: Mapping[str, str]) -> dict[str, str]:
+    """The tags to write. A note that a person wrote stays.
+
+    Args:
+        before: the run's tags now. ``modmix.note`` is a digest of the note that modmix wrote.
+    """
+    tags, note = dict(content.tags), before.get(_NOTE, "")
+    own = before["modmix.note"] == digest([note]) if "modmix.note" in before else _END in note
+    if note and not own:
+        del tags[_NOTE]
+    else:
+        tags["modmix.note"] = digest([tags[_NOTE]])
+    return tags
 
 
 def _result(
@@ -158,4 +175,4 @@ def _note(study: StudyRecord, best: Sequence[str]) -> str:
     lines = [str(study.spec.get("description") or study.name), "", f"Task: {task}", ""]
     if best:
         lines += ["Best configuration of each method on validation:", *best, ""]
-    return "\n".join([*lines, f"`modmix run {study.source}` starts or resumes this study."])
+    return "\n".join([*lines, f"`modmix run {study.source}` {_END}"])

@@ -32,7 +32,7 @@ from modmix.tracking.content import (
     to_json,
 )
 from modmix.tracking.finder import Finder, Found, Known, is_deleted, remove_strays
-from modmix.tracking.overview import study_content
+from modmix.tracking.overview import study_content, study_tags
 from modmix.tracking.reader import Reader
 from modmix.tracking.store import RefusedError, Store, Value, redacted
 
@@ -399,7 +399,9 @@ class Writer:
         if state == "running" and held == self._parent_digest:
             return
         rows = [row for row in content.curves if row not in self._logged]
-        store.log(parent, metrics=[*content.metrics, *rows], tags=content.tags)
+        run = store.run(parent)
+        tags = study_tags(content, {} if run is None else run.data.tags)
+        store.log(parent, metrics=[*content.metrics, *rows], tags=tags)
         self._logged.update(rows)
         if state != "running":
             for name in OUTPUTS:
