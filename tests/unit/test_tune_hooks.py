@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,10 +76,7 @@ class FakeStore:
 @dataclass
 class FakeTrial:
     trial_id: str
-    error: Exception | None = None
-
-    def get_pickled_error(self) -> Exception | None:
-        return self.error
+    error_file: str | None = None
 
 
 class Study:
@@ -119,8 +117,8 @@ class Study:
         self.scheduler.on_trial_complete(None, one, {})
         self.callback.on_trial_complete(0, [], one)
 
-    def fail(self, trial: str, error: Exception | None = None) -> None:
-        one: Any = FakeTrial(trial, error)
+    def fail(self, trial: str, error_file: str | None = None) -> None:
+        one: Any = FakeTrial(trial, error_file)
         self.scheduler.on_trial_error(None, one)
         self.callback.on_trial_error(0, [], one)
 
@@ -279,6 +277,29 @@ def test_a_worker_that_dies() -> None:
     study.turn()
     assert study.work.failures == [(DIED, True, True)]
     assert study.suggest("1")["avoided_nodes"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The actor died unexpectedly before finishing this task.\n\tactor_id: 1", DIED),
+        ("ray.exceptions.OutOfMemoryError: Task was killed", f"{DIED}: its node was out of memory"),
+        (
+            (
+                "The actor died because of an error raised in its creation task, ray::A\n"
+                "Traceback …\nModuleNotFoundError: No module named 'modmix'\n"
+            ),
+            "the worker could not start: ModuleNotFoundError: No module named 'modmix'",
+        ),
+        ("ray::A.train()\nTraceback …\nOSError: gone", "the worker failed: OSError: gone"),
+    ],
+)
+def test_what_ray_knows_of_a_death_is_said(text: str, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "error.txt").write_text(f"Failure # 1\n{text}\n")
+    study = Study(1, FakeCluster({"a": 1}, is_local=True))
+    study.start("0", "a")
+    study.fail("0", str(tmp_path / "error.txt"))
+    assert study.work.failures == [(expected, True, True)]
 
 
 def test_a_worker_that_dies_on_this_machine_is_known_to() -> None:

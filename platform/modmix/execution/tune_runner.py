@@ -98,6 +98,7 @@ class TuneRunner:
         """
         self.start()
         import ray
+        from ray.tune import TuneError
 
         trials = Trials(work)
         with quiet():
@@ -105,9 +106,8 @@ class TuneRunner:
                 self._fit(trials)
             except ray.exceptions.RayError as error:
                 trials.error = trials.error or error
-            except RuntimeError as error:  # Tune's wrapping of an exception raised by one of ours
-                if trials.error is None:
-                    raise RunnerError(f"Ray Tune failed: {error}") from error
+            except TuneError as error:
+                trials.error = trials.error or RunnerError(f"Ray Tune failed: {error}")
         failure = trials.error
         if isinstance(failure, ray.exceptions.RayError):
             raise Incomplete(
