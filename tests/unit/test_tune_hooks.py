@@ -131,7 +131,7 @@ class Study:
 
 
 def test_packs_become_trials_and_few_of_them_wait() -> None:
-    study = Study(9, FakeCluster({"a": 2, "b": 2}))
+    study = Study(9, FakeCluster({"a": 2, "b": 2}, is_local=True))
     configs = [study.suggest(str(i)) for i in range(7)]
     assert [c["pack"] if c else None for c in configs[:6]] == list(study.work.out)
     assert configs[6] is None  # four run, two wait
@@ -145,10 +145,17 @@ def test_packs_become_trials_and_few_of_them_wait() -> None:
 
 
 def test_a_study_without_nodes_shows_that_it_waits_for_one() -> None:
-    study = Study(3, FakeCluster({}))
-    assert study.suggest("0") is not None  # an autoscaler sees it
-    assert study.suggest("1") is None
+    study = Study(9, FakeCluster({}))
+    suggested = [study.suggest(str(i)) is not None for i in range(5)]
+    assert suggested == [*[True] * 4, False]  # an autoscaler sees them
     assert study.work.slots == 1
+
+
+@pytest.mark.parametrize(("nodes", "expected"), [(1, 5), (4, 8), (20, 40)])
+def test_as_many_wait_on_a_cluster_as_run_there(nodes: int, expected: int) -> None:
+    study = Study(60, FakeCluster({str(i): 1 for i in range(nodes)}))
+    suggested = [study.suggest(str(i)) is not None for i in range(50)]
+    assert sum(suggested) == expected
 
 
 def test_a_study_with_others_has_its_share() -> None:
@@ -159,7 +166,7 @@ def test_a_study_with_others_has_its_share() -> None:
 
 def test_places_of_workers_that_start_are_this_study_s() -> None:
     study = Study(30, FakeCluster({"a": 12}, taken=4))  # by somebody else
-    waiting = [str(i) for i in range(12)]
+    waiting = [str(i) for i in range(16)]
     for trial in waiting:
         assert study.suggest(trial) is not None
     assert study.suggest("too many") is None

@@ -149,7 +149,7 @@ class TuneRunner:
             run_config=tune.RunConfig(
                 name="study",
                 storage_path=folder,
-                verbose=int(os.environ.get("MODMIX_TUNE_VERBOSE", "0")),
+                verbose=int(os.environ.get("MODMIX_TUNE_VERBOSE") == "1"),
                 progress_reporter=tune.CLIReporter(metric_columns=list(COLUMNS)),
                 callbacks=[StudyCallback(trials, self._cluster, nodes, store)],
                 stop=StudyStopper(trials),
