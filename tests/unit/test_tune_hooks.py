@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,10 +76,7 @@ class FakeStore:
 @dataclass
 class FakeTrial:
     trial_id: str
-    error: Exception | None = None
-
-    def get_pickled_error(self) -> Exception | None:
-        return self.error
+    error_file: str | None = None
 
 
 class Study:
@@ -119,8 +117,8 @@ class Study:
         self.scheduler.on_trial_complete(None, one, {})
         self.callback.on_trial_complete(0, [], one)
 
-    def fail(self, trial: str, error: Exception | None = None) -> None:
-        one: Any = FakeTrial(trial, error)
+    def fail(self, trial: str, error_file: str | None = None) -> None:
+        one: Any = FakeTrial(trial, error_file)
         self.scheduler.on_trial_error(None, one)
         self.callback.on_trial_error(0, [], one)
 
@@ -133,7 +131,7 @@ class Study:
 
 
 def test_packs_become_trials_and_few_of_them_wait() -> None:
-    study = Study(9, FakeCluster({"a": 2, "b": 2}))
+    study = Study(9, FakeCluster({"a": 2, "b": 2}, is_local=True))
     configs = [study.suggest(str(i)) for i in range(7)]
     assert [c["pack"] if c else None for c in configs[:6]] == list(study.work.out)
     assert configs[6] is None  # four run, two wait
@@ -147,10 +145,17 @@ def test_packs_become_trials_and_few_of_them_wait() -> None:
 
 
 def test_a_study_without_nodes_shows_that_it_waits_for_one() -> None:
-    study = Study(3, FakeCluster({}))
-    assert study.suggest("0") is not None  # an autoscaler sees it
-    assert study.suggest("1") is None
+    study = Study(9, FakeCluster({}))
+    suggested = [study.suggest(str(i)) is not None for i in range(5)]
+    assert suggested == [*[True] * 4, False]  # an autoscaler sees them
     assert study.work.slots == 1
+
+
+@pytest.mark.parametrize(("nodes", "expected"), [(1, 5), (4, 8), (20, 40)])
+def test_as_many_wait_on_a_cluster_as_run_there(nodes: int, expected: int) -> None:
+    study = Study(60, FakeCluster({str(i): 1 for i in range(nodes)}))
+    suggested = [study.suggest(str(i)) is not None for i in range(50)]
+    assert sum(suggested) == expected
 
 
 def test_a_study_with_others_has_its_share() -> None:
@@ -161,7 +166,7 @@ def test_a_study_with_others_has_its_share() -> None:
 
 def test_places_of_workers_that_start_are_this_study_s() -> None:
     study = Study(30, FakeCluster({"a": 12}, taken=4))  # by somebody else
-    waiting = [str(i) for i in range(12)]
+    waiting = [str(i) for i in range(16)]
     for trial in waiting:
         assert study.suggest(trial) is not None
     assert study.suggest("too many") is None
@@ -279,6 +284,29 @@ def test_a_worker_that_dies() -> None:
     study.turn()
     assert study.work.failures == [(DIED, True, True)]
     assert study.suggest("1")["avoided_nodes"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The actor died unexpectedly before finishing this task.\n\tactor_id: 1", DIED),
+        ("ray.exceptions.OutOfMemoryError: Task was killed", f"{DIED}: its node was out of memory"),
+        (
+            (
+                "The actor died because of an error raised in its creation task, ray::A\n"
+                "Traceback …\nModuleNotFoundError: No module named 'modmix'\n"
+            ),
+            "the worker could not start: ModuleNotFoundError: No module named 'modmix'",
+        ),
+        ("ray::A.train()\nTraceback …\nOSError: gone", "the worker failed: OSError: gone"),
+    ],
+)
+def test_what_ray_knows_of_a_death_is_said(text: str, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "error.txt").write_text(f"Failure # 1\n{text}\n")
+    study = Study(1, FakeCluster({"a": 1}, is_local=True))
+    study.start("0", "a")
+    study.fail("0", str(tmp_path / "error.txt"))
+    assert study.work.failures == [(expected, True, True)]
 
 
 def test_a_worker_that_dies_on_this_machine_is_known_to() -> None:

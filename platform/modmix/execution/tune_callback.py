@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ray
 from ray import tune
 
 from modmix.execution.nodes import Nodes
@@ -134,14 +134,14 @@ class StudyStopper(tune.Stopper):
 
 
 def _why(trial: Trial) -> str:
-    """Why a worker died, as far as Ray knows."""
+    """Why a worker died, as far as Ray knows: from the text of its error, which Tune keeps."""
     try:
-        error = trial.get_pickled_error()
-    except Exception:  # it may be of a class that only the worker has
-        error = None
-    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        text = Path(trial.error_file).read_text().strip()
+    except (OSError, TypeError):
+        return DIED
+    last = (text.splitlines() or [""])[-1].strip()
+    if "OutOfMemory" in text:
         return f"{DIED}: its node was out of memory"
-    if isinstance(error, ray.exceptions.RayTaskError):
-        lines = str(error).strip().splitlines()
-        return f"the worker failed: {lines[-1] if lines else type(error).__name__}"
-    return DIED
+    if "creation task" in text:
+        return f"the worker could not start: {last}"
+    return f"the worker failed: {last}" if "Traceback" in text else DIED

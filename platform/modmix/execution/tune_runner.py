@@ -98,6 +98,7 @@ class TuneRunner:
         """
         self.start()
         import ray
+        from ray.tune import TuneError
 
         trials = Trials(work)
         with quiet():
@@ -105,9 +106,8 @@ class TuneRunner:
                 self._fit(trials)
             except ray.exceptions.RayError as error:
                 trials.error = trials.error or error
-            except RuntimeError as error:  # Tune's wrapping of an exception raised by one of ours
-                if trials.error is None:
-                    raise RunnerError(f"Ray Tune failed: {error}") from error
+            except TuneError as error:
+                trials.error = trials.error or RunnerError(f"Ray Tune failed: {error}")
         failure = trials.error
         if isinstance(failure, ray.exceptions.RayError):
             raise Incomplete(
@@ -149,7 +149,7 @@ class TuneRunner:
             run_config=tune.RunConfig(
                 name="study",
                 storage_path=folder,
-                verbose=int(os.environ.get("MODMIX_TUNE_VERBOSE", "0")),
+                verbose=int(os.environ.get("MODMIX_TUNE_VERBOSE") == "1"),
                 progress_reporter=tune.CLIReporter(metric_columns=list(COLUMNS)),
                 callbacks=[StudyCallback(trials, self._cluster, nodes, store)],
                 stop=StudyStopper(trials),

@@ -52,6 +52,9 @@ class RungScheduler(FIFOScheduler):
     def choose_trial_to_run(self, tune_controller: Any) -> None:
         """Tune places waiting trials in order by itself; its own choice reads all trials so far."""
 
+    def debug_string(self) -> str:
+        return "Using successive halving, in packs and across them, where the study asks for it."
+
     def save(self, checkpoint_path: str) -> None:
         """Nothing of ours is in Tune's snapshots: rungs are rebuilt from the ledger."""
 

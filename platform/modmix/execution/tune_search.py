@@ -22,9 +22,9 @@ _LOOK_SECONDS = 1.0
 class PackSearcher(Searcher):
     """Suggests the study's next pack, as long as there is use for another trial.
 
-    Beyond those that run, some trials wait for a place: an autoscaler sees them, and a worker that
-    has ended its trial takes over the next one. They are few, because a pack that was handed out is
-    divided and proposed no more.
+    Beyond those that run, some trials wait for a place: an autoscaler sees them (as many as run, so
+    that a cluster doubles), and a worker that has ended its trial takes over the next one. They are
+    no more, because a pack that was handed out is divided and proposed for good.
     """
 
     def __init__(self, trials: Trials, cluster: Cluster, nodes: Nodes, store: Store) -> None:
@@ -70,7 +70,8 @@ class PackSearcher(Searcher):
             self._slots = min(capacity, trials.running + starting + self._cluster.free())
             useful = min(capacity, trials.in_flight + trials.work.queued)
             others = self._store.others(useful / max(1, capacity))
-        self._limit = self._slots + max(1, self._slots // 2)
+        ahead = max(1, self._slots // 2) if self._cluster.is_local else max(4, self._slots)
+        self._limit = self._slots + ahead
         if others:
             self._limit = allowance(useful, capacity, others)
             self._slots = min(self._slots, self._limit)
