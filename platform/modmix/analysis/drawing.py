@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,6 +41,8 @@ from modmix.analysis.style import (
 )
 from modmix.base.errors import InputError
 
+_LETTERS = 62  # of an axis label that fit in a line below an axis of the common width
+_PANEL_LETTERS = 34  # below a panel
 _MANY = 1000  # markers; more are rasterized inside the SVG
 ERROR_BARS = {"ci": "95 % confidence interval", "std": "standard deviation"}
 
@@ -76,8 +79,8 @@ def draw_curve(
         panel: leave notes and legend to the figure; the legend is made of the handles returned.
     """
     check_error_bars(errors)
-    option = parameter_name(curve.x.removeprefix(PREFIX))
-    ax.set_xlabel(f"{option}: {curve.x_doc}" if curve.x_doc else parameter_label(curve.x))
+    label = _x_label(curve, _PANEL_LETTERS if panel else _LETTERS)
+    ax.set_xlabel(label)
     ax.set_ylabel(metric_label(curve.metric))
     horizontal_grid(ax)
     if not curve.lines and not curve.references:
@@ -97,9 +100,21 @@ def draw_curve(
         handles.append(_draw_reference(ax, found, styles, errors, dash))
     drop = _label_x(ax, curve)
     if not panel:
-        legend_below(ax, handles, drop=drop)
+        legend_below(ax, handles, drop=drop + 12 * label.count("\n"))
     heading(ax, curve.title, () if panel else curve_notes(curve, errors))
     return handles
+
+
+def _x_label(curve: Curve, letters: int) -> str:
+    """The name of x, with a task option's description; two lines of so many letters at most."""
+    option = parameter_name(curve.x.removeprefix(PREFIX))
+    if curve.x_entry:
+        return f"{option} {'on' if curve.x.startswith(PREFIX) else 'for'} {curve.x_entry}"
+    if not curve.x_doc:
+        return parameter_label(curve.x)
+    return textwrap.fill(
+        f"{option}: {curve.x_doc}", letters, max_lines=2, placeholder=" …", break_on_hyphens=False
+    )
 
 
 def _draw_line(
