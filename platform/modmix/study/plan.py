@@ -94,7 +94,11 @@ class Plan:
         given = [*self.spec.training, *assignment]
         gpus = self.spec.resources.gpus
         for sentence in compatibility.warnings_of(given, replicate, data, gpus):
-            self._warnings.setdefault(sentence, {})[method] = None
+            self.note(method, sentence)
+
+    def note(self, method: str, sentence: str) -> None:
+        """Record a warning about a method."""
+        self._warnings.setdefault(sentence, {})[method] = None
 
     @property
     def fingerprints(self) -> frozenset[str]:
@@ -523,7 +527,8 @@ class _Check:
         kind = digest([replicate.method, names, data.fingerprint])
         if spec.sources or kind not in self._run:
             self._run.add(kind)
-            check_model(spec)
+            for sentence in check_model(spec):
+                self._plan.note(sources.place(replicate.method), sentence)
         model = build_without_memory(spec)
         check_parts(model.parts(), replicate.training)
         return compatibility.batch_problem(model, replicate, data)
