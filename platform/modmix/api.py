@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from modmix.base.errors import InputError, Interrupted, LeaseError, LedgerError, ModmixError
 from modmix.base.home import Home
+from modmix.base.wording import counted
 from modmix.execution.starting import Starting
 from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import ENDED, Lease, ReplicateRecord, StudyRecord
@@ -277,7 +278,7 @@ def _run(
                 )
             found = work.reused
             if found:
-                log(f"{found} models reused from the ledger")
+                log(f"{counted(found, 'model')} reused from the ledger")
             if mirror is not None:
                 mirror.start(MIRROR_DELAY)
                 mirrored = mirror
@@ -290,7 +291,7 @@ def _run(
                     "without (with reuse: false they are trained again)"
                 )
             if work.reused > found:  # by configurations that searches proposed later
-                log(f"{work.reused} models reused from the ledger in total")
+                log(f"{counted(work.reused, 'model')} reused from the ledger in total")
             work.release_packs()
             state = "stopped"
             work.check_complete()
@@ -319,8 +320,8 @@ def _run(
         counts = work.status().replicates  # includes those not proposed yet
         left = counts["total"] - sum(counts[state] for state in ENDED)
         raise Interrupted(
-            f"study {plan.name} was stopped with {left} models left; finished ones are kept: "
-            f"'modmix run {plan.source.name}' resumes"
+            f"study {plan.name} was stopped with {counted(left, 'model')} left; finished "
+            f"ones are kept: 'modmix run {plan.source.name}' resumes"
         )
 
 
@@ -371,7 +372,7 @@ def _end(
         seconds = 120.0 if state == "finished" else 15.0 if patient else 0.0
 
         def progress(left: int) -> None:
-            log(f"logging to MLflow: {left} runs left")
+            log(f"logging to MLflow: {counted(left, 'run')} left")
 
         if not mirror.close(state, timeout=seconds, progress=progress):
             log(f"MLflow is not up to date: {mirror.problem}")

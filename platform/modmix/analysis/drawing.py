@@ -40,6 +40,7 @@ from modmix.analysis.style import (
     wide_heading,
 )
 from modmix.base.errors import InputError
+from modmix.base.wording import counted
 
 _LETTERS = 62  # of an axis label that fit in a line below an axis of the common width
 _PANEL_LETTERS = 34  # below a panel
@@ -428,8 +429,7 @@ def _draw_trace(ax: Axes, trace: Trace, style: MethodStyle, metric: str) -> Any:
     steps = ax.step(
         places, trace.best, where="post", color=style.colour, linewidth=1.6, zorder=3,
         marker=style.marker, markevery=[len(places) - 1], markersize=5,
-        label=f"{trace.method}, {count} "
-        f"{'configuration' if count == 1 else 'configurations'}{best}",
+        label=f"{trace.method}, {counted(count, 'configuration')}{best}",
     )  # fmt: skip
     return steps[0]
 
@@ -467,7 +467,7 @@ def draw_importance(ax: Axes, one: Importance, styles: Mapping[str, MethodStyle]
     ax.set_ylim(len(names) - 0.4, -0.6)
     ax.set_xlim(0, 1.2)
     ax.set_xticks([0, 0.25, 0.5, 0.75, 1.0], ["0", "0.25", "0.5", "0.75", "1"])
-    heading(ax, f"{one.part}: {one.method}, {one.configurations} configurations")
+    heading(ax, f"{one.part}: {one.method}, {counted(one.configurations, 'configuration')}")
 
 
 def draw_trade_off(ax: Axes, trade: TradeOff, styles: Mapping[str, MethodStyle]) -> None:
@@ -489,7 +489,7 @@ def draw_trade_off(ax: Axes, trade: TradeOff, styles: Mapping[str, MethodStyle])
         rest, front = trade.values[mine & ~trade.front], trade.values[mine & trade.front]
         ax.plot(rest[:, 0], rest[:, 1], markerfacecolor="none", alpha=0.6, zorder=2, **common)
         count = int(mine.sum())
-        label = f"{method}, {count} {'configuration' if count == 1 else 'configurations'}"
+        label = f"{method}, {counted(count, 'configuration')}"
         handles += ax.plot(front[:, 0], front[:, 1], zorder=3, label=label, **common)
     front = trade.values[trade.front]
     front = front[np.argsort(front[:, 0], kind="stable")]

@@ -11,5 +11,6 @@ Pure Python (`metrics` imports torch inside its functions); nothing here depends
     predictions  a replicate's test predictions as compressed bytes
     ties       comparison of values up to rounding error
     sources    users' own Python files: content-addressed, shipped to workers, executed
+    wording    numbers with their nouns
     signature  hyperparameters and options declared by keyword-only constructor arguments
 """

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from modmix.base.messages import Replicate
 from modmix.base.metrics import METRICS
+from modmix.base.wording import counted
 from modmix.encoders.table import modality_inputs
 from modmix.methods.table import method_entry
 
@@ -144,7 +145,8 @@ def _schedule(given: Collection[str], training: Mapping[str, Any]) -> Iterator[s
         yield "schedule: step has no effect without milestones: the learning rate stays as it is"
     elif late and not set(given).isdisjoint({"milestones", "epochs"}):
         yield (
-            f"milestones from {late[0]:g} on have no effect: training ends after {epochs} epochs"
+            f"milestones from {late[0]:g} on have no effect: training ends after "
+            f"{counted(epochs, 'epoch')}"
         )
 
 
