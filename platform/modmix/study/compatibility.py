@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from modmix.base import sources
 from modmix.base.messages import Replicate
 from modmix.base.metrics import METRICS
 from modmix.base.wording import counted
@@ -110,6 +111,9 @@ def warnings_of(
     if training["cuda_graphs"] == "always" and "cuda_graphs" in given and not gpus:
         yield "cuda_graphs: always has no effect without a GPU: give resources: {gpus: 1}"
     yield from _encoder_fields(given, replicate)
+    is_linear = replicate.params.get("depth") == 0 and not sources.is_reference(replicate.method)
+    if "width" in given and is_linear:
+        yield "width has no effect with depth: 0 (no hidden layers)"
     yield from _idle(replicate)
 
 
