@@ -25,6 +25,7 @@ from modmix.base.errors import (
     ModmixError,
 )
 from modmix.base.home import Home
+from modmix.base.wording import counted
 from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import ENDED, Lease, ReplicateRecord, StudyRecord
 from modmix.study import spec, tasks_plan
@@ -338,7 +339,7 @@ def _run(
                 )
             found = work.reused
             if found:
-                log(f"{found} models reused from the ledger")
+                log(f"{counted(found, 'model')} reused from the ledger")
             if mirror is not None:
                 mirror.start(MIRROR_DELAY)
                 mirrored = mirror
@@ -351,7 +352,7 @@ def _run(
                     "without (with reuse: false they are trained again)"
                 )
             if work.reused > found:  # by configurations that searches proposed later
-                log(f"{work.reused} models reused from the ledger in total")
+                log(f"{counted(work.reused, 'model')} reused from the ledger in total")
             work.release_packs()
             state = "stopped"
             work.check_complete()
@@ -383,8 +384,8 @@ def _run(
         counts = work.status().replicates  # includes those not proposed yet
         left = counts["total"] - sum(counts[state] for state in ENDED)
         raise Interrupted(
-            f"study {plan.name} was stopped with {left} models left; finished ones are kept: "
-            f"'modmix run {plan.source.name}' resumes"
+            f"study {plan.name} was stopped with {counted(left, 'model')} left; finished "
+            f"ones are kept: 'modmix run {plan.source.name}' resumes"
         )
 
 
@@ -433,7 +434,7 @@ def _end(
         seconds = 120.0 if state == "finished" else 15.0 if patient else 0.0
 
         def progress(left: int) -> None:
-            log(f"logging to MLflow: {left} runs left")
+            log(f"logging to MLflow: {counted(left, 'run')} left")
 
         if not mirror.close(state, timeout=seconds, progress=progress):
             log(f"MLflow is not up to date: {mirror.problem}")

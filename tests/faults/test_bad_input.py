@@ -780,7 +780,7 @@ def test_a_disk_that_fills_in_the_middle(shell: Shell, disk: Callable[..., Path]
     shell.monkeypatch.setattr(sys, "argv", ["modmix", *LOCAL, "--quiet"])
     with pytest.raises(SystemExit, match=r"^0$"):
         cli.main()
-    assert "study small is finished: 1 configurations, 1 models" in shell.capture.readouterr().out
+    assert "study small is finished: 1 configuration, 1 model" in shell.capture.readouterr().out
     ledger = Ledger(Home(runs).ledger_url)
     assert [r.state for r in ledger.replicates("small")] == ["done"]
     ledger.close()

@@ -314,6 +314,25 @@ def test_how_packs_were_trained(
 
 
 @pytest.mark.slow
+def test_methods_with_modulate_and_turns(folder: Path) -> None:
+    """`my_damped.py` and `my_turns.py` of own-code.md learn the digits."""
+    import modmix
+
+    (folder / "s.yaml").write_text(
+        "study: s\ntask: {name: digits, train_rows: 300}\nseeds: 1\ntraining: {epochs: 15}\n"
+        "parts:\n  a:\n    methods:\n"
+        '      damped: {class: "my_damped.py:Damped", factor: {grid: [0.0, 0.5]}}\n'
+        '      turns: {class: "my_turns.py:Alternating"}\n'
+    )
+    study = modmix.run(folder / "s.yaml", runner="local", home=folder / "runs", mlflow=False)
+    found = study.frame().set_index("method")["val/error/mean"]
+    assert len(found) == 3
+    assert (found < 50).all()
+    frozen, damped = found["damped"]
+    assert frozen != damped
+
+
+@pytest.mark.slow
 def test_the_task_of_media_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`my_clips.py` of own-code.md, on small videos."""
     monkeypatch.setenv("MODMIX_DATA", str(folder / "home"))

@@ -29,7 +29,8 @@ def folder(tmp_path: Path) -> Path:
     """A folder with all files of the page; each begins with its name."""
     blocks = re.findall(r"^```(?:python|yaml)\n# (\S+)\n(.*?)^```", PAGE.read_text(), re.M | re.S)
     assert [name for name, _ in blocks] == [
-        "my_fusion.py", "own.yaml", "my_nets.py", "my_task.py", "blobs.yaml",
+        "my_fusion.py", "own.yaml", "my_damped.py", "my_turns.py", "my_nets.py", "my_task.py",
+        "blobs.yaml", "my_clips.py",
     ]  # fmt: skip
     for name, text in blocks:
         (tmp_path / name).write_text(text)

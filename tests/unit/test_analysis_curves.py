@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,9 +11,12 @@ import pytest
 from analysis_ledger import Written, beta_study, mul_params, open_ledger, tell
 from modmix.analysis.best import best_configurations
 from modmix.analysis.curves import curve
+from modmix.analysis.drawing import draw_curve
 from modmix.analysis.figure_data import learning_curves, results
+from modmix.analysis.figures import figure
 from modmix.analysis.frames import configurations_frame, read, short
 from modmix.analysis.searches import importance, search_history, trade_off
+from modmix.analysis.style import WIDTH, method_styles, new_figure
 from modmix.base.errors import InputError
 
 
@@ -114,10 +118,37 @@ def test_mappings_with_one_shared_entry_are_numbers(fresh, xs, numbers):
     found = curve(read(fresh, "demo"), "a")
     if numbers is None:
         assert len(found.categories) == len(xs)
-        assert found.x_doc == ""
+        assert found.x_entry == ""
     else:
         assert [point.x for point in found.lines[0].points] == numbers
-        assert found.x_doc == " (image)"
+        assert found.x_entry == "image"
+        (ax,) = figure(fresh, "demo", "a").axes
+        assert ax.get_xlabel() == "noise for image"
+
+
+@pytest.mark.parametrize("panel", [False, True])
+def test_the_label_below_a_curve_is_not_cut(fresh, panel):
+    study = Written(fresh, parts={"a": {"x": "task.noise"}})
+    for x in (0.1, 0.2):
+        put(study, "a", "add", {"task.noise": x}, 9.0)
+    doc = "standard deviation of Gaussian noise on an input, in units of its standard deviation, "
+    found = replace(curve(read(fresh, "demo"), "a"), x_doc=doc + "in every split")
+    picture = new_figure(3.5, 3.5 if panel else WIDTH)
+    ax = picture.add_subplot()
+    draw_curve(ax, found, method_styles(["add"]), panel=panel)
+    picture.canvas.draw()
+    box = ax.xaxis.label.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= picture.bbox.width
+    assert len(ax.get_xlabel().split("\n")) == 2
+    assert ax.get_xlabel().startswith("noise: standard deviation of")
+    assert draw_label(replace(found, x_entry="view2")) == "noise on view2"
+
+
+def draw_label(found):
+    ax = new_figure(3.5).add_subplot()
+    draw_curve(ax, found, method_styles(["add"]))
+    return ax.get_xlabel()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from modmix.base.errors import SpecError
 from modmix.base.messages import digest
 from modmix.base.metrics import METRICS
+from modmix.methods.table import METHODS
 from modmix.study import plan as plan_module
 from modmix.study import spec
 from modmix.study.compatibility import metric_problem
@@ -297,6 +299,38 @@ def test_patience_that_is_said_to_stop_nothing_stops_nothing() -> None:
             record.add({"epoch": epoch + 1.0, "val/error": 1.0 + epoch}, "val/error", higher=False)
             stops += record.waited >= patience and epoch < epochs - 1
         assert bool(stops) == (patience < epochs - 1)
+
+
+@pytest.mark.parametrize(
+    ("block", "warns"),
+    [
+        ("width: 8", True),
+        ("width: {grid: [8, 16]}", True),
+        ("depth: 0, width: 8", True),
+        ("depth: 1, width: 8", False),
+        ("depth: {grid: [0, 1]}, width: 8", False),
+        ("depth: 0", False),
+    ],
+)
+def test_a_width_without_hidden_layers(
+    monkeypatch: pytest.MonkeyPatch, block: str, warns: bool
+) -> None:
+    plan = make(monkeypatch, f"parts: {{p: {{methods: {{late: {{{block}}}}}}}}}")
+    sentence = "late: width has no effect with depth: 0 (no hidden layers)"
+    assert plan.warnings == ((sentence,) if warns else ())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_method_reads_its_width_without_hidden_layers(method: str) -> None:
+    declared = {h.name: h for h in METHODS[method].hyperparameters}
+    if not {"depth", "width"} <= set(declared) or declared["depth"].problem(0) is not None:
+        return
+    module, _, name = METHODS[method].path.partition(":")
+    made = getattr(importlib.import_module(module), name)
+    values = {name: one.default for name, one in declared.items()} | {"depth": 0}
+    features = {"a": 5} if method == "base" else {"a": 5, "b": 5}
+    one, other = (made(features, 3, **values | {"width": width}) for width in (8, 16))
+    assert [x.shape for x in one.parameters()] == [x.shape for x in other.parameters()]
 
 
 def test_fields_of_encoders_that_nobody_has(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,7 @@ def test_the_figure_has_every_method_and_every_group() -> None:
     # q(12) = 3.268 (Demšar's table), so 3.268 · √(12 · 13 / 30) = 7.45
     assert found.difference == pytest.approx(7.452, abs=2e-3)
     assert found.groups == tuple(range(i, i + 8) for i in range(5))
-    ax = new_figure(cd.height(found)).add_subplot()
+    ax = new_figure(cd.height(found), cd.width(found)).add_subplot()
     cd.draw(ax, found, {})
     texts = [text.get_text() for text in ax.texts]
     assert all(any(f"m{i} " in f"{text} " for text in texts) for i in range(12))
@@ -55,6 +55,30 @@ def test_a_difference_beyond_the_range_is_said() -> None:
     found = cd.critical_difference(
         mean_ranks({m: {0: v, 1: v} for m, v in (("a", 1.0), ("b", 2.0))})
     )
-    ax = new_figure(cd.height(found)).add_subplot()
+    ax = new_figure(cd.height(found), cd.width(found)).add_subplot()
     cd.draw(ax, found, {})
     assert any("more than the whole range" in text.get_text() for text in ax.texts)
+
+
+@pytest.mark.parametrize("methods", [2, 3, 7, 12, 40])
+@pytest.mark.parametrize("letters", [3, 25])
+def test_all_text_is_inside_the_figure_and_apart(methods: int, letters: int) -> None:
+    costs = {
+        f"{i:02}".ljust(letters, "m"): {block: float(i) for block in range(3)}
+        for i in range(methods)
+    }
+    found = cd.critical_difference(mean_ranks(costs))
+    figure = new_figure(cd.height(found), cd.width(found))
+    ax = figure.add_subplot()
+    cd.draw(ax, found, {})
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in ax.texts]
+    for box in boxes:
+        assert figure.bbox.x0 <= box.x0
+        assert box.x1 <= figure.bbox.x1
+        assert figure.bbox.y0 <= box.y0
+        assert box.y1 <= figure.bbox.y1
+    assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[i + 1 :])
+    # The axis of ranks is of the same width whatever is beside it.
+    ends = ax.transData.transform([(1.0, 0.0), (float(methods), 0.0)])
+    assert (ends[1, 0] - ends[0, 0]) / figure.dpi == pytest.approx(3.2, rel=0.05)

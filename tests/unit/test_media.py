@@ -239,8 +239,8 @@ def test_unreadable_items_are_left_out_and_listed(
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert record.getMessage() == (
-        f"4 of 24 items of task task.py:Numbers cannot be read and are left out: 0001.txt, "
-        f"0008.txt, 0021.txt, …; reasons in {listed}"
+        f"warning: 4 of 24 items of task task.py:Numbers cannot be read and are left out: "
+        f"0001.txt, 0008.txt, 0021.txt, …; reasons in {listed}"
     )
     check_task(task(folder), {"path": str(folder), "scaled": False})
 
@@ -270,8 +270,8 @@ def test_too_many_unreadable_items(folder: Path, home: Path) -> None:
     (listed,) = (home / "decoded").glob("*/unreadable.txt")
     assert str(caught.value) == (
         f"7 of 24 items of task task.py:Numbers cannot be read, such as 0000.txt, 0001.txt, "
-        f"0004.txt; {listed} has all; correct the option `path` or get the files, or set "
-        "`max_unreadable` (now 0.25 of the items of any split) higher"
+        f"0004.txt (0000.txt: is bad); {listed} has all; correct the option `path` or "
+        "get the files, or set `max_unreadable` (now 0.25 of the items of any split) higher"
     )
     assert len(listed.read_text().splitlines()) == 7
     assert not list((home / "prepared").glob("[0-9a-f]*"))
@@ -314,8 +314,8 @@ def test_a_file_in_two_splits_is_worth_a_warning(
     load(folder)
     (record,) = caplog.records
     assert record.getMessage() == (
-        "the lists of task task.py:Numbers have 1 files in more than one split (0002.txt): errors "
-        "on them may be too low"
+        "warning: the lists of task task.py:Numbers have 1 file in more than one split "
+        "(0002.txt): errors on them may be too low"
     )
 
 

@@ -111,14 +111,31 @@ def test_methods_by_tasks(ledger: Ledger) -> None:
     # Ranks of add, mul, mulmix: 2 1 3, 2 1 3, 1 3 2.
     assert rows == {
         "add": [("2.00 ± 0.10", "second"), ("21.00 ± 0.10", "second"), ("–", ""),
-                ("5.00 ± 0.10", "best"), ("1.67", "")],
+                ("5.00 ± 0.10", "best"), ("1.67", "best")],
         "mul": [("1.00 ± 0.10", "best"), ("20.00 ± 0.10", "best"), ("19.5 ± 0.2", ""),
-                ("7.00 ± 0.10", ""), ("1.67", "")],
+                ("7.00 ± 0.10", ""), ("1.67", "best")],
         "mulmix": [("3.00 ± 0.10", ""), ("22.00 ± 0.10", ""), ("–", ""),
-                   ("6.00 ± 0.10", "second"), ("2.67", "")],
+                   ("6.00 ± 0.10", "second"), ("2.67", "second")],
         "late": [("9.00 ± 0.10", ""), ("–", ""), ("–", ""), ("–", ""), ("–", "")],
     }  # fmt: skip
     assert any("Not ranked, without a result on every task: late." in note for note in table.notes)
+
+
+def test_rows_are_ordered_by_mean_rank(ledger: Ledger) -> None:
+    snapshot = read(ledger, "s")
+    found = over_tasks.over_tasks(snapshot)
+    easy_and_hard = ("easy", "hard")
+    # Without odd: mul before add before mulmix in both; late has a result in one of them.
+    two = replace(
+        found,
+        snapshots={task: found.snapshots[task] for task in easy_and_hard},
+        rows={task: found.rows[task] for task in easy_and_hard},
+    )
+    assert two.labels == ["mul", "add", "mulmix", "late"]
+    notes = over_tasks.results_of(snapshot).notes
+    assert "Methods are ordered by mean rank." in notes
+    one = over_tasks.results_of(snapshot.of_task("easy")).notes
+    assert one[0] == "Configurations are selected, and methods ordered, by validation error (%)."
 
 
 def test_a_row_per_task(ledger: Ledger) -> None:

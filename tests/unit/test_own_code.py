@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -342,6 +343,62 @@ def test_a_method_is_tried_before_anything_starts(
     bench.write(my_fusion=GATE.replace(old, new))
     found = bench.problems(f"  p: {{methods: {{gate: {{{CLASS}}}}}}}")
     assert found == [f"line 5: parts.p.methods.gate: {problem}"]
+
+
+MODULATE = (
+    GATE
+    + """
+    def modulate(self, outputs, target_B, gradients):
+        return {RETURNED}
+"""
+)
+HALVED = '{name: g / 2 for name, g in gradients["loss"].items() if name.startswith("method.head.")}'
+
+
+@pytest.mark.parametrize(("returned", "warns"), [("{}", True), (HALVED, False)])
+def test_a_modulate_without_effect_warns(bench: Bench, returned: str, warns: bool) -> None:
+    bench.write(my_fusion=MODULATE.replace("{RETURNED}", returned))
+    plan = bench.make(f"  p: {{methods: {{gate: {{{CLASS}}}}}}}")
+    sentence = (
+        "my_fusion.py:Gate: modulate returns no gradient, so it has no effect: return those to "
+        "use by parameter name ('encoders.0.layers.0.weight')"
+    )
+    assert plan.warnings == ((sentence,) if warns else ())
+
+
+@pytest.mark.parametrize(
+    ("returned", "problem"),
+    [
+        (
+            'gradients["los"]',
+            "modulate fails: my_fusion.py:58: return gradients[\"los\"]: KeyError: 'los'",
+        ),
+        (
+            '{"head.weight": 0}',
+            "modulate must return gradients by the names of the parameters that it is given",
+        ),
+        (
+            '{"method.head.bias": gradients["loss"]["method.head.bias"].sum()}',
+            "modulate: method.head.bias must be of shape (3,) for 2 examples (as given), got ()",
+        ),
+    ],
+)
+def test_modulate_is_tried(bench: Bench, returned: str, problem: str) -> None:
+    bench.write(my_fusion=MODULATE.replace("{RETURNED}", returned))
+    (found,) = bench.problems(f"  p: {{methods: {{gate: {{{CLASS}}}}}}}")
+    assert re.sub(r"py:\d+", "py:58", problem) in re.sub(r"py:\d+", "py:58", found)
+
+
+def test_outputs_without_logits_need_scores(bench: Bench) -> None:
+    returned = "self.head(scale(self.strength * sum(parts)))"
+    without = GATE.replace(f"return {returned}", f"return ({returned},)")
+    without = without.replace("cross_entropy(outputs,", "cross_entropy(outputs[0],")
+    bench.write(my_fusion=without.replace("def scores", "def other"))
+    (found,) = bench.problems(f"  p: {{methods: {{gate: {{{CLASS}}}}}}}")
+    assert found.endswith(
+        "method Gate: define `scores`, or give the outputs a `logits_BC`: forward returns a "
+        "tuple without one"
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,15 @@ from faketask import fake_data
 from modmix.base.code import code_digest
 from modmix.base.errors import SpecError
 from modmix.base.messages import digest
+from modmix.base.settings import TRAINING
 from modmix.base.space import Choices, Constant, Range, every_value
+from modmix.methods.table import METHODS
 from modmix.search.proposer import Proposer
 from modmix.study import configurations, spec
 from modmix.study import plan as plan_module
 from modmix.study.configurations import Configuration
 from modmix.study.plan import Plan
+from modmix.study.spec import unknown
 from modmix.tasks.data import Data
 
 FOLDER = Path("/studies")
@@ -513,6 +516,19 @@ paper: {nul: {test/error: 1}, mul: {tst/error: 1, test/auc: [1, 2, 3]}, mul (q):
         ("line 22: parts.q.methods.mul.beta: a search takes ranges and choices: write choices for "
         "grid"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("duc", "duc_weight"), ("warm", "warmup"), ("shared_wieght", "shared_weight"),
+        ("learnin_rate", "learning_rate"), ("epoch", "epochs"),
+    ],
+)  # fmt: skip
+def test_a_methods_own_hyperparameters_are_suggested_first(given, meant):
+    own = [h.name for h in METHODS["dimml"].hyperparameters]
+    known = [*TRAINING, "encoder.depth", "task.train_rows", *own]
+    assert unknown(given, known, "x", own).endswith(f"did you mean {meant!r}?")
 
 
 @pytest.mark.parametrize(

@@ -7,20 +7,28 @@ and figure 1. The blocks are tasks: seeds of one task are not independent data s
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import modmix.analysis.backend  # noqa: F401  # isort: skip
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 
 from modmix.analysis.labels import p_clause
 from modmix.analysis.statistics import Ranks
-from modmix.analysis.style import FAINT, INK, draw_empty
+from modmix.analysis.style import FAINT, INK, STYLE, draw_empty
 
 ALPHA = 0.05
-_ROW = 0.26  # inches
-_TOP = 0.95
+_AXIS = 3.2  # width of the axis of ranks, in inches
+_STUB = 0.15  # from the ends of the axis to the labels, in inches
+_GAP = 0.08  # after the longest text, in inches
+_EDGE = 0.08  # around the axes, in inches
+_INCHES = 0.26  # height of a row; y is in rows
+_BAR = 0.6  # between the bars of groups, in rows
+_CAPTION = 1.55  # lower edge of the caption, in rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,11 +102,20 @@ def groups_within(ranks: Sequence[float], difference: float) -> list[range]:
 
 def height(found: CriticalDifference) -> float:
     """Height of the figure, in inches."""
-    return _TOP + _ROW * (math.ceil(len(found.labels) / 2) + 0.6 * len(found.groups))
+    return _INCHES * (_top(found) - _bottom(found)) + 2 * _EDGE
+
+
+def width(found: CriticalDifference) -> float:
+    """Width of the figure, in inches: the axis of ranks and the longest label on either side."""
+    left, right = _margins(found)
+    return left + _AXIS + right + 2 * _EDGE
 
 
 def draw(ax: Axes, found: CriticalDifference, colours: Mapping[str, str]) -> None:
     """Draw methods below an axis of ranks, the better half on the left; bars join each group.
+
+    The figure must be `width` by `height` inches: the axes then have room for every text, which a
+    layout computed by matplotlib would not take into account.
 
     Args:
         colours: by label; other labels are drawn in the text colour.
@@ -109,25 +126,76 @@ def draw(ax: Axes, found: CriticalDifference, colours: Mapping[str, str]) -> Non
         return
     n = len(found.labels)
     low, high = 1.0, float(n)
-    ax.set_xlim(low - 0.45 * (n - 1), high + 0.45 * (n - 1))
-    bars = 0.6 * len(found.groups)
-    rows = math.ceil(n / 2)
-    ax.set_ylim(-(rows + bars + 0.4), 2.2)
+    inch = (n - 1) / _AXIS  # in ranks
+    left, right = _margins(found)
+    ax.set_xlim(low - left * inch, high + right * inch)
+    ax.set_ylim(_bottom(found), _top(found))
     _draw_axis(ax, found, low, high)
     for place, group in enumerate(found.groups):
-        y = -0.5 - 0.6 * place
+        y = -0.5 - _BAR * place
         first, last = found.ranks[group.start], found.ranks[group.stop - 1]
-        ax.plot([first - 0.06, last + 0.06], [y, y], color=INK, linewidth=3.2, gid="group")
+        beyond = 0.03 * inch
+        ax.plot([first - beyond, last + beyond], [y, y], color=INK, linewidth=3.2, gid="group")
+    rows, bars = math.ceil(n / 2), _BAR * len(found.groups)
     for i, (label, rank) in enumerate(zip(found.labels, found.ranks, strict=True)):
-        left = i < rows
-        y = -(bars + 0.5 + (i if left else n - 1 - i))
-        end = low - 0.06 * (n - 1) if left else high + 0.06 * (n - 1)
+        is_left = i < rows
+        y = -(bars + 0.5 + (i if is_left else n - 1 - i))
+        end = low - _STUB * inch if is_left else high + _STUB * inch
         colour = colours.get(label, INK)
         ax.plot([rank, rank, end], [0, y, y], color=colour, linewidth=1.0)
         ax.text(
-            end, y, f"{label} {rank:.2f} " if left else f" {rank:.2f} {label}",
-            ha="right" if left else "left", va="center", fontsize=8, color=INK,
+            end, y, _text_of(label, rank, is_left), ha="right" if is_left else "left",
+            va="center", fontsize=8, color=INK,
         )  # fmt: skip
+
+
+def _text_of(label: str, rank: float, is_left: bool) -> str:
+    return f"{label} {rank:.2f} " if is_left else f" {rank:.2f} {label}"
+
+
+def _margins(found: CriticalDifference) -> tuple[float, float]:
+    """Inches left and right of the axis of ranks: the longest text there; room for the caption."""
+    n, rows = len(found.labels), math.ceil(len(found.labels) / 2)
+    texts = [
+        _text_of(label, rank, i < rows)
+        for i, (label, rank) in enumerate(zip(found.labels, found.ranks, strict=True))
+    ]
+    left, right = (
+        _STUB + _GAP + max((_inches(text, 8) for text in part), default=0.0)
+        for part in (texts[:rows], texts[rows:n])
+    )
+    caption = _GAP + max(_inches(line, 7) for line in _caption(found))
+    return left, max(right, caption - _AXIS)
+
+
+def _inches(text: str, size: float) -> float:
+    """The width of a text of this size in points."""
+    font = FontProperties(family=STYLE["font.family"], size=size)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        width, _, _ = text_to_path.get_text_width_height_descent(text, font, ismath=False)
+    return float(width) / 72
+
+
+def _bottom(found: CriticalDifference) -> float:
+    """The lower limit of y, in rows."""
+    return -(math.ceil(len(found.labels) / 2) + _BAR * len(found.groups) + 0.4)
+
+
+def _top(found: CriticalDifference) -> float:
+    """The upper limit of y, in rows: the caption is above the axis."""
+    return _CAPTION + 0.5 * len(_caption(found)) + 0.2
+
+
+def _caption(found: CriticalDifference) -> tuple[str, str]:
+    span = len(found.labels) - 1
+    more = ", more than the whole range" if found.difference > span else ""
+    p = found.friedman_p  # NaN for two methods
+    friedman = "" if math.isnan(p) else f"; Friedman test: {p_clause(p)}"
+    return (
+        f"critical difference {found.difference:.2f}{more}",
+        f"Nemenyi, 5 %; {found.tasks} tasks{friedman}",
+    )
 
 
 def _draw_axis(ax: Axes, found: CriticalDifference, low: float, high: float) -> None:
@@ -137,11 +205,8 @@ def _draw_axis(ax: Axes, found: CriticalDifference, low: float, high: float) -> 
         ax.plot([tick, tick], [0, 0.18], color=INK, linewidth=0.9)
         ax.text(tick, 0.28, str(tick), ha="center", va="bottom", fontsize=8, color=INK)
     shown = min(found.difference, high - low)
-    ax.plot([low, low + shown], [1.45, 1.45], color=FAINT, linewidth=2.0)
-    more = "" if shown == found.difference else ", more than the whole range"
+    y = _CAPTION - 0.12
+    ax.plot([low, low + shown], [y, y], color=FAINT, linewidth=2.0)
     ax.text(
-        low, 1.55,
-        f"critical difference {found.difference:.2f}{more} (Nemenyi, 5 %); {found.tasks} tasks; "
-        f"Friedman test: {p_clause(found.friedman_p)}",
-        ha="left", va="bottom", fontsize=7, color=INK,
-    )  # fmt: skip
+        low, _CAPTION, "\n".join(_caption(found)), ha="left", va="bottom", fontsize=7, color=INK
+    )

@@ -91,6 +91,7 @@ class Curve:
     logarithmic: bool
     conditions: int
     x_doc: str  # description of a task option, else ""
+    x_entry: str = ""  # the one key of x values such as {"image": 0.1}, else ""
     omitted: int = 0  # number of omitted lines
 
     def first(self, limit: int = MAX_LINES) -> Curve:
@@ -190,7 +191,8 @@ def curve(snapshot: Snapshot, part: str, metric: str | None = None) -> Curve:
         connected=not is_search,
         logarithmic=_is_sampled_by_log(spec, x) if is_search else _is_by_factors(lines),
         conditions=len(conditions),
-        x_doc=_option_doc(snapshot, x) + (f" ({shared})" if shared else ""),
+        x_doc=_option_doc(snapshot, x),
+        x_entry=shared or "",
     )
 
 

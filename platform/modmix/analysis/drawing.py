@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,7 +40,10 @@ from modmix.analysis.style import (
     wide_heading,
 )
 from modmix.base.errors import InputError
+from modmix.base.wording import counted
 
+_LETTERS = 62  # of an axis label that fit in a line below an axis of the common width
+_PANEL_LETTERS = 34  # below a panel
 _MANY = 1000  # markers; more are rasterized inside the SVG
 ERROR_BARS = {"ci": "95 % confidence interval", "std": "standard deviation"}
 
@@ -76,8 +80,8 @@ def draw_curve(
         panel: leave notes and legend to the figure; the legend is made of the handles returned.
     """
     check_error_bars(errors)
-    option = parameter_name(curve.x.removeprefix(PREFIX))
-    ax.set_xlabel(f"{option}: {curve.x_doc}" if curve.x_doc else parameter_label(curve.x))
+    label = _x_label(curve, _PANEL_LETTERS if panel else _LETTERS)
+    ax.set_xlabel(label)
     ax.set_ylabel(metric_label(curve.metric))
     horizontal_grid(ax)
     if not curve.lines and not curve.references:
@@ -97,9 +101,21 @@ def draw_curve(
         handles.append(_draw_reference(ax, found, styles, errors, dash))
     drop = _label_x(ax, curve)
     if not panel:
-        legend_below(ax, handles, drop=drop)
+        legend_below(ax, handles, drop=drop + 12 * label.count("\n"))
     heading(ax, curve.title, () if panel else curve_notes(curve, errors))
     return handles
+
+
+def _x_label(curve: Curve, letters: int) -> str:
+    """The name of x, with a task option's description; two lines of so many letters at most."""
+    option = parameter_name(curve.x.removeprefix(PREFIX))
+    if curve.x_entry:
+        return f"{option} {'on' if curve.x.startswith(PREFIX) else 'for'} {curve.x_entry}"
+    if not curve.x_doc:
+        return parameter_label(curve.x)
+    return textwrap.fill(
+        f"{option}: {curve.x_doc}", letters, max_lines=2, placeholder=" …", break_on_hyphens=False
+    )
 
 
 def _draw_line(
@@ -413,8 +429,7 @@ def _draw_trace(ax: Axes, trace: Trace, style: MethodStyle, metric: str) -> Any:
     steps = ax.step(
         places, trace.best, where="post", color=style.colour, linewidth=1.6, zorder=3,
         marker=style.marker, markevery=[len(places) - 1], markersize=5,
-        label=f"{trace.method}, {count} "
-        f"{'configuration' if count == 1 else 'configurations'}{best}",
+        label=f"{trace.method}, {counted(count, 'configuration')}{best}",
     )  # fmt: skip
     return steps[0]
 
@@ -452,7 +467,7 @@ def draw_importance(ax: Axes, one: Importance, styles: Mapping[str, MethodStyle]
     ax.set_ylim(len(names) - 0.4, -0.6)
     ax.set_xlim(0, 1.2)
     ax.set_xticks([0, 0.25, 0.5, 0.75, 1.0], ["0", "0.25", "0.5", "0.75", "1"])
-    heading(ax, f"{one.part}: {one.method}, {one.configurations} configurations")
+    heading(ax, f"{one.part}: {one.method}, {counted(one.configurations, 'configuration')}")
 
 
 def draw_trade_off(ax: Axes, trade: TradeOff, styles: Mapping[str, MethodStyle]) -> None:
@@ -474,7 +489,7 @@ def draw_trade_off(ax: Axes, trade: TradeOff, styles: Mapping[str, MethodStyle])
         rest, front = trade.values[mine & ~trade.front], trade.values[mine & trade.front]
         ax.plot(rest[:, 0], rest[:, 1], markerfacecolor="none", alpha=0.6, zorder=2, **common)
         count = int(mine.sum())
-        label = f"{method}, {count} {'configuration' if count == 1 else 'configurations'}"
+        label = f"{method}, {counted(count, 'configuration')}"
         handles += ax.plot(front[:, 0], front[:, 1], zorder=3, label=label, **common)
     front = trade.values[trade.front]
     front = front[np.argsort(front[:, 0], kind="stable")]

@@ -206,6 +206,7 @@ def _critical_difference(snapshot: Snapshot, styles: Mapping[str, MethodStyle]) 
             draw=lambda: _one(
                 lambda ax: critical_difference.draw(ax, found, colours),
                 critical_difference.height(found),
+                critical_difference.width(found),
             ),
             numbers=found.frame,
         )
@@ -367,8 +368,8 @@ def _trade_off(snapshot: Snapshot, styles: Mapping[str, MethodStyle]) -> FigureO
     )
 
 
-def _one(draw: Callable[[Axes], object], height: float = 3.4) -> Figure:
+def _one(draw: Callable[[Axes], object], height: float = 3.4, width: float = WIDTH) -> Figure:
     with styled():
-        figure = new_figure(height)
+        figure = new_figure(height, width)
         draw(figure.add_subplot())
     return figure

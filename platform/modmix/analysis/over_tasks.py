@@ -42,6 +42,21 @@ class OverTasks:
 
     @cached_property
     def labels(self) -> list[str]:
+        """All labels: by mean rank, then those without one as in the study file."""
+        means = self.mean_ranks
+        # Sums of ranks are exact, means of equal sums may differ by rounding.
+        return sorted(self._declared, key=lambda label: round(means.get(label, math.inf), 9))
+
+    @cached_property
+    def mean_ranks(self) -> dict[str, float]:
+        """Mean rank by label; empty with fewer than two tasks."""
+        frame = self.ranks.frame
+        if self.ranks.blocks < 2:
+            return {}
+        return dict(zip(frame["method"], frame["rank/mean"].tolist(), strict=True))
+
+    @cached_property
+    def _declared(self) -> list[str]:
         """All labels: in the study file's order of methods, then of parts."""
         rows = {label: row for of_task in self.rows.values() for label, row in of_task.items()}
         methods = list(dict.fromkeys(m for one in self.snapshots.values() for m in one.methods))
@@ -53,7 +68,7 @@ class OverTasks:
         return statistics.mean_ranks(
             {
                 label: {task: self._cost(task, label) for task in self.tasks}
-                for label in self.labels
+                for label in self._declared
                 if all(math.isfinite(self._cost(task, label)) for task in self.tasks)
             }
         )
@@ -211,13 +226,11 @@ def _paper(found: OverTasks, task: str, metric: str, label: str) -> tuple[float,
 
 
 def _ranks(found: OverTasks) -> list[Cell]:
-    ranks = found.ranks
-    mean = dict(zip(ranks.frame["method"], ranks.frame["rank/mean"].tolist(), strict=True))
+    means = [found.mean_ranks.get(label, math.nan) for label in found.labels]
+    marks = best_and_second(means, "test/error")  # lower is better, as of errors
     return [
-        Cell(text=f"{mean[label]:.2f}", sort=mean[label])
-        if ranks.blocks > 1 and label in mean
-        else _NOTHING
-        for label in found.labels
+        _NOTHING if math.isnan(mean) else Cell(text=f"{mean:.2f}", mark=mark, sort=mean)
+        for mean, mark in zip(means, marks, strict=True)
     ]
 
 
@@ -246,6 +259,7 @@ def _notes(snapshot: Snapshot, found: OverTasks) -> tuple[str, ...]:
     )
     notes = [
         first,
+        *(["Methods are ordered by mean rank."] if found.mean_ranks else []),
         *rank_notes(found.ranks, len(found.tasks), "tasks"),
     ]
     counts = {row.n_candidates for rows in found.rows.values() for row in rows.values()}

@@ -20,6 +20,7 @@ from modmix.analysis.statistics import Ranks
 from modmix.analysis.style import to_bytes
 from modmix.analysis.tables import configurations_of
 from modmix.base.home import Home, write_bytes, write_text
+from modmix.base.wording import counted
 from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import ReplicateRecord
 
@@ -247,7 +248,7 @@ def _configurations(configurations: Table) -> str:
     )
     is_open = " open" if total <= 30 else ""
     return (
-        f"<details{is_open}><summary>{total} configurations{more}</summary>"
+        f"<details{is_open}><summary>{counted(total, 'configuration')}{more}</summary>"
         f"{html.table_html(configurations, _MAX_ROWS)}</details>"
     )
 

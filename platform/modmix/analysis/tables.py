@@ -336,7 +336,7 @@ def _results_notes(
         return ("No configuration has finished all its replicates yet.",)
     selection = metric_label(by or snapshot.objectives[0])
     notes = [
-        f"Configurations are selected by {selection}.",
+        f"Configurations are selected, and methods ordered, by {selection}.",
         "Mean ± standard deviation over n seeds.",
     ]
     if main is not None and len(conditions) > 1:

@@ -13,5 +13,6 @@ Pure Python (`metrics` imports torch inside its functions); nothing here depends
     ties       comparison of values up to rounding error
     sources    users' own Python files: content-addressed, shipped to workers, executed
     code       digests of the code of methods and encoders
+    wording    numbers with their nouns
     signature  hyperparameters and options declared by keyword-only constructor arguments
 """

@@ -15,11 +15,12 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from modmix.base.errors import InputError, ModmixError
+from modmix.base.wording import counted
 from modmix.cli.data import data_app
 from modmix.cli.export import export_app
 from modmix.cli.opening import open_ledger as _ledger
@@ -27,11 +28,12 @@ from modmix.cli.opening import study_name as _study
 from modmix.cli.output import Outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rich.console import Console
 
 
+Entry = TypeVar("Entry")
 app = typer.Typer(
     name="modmix",
     help="Hyperparameter studies of methods that combine modalities.",
@@ -223,7 +225,8 @@ def _print_summary(study: Any, console: Console, *, mlflow: bool) -> None:
     counts = study.status()
     print(results_table(study._ledger, study.name).render("text"))
     done = (
-        f"{counts['configurations']['done']} configurations, {counts['replicates']['done']} models"
+        f"{counted(counts['configurations']['done'], 'configuration')}, "
+        f"{counted(counts['replicates']['done'], 'model')}"
     )
     pruned = (
         f", {counts['configurations']['pruned']} pruned"
@@ -232,8 +235,8 @@ def _print_summary(study: Any, console: Console, *, mlflow: bool) -> None:
     )
     console.print(
         f"study {study.name} is finished: {done} ({counts['trained']} trained, "
-        f"{counts['reused']} reused; {counts['configurations']['failed']} configurations "
-        f"failed{pruned})",
+        f"{counts['reused']} reused; "
+        f"{counted(counts['configurations']['failed'], 'configuration')} failed{pruned})",
         highlight=False,
     )
     if counts["configurations"]["failed"]:
@@ -291,8 +294,7 @@ def list_studies(as_json: Json = False) -> None:
     for one in found:
         print(
             f"{one['study']:32s} {one['owner']:12s} {one['state']:9s} "
-            f"{one['configurations']['done']} "
-            "configurations done"
+            f"{counted(one['configurations']['done'], 'configuration')} done"
         )
 
 
@@ -497,10 +499,13 @@ def sync(study: Name) -> None:
         nonlocal reported
         if left and time.monotonic() - reported > 5.0:
             reported = time.monotonic()
-            print(f"{left} runs left", file=sys.stderr)
+            print(f"{counted(left, 'run')} left", file=sys.stderr)
 
     done = mirror.sync(_ledger(), _study(study), home.tracking_uri, home, progress=progress)
-    print(f"MLflow experiment {done.experiment!r} is up to date; {done.written} runs written")
+    print(
+        f"MLflow experiment {done.experiment!r} is up to date; "
+        f"{counted(done.written, 'run')} written"
+    )
     if done.page:
         print(f"  {done.page}")
 
@@ -533,26 +538,35 @@ def ui(
 
 
 @app.command()
-def tasks(as_json: Json = False) -> None:
+def tasks(
+    name: Annotated[str | None, typer.Argument(help="One task only.", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
     """List tasks with their options, cost and data source."""
     from modmix.tasks.table import TASKS
 
+    shown = _one_of(TASKS, name, "task")
     if as_json:
         _print_json(
-            {n: {"doc": t.doc, "cost": t.cost, "source": t.source} for n, t in TASKS.items()}
+            {n: {"doc": t.doc, "cost": t.cost, "source": t.source} for n, t in shown.items()}
         )
         return
-    for name, entry in TASKS.items():
+    for name, entry in shown.items():
         print(f"{name}: {entry.doc}\n  data: {entry.source}; {entry.cost}")
         for option in entry.options:
-            print(f"    {option.name} (default {option.default}): {option.doc}")
+            default = "required" if option.required else f"default {option.default}"
+            print(f"    {option.name} ({default}): {option.doc}")
 
 
 @app.command()
-def methods(as_json: Json = False) -> None:
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One method only.", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
     """List methods and their hyperparameters."""
     from modmix.methods.table import METHODS
 
+    shown = _one_of(METHODS, name, "method")
     if as_json:
         _print_json(
             {
@@ -560,11 +574,26 @@ def methods(as_json: Json = False) -> None:
                     "doc": entry.doc,
                     "hyperparameters": {h.name: h.default for h in entry.hyperparameters},
                 }
-                for name, entry in METHODS.items()
+                for name, entry in shown.items()
             }
         )
         return
-    for name, entry in METHODS.items():
+    for name, entry in shown.items():
         print(f"{name}: {entry.doc}")
         for h in entry.hyperparameters:
             print(f"    {h.name} (default {h.default}): {h.doc}")
+
+
+def _one_of(table: Mapping[str, Entry], name: str | None, what: str) -> Mapping[str, Entry]:
+    """A table, or one of its entries.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    from modmix.study.spec import unknown
+
+    if name is None:
+        return table
+    if name not in table:
+        raise InputError(unknown(name, table, what))
+    return {name: table[name]}

@@ -159,8 +159,19 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def scores(self, outputs: Outputs) -> Tensor:
-        """Class scores (B, C); the argmax is the prediction."""
-        scores_BC: Tensor = outputs if isinstance(outputs, Tensor) else outputs.logits_BC
+        """Class scores (B, C); the argmax is the prediction.
+
+        Raises:
+            InputError: the outputs are no tensor and have no attribute ``logits_BC``.
+        """
+        if isinstance(outputs, Tensor):
+            return outputs
+        if not hasattr(outputs, "logits_BC"):
+            raise InputError(
+                f"method {type(self).__name__}: define `scores`, or give the outputs a "
+                f"`logits_BC`: forward returns a {type(outputs).__name__} without one"
+            )
+        scores_BC: Tensor = outputs.logits_BC
         return scores_BC
 
     def log_probabilities(self, outputs: Outputs) -> Tensor:

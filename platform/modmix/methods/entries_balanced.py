@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from modmix.base.space import Hyperparameter
+from modmix.base.wording import counted
 from modmix.methods.entry import MethodEntry
 
 
@@ -26,7 +27,7 @@ def _never_modulates(_: int, params: Mapping[str, Any], epochs: int) -> str | No
         return None
     return (
         f"gradients are never modulated with first_epoch {first} and last_epoch {last} in "
-        f"{epochs} epochs: lower first_epoch"
+        f"{counted(epochs, 'epoch')}: lower first_epoch"
     )
 
 
@@ -35,7 +36,8 @@ def _never_estimates(_: int, params: Mapping[str, Any], epochs: int) -> str | No
         return None
     return (
         "the losses' weights stay equal, as training ends with the first super_epoch "
-        f"({params['super_epoch']}) after {epochs} epochs: lower super_epoch, or raise epochs"
+        f"({params['super_epoch']}) after {counted(epochs, 'epoch')}: lower "
+        "super_epoch, or raise epochs"
     )
 
 

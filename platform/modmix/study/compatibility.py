@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from modmix.base import sources
 from modmix.base.messages import Replicate
 from modmix.base.metrics import METRICS
+from modmix.base.wording import counted
 from modmix.encoders.table import modality_inputs
 from modmix.methods.table import method_entry
 
@@ -109,6 +111,9 @@ def warnings_of(
     if training["cuda_graphs"] == "always" and "cuda_graphs" in given and not gpus:
         yield "cuda_graphs: always has no effect without a GPU: give resources: {gpus: 1}"
     yield from _encoder_fields(given, replicate)
+    is_linear = replicate.params.get("depth") == 0 and not sources.is_reference(replicate.method)
+    if "width" in given and is_linear:
+        yield "width has no effect with depth: 0 (no hidden layers)"
     yield from _idle(replicate)
 
 
@@ -144,7 +149,8 @@ def _schedule(given: Collection[str], training: Mapping[str, Any]) -> Iterator[s
         yield "schedule: step has no effect without milestones: the learning rate stays as it is"
     elif late and not set(given).isdisjoint({"milestones", "epochs"}):
         yield (
-            f"milestones from {late[0]:g} on have no effect: training ends after {epochs} epochs"
+            f"milestones from {late[0]:g} on have no effect: training ends after "
+            f"{counted(epochs, 'epoch')}"
         )
 
 

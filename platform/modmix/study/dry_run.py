@@ -7,7 +7,7 @@ classes: of each structure) is run on two examples of zeros on the CPU. Imports 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -39,12 +39,15 @@ def build_without_memory(spec: ModelSpec) -> Model:
         return build_model(spec, 0)
 
 
-def check_model(spec: ModelSpec) -> None:
+def check_model(spec: ModelSpec) -> tuple[str, ...]:
     """Compute features, loss, gradients, scores and reports of a new model on a batch of zeros.
 
+    Returns:
+        Warnings, as sentences about the method.
+
     Raises:
-        InputError: a step fails, a shape is wrong, the loss depends on no parameter, a buffer is
-            reassigned, or a stackable hyperparameter is not kept as a buffer.
+        InputError: a step fails, a shape or a name is wrong, the loss depends on no parameter, a
+            buffer is reassigned, or a stackable hyperparameter is not kept as a buffer.
     """
     import torch
 
@@ -83,6 +86,8 @@ def check_model(spec: ModelSpec) -> None:
         with sources.explained(f"{where}: reports fails"):
             reports = dict(model.method.reports(outputs))
         _check_turns(spec, model, stages[0], where)
+        is_own = sources.is_reference(spec.method)
+        idle = _idle_modulate(spec, model, stages, where) if is_own else None
     for name, loss_B in losses.items():
         _check_shape(f"{where}: {name}", loss_B, (ROWS,), "one number per example")
     why = "a number per example and class"
@@ -92,6 +97,7 @@ def check_model(spec: ModelSpec) -> None:
         _check_shape(f"{where}: reports: {name}", report_BC, (ROWS, spec.classes), why)
     _check_buffers(buffers, model)
     _check_stackable(spec)
+    return () if idle is None else (idle,)
 
 
 def _check_turns(spec: ModelSpec, model: Model, stage: Stage, where: str) -> None:
@@ -114,6 +120,70 @@ def _check_turns(spec: ModelSpec, model: Model, stage: Stage, where: str) -> Non
                 f"{where}: in turn {i} of stage {stage.name!r}, loss must depend on a parameter "
                 f"that begins with {' or '.join(stage.turns[i])}, it depends on none"
             )
+
+
+def _idle_modulate(
+    spec: ModelSpec, model: Model, stages: Sequence[Stage], where: str
+) -> str | None:
+    """Run `modulate` in every turn of every stage; a warning if it never returns a gradient.
+
+    Raises:
+        InputError: it fails, or returns another name or shape than it is given.
+    """
+    from modmix.methods.base import modulates
+    from modmix.training.turns import turns_of
+
+    if not modulates(model.method):
+        return None
+    returned: set[str] = set()
+    for stage in stages:
+        model.method.enter(stage)
+        for i, turn in enumerate(turns_of(model, stage)):
+            model.method.turn = i
+            returned |= _modulated(spec, model, turn.trained, f"{where}: modulate")
+    model.method.turn = 0
+    if returned:
+        return None
+    first = next(iter(dict(model.named_parameters())), "none")
+    return (
+        "modulate returns no gradient, so it has no effect: return those to use by parameter name "
+        f"({first!r})"
+    )
+
+
+def _modulated(spec: ModelSpec, model: Model, trained: Collection[str], where: str) -> set[str]:
+    """The names of the parameters whose gradients `modulate` returns."""
+    import torch
+
+    parameters = {name: x for name, x in model.named_parameters() if name in trained}
+    target_B = torch.zeros(ROWS, dtype=torch.int64)
+    with sources.explained(f"{where} fails"):
+        losses = model.method.losses(model.method(_features(spec, model)), target_B)
+        gradients = {name: _gradients(loss_B, parameters) for name, loss_B in losses.items()}
+        with torch.no_grad():
+            outputs = model.method(_features(spec, model))
+            changed = dict(model.method.modulate(outputs, target_B, gradients))
+    for name, gradient in changed.items():
+        if name not in parameters:
+            raise InputError(
+                f"{where} must return gradients by the names of the parameters that it is given "
+                f"({', '.join(map(repr, list(parameters)[:2]))}, …), got {name!r}"
+            )
+        _check_shape(f"{where}: {name}", gradient, tuple(parameters[name].shape), "as given")
+    return set(changed)
+
+
+def _gradients(loss_B: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gradients of the batch mean, by parameter; zeros where it does not depend on one."""
+    import torch
+
+    found: Sequence[Tensor | None] = [None] * len(parameters)
+    if loss_B.requires_grad:
+        found = torch.autograd.grad(
+            loss_B.mean(), list(parameters.values()), allow_unused=True, retain_graph=True
+        )
+    pairs = zip(parameters.items(), found, strict=True)
+    return {name: torch.zeros_like(x) if g is None else g for (name, x), g in pairs}
 
 
 def _check_buffers(before: Mapping[str, Tensor], model: Model) -> None:

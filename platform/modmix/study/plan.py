@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -89,14 +89,16 @@ class Plan:
             f"{', '.join(methods)}: {sentence}" for sentence, methods in self._warnings.items()
         )
 
-    def warn(
-        self, method: str, assignment: Mapping[str, Any], replicate: Replicate, data: Data
-    ) -> None:
-        """Record a configuration's settings without effect."""
-        given = [*self.spec.training, *assignment]
+    def warn(self, method: str, names: Iterable[str], replicate: Replicate, data: Data) -> None:
+        """Record which of the named settings of a configuration have no effect."""
+        given = [*self.spec.training, *names]
         gpus = self.spec.resources.gpus
         for sentence in compatibility.warnings_of(given, replicate, data, gpus):
-            self._warnings.setdefault(sentence, {})[method] = None
+            self.note(method, sentence)
+
+    def note(self, method: str, sentence: str) -> None:
+        """Record a warning about a method."""
+        self._warnings.setdefault(sentence, {})[method] = None
 
     @property
     def fingerprints(self) -> frozenset[str]:
@@ -479,6 +481,12 @@ def _first_fields(block: Mapping[str, Domain]) -> dict[str, Any]:
     return {name: found[0] for name, found in values.items() if found}
 
 
+def _to_warn_of(assignment: Mapping[str, Any], block: Mapping[str, Domain]) -> list[str]:
+    """The settings that the file gives, without a width where depth varies, often from 0 on."""
+    varies = (every_value(block["depth"]) or (0, 1))[1:] if "depth" in block else ()
+    return [name for name in assignment if name != "width" or not varies]
+
+
 class _Check:
     """Checks models on the data: builds one per structure and runs one per kind."""
 
@@ -505,7 +513,7 @@ class _Check:
             }
             if (problem := self._problem(replicate, data, fields)) is not None:
                 return problem
-            self._plan.warn(method, assignment, replicate, data)
+            self._plan.warn(method, _to_warn_of(assignment, block), replicate, data)
         return None
 
     def _problem(self, replicate: Replicate, data: Data, fields: Mapping[str, Any]) -> str | None:
@@ -545,7 +553,8 @@ class _Check:
         kind = digest([replicate.method, names, data.fingerprint])
         if spec.sources or kind not in self._run:
             self._run.add(kind)
-            check_model(spec)
+            for sentence in check_model(spec):
+                self._plan.note(sources.place(replicate.method), sentence)
         model = build_without_memory(spec)
         check_parts(model.parts(), replicate.training)
         return compatibility.batch_problem(model, replicate, data)

@@ -640,10 +640,18 @@ def _is_model(candidate: Any) -> bool:
     return isinstance(candidate, type) and issubclass(candidate, _Model)
 
 
-def unknown(name: str, known: Iterable[str], what: str) -> str:
-    """The message for an unknown name, suggesting a close match or listing all."""
+def unknown(name: str, known: Iterable[str], what: str, own: Sequence[str] = ()) -> str:
+    """The message for an unknown name, suggesting a close match or listing all.
+
+    Args:
+        own: the known names to prefer, also those of which ``name`` is the beginning.
+    """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    near = (
+        sorted((one for one in own if len(name) > 1 and one.startswith(name)), key=len)
+        or difflib.get_close_matches(name, own, n=1, cutoff=0.75)
+        or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    )
     if near:
         return f"unknown {what} {name!r}: did you mean {near[0]!r}?"
     return f"unknown {what} {name!r}: it may be {', '.join(names) if names else 'nothing here'}"

@@ -398,7 +398,8 @@ class Checker:
             domains["modality"] = EVERY_MODALITY
         for name, (path, value) in block.items():
             if name not in known:
-                self.add(path, unknown(name, known, f"hyperparameter of {method}"))
+                own = [h.name for h in method_entry(self.methods[method]).hyperparameters]
+                self.add(path, unknown(name, known, f"hyperparameter of {method}", own))
                 continue
             try:
                 domain = read(known[name], value)

@@ -25,10 +25,11 @@ import numpy.typing as npt
 
 from modmix.base import sources as own
 from modmix.base.errors import DataError
+from modmix.base.wording import counted
 from modmix.tasks.base import Contents, Task, array_options
 from modmix.tasks.data import SPLITS, Array, Input
 from modmix.tasks.files import Progress, data_home
-from modmix.tasks.media_checks import excess, in_two_splits, last_change, some
+from modmix.tasks.media_checks import excess, in_two_splits, last_change, reason_of, some
 from modmix.tasks.media_decode import Item, Shard, decode, shards_of
 from modmix.tasks.splits import Moments
 from modmix.tasks.writer import Writer, input_file, labels_file
@@ -116,10 +117,10 @@ class MediaTask(Task):
         self._check_missing(items, listing)
         if shared := in_two_splits(items):
             _log.warning(
-                "the lists of task %s have %s files in more than one split (%s): errors on them "
+                "warning: the lists of task %s have %s in more than one split (%s): errors on them "
                 "may be too low",
                 own.place(self.name),
-                f"{len(shared):,}",
+                counted(len(shared), "file"),
                 some(shared),
             )
         shards = shards_of(writer.scratch, len(items), self._bytes_per_item())
@@ -233,13 +234,14 @@ class MediaTask(Task):
             path.write_text(text, encoding="utf-8", errors="backslashreplace")
             names = some([items[n].files[0] for n in more[1][:3]])
             raise DataError(
-                f"{more[0]} {task} cannot be read, such as {names}; {path} has all; "
+                f"{more[0]} {task} cannot be read, such as {names} "
+                f"({reason_of(items[more[1][0]], reasons[more[1][0]])}); {path} has all; "
                 f"{self._remedy()}"
             )
         writer.text(UNREADABLE, text)
         path = data_home() / "prepared" / writer.scratch.name / UNREADABLE
         _log.warning(
-            "%s of %s items %s cannot be read and are left out: %s; reasons in %s",
+            "warning: %s of %s items %s cannot be read and are left out: %s; reasons in %s",
             f"{len(reasons):,}",
             f"{len(items):,}",
             task,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from modmix.tasks.data import SPLITS
 from modmix.tasks.media_decode import Item
@@ -29,6 +29,13 @@ def excess(
             where = f" of the {split} split" if split else ""
             return f"{len(gone):,} of {len(chosen):,} items{where}", gone
     return None
+
+
+def reason_of(item: Item, reason: str) -> str:
+    """ "a.mp4: has no duration"; many reasons begin with the name of the file already."""
+    names = [PurePath(file).name for file in item.files]
+    is_named = any(reason.startswith(f"{name}: ") for name in names)
+    return reason if is_named else f"{names[0]}: {reason}"
 
 
 def some(names: Iterable[str]) -> str:
