@@ -2,7 +2,9 @@
 
 A worker is reused for trial after trial (`reset_config`), so that Python, torch and the data are
 loaded once. A trial fetches its pack from `tune_store.PackStore`, and asks there at every step what
-the driver has to tell it. What the trial has to tell the driver goes into its results.
+the driver has to tell it. What the trial has to tell the driver goes into its results: 20
+evaluations and a model's result in two reports cost the driver 7 ms of processor time
+(`tests/benchmarks/tune_overhead.py`).
 
 Tune's checkpoints are not used: a pack writes its own (`modmix.training.saving`), which the trial
 that trains it next finds, on whatever node that is.
