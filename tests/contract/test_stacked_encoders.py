@@ -92,6 +92,10 @@ PAIRS = [
 ]
 
 
+# Of weights of about 0.1, after 50 steps that amplify the last digits of float64.
+ATOL = 1e-7
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Threads that wait for each other make these small operations a hundred times slower."""
@@ -189,4 +193,4 @@ def test_stacked_equals_single(
             assert found.loss_K[row].item() == pytest.approx(loss.item(), rel=1e-5)
     for row, model in enumerate(alone):
         for name, value in stack.state_of(row).items():
-            torch.testing.assert_close(value, model.state_dict()[name], rtol=1e-5, atol=1e-8)
+            torch.testing.assert_close(value, model.state_dict()[name], rtol=1e-5, atol=ATOL)

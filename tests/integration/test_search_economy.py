@@ -365,7 +365,7 @@ PBT = "configurations: 12, batch: 8, sampler: random"
 def schedules(study: modmix.Study) -> dict[str, dict[str, list[float]]]:
     """By replicate, the hyperparameters at every evaluation."""
     ledger = Ledger(study.home.ledger_url)
-    found = ledger.histories([r.key for r in ledger.replicates(study.name)])
+    found = ledger.histories(study.name, [r.key for r in ledger.replicates(study.name)])
     ledger.close()
     return {
         key: {name: column for name, column in history.items() if name.startswith("pbt/")}
