@@ -449,9 +449,6 @@ PLACES = {
         command=RAY,
         lines=(
             r"resources: a pack asks for 4000 CPUs, more than this machine has or --workers allows: .*",
-        ),
-            r"resources: a pack asks for 4000 CPUs, more than this machine has or --workers allows: ask .*",
-        ),
         prepared=True,
     ),
     "a runner of a GPU that is not there": Case(
