@@ -448,7 +448,8 @@ PLACES = {
         study=of("resources: {cpus: 4000}\n"),
         command=RAY,
         lines=(
-            r"resources: a pack asks for 4000 CPUs, more than this machine has or --workers allows: .*",
+            r"resources: a pack asks for 4000 CPUs, more than this machine has or --workers .*",
+        ),
         prepared=True,
     ),
     "a runner of a GPU that is not there": Case(
