@@ -848,3 +848,19 @@ def test_a_mirror_catches_up_by_itself(tmp_path: Path, server: Server) -> None:
     assert mirror.close("finished", timeout=30.0), mirror.problem
     assert mirror.problem == ""
     bench.check_whole()
+
+
+@pytest.mark.slow
+def test_a_database_whose_creation_is_killed_is_made_anew(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    code = f"from modmix.tracking.store import Store; Store({uri!r}).ping()"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    new = tmp_path / ".mlflow.db.new"
+    while not (new.exists() and new.stat().st_size > 100_000):  # some of its tables are there
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "mlflow.db").exists()
+    Store(uri).ping()
+    assert not new.exists()

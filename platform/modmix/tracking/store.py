@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
@@ -291,6 +292,7 @@ def _prepare_database(uri: str) -> None:
     """
     if path := sqlite_path(uri):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _create_database(uri, path)
         with closing(sqlite3.connect(path, timeout=20)) as database:
             # Write-ahead log: the UI can read during writes, and commits are cheaper.
             database.execute("PRAGMA journal_mode=WAL")
@@ -299,3 +301,24 @@ def _prepare_database(uri: str) -> None:
         port = parts.port or _PORTS.get(parts.scheme.partition("+")[0])
         if parts.hostname and port:
             socket.create_connection((parts.hostname, port), timeout=5).close()
+
+
+def _create_database(uri: str, path: Path) -> None:
+    """Let MLflow make its tables under another name, and rename the file when they are complete.
+
+    MLflow makes them in dozens of steps: a process that is killed between two of them would leave
+    a database that MLflow takes for one of another version, and another process would see it.
+    """
+    from filelock import FileLock
+    from mlflow import MlflowClient
+
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        if path.exists() and path.stat().st_size:
+            return
+        new = path.with_name(f".{path.name}.new")
+        for name in (new, *(Path(f"{new}{end}") for end in ("-journal", "-wal", "-shm"))):
+            name.unlink(missing_ok=True)
+        place, mark, query = uri.partition("?")
+        new_uri = f"{place.rpartition('/')[0]}/{new.name}{mark}{query}"
+        MlflowClient(new_uri, registry_uri=new_uri).search_experiments(max_results=1)
+        new.replace(path)
