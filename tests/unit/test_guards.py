@@ -171,7 +171,7 @@ PLACES = {
     "av": ("tasks.media_read",),
     "PIL": ("tasks.media_read",),
     "pyarrow": ("tasks", "analysis.predictions"),
-    "filelock": ("tasks",),
+    "filelock": ("tasks", "tracking.store"),
     "pooch": ("tasks",),
     "requests": ("tasks",),
     "pydantic": ("study.spec",),
