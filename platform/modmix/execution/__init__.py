@@ -2,12 +2,12 @@
 
 In: a plan and the ledger. Out: results in the ledger.
 
-    local       the runner interface, and the runner in this process
-    packing     divides replicates into packs (pure)
-    costs       estimated cost of a pack
-    queue       packs that wait for a worker
-    keeping     which test predictions are kept
-    run         `StudyRun`: propose, pack, train, record, tell
+    local          the runner interface, and the runner in this process
+    packing        divides replicates into packs (pure)
+    costs          estimated cost of a pack
+    queue          packs that wait for a worker
+    keeping        which test predictions are kept
+    run            `StudyRun`: propose, pack, train, record, tell
     description    a pack as people read it in Ray Tune's tables
     trials         the driver's record of packs in flight
     nodes          which nodes fail, and which ones a pack avoids

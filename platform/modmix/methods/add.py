@@ -62,7 +62,7 @@ class Add(Method):
         self.head = head(self.merge.features, hidden_units(depth, width, hidden), classes)
 
     def forward(self, features: Mapping[str, Tensor]) -> Logits:
-        return Logits(self.head(self.merge([features[m] for m in self.modalities])))
+        return Logits(self.head(self.merge(self.ordered(features))))
 
     def loss(self, outputs: Logits, target_B: Tensor) -> Tensor:
         return cross_entropy(outputs.logits_BC, target_B)

@@ -53,7 +53,7 @@ class Attend(Method):
         self.head = head(widths[0], hidden_units(depth, width, hidden), classes)
 
     def forward(self, features: Mapping[str, Tensor]) -> Logits:
-        parts = [features[m] for m in self.modalities]
+        parts = self.ordered(features)
         if self.project is not None:
             parts = [g(part) for g, part in zip(self.project, parts, strict=True)]
         if self.score == "joint":

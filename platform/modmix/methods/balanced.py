@@ -60,11 +60,8 @@ class Balanced(Method):
         super().__init__(features, classes)
         self.fusion = Concatenation(list(features.values()), classes)
 
-    def in_order(self, features: Mapping[str, Tensor]) -> list[Tensor]:
-        return [features[m] for m in self.modalities]
-
     def forward(self, features: Mapping[str, Tensor]) -> BalancedOutputs:
-        own_MBC = self.fusion.shares(self.in_order(features))
+        own_MBC = self.fusion.shares(self.ordered(features))
         return BalancedOutputs(own_MBC.sum(0), own_MBC)
 
     def loss(self, outputs: BalancedOutputs, target_B: Tensor) -> Tensor:
@@ -89,7 +86,7 @@ class OwnHeads(Balanced):
         self.heads = nn.ModuleList(nn.Linear(d, classes) for d in features.values())
 
     def forward(self, features: Mapping[str, Tensor]) -> BalancedOutputs:
-        parts = self.in_order(features)
+        parts = self.ordered(features)
         own = [g(f_BD) for g, f_BD in zip(self.heads, parts, strict=True)]
         return BalancedOutputs(self.fusion(parts), torch.stack(own))
 

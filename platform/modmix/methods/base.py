@@ -174,6 +174,10 @@ class Method(nn.Module):
         scores_BC: Tensor = outputs.logits_BC
         return scores_BC
 
+    def ordered(self, features: Mapping[str, Tensor]) -> list[Tensor]:
+        """Features (B, D_m) in the order of the modalities."""
+        return [features[name] for name in self.modalities]
+
     def log_probabilities(self, outputs: Outputs) -> Tensor:
         """Log-probabilities (B, C), from which NLL, ECE and AUC are computed."""
         return F.log_softmax(lift(self.scores(outputs)), dim=-1)

@@ -86,7 +86,7 @@ class CentralNet(Method):
         self.classifier = nn.Linear(width, classes)
 
     def forward(self, features: Mapping[str, Tensor]) -> CentralOutputs:
-        hidden, joined_BD = [features[name] for name in self.modalities], None
+        hidden, joined_BD = self.ordered(features), None
         for level in self.levels:
             hidden, joined_BD = level(hidden, joined_BD)
         classified = zip(self.classifiers, hidden, strict=True)

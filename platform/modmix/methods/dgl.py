@@ -34,7 +34,7 @@ class DGL(Balanced):
         self.register_buffer("alpha", torch.tensor(float(alpha)))
 
     def forward(self, features: Mapping[str, Tensor]) -> BalancedOutputs:
-        parts = self.in_order(features)
+        parts = self.ordered(features)
         fused_BC = self.fusion([f_BD.detach() for f_BD in parts])
         return BalancedOutputs(fused_BC, self.fusion.alone(parts))
 

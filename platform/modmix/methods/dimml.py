@@ -134,7 +134,7 @@ class Dimml(Method):
 
     def _common(self, features: Mapping[str, Tensor]) -> list[Tensor]:
         """The features of every modality in the common width, (B, D) each."""
-        parts = [features[m] for m in self.modalities]
+        parts = self.ordered(features)
         if self.project is not None:
             parts = [g(f_BD) for g, f_BD in zip(self.project, parts, strict=True)]
         return parts

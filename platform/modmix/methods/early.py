@@ -25,7 +25,7 @@ class Early(Method):
         self.head = head(sum(features.values()), hidden, classes)
 
     def forward(self, features: Mapping[str, Tensor]) -> Logits:
-        return Logits(self.head(torch.cat([features[m] for m in self.modalities], dim=-1)))
+        return Logits(self.head(torch.cat(self.ordered(features), dim=-1)))
 
     def loss(self, outputs: Logits, target_B: Tensor) -> Tensor:
         return cross_entropy(outputs.logits_BC, target_B)

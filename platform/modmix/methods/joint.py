@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import Tensor
 
 from modmix.methods.base import Method, cross_entropy
@@ -12,10 +10,6 @@ from modmix.methods.unimodal import Logits
 
 class Joint(Method):
     """Trained with the cross-entropy of the logits that ``forward`` returns."""
-
-    def ordered(self, features: Mapping[str, Tensor]) -> list[Tensor]:
-        """Features (B, D_m) in the order of the modalities."""
-        return [features[name] for name in self.modalities]
 
     def loss(self, outputs: Logits, target_B: Tensor) -> Tensor:
         return cross_entropy(outputs.logits_BC, target_B)

@@ -76,7 +76,7 @@ class MLA(Method):
         self.register_buffer("projection_DD", torch.eye(width), persistent=False)
 
     def forward(self, features: Mapping[str, Tensor]) -> MLAOutputs:
-        taken = [features[m] for m in self.modalities]
+        taken = self.ordered(features)
         if self.project is not None:
             taken = [g(f_BD) for g, f_BD in zip(self.project, taken, strict=True)]
         features_MBD = torch.stack(taken)

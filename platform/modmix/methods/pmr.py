@@ -70,7 +70,7 @@ class PMR(Balanced):
         outputs = super().forward(features)
         near = [
             -_distances(lift(f_BD), self.get_buffer(_buffer(i)))
-            for i, f_BD in enumerate(self.in_order(features))
+            for i, f_BD in enumerate(self.ordered(features))
         ]
         return PMROutputs(outputs.logits_BC, outputs.own_MBC, torch.stack(near))
 
@@ -90,7 +90,7 @@ class PMR(Balanced):
             classes_C = torch.arange(self.classes, device=target_B.device)
             is_class_CB = (classes_C.unsqueeze(1) == target_B).to(state["count_C"].dtype)
             new = {"count_C": state["count_C"] + is_class_CB.sum(1)}
-            for i, f_BD in enumerate(self.in_order(features)):
+            for i, f_BD in enumerate(self.ordered(features)):
                 new[_buffer(i)] = state[_buffer(i)] + is_class_CB @ lift(f_BD)
             return new
 

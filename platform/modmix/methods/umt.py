@@ -64,7 +64,7 @@ class UMT(Method):
         self.teaching = False  # whether the teachers are being trained
 
     def forward(self, features: Mapping[str, Tensor]) -> UMTOutputs:
-        own = [features[m] for m in self.modalities]
+        own = self.ordered(features)
         theirs = [features[f"teacher/{m}"] for m in self.modalities]
         logits = [g(f_BD) for g, f_BD in zip(self.teachers, theirs, strict=True)]
         pairs = zip(own, theirs, strict=True)
