@@ -75,6 +75,12 @@ def count_stages(
         return [(stage, _count(stack, stage, inputs, batch)) for stage in stages]
 
 
+def load_ahead() -> None:
+    """Have torch load what counting needs (1 s), for instance while Ray starts."""
+    with torch.device("meta"), FlopCounterMode(display=False):
+        torch.cat([torch.zeros(1), torch.zeros(1)])
+
+
 def count_passes(build: Callable[[], Model], epochs: int) -> dict[str, int]:
     """How often a method's passes read a split, by its name, over all epochs of all stages.
 
