@@ -22,9 +22,9 @@ workers are sums."""
 Rule = tuple[str, tuple[str, ...]]
 TRAINER = "modmix/training/trainer.py:train_pack"
 COMMON: tuple[Rule, ...] = (
+    ("imports", ("<frozen importlib._bootstrap>", "_find_and_load")),
     ("compiling (torch.compile)", ("torch/_inductor/", "")),
     ("compiling (torch.compile)", ("torch/_dynamo/convert_frame", "")),
-    ("imports", ("<frozen importlib._bootstrap>", "_find_and_load")),
 )
 DRIVER: tuple[Rule, ...] = (
     *COMMON,
