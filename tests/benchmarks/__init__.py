@@ -6,12 +6,14 @@
     machine      what the numbers were measured on
     server       an MLflow server for all competitors
     workload     studies, the same models for the peers, and whether both learned the same
-    competitors  the peers as commands
+    competitors  the peers as commands, and their ranking
     peers/       how the same is done with a loop, with Ray Tune and with Optuna alone
     instant      results made at once, in the place of training
-    startup, curve, search, higgs, driver, halving, prepare, gpu, profiling
-                 one benchmark each; `driver` has driver_child, `higgs` has step, and `profiling`
-                 has sampler/ for what runs in processes of its own
+    curve, curve1100, search, higgs, startup, tune_overhead, driver, halving, prepare, gpu,
+    profiling
+                 one benchmark each; for what runs in processes of its own `driver` has
+                 driver_child, `higgs` has step, `tune_overhead` has instant_workers/ and
+                 `profiling` has sampler/
 
 README.md says how each is measured. None of this is collected by pytest.
 """

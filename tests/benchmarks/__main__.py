@@ -19,10 +19,12 @@ from tests.benchmarks.harness import BenchmarkError, Options, Skipped, say
 
 # In this order; each is a module here with `run(options) -> Section`.
 BENCHMARKS = {
-    "startup": "startup",
     "curve": "curve",
+    "curve1100": "curve1100",
     "search": "search",
     "higgs": "higgs",
+    "startup": "startup",
+    "overhead": "tune_overhead",
     "driver": "driver",
     "halving": "halving",
     "prepare": "prepare",

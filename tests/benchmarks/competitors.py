@@ -1,4 +1,4 @@
-"""The peers as commands: what each trains, how long, and how fast it was."""
+"""The peers as commands: what each trains, how long, how fast it was, and who was fastest."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from tests.benchmarks.harness import (
     PYTHON,
     BenchmarkError,
     Run,
+    Turns,
     command,
     cpu_count,
     environment,
 )
+from tests.benchmarks.report import Table, between, number
 
+OURS = "modmix run"
 LOOP = "bare PyTorch loop"
+BEST_RAY = "Ray Tune, class trainable, reuse_actors, nothing logged"
 RAY = "Ray Tune, MLflowLoggerCallback"
 RAY_REUSE = "Ray Tune, MLflowLoggerCallback, reuse_actors"
 RAY_SETUP = "Ray Tune, setup_mlflow in the trial, reuse_actors"
@@ -26,7 +30,26 @@ _RAY_OPTIONS = {
     RAY_REUSE: ["--reuse-actors"],
     RAY_SETUP: ["--reuse-actors", "--logging", "setup"],
 }
-WITH_CALLBACK = (RAY, RAY_REUSE)
+
+
+def ranking(rates: Turns, what: str) -> Table:
+    """All competitors from the fastest to the slowest; ``what`` they do in a minute."""
+    rows = [
+        [
+            name,
+            number(rates.median(name)),
+            between(rates.values[name]),
+            "" if name == OURS else number(rates.ratio(OURS, name), "x"),
+        ]
+        for name in sorted(rates.values, key=rates.median, reverse=True)
+    ]
+    return Table("", ["competitor", f"{what} a minute", "range", "modmix is faster by"], rows)
+
+
+def paired(rates: Turns, name: str) -> str:
+    """The range over turns of our rate over that of a competitor that took as many turns."""
+    turns = zip(rates.values[OURS], rates.values[name], strict=True)
+    return between([ours / theirs for ours, theirs in turns], "x")
 
 
 @dataclass(frozen=True)
@@ -67,6 +90,11 @@ class Peers:
     def loop(self) -> Run:
         words = ["--processes", str(cpu_count()), "--optimizer", self.optimizer]
         return self._python("loop", *words)
+
+    def best_ray(self, *words: str) -> Run:
+        """Ray Tune as fast as it goes, from start to exit."""
+        given = ["--slots", str(cpu_count()), "--optimizer", self.optimizer]
+        return self._python("ray_class", *given, *words)
 
     def slice(self, name: str, seconds: float, *words: str) -> Slice:
         """Let Ray Tune or Optuna work so long."""

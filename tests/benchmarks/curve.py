@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from tests.benchmarks import competitors, workload
-from tests.benchmarks.competitors import LOOP, OPTUNA, RAY, RAY_REUSE, RAY_SETUP, Peers
-from tests.benchmarks.harness import Options, Turns, say, scratch
-from tests.benchmarks.report import Figure, Section, Table, between, number
+from tests.benchmarks import workload
+from tests.benchmarks.competitors import (
+    BEST_RAY,
+    LOOP,
+    OPTUNA,
+    OURS,
+    RAY,
+    RAY_REUSE,
+    RAY_SETUP,
+    Peers,
+    paired,
+    ranking,
+)
+from tests.benchmarks.harness import Options, Run, Turns, say, scratch
+from tests.benchmarks.report import Figure, Section
 from tests.benchmarks.server import mlflow_server
 from tests.benchmarks.workload import Result
 
-OURS = "modmix run"
 EPOCHS = 30
 STUDY = """\
 study: curve
@@ -29,108 +40,107 @@ BETAS = [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1]
 TEXT = """\
 The β-curve of studies/quickstart.yaml: {count} models of `mul` and `mulmix` on digits, 30 epochs.
 Whole commands from start to exit for `modmix run` (imports, planning, Ray, its MLflow mirror,
-results and figures included) and for the bare loop, which logs nothing. Ray Tune and Optuna are far
-slower: each works for {seconds:.0f} s on a random part of the same models, and its rate leaves out
-its start. The peers compute one validation metric an epoch, modmix five."""
+results and figures included), for the bare loop, and for Ray Tune without MLflow, which both log
+nothing and keep no learning curves. Ray Tune and Optuna with MLflow are far slower: each works for
+{seconds:.0f} s on a random part of the same models, and its rate leaves out its start. The peers
+compute one validation metric an epoch, modmix five."""
 
 
 def run(options: Options) -> Section:
+    betas, seeds = ([0, 0.5, 1], 2) if options.quick else (BETAS, 5)
     with scratch("curve") as folder, mlflow_server(folder / "server") as tracking:
-        return _Curve(options, folder, tracking).section()
+        return _section(options, Curve("curve", folder, tracking, betas, seeds))
 
 
-class _Curve:
-    def __init__(self, options: Options, folder: Path, tracking: str) -> None:
-        self.options, self.folder, self.tracking = options, folder, tracking
-        self.study, self.data = folder / "curve.yaml", folder / "data"
-        betas, seeds = ([0, 0.5, 1], 2) if options.quick else (BETAS, 5)
-        self.study.write_text(STUDY.format(betas=betas, seeds=seeds, epochs=EPOCHS))
+def _section(options: Options, curve: Curve) -> Section:
+    slow = [RAY, RAY_REUSE, RAY_SETUP, OPTUNA]
+    for turn in range(options.rounds):
+        curve.train_ours(turn)
+        curve.train_by(LOOP)
+        curve.train_by(BEST_RAY)
+        for name in slow[turn :: options.rounds]:
+            curve.train_part(name, options.ray_seconds)
+    return Section(
+        name="curve",
+        title="A β-curve, against the same models trained by others",
+        text=TEXT.format(count=curve.count, seconds=options.ray_seconds),
+        figures=[
+            curve.figure("curve_vs_loop", LOOP, "a bare PyTorch loop on all cores", 1.5),
+            curve.figure("curve_vs_best_ray", BEST_RAY, "Ray Tune at its best", 1.5),
+        ],
+        tables=[ranking(curve.rates, "models")],
+        notes=curve.notes,
+    )
+
+
+class Curve:
+    """The models of one curve, and what each competitor made of them.
+
+    Args:
+        name: of the benchmark.
+        folder: for all files.
+        tracking: MLflow's address.
+        betas: the points of the curve.
+        seeds: replicates of each.
+    """
+
+    def __init__(
+        self, name: str, folder: Path, tracking: str, betas: Sequence[float], seeds: int
+    ) -> None:
+        self._name, self._folder, self._tracking = name, folder, tracking
+        self._study, self._data = folder / "curve.yaml", folder / "data"
+        self._study.write_text(STUDY.format(betas=list(betas), seeds=seeds, epochs=EPOCHS))
         models = folder / "models.json"
-        self.count = workload.write_models(self.study, models, data=self.data)
-        self.peers = Peers(models, self.data, tracking)
+        self.count = workload.write_models(self._study, models, data=self._data)
         self.rates = Turns()  # models a minute
-        self.learned: dict[str, Result] = {}
+        self._peers = Peers(models, self._data, tracking)
+        self._learned: dict[str, Result] = {}
         self.notes = [
-            f"the loop's optimizer: torch.optim, {self.peers.optimizer}, the fastest here"
+            f"the optimizer of the peers: torch.optim, {self._peers.optimizer}, the fastest here"
         ]
 
-    def section(self) -> Section:
-        slow = [RAY, RAY_REUSE, RAY_SETUP, OPTUNA]
-        for turn in range(self.options.rounds):
-            self._ours(turn)
-            self._loop(turn)
-            for name in slow[turn :: self.options.rounds]:
-                self._slice(name)
-        self.notes.append("the first target is for the faster of the two with the callback")
-        best_ray = max(competitors.WITH_CALLBACK, key=self.rates.median)
-        rows = [
-            [
-                name,
-                number(self.rates.median(name)),
-                between(self.rates.values[name]),
-                "" if name == OURS else number(self.rates.ratio(OURS, name), "x"),
-            ]
-            for name in self.rates.values
-        ]
-        columns = ["competitor", "models a minute", "range", "modmix is faster by"]
-        return Section(
-            name="curve",
-            title="A β-curve, against the same models trained by others",
-            text=TEXT.format(count=self.count, seconds=self.options.ray_seconds),
-            figures=[
-                Figure(
-                    what="curve: models a minute, over Ray Tune with its MLflow callback",
-                    key="curve_vs_ray",
-                    value=self.rates.ratio(OURS, best_ray),
-                    target=10,
-                    unit="x",
-                    spread=self._paired(best_ray),
-                ),
-                Figure(
-                    what="curve: models a minute, over a bare PyTorch loop on all cores",
-                    key="curve_vs_loop",
-                    value=self.rates.ratio(OURS, LOOP),
-                    target=4,
-                    unit="x",
-                    spread=self._paired(LOOP),
-                ),
-            ],
-            tables=[Table("", columns, rows)],
-            notes=self.notes,
-        )
+    def train_ours(self, turn: int) -> None:
+        """All models by `modmix run`, in an empty results folder."""
+        home = self._folder / f"home-{turn}"
+        run = workload.modmix_run(self._study, home, data=self._data, tracking=self._tracking)
+        self._whole(OURS, run)
+        self._learned = self._learned or workload.our_results(home, "curve")
 
-    def _paired(self, name: str) -> str:
-        """The range of the ratio over turns; a slow peer has one turn beside all of ours."""
-        theirs = self.rates.values[name]
-        theirs = theirs * len(self.rates.values[OURS]) if len(theirs) == 1 else theirs
-        return between([o / t for o, t in zip(self.rates.values[OURS], theirs)], "x")
+    def train_by(self, name: str) -> None:
+        """All models by the bare loop, or by Ray Tune at its best; the first time compared."""
+        run = self._peers.loop() if name == LOOP else self._peers.best_ray()
+        self._whole(name, run)
+        if len(self.rates.values[name]) == 1:
+            self._compare(name, run.output, whole=True)
 
-    def _ours(self, turn: int) -> None:
-        home = self.folder / f"home-{turn}"
-        run = workload.modmix_run(self.study, home, data=self.data, tracking=self.tracking)
-        self.rates.add(OURS, 60 * self.count / run.wall)
-        self.learned = self.learned or workload.our_results(home, "curve")
-        say(f"curve: {OURS}: {self.count} models in {run.wall:.1f} s")
-
-    def _loop(self, turn: int) -> None:
-        run = self.peers.loop()
-        self.rates.add(LOOP, 60 * self.count / run.wall)
-        say(f"curve: {LOOP}: {self.count} models in {run.wall:.1f} s")
-        if turn == 0:
-            self._compare(LOOP, run.output)
-
-    def _slice(self, name: str) -> None:
-        done = self.peers.slice(name, self.options.ray_seconds)
+    def train_part(self, name: str, seconds: float) -> None:
+        """As many models as a slow peer trains in that time."""
+        done = self._peers.slice(name, seconds)
         each = 1 if name == OPTUNA else EPOCHS
         self.rates.add(name, done.per_minute / each)
-        say(f"curve: {name}: {done.done / each:.1f} models in {done.seconds:.1f} s")
+        say(f"{self._name}: {name}: {done.done / each:.1f} models in {done.seconds:.1f} s")
         self._compare(name, done.run.output)
 
-    def _compare(self, name: str, output: str) -> None:
+    def figure(self, key: str, name: str, shown: str, target: float) -> Figure:
+        """The ratio to a competitor that trained everything."""
+        return Figure(
+            what=f"{self._name}: models a minute, over {shown}",
+            key=key,
+            value=self.rates.ratio(OURS, name),
+            target=target,
+            unit="x",
+            spread=paired(self.rates, name),
+        )
+
+    def _whole(self, name: str, run: Run) -> None:
+        self.rates.add(name, 60 * self.count / run.wall)
+        say(f"{self._name}: {name}: {self.count} models in {run.wall:.1f} s")
+
+    def _compare(self, name: str, output: str, *, whole: bool = False) -> None:
         found = workload.read_results(output.splitlines())
-        if found:
-            same = str(workload.compare(self.learned, found, name))
+        if found or whole:
+            same = str(workload.compare(self._learned, found, name, whole=whole))
         else:
-            same = workload.compare_partial(self.learned, output.splitlines(), name)
+            same = workload.compare_partial(self._learned, output.splitlines(), name)
         self.notes.append(f"{name}: {same}")
-        say(f"curve: {self.notes[-1]}")
+        say(f"{self._name}: {self.notes[-1]}")

@@ -20,18 +20,18 @@ workers are sums."""
 
 # The first rule whose words are all in one frame of a stack says what the thread was doing.
 Rule = tuple[str, tuple[str, ...]]
-TRAINER = "modmix/trainer.py"
+TRAINER = "modmix/training/trainer.py:train_pack"
 COMMON: tuple[Rule, ...] = (
+    ("imports", ("<frozen importlib._bootstrap>", "_find_and_load")),
     ("compiling (torch.compile)", ("torch/_inductor/", "")),
     ("compiling (torch.compile)", ("torch/_dynamo/convert_frame", "")),
-    ("imports", ("<frozen importlib._bootstrap>", "_find_and_load")),
 )
 DRIVER: tuple[Rule, ...] = (
     *COMMON,
     ("figures, tables, report", ("modmix/analysis/", "")),
     ("MLflow mirror", ("modmix/tracking/", "")),
     ("starting Ray", ("ray/_private/worker.py", ":init")),
-    ("planning and data", ("modmix/plan.py", "")),
+    ("planning and data", ("modmix/study/", "")),
     ("planning and data", ("modmix/tasks/", "")),
     ("ledger", ("modmix/ledger/", "")),
     ("ending Ray", ("ray/_private/worker.py", ":shutdown")),
@@ -42,17 +42,16 @@ WORKER: tuple[Rule, ...] = (
     *COMMON,
     ("probing memory and speed", ("modmix/training/probe.py", "")),
     ("evaluation", ("modmix/training/group.py", ":evaluate")),
-    ("optimizer", ("modmix/optim.py", ":")),
+    ("optimizer", ("modmix/training/optimizers.py", "")),
     ("backward", ("torch/autograd/", "")),
-    ("backward", ("modmix/", "backward")),
-    ("forward", ("modmix/stacked.py", ":")),
+    ("forward", ("modmix/training/stack.py", "")),
     ("gathering batches", ("modmix/training/batches.py", "")),
     ("rest of a step", ("modmix/training/group.py", ":train")),
     ("data, building models", ("modmix/tasks/", "")),
-    ("data, building models", ("modmix/methods/model.py", ":build_model")),
-    ("waiting for work, Ray", ("ray/_private/worker.py", ":get")),
-    ("waiting for work, Ray", ("ray/_private/worker.py", ":wait")),
-    ("records, events, rest of the trainer", ("modmix/", "")),
+    ("data, building models", ("modmix/training/builder.py", "")),
+    ("asking the driver", ("modmix/execution/tune_store.py", "")),
+    ("records, events, rest of the trainer", ("modmix/training/", "")),
+    ("rest of a trial", ("modmix/execution/", "")),
     ("waiting for work, Ray", ("", "")),
 )
 

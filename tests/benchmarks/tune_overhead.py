@@ -2,20 +2,78 @@
 
     python -m tests.benchmarks.tune_overhead [PACKS] [CPUS]
 
-Prints wall time and the driver's processor time per pack, without the start and the end of Ray.
+prints one measurement as JSON: wall time and the driver's processor time per pack, without the
+start and the end of Ray.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-import sys
 import time
 from pathlib import Path
 
+from tests.benchmarks.harness import (
+    PYTHON,
+    BenchmarkError,
+    Options,
+    Turns,
+    command,
+    cpu_count,
+    environment,
+    say,
+)
+from tests.benchmarks.report import Figure, Section, between
 from tests.fakework import FakeWork
 
 HERE = Path(__file__).parent
+TEXT = """\
+{packs} packs of one model each through Ray Tune, as `modmix run` hands them out, on a cluster of
+{cpus} workers that it starts itself; training is replaced by results made at once (20 epochs, every
+metric). Per pack, after the first tenth: the time from one pack's end to the next one's, and the
+processor time of the driver. The ledger and MLflow are in the section about the driver."""
+MEASURED = (
+    ("wall_ms", "wall time per pack", "ms"),
+    ("driver_cpu_ms", "processor time of the driver per pack", "ms"),
+    ("start_s", "start of Ray", "s"),
+    ("first_pack_s", "from Ray's start to the first pack's result", "s"),
+)
+
+
+def run(options: Options) -> Section:
+    packs, rounds = (60, 1) if options.quick else (500, min(3, options.rounds))
+    cpus, measured = cpu_count(), Turns()
+    for _ in range(rounds):
+        told = _measure_apart(packs, cpus)
+        for name, _, _ in MEASURED:
+            measured.add(name, told[name])
+        say(f"overhead: {told['wall_ms']:.1f} ms a pack, driver {told['driver_cpu_ms']:.1f} ms")
+    return Section(
+        name="overhead",
+        title="What Ray Tune costs per pack",
+        text=TEXT.format(packs=packs, cpus=cpus),
+        figures=[
+            Figure(
+                what=f"overhead: {what}",
+                value=measured.median(name),
+                unit=unit,
+                spread=between(measured.values[name], unit),
+            )
+            for name, what, unit in MEASURED
+        ],
+    )
+
+
+def _measure_apart(packs: int, cpus: int) -> dict[str, float]:
+    """`measure` in a process of its own."""
+    words = [PYTHON, "-m", "tests.benchmarks.tune_overhead", str(packs), str(cpus)]
+    output = command(words, env=environment(RAY_ADDRESS=None, OMP_NUM_THREADS="1")).output
+    lines = [line for line in output.splitlines() if line.startswith("{")]
+    if not lines:
+        raise BenchmarkError(f"the runner gave no numbers:\n{output[-2000:]}")
+    told: dict[str, float] = json.loads(lines[-1])
+    return told
 
 
 def measure(count: int, cpus: int) -> dict[str, float]:
@@ -45,10 +103,13 @@ def measure(count: int, cpus: int) -> dict[str, float]:
 
 
 def main() -> None:
-    count, cpus = (int(word) for word in [*sys.argv[1:], "500", "2"][:2])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("packs", type=int, nargs="?", default=500)
+    parser.add_argument("cpus", type=int, nargs="?", default=2)
+    given = parser.parse_args()
     paths = [str(HERE / "instant_workers"), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = ":".join(paths)  # of the workers
-    print(json.dumps(measure(count, cpus)))
+    print(json.dumps(measure(given.packs, given.cpus)))
 
 
 if __name__ == "__main__":

@@ -120,13 +120,17 @@ def write_models(study: Path, target: Path, *, data: Path) -> int:
     return int(run.output.split()[-1])
 
 
-def compare(ours: Mapping[str, Result], theirs: Mapping[str, Result], who: str) -> Difference:
-    """Hold what a peer has learned against ours, model by model.
+def compare(
+    ours: Mapping[str, Result], theirs: Mapping[str, Result], who: str, *, whole: bool = False
+) -> Difference:
+    """Hold what a peer has learned against ours, model by model; ``whole``: all of them.
 
     Raises:
         BenchmarkError: they have nothing in common, or differ by more than sums in another order.
     """
     both = sorted(ours.keys() & theirs.keys())
+    if whole and len(both) < len(ours):
+        raise BenchmarkError(f"{who} trained {len(both)} models of {len(ours)}")
     if not both or len(both) < len(theirs):
         raise BenchmarkError(f"{who} trained {len(theirs)} models, of which ours has {len(both)}")
     losses = [abs(theirs[k].loss - ours[k].loss) / max(abs(ours[k].loss), 1e-3) for k in both]

@@ -33,6 +33,7 @@ class _Sampler:
         self._process = os.getpid()
         self._begun = time.time()
         self._seconds: dict[str, dict[str, float]] = {}  # thread -> stack -> seconds
+        self._writing = threading.Lock()  # at the end, two threads may write at once
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="sampler", daemon=True).start()
@@ -70,9 +71,10 @@ class _Sampler:
             "threads": self._seconds,
         }
         temporary = f"{self._path}.tmp"
-        with open(temporary, "w") as file:
-            json.dump(told, file)
-        os.replace(temporary, self._path)  # noqa: PTH105 - imports little
+        with self._writing:
+            with open(temporary, "w") as file:
+                file.write(json.dumps(told))  # several times as fast as `dump`
+            os.replace(temporary, self._path)  # noqa: PTH105 - imports little
 
 
 if _folder := os.environ.get("MODMIX_BENCH_SAMPLES"):
