@@ -226,7 +226,7 @@ def _make_runner(
     from modmix.execution.tune_runner import TuneRunner
 
     address = address or os.environ.get("RAY_ADDRESS") or None
-    return TuneRunner(_needs(plan), address=address, workers=workers, log=log)
+    return TuneRunner(_needs(plan), address=address, workers=workers, study=plan.name, log=log)
 
 
 def _needs(plan: StudyPlan) -> dict[str, Needs]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -66,7 +67,7 @@ def test_more_than_this_machine_has_is_refused(needs: str, tmp_path: Path) -> No
     assert not (tmp_path / "runs" / "ledger.db").exists()
 
 
-def run(folder: Path, study: str) -> tuple[int, str]:
+def run(folder: Path, study: str, **environment: str) -> tuple[int, str]:
     """`modmix run` in a folder of its own; its exit code, and everything it said."""
     file = folder / "study.yaml"
     file.write_text(study)
@@ -75,17 +76,35 @@ def run(folder: Path, study: str) -> tuple[int, str]:
     ours = {"MODMIX_HOME": str(folder / "runs"), "MODMIX_TRACE": str(folder / "trace")}
     told = subprocess.run(
         command, capture_output=True, text=True, timeout=240, check=False,
-        env={**inherited, **ours},
+        env={**inherited, **ours, **environment},
     )  # fmt: skip
     return told.returncode, told.stdout + told.stderr
 
 
 def test_two_processes_train_all_packs(tmp_path: Path) -> None:
-    code, output = run(tmp_path, STUDY)
+    code, output = run(tmp_path, STUDY, MODMIX_TUNE_VERBOSE="1")
     assert code == 0, output
+    tables_of_trials(output)
     lines = [json.loads(line) for line in (tmp_path / "trace").read_text().splitlines()]
     assert len({tuple(line["replicates"]) for line in lines}) == 6  # packs
     assert len({line["process"] for line in lines}) <= 2
+
+
+def tables_of_trials(output: str) -> None:
+    """Ray Tune's own table names the method, what varies, how far a pack is, and its errors."""
+    lines = [re.split(r" *\| *", line.strip("| ")) for line in output.splitlines() if "|" in line]
+    head = next(line for line in reversed(lines) if line[0] == "Trial name")
+    assert head[3:] == [
+        "method", "configurations", "models", "beta",
+        "epoch", "epochs", "active", "finished", "val/error", "val/error/best",
+    ]  # fmt: skip
+    rows = [dict(zip(head, line, strict=True)) for line in lines[-6:]]
+    assert {row["beta"] for row in rows} == {"0", "0.2", "0.4", "0.6", "0.8", "1"}
+    for row in rows:
+        assert row["Trial name"].startswith("mul-")
+        assert (row["method"], row["status"], row["models"]) == ("mul", "TERMINATED", "2")
+        assert (row["epoch"], row["epochs"], row["finished"]) == ("2", "2", "2")
+        assert 0 < float(row["val/error/best"]) <= float(row["val/error"]) < 100
 
 
 def test_a_study_that_is_refused_leaves_no_cluster_behind(tmp_path: Path) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 from modmix.base.messages import Ended, Finished, PackStarted, Progress
-from modmix.execution.description import Summary, config_of
+from modmix.execution.description import Summary, config_of, described, varied
 from toypack import make_data, make_pack, make_replicates
 
 
@@ -31,8 +32,37 @@ def test_a_value_that_differs_is_a_list() -> None:
 def test_many_values_are_counted() -> None:
     betas = [{"beta": i / 100} for i in range(20)]
     found = config_of(make_pack(make_replicates("mul", betas, (0,), data=make_data())))
-    assert found["beta"].startswith("0, 0.01, 0.02, ")
-    assert found["beta"].endswith(", … (20 values)")
+    assert found["beta"] == "0 to 0.19 (20 values)"
+    many = [{"merge": name} for name in ("concat", "sum")]
+    found = config_of(make_pack(make_replicates("add", many, (0,), data=make_data())))
+    assert found["merge"] == "concat, sum"
+
+
+def test_numbers_are_short_enough_for_a_table() -> None:
+    rates = [{"training": {"learning_rate": rate}} for rate in (0.0043088687, 6.4555012, 100.0)]
+    several = config_of(make_pack(make_replicates("late", rates, (0,), data=make_data())))
+    assert several["learning_rate"] == "0.00431, 6.46, 100"
+    one = config_of(make_pack(make_replicates("late", rates[:1], (0,), data=make_data())))
+    assert one["learning_rate"] == 0.00430887
+
+
+def test_what_varies_is_named() -> None:
+    def config(method: str, *params: dict[str, Any]) -> dict[str, Any]:
+        return config_of(make_pack(make_replicates(method, params, (0, 1), data=make_data())))
+
+    curve = config("mul", {"beta": 0.1}, {"beta": 0.3})
+    assert curve["varied"] == "beta"
+    shallow, deep = config("add", {"depth": 1}), config("add", {"depth": 2})
+    assert shallow["varied"] == ""
+    assert varied([shallow]) == []
+    assert varied([shallow, curve, deep]) == ["beta", "depth"]
+    assert varied([shallow, config("late", {})]) == []  # methods differ, their values do not
+
+
+def test_a_pack_in_a_line() -> None:
+    betas = [{"beta": 0.1}, {"beta": 0.3}]
+    pack = make_pack(make_replicates("mul", betas, (0, 1), data=make_data()))
+    assert described(pack) == f"mul beta=0.1, 0.3; 4 models, pack {pack.id[:8]}"
 
 
 def progress(pack: str, epoch: int, active: int, errors: dict[str, float]) -> Progress:

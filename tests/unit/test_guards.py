@@ -157,7 +157,16 @@ def test_no_package_has_a_cycle() -> None:
 PLACES = {
     "ray": tuple(
         f"execution.tune_{name}"
-        for name in ("callback", "cluster", "runner", "scheduler", "search", "store", "trial")
+        for name in (
+            "callback",
+            "cluster",
+            "runner",
+            "scheduler",
+            "search",
+            "store",
+            "table",
+            "trial",
+        )
     ),
     "optuna": ("search.proposer", "tracking.optuna_mirror"),
     "sqlalchemy": ("ledger",),

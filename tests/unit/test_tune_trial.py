@@ -14,7 +14,8 @@ from modmix.base.messages import Event, Finished, Pack, PackStarted, Progress
 from modmix.execution import tune_trial
 from modmix.execution.local import Reply, Verdict
 from modmix.execution.tune_cluster import Needs
-from modmix.execution.tune_trial import PackTrial
+from modmix.execution.tune_store import TrialStore
+from modmix.execution.tune_trial import PackTrial, trial_class
 
 
 class Store:
@@ -209,3 +210,22 @@ def test_a_checkpoint_folder_that_cannot_be_written_is_a_preflight_failure(
     result = trial(Store(pack), pack).step()
     assert (result["of_machine"], result["unfit"]) == (True, True)
     assert "NotADirectoryError" in result["failure"]
+
+
+def test_workers_name_themselves_and_their_study() -> None:
+    needs = {"": Needs(cpus=2), "late": Needs(cpus=1, gpus=0.5)}
+    made = trial_class("alice/digits", TrialStore(None), needs)
+    assert (made.__name__, made.__qualname__) == ("PackTrial", "PackTrial")
+    assert repr(made.__new__(made)) == "PackTrial(alice/digits)"
+    assert made.default_resource_request({"method": "mul"}).bundles == [{"CPU": 2.0}]
+    assert made.default_resource_request({"method": "late"}).bundles == [{"CPU": 1.0, "GPU": 0.5}]
+
+
+def test_a_worker_logs_what_it_trains(
+    training: Training, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pack = make_pack(0)
+    trial(Store(pack), pack).step()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"training {pack.method} " in line
+    assert line.endswith(f"; 1 models, pack {pack.id[:8]}")

@@ -18,6 +18,7 @@ In: a plan and the ledger. Out: results in the ledger.
     tune_search    packs as Ray Tune's trials
     tune_scheduler halving across packs
     tune_callback  what the study is told of its trials
+    tune_table     Ray Tune's own table of trials
     tune_runner    the runner on a Ray cluster
 
 Only the files ``tune_*`` import ray.

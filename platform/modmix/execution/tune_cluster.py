@@ -79,13 +79,20 @@ class Cluster(Unsaved):
         needs: of a pack; the cluster is counted in such packs.
         address: of a cluster; None starts one on this machine that ends with `close`.
         workers: processors of the cluster started on this machine; None: all this process may use.
+        study: the name of the job in the Ray dashboard.
     """
 
     def __init__(
-        self, needs: Needs, *, address: str | None = None, workers: int | None = None
+        self,
+        needs: Needs,
+        *,
+        address: str | None = None,
+        workers: int | None = None,
+        study: str = "study",
     ) -> None:
         self.needs = needs
         self._address = address
+        self._study = study
         self._workers = workers or cpu_count()
         self._is_ours = False  # the connection, and the cluster if there is no address
         self._nodes: tuple[float, dict[str, dict[str, Any]]] = (-_LOOK_SECONDS, {})
@@ -132,12 +139,14 @@ class Cluster(Unsaved):
 
     def _init(self) -> None:
         import ray
+        from ray.job_config import JobConfig
 
         common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
         with quiet():
             if self._address is not None:
                 _await_answer(self._address)
-                ray.init(address=self._address, **common)
+                job = JobConfig(metadata={"job_name": self._study})
+                ray.init(address=self._address, job_config=job, **common)
                 return
             _provide_token()
             ray.init(

@@ -8,7 +8,6 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 from modmix.base.errors import Incomplete, InputError, RunnerError
@@ -31,9 +30,6 @@ _SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 
-# Of Tune's own table of trials, shown with MODMIX_TUNE_VERBOSE=1.
-COLUMNS = ("epoch", "epochs", "active", "finished", "val/error", "val/error/best")
-
 
 class TuneRunner:
     """Trains packs on a Ray cluster.
@@ -42,6 +38,7 @@ class TuneRunner:
         needs: what a pack occupies, by method; "" is for all other methods.
         address: of a cluster; None starts one on this machine that ends with the study.
         workers: processors of the cluster started on this machine; None: all this process may use.
+        study: its name, for the Ray dashboard.
         log: called with sentences for the user.
     """
 
@@ -51,10 +48,12 @@ class TuneRunner:
         *,
         address: str | None = None,
         workers: int | None = None,
+        study: str = "study",
         log: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._needs = {"": Needs(), **(needs or {})}
-        self._cluster = Cluster(self._needs[""], address=address, workers=workers)
+        self._study = study
+        self._cluster = Cluster(self._needs[""], address=address, workers=workers, study=study)
         self._log = log
         self._is_started = False
 
@@ -131,19 +130,16 @@ class TuneRunner:
 
         from modmix.execution.tune_callback import StudyCallback, StudyStopper
         from modmix.execution.tune_scheduler import RungScheduler
-        from modmix.execution.tune_search import PackSearcher, placement
+        from modmix.execution.tune_search import PackSearcher
         from modmix.execution.tune_store import ActorStore, TrialStore
-        from modmix.execution.tune_trial import PackTrial
+        from modmix.execution.tune_table import TrialTable
+        from modmix.execution.tune_trial import trial_class
 
         nodes = Nodes(self._log)
-        store = ActorStore()
+        store = ActorStore(self._study)
         folder = tempfile.mkdtemp(prefix="modmix-tune-")
-        trainable = tune.with_resources(
-            tune.with_parameters(PackTrial, store=TrialStore(store.actor), resources=self._needs),
-            partial(placement, needs=self._needs),
-        )
         tuner = tune.Tuner(
-            trainable,
+            trial_class(self._study, TrialStore(store.actor), self._needs),
             tune_config=tune.TuneConfig(
                 search_alg=PackSearcher(trials, self._cluster, nodes, store),
                 scheduler=RungScheduler(trials, store),
@@ -156,7 +152,7 @@ class TuneRunner:
                 name="study",
                 storage_path=folder,
                 verbose=int(os.environ.get("MODMIX_TUNE_VERBOSE") == "1"),
-                progress_reporter=tune.CLIReporter(metric_columns=list(COLUMNS)),
+                progress_reporter=TrialTable(),
                 callbacks=[StudyCallback(trials, self._cluster, nodes, store)],
                 stop=StudyStopper(trials),
                 failure_config=tune.FailureConfig(max_failures=0, fail_fast=False),

@@ -110,10 +110,10 @@ class TrialStore:
 
 
 class ActorStore:
-    """The driver's side of a `PackStore`, which it starts as an actor."""
+    """The driver's side of a `PackStore`, which it starts as an actor named after the study."""
 
-    def __init__(self) -> None:
-        self._name = PREFIX + uuid.uuid4().hex
+    def __init__(self, study: str) -> None:
+        self._name = f"{PREFIX}{study}-{uuid.uuid4().hex}"
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options: Mapping[str, Any] = {
             "num_cpus": 0,

@@ -12,6 +12,7 @@ that trains it next finds, on whatever node that is.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Generator, Mapping
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 from ray import tune
 
 from modmix.base.messages import Event, Finished, Progress
-from modmix.execution.description import Summary
+from modmix.execution.description import Summary, described
 from modmix.execution.local import (
     Reply,
     check_checkpoint_folder,
@@ -28,6 +29,7 @@ from modmix.execution.local import (
     train,
 )
 from modmix.execution.tune_cluster import Needs
+from modmix.execution.tune_search import placement
 from modmix.execution.tune_store import TrialStore
 
 # How often a trial reports while it trains. It also reports when models end and at rungs.
@@ -98,6 +100,8 @@ class PackTrial(tune.Trainable):
     def _begin(self) -> Generator[Event, None, None]:
         pack = self._store.fetch(self._name)
         self._summary = Summary(pack)
+        # The worker's log, which the Ray dashboard shows.
+        print(f"{time.strftime('%F %T')} training {described(pack)}", file=sys.stderr, flush=True)
         check_checkpoint_folder(pack)
         return train(
             pack,
@@ -124,3 +128,23 @@ class PackTrial(tune.Trainable):
     def _result(self, **more: Any) -> dict[str, Any]:
         values = {} if self._summary is None else self._summary.values
         return {**values, **more}
+
+
+def trial_class(study: str, store: TrialStore, needs: Mapping[str, Needs]) -> type[PackTrial]:
+    """`PackTrial` as Tune gets it, with its arguments and the places it may run.
+
+    The Ray dashboard lists its workers as ``PackTrial`` and ``PackTrial(STUDY)``. What one of them
+    trains is in its log: Ray asks for its representation only once.
+    """
+
+    class OfStudy(PackTrial):
+        @classmethod
+        def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+            return placement(config, needs)
+
+        def __repr__(self) -> str:
+            return f"{PackTrial.__name__}({study})"
+
+    made: type[PackTrial] = tune.with_parameters(OfStudy, store=store, resources=needs)
+    made.__name__ = made.__qualname__ = PackTrial.__name__  # Tune's wrapper has a name of its own
+    return made
