@@ -181,7 +181,12 @@ def run(
     local: Local = False,
     no_mlflow: NoMlflow = False,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Train failed models again.")
+        bool,
+        typer.Option(
+            "--retry-failed",
+            help="Train failed models again, and those that were given up after "
+            "failures of machines.",
+        ),
     ] = False,
     quiet: Quiet = False,
 ) -> None:
