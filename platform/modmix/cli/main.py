@@ -6,13 +6,10 @@ command resumes. Heavy imports are inside the commands to keep `modmix --help` f
 
 from __future__ import annotations
 
-import atexit
 import json
 import math
-import os
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -76,7 +73,7 @@ _study_has_run = False  # if so, its results are in files, even if the output wa
 
 
 def command() -> None:
-    """Entry point: `main`, then exit without waiting seconds for interpreter shutdown."""
+    """Entry point: `main`, then exit with its code; it is 1 if the output was lost."""
     code: int | str | None = 0
     outputs = Outputs()
     try:
@@ -86,13 +83,7 @@ def command() -> None:
     except KeyboardInterrupt:  # another Ctrl-C while the first one was being dealt with
         code = 3
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command is over
-    code = code or _check_written(outputs)
-    busy = [t for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]
-    if busy or not (code is None or isinstance(code, int)):
-        sys.exit(code)
-    atexit._run_exitfuncs()
-    outputs.finish()
-    os._exit(code or 0)
+    sys.exit(code or _check_written(outputs))
 
 
 def _check_written(outputs: Outputs) -> int:

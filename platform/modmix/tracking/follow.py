@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from modmix.base.errors import InputError, LedgerError, TrackingError
 from modmix.base.home import Home
@@ -159,7 +159,9 @@ class Follower:
 
 
 def main() -> None:
-    task = Task(**json.loads(sys.stdin.readline()))
+    # Not `sys.stdin`, which Python closes at its end: it would wait for the thread that reads it.
+    messages = open(sys.stdin.fileno(), closefd=False)  # noqa: SIM115
+    task = Task(**json.loads(messages.readline()))
     with suppress(OSError):
         os.nice(task.niceness)
     # Linux schedules by session before niceness. `Mirror` gives this process a session of its own;
@@ -169,9 +171,8 @@ def main() -> None:
         with suppress(OSError):
             Path("/proc/self/autogroup").write_text(str(task.niceness // 2))
     follower = Follower(task, _answer)
-    threading.Thread(target=_listen, args=(follower,), daemon=True).start()
+    threading.Thread(target=_listen, args=(follower, messages), daemon=True).start()
     _answer("done", follower.follow())
-    os._exit(0)  # everything is written, and the driver waits
 
 
 def _answer(what: str, value: Any) -> None:
@@ -179,12 +180,14 @@ def _answer(what: str, value: Any) -> None:
         print(json.dumps({what: value}), flush=True)
 
 
-def _listen(follower: Follower) -> None:
+def _listen(follower: Follower, messages: IO[str]) -> None:
     try:
-        for line in sys.stdin:
+        for line in messages:
             follower.receive(json.loads(line))
     finally:
-        # The driver has gone, perhaps in the middle of a line. The next mirror completes the runs.
+        # The driver has gone, perhaps in the middle of a line. The next mirror completes the runs,
+        # and this one must not write beside it: the main thread may wait for minutes for a server
+        # that is away, and no other thread can interrupt it.
         os._exit(0)
 
 

@@ -153,8 +153,9 @@ class Mirror:
             if left and time.monotonic() - reported > 5.0:
                 reported = time.monotonic()
                 progress(left)
-        if not self._done:
+        if not self._done or self._thread.is_alive():
             self._kill()
+        if not self._done:
             why = self._problem or f"MLflow at {redacted(self._uri)} was still being written to"
             self._problem = f"{why}; 'modmix sync {self._study}' catches up"
         return self._done
