@@ -342,7 +342,7 @@ def _run(
             if found:
                 log(f"{counted(found, 'model')} reused from the ledger")
             if mirror is not None:
-                mirror.start(MIRROR_DELAY)
+                mirror.start(lease, delay=MIRROR_DELAY)
                 mirrored = mirror
             if not work.finished:
                 runner.start()

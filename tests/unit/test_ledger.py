@@ -335,11 +335,13 @@ def test_another_process_may_hold_a_lease_too(ledger: Ledger, url: str) -> None:
     mirror = Ledger(url)
     mirror.hold(lease)
     mirror.set_study_run("s", "run")
+    assert mirror.is_current(lease)
     age(ledger, leases.LEASE_SECONDS + 1)
     ledger.acquire("s")
     with pytest.raises(LeaseLostError):
         mirror.set_study_run("s", "another")
     assert ledger.study("s").mlflow_run == "run"
+    assert not mirror.is_current(lease)
     mirror.close()
 
 
