@@ -181,6 +181,7 @@ def test_ctrl_c_ends_with_a_sentence_however_often(times: int, tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.cluster
+@pytest.mark.timeout(420)
 def test_a_study_with_ray_and_mlflow_ends_and_leaves_no_process(tmp_path: Path) -> None:
     """Threads of Ray, of MLflow and of the mirror are there when the processes end."""
     (tmp_path / "small.yaml").write_text(STUDY)
@@ -193,7 +194,7 @@ def test_a_study_with_ray_and_mlflow_ends_and_leaves_no_process(tmp_path: Path) 
         env=environment,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=380,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -6,6 +6,7 @@ command resumes. Heavy imports are inside the commands to keep `modmix --help` f
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import signal
@@ -83,7 +84,9 @@ def command() -> None:
     except KeyboardInterrupt:  # another Ctrl-C while the first one was being dealt with
         code = 3
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command is over
-    sys.exit(code or _check_written(outputs))
+    code = code or _check_written(outputs)
+    gc.freeze()  # Python's last collections need not look at torch: most of a second
+    sys.exit(code)
 
 
 def _check_written(outputs: Outputs) -> int:
