@@ -123,13 +123,14 @@ def run(
         home: folder of results; default: MODMIX_HOME, else ./modmix_runs.
         data_path: overrides the task's ``path``.
         mlflow: mirror the study to MLflow.
-        retry_failed: train failed replicates again.
+        retry_failed: train failed replicates again, and those whose machines failed too often.
         changed: called after every change, for displays.
         log: called with messages for the user.
 
     Raises:
         InputError: invalid study file, data, cluster or server; nothing was started.
         Interrupted: stopped by Ctrl-C; the same call resumes.
+        GivenUp: machines failed too often for some models; ``retry_failed`` resumes.
         Incomplete, LedgerError: a machine or the database failed; the same call resumes.
     """
     plan = make_plan(file, data_path=data_path)
@@ -341,7 +342,7 @@ def _run(
             if found:
                 log(f"{counted(found, 'model')} reused from the ledger")
             if mirror is not None:
-                mirror.start(MIRROR_DELAY)
+                mirror.start(lease, delay=MIRROR_DELAY)
                 mirrored = mirror
             if not work.finished:
                 runner.start()

@@ -1,7 +1,8 @@
-"""A study on a cluster of two nodes, started by `ray start` with tokens; one node dies."""
+"""A study on a cluster, started by `ray start` with tokens: a node dies or joins; a driver dies."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -17,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from modmix.ledger.ledger import Ledger
 from tests.faults.conftest import MODELS, Place
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(420)]
@@ -158,5 +160,65 @@ def test_a_machine_that_joins_gets_a_worker(
         assert process.returncode == 0, output
         lines = [json.loads(line) for line in (tmp_path / "cluster-trace").read_text().splitlines()]
         assert len({line["process"] for line in lines}) == 2
+    finally:
+        cluster.stop()
+
+
+ONE_PACK = """
+study: one
+task: {name: digits, train_rows: 200}
+seeds: 2
+training: {epochs: 500, batch_size: 64, stack: always}
+parts: {one: {methods: {mul: {beta: {grid: [0, 1]}}}}}
+"""
+
+
+def test_a_killed_driver_leaves_no_worker_and_its_pack_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = tmp_path / "cluster-trace"
+    monkeypatch.setenv("MODMIX_TRACE", str(trace))  # workers have the nodes' environment
+    monkeypatch.setenv("MODMIX_CHECKPOINT_SECONDS", "0")
+    cluster, place = Cluster(tmp_path), Place(tmp_path)
+    place.environment.update(cluster.environment)
+    (tmp_path / "one.yaml").write_text(ONE_PACK)
+    command = ["run", str(tmp_path / "one.yaml"), "--address", cluster.address, "--no-mlflow"]
+
+    def epochs() -> dict[int, list[float]]:
+        """Epochs trained so far, by process."""
+        found: dict[int, list[float]] = {}
+        for line in trace.read_text().splitlines() if trace.exists() else []:
+            noted = json.loads(line)
+            assert len(noted["replicates"]) == 4
+            found.setdefault(noted["process"], []).append(noted["epoch"])
+        return found
+
+    try:
+        cluster.add_node()
+        driver = place.start(*command)
+        while sum(map(len, epochs().values())) < 10:
+            assert driver.poll() is None, driver.communicate()[0]
+            time.sleep(0.05)
+        driver.kill()
+        driver.communicate()
+        (first,) = epochs()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(first).wait(timeout=20)  # raises if it trains on
+        before = epochs()[first]
+        assert before[-1] < 500, "it was over before it was killed"
+        assert list(place.home.checkpoints.glob("*/*.safetensors"))
+
+        code, output = place.run(*command)
+        assert code == 0, output
+        (second,) = set(epochs()) - {first}
+        after = epochs()[second]
+        # The last epoch may have been trained and not saved.
+        assert before == list(range(1, len(before) + 1))
+        assert after == list(range(int(after[0]), 501))
+        assert after[0] in (before[-1], before[-1] + 1)
+        ledger = Ledger(place.home.ledger_url)
+        assert {r.state for r in ledger.replicates("one")} == {"done"}
+        assert [(pack.state, pack.failures) for pack in ledger.packs("one")] == [("done", 0)]
+        ledger.close()
     finally:
         cluster.stop()

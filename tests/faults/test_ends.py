@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from modmix.base.home import Home
@@ -176,3 +177,36 @@ def test_ctrl_c_ends_with_a_sentence_however_often(times: int, tmp_path: Path) -
     assert "same command" in output or "resumes" in output
     checkpoints = list((tmp_path / "runs" / "checkpoints").glob("*"))
     assert checkpoints or times > 1  # the first one leaves them time to write
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.timeout(420)
+def test_a_study_with_ray_and_mlflow_ends_and_leaves_no_process(tmp_path: Path) -> None:
+    """Threads of Ray, of MLflow and of the mirror are there when the processes end."""
+    (tmp_path / "small.yaml").write_text(STUDY)
+    home = str(tmp_path / "runs")
+    environment = {**os.environ, "MODMIX_HOME": home, "MODMIX_DATA": str(tmp_path / "data")}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    done = subprocess.run(
+        [sys.executable, "-m", "modmix", "run", "small.yaml", "--workers", "1"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=380,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    assert "not up to date" not in done.stderr
+    left = [p for p in psutil.process_iter() if of_home(p, home)]
+    assert psutil.wait_procs(left, timeout=30)[1] == []
+
+
+def of_home(process: psutil.Process, home: str) -> bool:
+    try:
+        return process.environ().get("MODMIX_HOME") == home
+    except psutil.Error:
+        return False

@@ -145,3 +145,10 @@ def test_a_cluster_that_does_not_answer_is_said_in_bounded_time(
     monkeypatch.setattr(tune_cluster, "_ANSWER_SECONDS", 3.0)
     with pytest.raises(InputError, match=r"no Ray cluster answers at 127\.0\.0\.1:\d+"):
         tune_cluster._await_answer(silent)
+
+
+def test_auto_is_the_cluster_of_ray_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that one which is not there is said at once."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    with pytest.raises(InputError, match=r"no Ray cluster answers at 127\.0\.0\.1:9 \("):
+        tune_cluster.Cluster(tune_cluster.Needs(), address="auto").connect()

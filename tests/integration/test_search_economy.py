@@ -12,9 +12,10 @@ import pytest
 
 import modmix
 from modmix import api
-from modmix.base.errors import Incomplete, Interrupted
+from modmix.base.errors import GivenUp, Interrupted
 from modmix.base.home import Home
-from modmix.execution.run import MAX_FAILURES, StudyRun
+from modmix.execution.failures import MAX_FAILURES
+from modmix.execution.run import StudyRun
 from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import Entry, ReplicateRecord
 
@@ -340,7 +341,8 @@ def test_a_search_whose_batch_is_given_up_ends(tmp_path: Path) -> None:
     ledger = Ledger(home.ledger_url)
     spec = plan.spec.model_dump(mode="json")
     ledger.start_study("small", spec=spec, text="", source="", details={})
-    work = StudyRun(plan, ledger, ledger.acquire("small"), home, slots=1)
+    lease = ledger.acquire("small")
+    work = StudyRun(plan, ledger, lease, home, slots=1)
     work.prepare()
     handed = 0
     while not work.finished:
@@ -349,8 +351,13 @@ def test_a_search_whose_batch_is_given_up_ends(tmp_path: Path) -> None:
         handed += 1
         work.ended(pack.id, "the worker process or its node died")
     assert handed == 3 * (MAX_FAILURES + 1)  # the grid, and the first batch of each search
-    with pytest.raises(Incomplete, match="14 models have no result"):
-        work.check_complete()
+    again = StudyRun(plan, ledger, lease, home, slots=1)
+    again.prepare()
+    assert again.next_pack() is None
+    for driver in (work, again):
+        assert driver.finished
+        with pytest.raises(GivenUp, match="14 models have no result"):
+            driver.check_complete()
     ledger.close()
 
 

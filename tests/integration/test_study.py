@@ -10,15 +10,22 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits  # type: ignore[import-untyped, unused-ignore]
 
 import modmix
+from modmix.base.messages import PackStarted, Progress
 from modmix.ledger.ledger import Ledger
 from modmix.tasks.base import load_task
+
+if TYPE_CHECKING:
+    from modmix.execution.run import StudyRun
 
 pytestmark = pytest.mark.slow
 
@@ -285,10 +292,10 @@ parts:
 def test_machines_that_fail_again_and_again(tmp_path: Path, epochs: list[int]) -> None:
     """A pack that never gets further is given up; one that does is handed out every time."""
     from modmix import api
-    from modmix.base.errors import Incomplete
+    from modmix.base.errors import GivenUp
     from modmix.base.home import Home
-    from modmix.base.messages import Progress
-    from modmix.execution.run import MAX_FAILURES, StudyRun
+    from modmix.execution.failures import MAX_FAILURES
+    from modmix.execution.run import StudyRun
 
     plan = api.make_plan(write(tmp_path, configurations=1, grid=[0.5], seeds=1))
     home = Home(tmp_path / "runs")
@@ -314,10 +321,116 @@ def test_machines_that_fail_again_and_again(tmp_path: Path, epochs: list[int]) -
     assert given_up == (epochs[0] == epochs[-1])
     if given_up:
         assert times == MAX_FAILURES + 1
-        with pytest.raises(Incomplete, match=r"failed 6 times \(the worker"):
+        with pytest.raises(GivenUp, match=r"failed 6 times \(the worker"):
             run.check_complete()
-    else:
-        run.check_complete()
+        run.stop()
+    run.check_complete()
+
+
+class Restarted:
+    """A study of one model whose driver is started again and again; nothing is trained.
+
+    Each driver is a process of its own to the ledger: a new connection and a new lease.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from modmix import api
+        from modmix.base.home import Home
+
+        path = folder / "one.yaml"
+        path.write_text(
+            "study: one\ntask: {name: digits, train_rows: 120}\nseeds: 1\n"
+            "training: {epochs: 9}\nparts: {one: {methods: {mul: {beta: 0.5}}}}\n"
+        )
+        self.plan = api.make_plan(path)
+        self.home = Home(folder / "runs")
+        self.home.make()
+
+    @contextmanager
+    def driver(self, *, retry_failed: bool = False) -> Iterator[StudyRun]:
+        from modmix.execution.run import StudyRun
+
+        ledger = Ledger(self.home.ledger_url)
+        spec = self.plan.spec.model_dump(mode="json")
+        ledger.start_study("one", spec=spec, text="", source="", details={})
+        lease = ledger.acquire("one")
+        if retry_failed:
+            ledger.reset_failures("one")
+        work = StudyRun(self.plan, ledger, lease, self.home, slots=1)
+        work.prepare()
+        yield work
+        ledger.release(lease)  # as if it was dead: the next driver finds its packs running
+        ledger.close()
+
+    def fail(self, *, epoch: int = 0, resumed: int = 0, **how: Any) -> str:
+        """Let a new driver's pack fail once; its id."""
+        with self.driver() as work:
+            pack = work.next_pack()
+            assert pack is not None
+            started = PackStarted(
+                pack=pack.id, models=1, device="cpu", stacked=False, why="", resumed_epoch=resumed
+            )
+            work.record([started])
+            if epoch:
+                at = Progress(pack=pack.id, epoch=epoch, epochs=9, active=1, metrics={})
+                work.record([at])
+            work.ended(pack.id, "the worker died", **how)
+            return pack.id
+
+    def count(self) -> int:
+        ledger = Ledger(self.home.ledger_url)
+        (pack,) = ledger.packs("one")
+        ledger.close()
+        return pack.failures
+
+
+def test_failures_of_a_pack_are_counted_over_restarts(tmp_path: Path) -> None:
+    from modmix.base.errors import GivenUp
+
+    study = Restarted(tmp_path)
+    assert len({study.fail(epoch=2) for _ in range(6)}) == 1
+    for _ in range(2):
+        with study.driver() as work:
+            assert work.next_pack() is None
+            assert work.finished
+            with pytest.raises(GivenUp, match=r"^1 models .* 6 times \(the worker .*retry-failed$"):
+                work.check_complete()
+    with study.driver(retry_failed=True) as work:
+        assert work.next_pack() is not None
+    assert study.count() == 0
+    study.fail(epoch=2)
+    assert study.count() == 1
+
+
+def test_progress_between_restarts_is_seen(tmp_path: Path) -> None:
+    """Also where a driver was killed after it, and only the checkpoint shows how far it was."""
+    study = Restarted(tmp_path)
+    counts = []
+    for epoch, resumed in [(2, 0), (2, 2), (0, 2), (3, 2), (0, 3), (0, 5)]:
+        study.fail(epoch=epoch, resumed=resumed)
+        counts.append(study.count())
+    assert counts == [1, 2, 3, 1, 2, 1]
+
+
+def test_a_driver_that_dies_is_no_failure_of_its_packs(tmp_path: Path) -> None:
+    study = Restarted(tmp_path)
+    name = study.fail()
+    for _ in range(7):
+        with study.driver() as work:  # which is gone without a word, while the pack runs
+            pack = work.next_pack()
+            assert pack is not None
+            assert pack.id == name
+    study.fail(counted=False)  # its node was lost
+    with study.driver() as work:
+        pack = work.next_pack()
+        assert pack is not None
+        work.release_packs()  # an error of the runner
+    with study.driver() as work:
+        pack = work.next_pack()
+        assert pack is not None
+        work.stop()
+        work.ended(pack.id, "its worker was ended")
+    assert study.count() == 1
 
 
 def test_a_study_of_failures_is_no_success(tmp_path: Path) -> None:

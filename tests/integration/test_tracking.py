@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -24,13 +25,15 @@ from mlflow_bench import STUDY, Bench, Server, copy_database, free_port, result
 from modmix.base.errors import InputError, TrackingError
 from modmix.base.messages import Progress, digest
 from modmix.ledger.ledger import Ledger
+from modmix.ledger.records import Lease
 from modmix.tracking import store
 from modmix.tracking.content import configuration_digest
+from modmix.tracking.follow import Task
 from modmix.tracking.mirror import sync
 from modmix.tracking.overview import request_digest
 from modmix.tracking.serve import pages
 from modmix.tracking.store import RefusedError, Store
-from modmix.tracking.writer import PARTIAL_SECONDS, OvertakenError
+from modmix.tracking.writer import PARTIAL_SECONDS, WRITER, OvertakenError, Writer
 
 LIVE = "live/val/error"
 
@@ -295,6 +298,108 @@ def test_a_second_writer_takes_over_from_the_first(bench: Bench) -> None:
     bench.finish(["configuration-003-0"])
     second.update("finished")
     bench.check_whole()
+
+
+def take_over(bench: Bench) -> None:
+    """Another driver takes the study, as it can once the first one's lease has run out."""
+    bench.ledger.release(bench.lease)
+    bench.lease = bench.ledger.acquire(STUDY)
+
+
+def writer_of(bench: Bench, lease: Lease) -> Writer:
+    return Writer(Ledger(bench.url), STUDY, bench.uri, bench.home, lease=lease)
+
+
+@pytest.mark.slow
+def test_a_writer_that_comes_late_does_not_take_over_from_the_current_driver_s(
+    bench: Bench,
+) -> None:
+    bench.start(configurations=2, seeds=1)
+    late = writer_of(bench, bench.lease)
+    take_over(bench)
+    current = writer_of(bench, bench.lease)
+    bench.finish(["configuration-000-0"])
+    current.update("running")
+    bench.finish(["configuration-001-0"])
+    for _ in range(2):
+        with pytest.raises(OvertakenError, match="another driver now runs study 'curves'"):
+            late.update("stopped")
+        late.reset()
+    current.update("finished")
+    bench.check_whole()
+
+
+@pytest.mark.slow
+def test_the_current_driver_s_writer_goes_on_beside_late_writes(bench: Bench) -> None:
+    """A request that a stopped process had sent before it could see that it had lost the study."""
+    bench.start(configurations=2, seeds=1)
+    bench.finish(["configuration-000-0"])
+    current = writer_of(bench, bench.lease)
+    current.update("running")
+    client = MlflowClient(bench.uri)
+    experiment = current.experiment_id
+    client.set_experiment_tag(experiment, WRITER, "another")
+    for configuration in bench.configurations:
+        client.create_run(experiment, tags={"modmix.configuration": configuration.key})
+    bench.finish(["configuration-001-0"])
+    with pytest.raises(TrackingError, match="its runs are looked up anew"):
+        current.update("finished")
+    current.reset()
+    current.update("finished")
+    bench.check_whole()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_stopped_follower_ends_when_it_goes_on(bench: Bench, begun: bool) -> None:
+    """Its driver was stopped with it, and another one has taken the study over meanwhile."""
+    bench.start(configurations=3, seeds=1)
+    bench.finish(["configuration-000-0"])
+    task = Task(
+        ledger_url=bench.url,
+        study=STUDY,
+        uri=bench.uri,
+        home=str(bench.home.path),
+        token=bench.lease.token,
+        niceness=0,
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "modmix.tracking.follow"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdin.write(task.to_json() + "\n")
+        process.stdin.flush()
+        while begun and json.loads(process.stdout.readline()) != {"left": 0}:
+            pass  # until it has written the first configuration
+        if begun:  # the tags of the study's run are written last
+            eventually(lambda: "modmix.note" in bench.study_run().data.tags)
+        process.send_signal(signal.SIGSTOP)
+        eventually(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
+        take_over(bench)
+        bench.finish(["configuration-001-0", "configuration-002-0"])
+        assert writer_of(bench, bench.lease).update("finished")
+        bench.check_whole()
+        before = {run.info.run_id: run.to_dictionary() for run in bench.runs()}
+        process.send_signal(signal.SIGCONT)
+        process.stdin.write('{"flush": true}\n')
+        process.stdin.flush()
+        # It ends by itself, although the driver has not closed its input.
+        assert process.wait(60) == 0
+        answers = [json.loads(line) for line in process.stdout]
+        assert "Fatal" not in process.stderr.read()
+    finally:
+        process.kill()
+        process.communicate()
+    assert answers[-1] == {"done": False}
+    assert "another driver now runs study 'curves'" in answers[-2]["problem"]
+    assert {run.info.run_id: run.to_dictionary() for run in bench.runs()} == before
 
 
 @pytest.mark.slow

@@ -335,11 +335,13 @@ def test_another_process_may_hold_a_lease_too(ledger: Ledger, url: str) -> None:
     mirror = Ledger(url)
     mirror.hold(lease)
     mirror.set_study_run("s", "run")
+    assert mirror.is_current(lease)
     age(ledger, leases.LEASE_SECONDS + 1)
     ledger.acquire("s")
     with pytest.raises(LeaseLostError):
         mirror.set_study_run("s", "another")
     assert ledger.study("s").mlflow_run == "run"
+    assert not mirror.is_current(lease)
     mirror.close()
 
 
@@ -853,15 +855,29 @@ def test_packs(ledger: Ledger) -> None:
     ledger.add("s", [configuration("a"), configuration("b")], [])
     ledger.claim(lease, "one", ["a-0"])
     ledger.claim(lease, "two", ["b-0", "b-1"])
-    ledger.update_pack("s", "two", note={"device": "cpu", "why": "ü"}, failed=True)
-    ledger.update_pack("s", "two", state="done", failed=True)
+    ledger.update_pack("s", "two", note={"device": "gpu", "why": "ü"}, failures=1)
+    ledger.update_pack("s", "two", state="done", note={"device": "cpu"}, failures=2)
     one, two = ledger.packs("s")
     assert (one.id, one.state, one.note, one.failures) == ("one", "running", {}, 0)
     assert (two.state, two.note, two.failures) == ("done", {"device": "cpu", "why": "ü"}, 2)
     ledger.unclaim(lease, ["b-0"])
     ledger.claim(lease, "two", ["b-0", "b-1"])
-    assert [p.state for p in ledger.packs("s") if p.id == "two"] == ["running"]
-    assert len(ledger.packs("s")) == 2
+    again = {p.id: p for p in ledger.packs("s")}
+    assert (again["two"].state, again["two"].note, again["two"].failures) == (
+        "running", {"device": "cpu", "why": "ü"}, 2
+    )  # fmt: skip
+    assert len(again) == 2
+
+
+def test_failures_of_packs_are_reset_in_one_study(ledger: Ledger) -> None:
+    for study in ("s", "t"):
+        lease = start(ledger, study)
+        ledger.add(study, [configuration(study)], [])
+        ledger.claim(lease, "one", [f"{study}-0"])
+        ledger.update_pack(study, "one", note={"failure": "died"}, failures=6)
+    assert ledger.reset_failures("s") == 0
+    assert [p.failures for p in ledger.packs("s")] == [0]
+    assert [p.failures for p in ledger.packs("t")] == [6]
 
 
 # ---------------------------------------------------------------- at the same time

@@ -9,6 +9,7 @@
     │   └── LeaseLostError              another driver has taken the study over
     ├── Interrupted                  3  stopped on request; the same command resumes
     ├── Incomplete                   3  machines failed too often; the same command resumes
+    │   └── GivenUp                  1  for some models; --retry-failed resumes
     ├── RunnerError (RuntimeError)   1  Ray or the local runner failed
     └── TrackingError (OSError)      1  MLflow is unreachable or rejected a request
 
@@ -83,6 +84,12 @@ class Incomplete(ModmixError):
     """Machines failed too often; the same command tries again."""
 
     exit_code = 3
+
+
+class GivenUp(Incomplete):
+    """Machines failed too often for some models, which only ``--retry-failed`` tries again."""
+
+    exit_code = 1
 
 
 class RunnerError(ModmixError, RuntimeError):

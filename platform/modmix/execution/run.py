@@ -9,7 +9,8 @@ writes every change to the ledger first:
     a batch is complete         -> its values in the ledger                 -> the sampler is told
 
 After any interruption all of this is rebuilt from the ledger: nothing is proposed or trained twice,
-and an interrupted pack is queued with the same members, so that its checkpoint fits.
+and an interrupted pack is queued with the same members, so that its checkpoint fits, unless its
+machines have failed too often (see `failures`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from modmix.base.errors import Incomplete, LedgerError
+from modmix.base.errors import GivenUp, LedgerError
 from modmix.base.home import Home, write_bytes
 from modmix.base.messages import (
     Event,
@@ -34,6 +35,7 @@ from modmix.base.messages import (
 )
 from modmix.base.settings import compares
 from modmix.execution.costs import Costs
+from modmix.execution.failures import Failures
 from modmix.execution.keeping import Keeping
 from modmix.execution.local import Verdict
 from modmix.execution.queue import Members, PackQueue
@@ -46,8 +48,6 @@ from modmix.search.searches import Search, Searches
 from modmix.study.configurations import Configuration, sources_of
 from modmix.study.tasks_plan import StudyPlan
 from modmix.study.validate import PartPlan
-
-MAX_FAILURES = 5  # of machines, per pack and run of the driver, before it is given up
 
 
 class StudyRun:
@@ -100,9 +100,10 @@ class StudyRun:
         self._running: dict[str, Pack] = {}
         self._progress: dict[str, Progress | None] = {}
         self._elsewhere: set[str] = set()  # replicates claimed by another driver
-        self._failures: dict[str, int] = {}
-        self._reached: dict[str, float] = {}  # pack -> epoch it had reached when its worker died
-        self._given_up: dict[str, str] = {}  # pack -> last failure
+        self._failures: dict[str, Failures] = {}  # by pack, in this and earlier runs
+        self._resumed: dict[str, int] = {}  # by running pack: the epoch of its checkpoint
+        self._given_up: dict[str, Failures] = {}  # by pack
+        self._untrainable: set[str] = set()  # replicates of packs that were given up
         self._stop = threading.Event()
         self._lost_lease = threading.Event()
         self._began = time.monotonic()
@@ -246,7 +247,9 @@ class StudyRun:
                 continue
             members = [key for key in pack.replicates if key in self._state.replicates]
             if len(members) == len(pack.replicates) and rest & set(members):
-                self._queue.put_back(tuple(self._state.replicates[key] for key in members))
+                replicates = tuple(self._state.replicates[key] for key in members)
+                self._failures[pack.id] = Failures.of(pack)
+                self._put_back(pack.id, replicates)
                 rest -= set(members)
         for part in dict.fromkeys(entry.part for entry in of_grids):
             self._enqueue(self._state.keys_of([e for e in of_grids if e.part == part]))
@@ -320,7 +323,17 @@ class StudyRun:
             self._enqueue([r.key for r in configuration.replicates])
 
     def _is_open(self, key: str) -> bool:
-        return self._state.states[key] in ("pending", "interrupted") and key not in self._elsewhere
+        waits = self._state.states[key] in ("pending", "interrupted")
+        return waits and key not in self._elsewhere and key not in self._untrainable
+
+    def _put_back(self, pack: str, replicates: Members) -> None:
+        """Queue an interrupted pack again, or give it up."""
+        failures = self._failures.get(pack)
+        if failures is None or not failures.too_many:
+            self._queue.put_back(replicates)
+            return
+        self._given_up[pack] = failures
+        self._untrainable |= {replicate.key for replicate in replicates}
 
     # ------------------------------------------------------------ what a runner calls
 
@@ -440,6 +453,7 @@ class StudyRun:
                         "resumed_epoch": event.resumed_epoch,
                     }
                     self._environments[pack] = event.environment
+                    self._resumed[pack] = event.resumed_epoch
                     self._ledger.update_pack(self.plan.name, pack, note=note)
                 case Progress(pack=pack):
                     self._progress[pack] = event
@@ -503,37 +517,37 @@ class StudyRun:
             self._finish(
                 [Finished(pack=pack, replicate=k, state="failed", reason=failure) for k in left]
             )
-            self._close(pack, failed=True)
+            self._close(pack)
         else:
             self._interrupt(gone, left, failure, counted=counted)
         self._progress.pop(pack, None)
         self._environments.pop(pack, None)
+        self._resumed.pop(pack, None)
         self._changed(self)
 
-    def _close(self, pack: str, *, failed: bool = False) -> None:
-        self._ledger.update_pack(self.plan.name, pack, state="done", failed=failed)
+    def _close(self, pack: str) -> None:
+        self._ledger.update_pack(self.plan.name, pack, state="done")
         self._remove_checkpoint(pack)
         self._verdicts.pop(pack, None)
 
     def _interrupt(self, pack: Pack, left: Sequence[str], failure: str, *, counted: bool) -> None:
+        failures = None
+        if counted and not self.stopping:
+            progress = self._progress.get(pack.id)
+            epoch = max(0.0 if progress is None else progress.epoch, self._resumed.get(pack.id, 0))
+            failures = self._failures.get(pack.id, Failures()).after(epoch, failure)
+            self._failures[pack.id] = failures
+        self._ledger.update_pack(
+            self.plan.name,
+            pack.id,
+            state="interrupted",
+            note=None if failures is None else failures.note,
+            failures=None if failures is None else failures.count,
+        )
         self._ledger.unclaim(self._lease, left)
-        self._ledger.update_pack(self.plan.name, pack.id, state="interrupted", failed=bool(failure))
         for key in left:
             self._state.states[key] = "interrupted"
-        if self.stopping or not counted:
-            self._queue.put_back(pack.replicates)  # so that the study does not count as finished
-            return
-        # Only failures without progress count: flaky machines must not end a pack that advances,
-        # and a pack that kills its worker at the same point must not run forever.
-        progress = self._progress.get(pack.id)
-        epoch = 0.0 if progress is None else progress.epoch
-        advanced = epoch > self._reached.get(pack.id, 0.0)
-        self._reached[pack.id] = max(epoch, self._reached.get(pack.id, 0.0))
-        self._failures[pack.id] = 1 if advanced else self._failures.get(pack.id, 0) + 1
-        if self._failures[pack.id] > MAX_FAILURES:
-            self._given_up[pack.id] = failure
-        else:
-            self._queue.put_back(pack.replicates)
+        self._put_back(pack.id, pack.replicates)
 
     def _remove_checkpoint(self, pack: str) -> None:
         """Remove a pack's checkpoint, once all its results are in the ledger."""
@@ -590,20 +604,22 @@ class StudyRun:
     def release_packs(self) -> None:
         """Interrupt running packs; the next run resumes them."""
         for pack in list(self._running.values()):
-            self.ended(pack.id)
+            self.ended(pack.id, counted=False)
 
     def check_complete(self) -> None:
-        """Raise if machines failed too often for some packs.
+        """Raise if machines failed too often for some packs, in this run or before.
+
+        A study that was stopped says so instead; the next run will raise.
 
         Raises:
-            Incomplete: with the number of missing results and the last failure.
+            GivenUp: with the number of missing results and the last failure.
         """
-        if self._given_up:
+        if self._given_up and not self.stopping:
             left = self._state.remaining()
-            failure = next(iter(self._given_up.values()))
-            raise Incomplete(
-                f"{left} models have no result because their pack failed {MAX_FAILURES + 1} times "
-                f"({failure}): fix this and run the same command again"
+            failures = next(iter(self._given_up.values()))
+            raise GivenUp(
+                f"{left} models have no result because their pack failed {failures.count} times "
+                f"({failures.why}): fix this and run the same command with --retry-failed"
             )
 
     def without_predictions(self) -> int:

@@ -242,7 +242,13 @@ def _provide_token() -> None:
 
 
 def _check_address(address: str) -> None:
-    """See within seconds whether anything answers; Ray itself would try for ten minutes."""
+    """See within seconds whether anything answers; Ray itself would try for ten minutes.
+
+    With ``auto`` Ray uses RAY_ADDRESS, else a cluster of this machine. Ray has no public way to ask
+    for that one's address, so whether it is there is seen by `_await_answer` only.
+    """
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS") or address
     if address in ("auto", "local"):
         return
     if "://" in address:
@@ -282,8 +288,9 @@ def _await_answer(address: str) -> None:
     except FileNotFoundError:  # no such command beside this Python: ray.init says what is wrong
         return
     if silent:
+        where = "the address that auto finds on this machine" if address == "auto" else address
         raise InputError(
-            f"no Ray cluster answers at {address}: check that it still runs (`ray status` there), "
+            f"no Ray cluster answers at {where}: check that it still runs (`ray status` there), "
             "start it by `ray start --head`, or name another address"
         )
 

@@ -142,7 +142,10 @@ class Results(Database):
 
     @retried
     def reset_failures(self, study: str) -> int:
-        """Let the replicates that failed in this study be trained again; return how many."""
+        """Let the replicates that failed in this study be trained again; return how many.
+
+        Packs that machines have failed too often to train are tried again, too.
+        """
         with self._writing(study) as (db, key):
             failed = (OUTCOMES.c.study == key) & (OUTCOMES.c.state == "failed")
             keys = list(db.execute(sa.select(OUTCOMES.c.replicate).where(failed)).scalars())
@@ -153,6 +156,7 @@ class Results(Database):
                     .values(origin="")
                 )
             db.execute(sa.delete(OUTCOMES).where(failed))
+            db.execute(sa.update(PACKS).where(PACKS.c.study == key).values(failures=0))
         return len(keys)
 
     def claim(self, lease: Lease, pack: str, keys: Sequence[str]) -> list[str]:
@@ -305,19 +309,25 @@ class Results(Database):
         *,
         state: str | None = None,
         note: Mapping[str, Any] | None = None,
-        failed: bool = False,
+        failures: int | None = None,
     ) -> None:
+        """Change a pack that has been claimed once.
+
+        Args:
+            note: added to what is noted; other keys stay.
+            failures: how many to keep from now on.
+        """
         values: dict[str, Any] = {}
         if state is not None:
             values |= {"state": state, "finished": time.time()}
-        if note is not None:
-            values["note"] = dump(note)
-        if failed:
-            values["failures"] = PACKS.c.failures + 1
+        if failures is not None:
+            values["failures"] = failures
         with self._writing(study) as (db, key):
-            db.execute(
-                sa.update(PACKS).where(PACKS.c.study == key, PACKS.c.id == pack).values(values)
-            )
+            this = (PACKS.c.study == key) & (PACKS.c.id == pack)
+            if note is not None:
+                noted = db.execute(sa.select(PACKS.c.note).where(this)).scalar()
+                values["note"] = dump({**json.loads(noted or "{}"), **note})
+            db.execute(sa.update(PACKS).where(this).values(values))
 
 
 def _own_outcome() -> sa.ColumnElement[bool]:

@@ -168,6 +168,13 @@ class Studies(Database):
         with self._reading(lease.study) as (_, key):
             self._held[key] = lease.token
 
+    @retried
+    def is_current(self, lease: Lease) -> bool:
+        """Whether a lease has been neither taken over nor given back."""
+        with self._reading(lease.study) as (db, key):
+            query = sa.select(STUDIES.c.lease_token).where(STUDIES.c.name == key)
+            return db.execute(query).scalar() == lease.token
+
     def heartbeat(self, lease: Lease) -> bool:
         """Renew a lease; False if another driver has taken it over. Not repeated after errors."""
         with self._transaction(self._writer) as db:

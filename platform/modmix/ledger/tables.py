@@ -148,7 +148,9 @@ PACKS = Table(
     Column("study", String(STUDY_LENGTH), primary_key=True),
     Column("replicates", Text, nullable=False),  # keys, in order
     Column("state", String(12), nullable=False),  # running, done, interrupted
-    Column("note", Text, nullable=False, default="{}"),  # how it was trained, and why so
+    # How it was trained, and why so; after a failure, why and at which epoch.
+    Column("note", Text, nullable=False, default="{}"),
+    # Of machines since the pack last advanced; see `execution.failures`.
     Column("failures", Integer, nullable=False, default=0),
     Column("started", Float),
     Column("finished", Float),

@@ -3,6 +3,7 @@
     python -m modmix.tracking.follow
 
 Messages are lines of JSON. When stdin closes, the driver has ended, and the process exits at once.
+So does it when another driver has taken the study over.
 
     stdin   the task (first line); then live metrics, "flush", and the study's final state
     stdout  why MLflow is not up to date, the number of runs left, "done"
@@ -20,11 +21,12 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from modmix.base.errors import InputError, LedgerError, TrackingError
+from modmix.base.errors import InputError, LeaseLostError, LedgerError, TrackingError
 from modmix.base.home import Home
 from modmix.ledger.ledger import Ledger
+from modmix.ledger.records import Lease
 from modmix.tracking.content import LIVE_SECONDS
 from modmix.tracking.writer import PARTIAL_SECONDS, Live, OvertakenError, Writer
 
@@ -43,6 +45,7 @@ class Task:
     study: str
     uri: str
     home: str
+    token: str = ""  # of the driver's lease; "": without one
     longest_pause: float = 30.0  # seconds between retries
     live_seconds: float = LIVE_SECONDS
     niceness: int = NICENESS
@@ -94,14 +97,7 @@ class Follower:
         while True:
             closing, settled = self._closing.is_set(), True
             try:
-                writer = writer or Writer(
-                    Ledger(task.ledger_url),
-                    task.study,
-                    task.uri,
-                    Home(Path(task.home)),
-                    live_seconds=task.live_seconds,
-                    progress=self._report_left,
-                )
+                writer = writer or self._make_writer()
                 settled = self._update(writer)
                 self._report("")
                 pause = 0.0
@@ -113,9 +109,21 @@ class Follower:
                 if writer is not None:
                     writer.reset()
                 late = closing and time.monotonic() + FIRST_PAUSE > self._deadline
-                if late or isinstance(error, OvertakenError):
+                if late or isinstance(error, (OvertakenError, LeaseLostError)):
                     return False
             self._rest(pause, writer.read_seconds if writer else 0.0, settled)
+
+    def _make_writer(self) -> Writer:
+        task = self._task
+        return Writer(
+            Ledger(task.ledger_url),
+            task.study,
+            task.uri,
+            Home(Path(task.home)),
+            lease=Lease(study=task.study, token=task.token) if task.token else None,
+            live_seconds=task.live_seconds,
+            progress=self._report_left,
+        )
 
     def _update(self, writer: Writer) -> bool:
         self._changed.clear()
@@ -159,7 +167,9 @@ class Follower:
 
 
 def main() -> None:
-    task = Task(**json.loads(sys.stdin.readline()))
+    # Not `sys.stdin`, which Python closes at its end: it would wait for the thread that reads it.
+    messages = open(sys.stdin.fileno(), closefd=False)  # noqa: SIM115
+    task = Task(**json.loads(messages.readline()))
     with suppress(OSError):
         os.nice(task.niceness)
     # Linux schedules by session before niceness. `Mirror` gives this process a session of its own;
@@ -169,9 +179,8 @@ def main() -> None:
         with suppress(OSError):
             Path("/proc/self/autogroup").write_text(str(task.niceness // 2))
     follower = Follower(task, _answer)
-    threading.Thread(target=_listen, args=(follower,), daemon=True).start()
+    threading.Thread(target=_listen, args=(follower, messages), daemon=True).start()
     _answer("done", follower.follow())
-    os._exit(0)  # everything is written, and the driver waits
 
 
 def _answer(what: str, value: Any) -> None:
@@ -179,12 +188,14 @@ def _answer(what: str, value: Any) -> None:
         print(json.dumps({what: value}), flush=True)
 
 
-def _listen(follower: Follower) -> None:
+def _listen(follower: Follower, messages: IO[str]) -> None:
     try:
-        for line in sys.stdin:
+        for line in messages:
             follower.receive(json.loads(line))
     finally:
-        # The driver has gone, perhaps in the middle of a line. The next mirror completes the runs.
+        # The driver has gone, perhaps in the middle of a line. The next mirror completes the runs,
+        # and this one must not write beside it: the main thread may wait for minutes for a server
+        # that is away, and no other thread can interrupt it.
         os._exit(0)
 
 

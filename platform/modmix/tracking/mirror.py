@@ -23,6 +23,7 @@ from modmix.base.errors import InputError
 from modmix.base.home import Home
 from modmix.base.messages import Progress
 from modmix.ledger.ledger import Ledger
+from modmix.ledger.records import Lease
 from modmix.tracking.content import LIVE_SECONDS
 from modmix.tracking.store import check, is_server, page, redacted
 
@@ -44,7 +45,7 @@ class Mirror:
     Example:
         mirror = Mirror(home.ledger_url, "quickstart", home.tracking_uri, home)
         mirror.check()                        # before the study starts
-        mirror.start()
+        mirror.start(lease)                   # of the driver
         mirror.wake()                         # after changes of the ledger
         if not mirror.close("finished"):
             print(mirror.problem)
@@ -86,11 +87,14 @@ class Mirror:
         """Raise within seconds if MLflow cannot be used; see `store.check`."""
         check(self._uri)
 
-    def start(self, delay: float = 0.0) -> None:
+    def start(self, lease: Lease | None = None, *, delay: float = 0.0) -> None:
         """Start the process at the first evaluation, or after ``delay`` seconds.
 
-        The delay leaves CPU time to starting workers.
+        Args:
+            lease: of the driver; once another driver has taken the study over, the process ends.
+            delay: leaves CPU time to starting workers.
         """
+        self._task["token"] = "" if lease is None else lease.token
         self._delay = delay
         self._thread.start()
 
@@ -153,8 +157,9 @@ class Mirror:
             if left and time.monotonic() - reported > 5.0:
                 reported = time.monotonic()
                 progress(left)
-        if not self._done:
+        if not self._done or self._thread.is_alive():
             self._kill()
+        if not self._done:
             why = self._problem or f"MLflow at {redacted(self._uri)} was still being written to"
             self._problem = f"{why}; 'modmix sync {self._study}' catches up"
         return self._done

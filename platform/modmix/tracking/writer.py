@@ -2,8 +2,13 @@
 
 `Writer.update` is idempotent. Runs are created once and only added to: what people write there
 stays. Their ids are stored in the ledger before they end; each run has tags with its
-configuration's key and a digest of its content, by which it is found again after a kill. The
-experiment's tag `WRITER` names the writer that came last; an earlier one stops when it sees that.
+configuration's key and a digest of its content, by which it is found again after a kill.
+
+One process writes at a time. The mirror of a driver has the driver's lease, and stops before its
+next writes when another driver has taken the study over. The experiment's tag `WRITER` names the
+writer that came last: one without a lease (`sync`) stops when it sees another name there, and one
+with the current lease, beside which a stopped process may have written late, looks again for all
+runs.
 """
 
 from __future__ import annotations
@@ -19,7 +24,13 @@ from modmix.base.errors import TrackingError
 from modmix.base.home import Home
 from modmix.base.messages import digest
 from modmix.ledger.ledger import Ledger
-from modmix.ledger.records import ENDED, ConfigurationRecord, ReplicateRecord, StudyRecord
+from modmix.ledger.records import (
+    ENDED,
+    ConfigurationRecord,
+    Lease,
+    ReplicateRecord,
+    StudyRecord,
+)
 from modmix.tracking.content import (
     LIVE_SECONDS,
     STATE_TAGS,
@@ -78,6 +89,7 @@ class Writer:
 
     Args:
         home: holds artifacts if MLflow is a database used directly.
+        lease: of the driver whose study it is; None: there is no driver.
         live_seconds: interval of live metrics, for replicates training longer than this.
         progress: called with the number of configurations left.
     """
@@ -89,10 +101,14 @@ class Writer:
         uri: str,
         home: Home,
         *,
+        lease: Lease | None = None,
         live_seconds: float = LIVE_SECONDS,
         progress: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._ledger, self._study, self._uri, self._home = ledger, study, uri, home
+        self._lease = lease
+        if lease is not None:
+            ledger.hold(lease)
         self._live_seconds, self._progress = live_seconds, progress
         self._name, self._claimed = uuid.uuid4().hex, False
         self._opened: Store | None = None
@@ -152,6 +168,7 @@ class Writer:
         Raises:
             TrackingError: MLflow is unreachable or refuses; call `reset` and `update` again.
             OvertakenError: another process writes now.
+            LeaseLostError: another driver has taken the study over in this moment.
         """
         begun = time.monotonic()
         record = self._ledger.study(self._study)
@@ -170,6 +187,7 @@ class Writer:
             self._progress(len(jobs) - begin)
             refused += self._write_chunk(record, jobs[begin : begin + _CHUNK], state)
         self._progress(0)
+        self._check_lease()
         if state == "running" and live:
             self._write_live(record, live)
         elif state != "running":
@@ -181,6 +199,7 @@ class Writer:
         return not self._partial
 
     def _find_runs(self, record: StudyRecord, *, rebuild: bool) -> None:
+        self._check_lease()
         finder = Finder(self._store, self._ledger, record, self._home, self._claim)
         found = finder.find(rebuild=rebuild)
         self._known, self._datasets, self._logged = dict(found.known), datasets(record), set()
@@ -194,15 +213,30 @@ class Writer:
         """Take over from a former writer, or see that no later one has after an error of this."""
         if self._claimed:
             self._check_turn(experiment)
+        else:
+            self._check_lease()
         self._store.client.set_experiment_tag(experiment, WRITER, self._name)
         self._claimed = True
 
     def _check_turn(self, experiment: str = "") -> None:
-        tags = self._store.client.get_experiment(experiment or self._found.experiment).tags
-        if tags.get(WRITER, self._name) != self._name:
+        self._check_lease()
+        experiment = experiment or self._found.experiment
+        tags = self._store.client.get_experiment(experiment).tags
+        if tags.get(WRITER, self._name) == self._name:
+            return
+        where = f"study {self._study!r} to MLflow at {redacted(self._uri)}"
+        if self._lease is None:
+            raise OvertakenError(f"another process now logs {where}: this one stops")
+        self._store.client.set_experiment_tag(experiment, WRITER, self._name)
+        raise TrackingError(
+            f"another process has logged {where}, and this one goes on: its runs are looked up anew"
+        )
+
+    def _check_lease(self) -> None:
+        if self._lease is not None and not self._ledger.is_current(self._lease):
             raise OvertakenError(
-                f"another process now logs study {self._study!r} to MLflow at "
-                f"{redacted(self._uri)}: this one stops"
+                f"another driver now runs study {self._study!r} and logs it to MLflow at "
+                f"{redacted(self._uri)}: this process stops"
             )
 
     # ------------------------------------------------------------ configurations
@@ -306,6 +340,7 @@ class Writer:
             if is_deleted(found):
                 self._store.client.restore_run(found.info.run_id)
             return found
+        self._check_lease()  # before every run, lest two drivers create it
         tags = {**content.tags, "mlflow.parentRunId": self._found.parent}
         if content.curves_digest:
             tags["modmix.curves"] = content.curves_digest
