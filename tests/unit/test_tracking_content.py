@@ -135,7 +135,7 @@ def test_a_study_of_several_tasks_names_the_task_everywhere() -> None:
     assert values["study/a_mul_val_error"] == 30.0
     assert values["study/b_mul_val_error"] == 2.0
     assert "**a: mul β=0.5**: val/error 30" in whole.tags["mlflow.note.content"]
-    run = configuration_content(study, made[1], replicates["b"], parts["b"], {}, "finished")
+    run = configuration_content(study, made[1], replicates["b"], parts["b"], {}, {})
     assert run.name == "b: mul β=0.5"
     assert (run.tags["modmix.task_in_study"], run.tags["modmix.fingerprint"]) == ("b", "b" * 20)
     assert {task: one["digest"] for task, one in datasets(study).items()} == {

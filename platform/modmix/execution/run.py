@@ -60,7 +60,7 @@ class StudyRun:
         home: folder of checkpoints and weights.
         slots: how many packs the runner trains at a time.
         changed: called in the driver's thread after every change.
-        observed: called with every evaluation.
+        observed: called at every evaluation.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class StudyRun:
         *,
         slots: int,
         changed: Callable[[StudyRun], None] = lambda _: None,
-        observed: Callable[[Progress], None] = lambda _: None,
+        observed: Callable[[], None] = lambda: None,
     ) -> None:
         self._observed = observed
         self.plan = plan
@@ -444,7 +444,7 @@ class StudyRun:
                 case Progress(pack=pack):
                     self._progress[pack] = event
                     self._judge(event)
-                    self._observed(event)
+                    self._observed()
                 case Finished():
                     pass
         if finished:

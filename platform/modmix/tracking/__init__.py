@@ -6,7 +6,6 @@ In: the ledger. Out: runs, metrics and files in MLflow. Training never waits for
     content   what runs of configurations hold, computed from the ledger's records (pure)
     overview  what the study's run holds (pure)
     reader    reads the ledger incrementally
-    place     whether files that MLflow knows are where they were
     finder    finds a study's existing runs in MLflow
     writer    brings a study's runs up to date
     follow    the background process that does so while a study runs

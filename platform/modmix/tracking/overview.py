@@ -25,7 +25,6 @@ from modmix.tracking.content import (
 from modmix.tracking.store import Value
 
 _NOTE = "mlflow.note.content"
-_END = "starts or resumes this study."  # of a note of modmix's
 _STATUS = {"running": "RUNNING", "finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 
@@ -64,7 +63,6 @@ def study_content(
         tags={
             **shared_tags(study),
             "modmix.kind": "study",
-            "modmix.text": request_digest(study),
             _NOTE: truncated(_note(study, lines), TAG_LENGTH),
         },
         metrics=[
@@ -85,8 +83,7 @@ def study_tags(content: Content, before: Mapping[str, str]) -> dict[str, str]:
         before: the run's tags now. ``modmix.note`` is a digest of the note that modmix wrote.
     """
     tags, note = dict(content.tags), before.get(_NOTE, "")
-    own = before["modmix.note"] == digest([note]) if "modmix.note" in before else _END in note
-    if note and not own:
+    if note and before.get("modmix.note") != digest([note]):
         del tags[_NOTE]
     else:
         tags["modmix.note"] = digest([tags[_NOTE]])
@@ -130,16 +127,6 @@ def _best_by_task(
     return found
 
 
-def request_digest(study: StudyRecord) -> str:
-    """A digest of a study's file, data and numerics version."""
-    details = study.details
-    data = [
-        details.get("fingerprint"),
-        *(one.get("fingerprint") for one in (details.get("tasks") or {}).values()),
-    ]
-    return digest([study.text, study.spec, data, details.get("numerics")])
-
-
 def best_configurations(
     spec: Mapping[str, Any],
     configurations: Sequence[ConfigurationRecord],
@@ -175,4 +162,4 @@ def _note(study: StudyRecord, best: Sequence[str]) -> str:
     lines = [str(study.spec.get("description") or study.name), "", f"Task: {task}", ""]
     if best:
         lines += ["Best configuration of each method on validation:", *best, ""]
-    return "\n".join([*lines, f"`modmix run {study.source}` {_END}"])
+    return "\n".join([*lines, f"`modmix run {study.source}` starts or resumes this study."])
