@@ -10,7 +10,6 @@ In: the ledger. Out: runs, metrics and files in MLflow. Training never waits for
     writer    brings a study's runs up to date
     follow    the background process that does so while a study runs
     mirror    `Mirror`, the driver's handle on that process; `sync` updates once
-    serve     MLflow's UI on the loopback address
     optuna_mirror  copies of searches in an Optuna storage, for optuna-dashboard
-    optuna_ui      optuna-dashboard on the loopback address
+    serve     MLflow's UI or optuna-dashboard on the loopback address
 """
