@@ -45,7 +45,9 @@ class Reader:
         found = ledger.replicates(self._study, since=self._latest - _SLACK_SECONDS)
         ended = [r for r in found if r.key not in self._ended]
         self.take_in(ended)
-        return dict.fromkeys(r.configuration for r in (*changed, *ended))
+        # Those proposed since the query above come next time.
+        changed += [r for r in ended if r.configuration in self.configurations]
+        return dict.fromkeys(r.configuration for r in changed)
 
     def take_in(self, found: Iterable[ReplicateRecord]) -> None:
         for r in found:
