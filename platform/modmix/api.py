@@ -318,15 +318,14 @@ def _run(
     from modmix.ledger.heartbeat import Heartbeat
 
     begun = time.monotonic()
-    observed = mirror.observe if mirror is not None else lambda _: None
     work = StudyRun(
         plan,
         ledger,
         lease,
         home,
         slots=runner.slots,
-        changed=_both(changed, mirror),
-        observed=observed,
+        changed=changed,
+        observed=mirror.wake if mirror is not None else lambda: None,
     )
     state, mirrored, patient = "failed", None, True
     with Heartbeat(work.beat), _signals(work, log):
@@ -401,15 +400,6 @@ def _refuse_only_failures(work: StudyRun) -> None:
         )
 
 
-def _both(changed: Callable[[StudyRun], None], mirror: Mirror | None) -> Callable[[StudyRun], None]:
-    def notify(work: StudyRun) -> None:
-        changed(work)
-        if mirror is not None:
-            mirror.wake()
-
-    return notify
-
-
 def _end(
     plan: StudyPlan,
     ledger: Ledger,
@@ -424,8 +414,6 @@ def _end(
     """Record the final state, write figures and tables, wait for the mirror."""
     ledger.set_state(plan.name, state)
     ledger.add_seconds(plan.name, wall=seconds)
-    if mirror is not None:
-        mirror.flush()
     if state == "finished":
         log("writing figures and tables")
         from modmix.analysis.report import write_all

@@ -52,7 +52,7 @@ def test_a_mirror_ends_with_a_driver_that_died_in_the_middle_of_a_line(tmp_path:
     before = group.read_text() if group.exists() else ""
     try:
         assert process.stdin is not None
-        process.stdin.write(task.to_json() + '\n{"live": {"k": [1.0, 2')
+        process.stdin.write(task.to_json() + '\n{"end": "fini')
         process.stdin.close()
         assert process.wait(timeout=60) == 0
         assert (group.read_text() if before else "") == before

@@ -222,7 +222,7 @@ def test_mlflow_has_them(ledger: Ledger) -> None:
     study = ledger.study("demo")
     (configuration,) = [c for c in ledger.configurations("demo") if c.method == "own"]
     mine = [r for r in ledger.replicates("demo") if r.configuration == configuration.key]
-    content = configuration_content(study, configuration, mine, ["p"], {}, "finished")
+    content = configuration_content(study, configuration, mine, ["p"], {}, {})
     logged = {value.key: value.value for value in content.metrics}
     assert logged["test/a_b/error"] == logged["val/a_b/error"] == 25.0  # MLflow refuses "+"
     assert logged["test/a_b/error_std"] == 0.0

@@ -50,6 +50,13 @@ def replicate(
     )  # fmt: skip
 
 
+def study_of(spec: dict[str, Any], **details: Any) -> StudyRecord:
+    return StudyRecord(
+        name="s", spec=spec, text="", source="s.yaml", state="finished", created=0.0, updated=9.0,
+        wall_seconds=1.0, device_seconds=1.0, details=details, mlflow_run=None,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("made", "parts", "name"),
     [
@@ -99,8 +106,8 @@ def test_the_best_configuration_is_complete_and_has_the_most_replicates() -> Non
         good.key: [replicate(good, s, 4.0 + s) for s in range(2)],
         running.key: [replicate(running, 0, 0.0), replicate(running, 1, 0.0, "running")],
     }
-    found = best_configurations(SPEC, [few, bad, good, running], replicates)
-    assert found == {"mul": (good, {"val/error": 4.5, "test/error": 50.0})}
+    found = best_configurations(study_of(SPEC), [few, bad, good, running], replicates)
+    assert found == {("", "mul"): (good, {"val/error": 4.5, "test/error": 50.0})}
 
 
 def test_passwords_are_not_redacted() -> None:
@@ -116,11 +123,7 @@ def test_a_study_of_several_tasks_names_the_task_everywhere() -> None:
         "task": "arrays",
         "tasks": {t: {"task": "arrays", "fingerprint": t * 20, "task_options": {}} for t in "ab"},
     }
-    study = StudyRecord(
-        name="s", spec={**SPEC, "tasks": tasks}, text="", source="s.yaml", state="finished",
-        created=0.0, updated=9.0, wall_seconds=1.0, device_seconds=1.0, details=details,
-        mlflow_run=None,
-    )  # fmt: skip
+    study = study_of({**SPEC, "tasks": tasks}, **details)
     made, replicates = [], {}
     for task, error in (("a", 30.0), ("b", 2.0)):
         one = ConfigurationRecord(
@@ -135,7 +138,7 @@ def test_a_study_of_several_tasks_names_the_task_everywhere() -> None:
     assert values["study/a_mul_val_error"] == 30.0
     assert values["study/b_mul_val_error"] == 2.0
     assert "**a: mul β=0.5**: val/error 30" in whole.tags["mlflow.note.content"]
-    run = configuration_content(study, made[1], replicates["b"], parts["b"], {}, "finished")
+    run = configuration_content(study, made[1], replicates["b"], parts["b"], {}, {})
     assert run.name == "b: mul β=0.5"
     assert (run.tags["modmix.task_in_study"], run.tags["modmix.fingerprint"]) == ("b", "b" * 20)
     assert {task: one["digest"] for task, one in datasets(study).items()} == {

@@ -524,7 +524,7 @@ def ui(
 
     home = Home.from_environment()
     if optuna:
-        from modmix.tracking.optuna_ui import serve_optuna
+        from modmix.tracking.serve import serve_optuna
 
         serve_optuna(_ledger(), home, port=port or 8080)
         return

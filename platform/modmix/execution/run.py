@@ -60,7 +60,7 @@ class StudyRun:
         home: folder of checkpoints and weights.
         slots: how many packs the runner trains at a time.
         changed: called in the driver's thread after every change.
-        observed: called with every evaluation.
+        observed: called at every evaluation.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class StudyRun:
         *,
         slots: int,
         changed: Callable[[StudyRun], None] = lambda _: None,
-        observed: Callable[[Progress], None] = lambda _: None,
+        observed: Callable[[], None] = lambda: None,
     ) -> None:
         self._observed = observed
         self.plan = plan
@@ -170,7 +170,6 @@ class StudyRun:
         self._add(list(configurations.values()), entries)
         ledger.move_entries(name, moved)
         self._note_entries([*known, *entries])
-        self._rungs.enter([*known, *entries])
         self.dropped = ledger.keep_only_configurations(
             name, self._state.configurations, self._state.replicates
         )
@@ -189,6 +188,7 @@ class StudyRun:
     def _note_entries(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
             self._entries.setdefault((entry.part, entry.method), []).append(entry)
+        self._rungs.enter(entries)
 
     def _add(self, configurations: Sequence[Configuration], entries: Sequence[Entry]) -> None:
         self._ledger.add(
@@ -208,6 +208,16 @@ class StudyRun:
             entries,
         )
         self._state.add(configurations)
+
+    def _take_up(
+        self, configurations: Sequence[Configuration], entries: Sequence[Entry]
+    ) -> list[str]:
+        """Add what a search found, with the results that it has already; return the replicates."""
+        self._add(configurations, entries)
+        self._note_entries(entries)
+        keys = [r.key for configuration in configurations for r in configuration.replicates]
+        self._adopt_results(frozenset(keys))
+        return keys
 
     def _adopt_results(self, only: frozenset[str] | None = None) -> None:
         """Take over results of these replicates from the ledger (of all if None)."""
@@ -283,10 +293,7 @@ class StudyRun:
     def _advance(self) -> None:
         """Act on new results: promote configurations to all seeds, tell the samplers."""
         if configurations := self._searches.promoted():
-            self._add(configurations, [])
-            keys = [r.key for configuration in configurations for r in configuration.replicates]
-            self._adopt_results(frozenset(keys))
-            self._enqueue(keys)
+            self._enqueue(self._take_up(configurations, []))
         self._may_propose = self._searches.tell_finished() or self._may_propose
         self._confirm()
 
@@ -317,10 +324,7 @@ class StudyRun:
                 proposal=dict(chosen),
             )
             self._keeping.add([configuration])
-            self._add([configuration], [entry])
-            self._note_entries([entry])
-            self._adopt_results(frozenset(r.key for r in configuration.replicates))
-            self._enqueue([r.key for r in configuration.replicates])
+            self._enqueue(self._take_up([configuration], [entry]))
 
     def _is_open(self, key: str) -> bool:
         waits = self._state.states[key] in ("pending", "interrupted")
@@ -458,7 +462,7 @@ class StudyRun:
                 case Progress(pack=pack):
                     self._progress[pack] = event
                     self._judge(event)
-                    self._observed(event)
+                    self._observed()
                 case Finished():
                     pass
         if finished:
@@ -558,17 +562,10 @@ class StudyRun:
         if self._elsewhere and time.monotonic() - self._looked > 2.0:
             self._looked = time.monotonic()
             self._ledger.recover(self.plan.name, packs=False)
-            self.reused += self._ledger.adopt(self.plan.name)
-            freed = []
-            for record in self._ledger.replicates(self.plan.name):
-                if record.key in self._elsewhere and record.state != "running":
-                    self._elsewhere.discard(record.key)
-                    self._state.states[record.key] = record.state
-                    if record.state in ENDED:
-                        self._state.record_result(record.key, record)
-                    else:
-                        freed.append(record.key)
-            self._enqueue(freed)
+            waiting, self._elsewhere = frozenset(self._elsewhere), set()
+            self.reused += self._ledger.adopt(self.plan.name, waiting)
+            self._read_results(waiting)  # notes again those that are still elsewhere
+            self._enqueue([key for key in self._state.replicates if key in waiting])
             self._advance()
         self._changed(self)
 
@@ -577,14 +574,7 @@ class StudyRun:
         while self._may_propose and (proposals := self._searches.ask()):
             configurations = [configuration for _, new, _ in proposals for configuration in new]
             entries = [entry for *_, new in proposals for entry in new]
-            self._add(configurations, entries)
-            self._note_entries(entries)
-            self._rungs.enter(entries)
-            self._adopt_results(
-                frozenset(
-                    r.key for configuration in configurations for r in configuration.replicates
-                )
-            )
+            self._take_up(configurations, entries)
             for search, _, batch in proposals:
                 self._enqueue_batch(search, batch)
             self._advance()

@@ -11,7 +11,7 @@ from ray import tune
 from modmix.execution.nodes import Nodes
 from modmix.execution.trials import Trials
 from modmix.execution.tune_cluster import Cluster
-from modmix.execution.tune_store import Store
+from modmix.execution.tune_store import ActorStore
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
@@ -28,7 +28,7 @@ class StudyCallback(tune.Callback):
     * of nobody: a node was lost, or failed its preflight; this does not count against the pack.
     """
 
-    def __init__(self, trials: Trials, cluster: Cluster, nodes: Nodes, store: Store) -> None:
+    def __init__(self, trials: Trials, cluster: Cluster, nodes: Nodes, store: ActorStore) -> None:
         self._trials, self._cluster, self._nodes = trials, cluster, nodes
         self._store = store
         self._failures: dict[str, dict[str, Any]] = {}  # by trial, as told in its last result

@@ -13,7 +13,7 @@ from modmix.execution.nodes import Nodes
 from modmix.execution.sharing import allowance
 from modmix.execution.trials import Trials
 from modmix.execution.tune_cluster import Cluster, Needs
-from modmix.execution.tune_store import Store
+from modmix.execution.tune_store import ActorStore
 
 NODE_LABEL = "ray.io/node-id"  # of every node, set by Ray
 _LOOK_SECONDS = 1.0
@@ -27,7 +27,7 @@ class PackSearcher(Searcher):
     no more, because a pack that was handed out is divided and proposed for good.
     """
 
-    def __init__(self, trials: Trials, cluster: Cluster, nodes: Nodes, store: Store) -> None:
+    def __init__(self, trials: Trials, cluster: Cluster, nodes: Nodes, store: ActorStore) -> None:
         super().__init__(metric="done", mode="max")
         self._trials, self._cluster, self._nodes = trials, cluster, nodes
         self._store = store
@@ -84,9 +84,6 @@ class PackSearcher(Searcher):
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing of ours is in Tune's snapshots: the ledger holds it."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        raise AssertionError("a study continues from its ledger, never from Tune's snapshot")
 
 
 def placement(config: Mapping[str, Any], needs: Mapping[str, Needs]) -> tune.PlacementGroupFactory:

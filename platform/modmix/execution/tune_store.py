@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -16,10 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from modmix.base.messages import Pack
 from modmix.execution.local import Reply
 
-NAMESPACE, PREFIX = (
-    "modmix",
-    "study-",
-)  # of the actors, by which studies on a cluster find each other
+NAMESPACE, PREFIX = "modmix", "study-"  # of the actors, by which studies find each other
 
 
 class PackStore:
@@ -69,24 +66,6 @@ class PackStore:
 
     def demand(self) -> float:
         return self._demand
-
-
-class Store(Protocol):
-    """What the driver's hooks into Ray Tune need of an `ActorStore`."""
-
-    def put(self, pack: Pack) -> None: ...
-
-    def node(self, pack: str) -> str | None: ...
-
-    def tell(self, pack: str, reply: Reply) -> None: ...
-
-    def stop(self) -> None: ...
-
-    def remove(self, pack: str) -> None: ...
-
-    def others(self, demand: float) -> list[float]:
-        """Publish this study's demand; return those of the other studies on the cluster."""
-        ...
 
 
 class TrialStore:
@@ -142,6 +121,7 @@ class ActorStore:
         self.actor.remove.remote(pack)
 
     def others(self, demand: float) -> list[float]:
+        """Publish this study's demand; return those of the other studies on the cluster."""
         self.actor.set_demand.remote(demand)
         found = []
         for one in ray.util.list_named_actors(all_namespaces=True):

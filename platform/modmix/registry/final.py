@@ -66,7 +66,7 @@ def register(ledger: Ledger, home: Home, study: str, uri: str) -> Registered:
     assert run is not None, "sync creates a run for every ended configuration"
     of = "-".join(str(final[key]) for key in ("of", "task", "method") if final.get(key))
     name, store = of.replace("/", "-"), Store(uri)
-    found = find_version(store, name, "modmix.replicate", chosen.key, home)
+    found = find_version(store, name, "modmix.replicate", chosen.key)
     if found is None:
         with tempfile.TemporaryDirectory(prefix="modmix-") as folder:
             experiment = store.run(run)

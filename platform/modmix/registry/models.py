@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modmix.base.home import Home
-from modmix.tracking.place import is_elsewhere
-from modmix.tracking.store import RefusedError, Store, translated_errors
+from modmix.tracking.store import RefusedError, Store, local_folder, translated_errors
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -39,7 +37,7 @@ class NewModel:
     settings: Mapping[str, Any]
 
 
-def find_version(store: Store, name: str, tag: str, value: str, home: Home) -> str | None:
+def find_version(store: Store, name: str, tag: str, value: str) -> str | None:
     """The latest version of a model with this tag whose files are present, or None."""
     token, found = None, []
     while True:
@@ -56,7 +54,7 @@ def find_version(store: Store, name: str, tag: str, value: str, home: Home) -> s
             for version in page
             if version.tags.get(tag) == value
             and version.status == "READY"
-            and (store.places_artifacts or not is_elsewhere(version.source, home, store.uri))
+            and ((folder := local_folder(version.source)) is None or folder.exists())
         ]
         token = page.token
         if not token:

@@ -6,12 +6,10 @@ In: the ledger. Out: runs, metrics and files in MLflow. Training never waits for
     content   what runs of configurations hold, computed from the ledger's records (pure)
     overview  what the study's run holds (pure)
     reader    reads the ledger incrementally
-    place     whether files that MLflow knows are where they were
     finder    finds a study's existing runs in MLflow
     writer    brings a study's runs up to date
     follow    the background process that does so while a study runs
     mirror    `Mirror`, the driver's handle on that process; `sync` updates once
-    serve     MLflow's UI on the loopback address
     optuna_mirror  copies of searches in an Optuna storage, for optuna-dashboard
-    optuna_ui      optuna-dashboard on the loopback address
+    serve     MLflow's UI or optuna-dashboard on the loopback address
 """

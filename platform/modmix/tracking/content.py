@@ -4,8 +4,7 @@ One run for the study (`overview`), with one nested run per configuration:
 
     configuration  params     method and hyperparameters
                    metrics    val/*, test/*: means over replicates; *_std; *_ci (objective);
-                              epoch/*: learning curves, means over replicates;
-                              live/*: means during training, every half minute
+                              epoch/*: learning curves, means over replicates
                    artifact   replicates.json: results and histories of all replicates
     study          metrics    configurations/*: the objective by number of the configuration;
                               study/*: progress, and each method's best configuration so far
@@ -21,7 +20,6 @@ import getpass
 import json
 import math
 import re
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -40,7 +38,6 @@ from modmix.ledger.records import (
 from modmix.tracking.store import Value
 
 LAYOUT = 2  # version of this layout; after a change all runs are updated
-LIVE_SECONDS = 30.0  # interval of live metrics, for training longer than this
 MAX_STEPS = 50  # of a curve; longer ones are thinned (the artifact is complete)
 
 _FINAL = tuple(
@@ -50,6 +47,8 @@ _NOT_OF_KEYS = re.compile(r"[^\w\-. /:]")  # characters that MLflow refuses in k
 _ON_EVERY_RUN = ("modmix.task", "modmix.fingerprint", "mlflow.source.git.commit", "mlflow.user")
 # Tags that a configuration has in some states only.
 STATE_TAGS = ("modmix.reason", "modmix.failed", "modmix.pruned")
+# MLflow has no status for pruned runs.
+_STATUS = {"done": "FINISHED", "pruned": "KILLED", "stopped": "KILLED", "failed": "FAILED"}
 _SYMBOLS = {"alpha": "α", "beta": "β", "margin": "δ", "lambda": "λ", "tau": "τ"}
 _PARAM_LENGTH, TAG_LENGTH = 6000, 5000  # MLflow's limits
 
@@ -61,6 +60,7 @@ class Content:
     """The content of one run.
 
     ``curves`` are the learning curves of ``n_curves`` replicates, with ``curves_digest``.
+    ``digest`` stands for the whole content.
     """
 
     name: str
@@ -74,39 +74,31 @@ class Content:
     curves_digest: str = ""
     n_curves: int = 0
     artifact: Mapping[str, Any] = field(default_factory=dict)
+    digest: str = ""
 
 
 # ---------------------------------------------------------------- a configuration
 
 
-def configuration_state(replicates: Sequence[ReplicateRecord], state: str) -> str:
-    """running, stopped, done, pruned or failed; ``state`` is that of the study."""
-    if any(r.state not in ENDED for r in replicates):
-        return "running" if state == "running" else "stopped"
+def configuration_state(replicates: Sequence[ReplicateRecord]) -> str:
+    """done, pruned or failed; stopped where a replicate has not ended."""
     states = {r.state for r in replicates}
+    if not states <= set(ENDED):
+        return "stopped"
     return next((one for one in ("done", "pruned") if one in states), "failed")
-
-
-def configuration_status(replicates: Sequence[ReplicateRecord], state: str) -> str:
-    """The status of a configuration's run in MLflow, which has none for pruned ones."""
-    return {"running": "RUNNING", "done": "FINISHED", "failed": "FAILED"}.get(
-        configuration_state(replicates, state), "KILLED"
-    )
 
 
 def configuration_digest(
     configuration: ConfigurationRecord,
     replicates: Sequence[ReplicateRecord],
     parts: Sequence[str],
-    state: str,
 ) -> str:
     """A digest of the content of a configuration's run, which is written again when it changes.
 
     Keys and end times stand for results, which are never overwritten.
     """
     ended = [[r.key, r.state, r.finished] for r in replicates if r.state in ENDED]
-    status = configuration_status(replicates, state)
-    return digest([LAYOUT, configuration.key, status, ended, len(replicates), list(parts)])
+    return digest([LAYOUT, configuration.key, ended, len(replicates), list(parts)])
 
 
 def configuration_content(
@@ -115,34 +107,37 @@ def configuration_content(
     replicates: Sequence[ReplicateRecord],
     parts: Sequence[str],
     histories: Mapping[str, History],
-    state: str,
-    starts: Mapping[str, float] | None = None,
+    starts: Mapping[str, float],
 ) -> Content:
     """The content of a configuration's run.
 
     Args:
         replicates: all of the configuration in this study; at least one has ended.
-        starts: when packs started, in seconds. Without it, the time charged to a replicate counts.
+        starts: when packs started, in seconds.
     """
-    study = _of_its_task(study, configuration)
+    if configuration.task:  # the study as if it had this task alone
+        study = replace(of_task(study, configuration.task), name=study.name)
     ended = [r for r in replicates if r.state in ENDED]
     good = [r for r in ended if r.state == "done"] or [r for r in ended if r.state == "pruned"]
-    complete = len(ended) == len(replicates)
     last = max(r.finished or study.updated for r in ended)
-    started = min(_began(r, starts or {}, study.updated) for r in ended)
-    shown = {r.key: histories[r.key] for r in good if r.key in histories} if complete else {}
+    started = min(_began(r, starts, study.updated) for r in ended)
+    state = configuration_state(replicates)
+    shown = [r.key for r in good if r.key in histories] if state != "stopped" else []
     return Content(
         name=configuration_name(study.spec, configuration, parts),
-        status=configuration_status(replicates, state),
+        status=_STATUS[state],
         started=milliseconds(started),
-        ended=milliseconds(last) if complete or state != "running" else None,
+        ended=milliseconds(last),
         tags=_configuration_tags(study, configuration, replicates, parts, state),
         params=_params(configuration),
         metrics=_summary(study, good, ended, milliseconds(last)),
-        curves=_curves(study, [*shown.values()], milliseconds(started), milliseconds(last)),
+        curves=_curves(
+            study, [histories[key] for key in shown], milliseconds(started), milliseconds(last)
+        ),
         curves_digest=digest(sorted(shown)) if shown else "",
         n_curves=len(shown),
         artifact=_artifact(study, configuration, ended, histories),
+        digest=configuration_digest(configuration, replicates, parts),
     )
 
 
@@ -290,7 +285,7 @@ def _configuration_tags(
         "modmix.method": configuration.method,
         "modmix.parts": ", ".join(parts),
         "modmix.number": str(configuration.number),
-        "modmix.state": configuration_state(replicates, state),
+        "modmix.state": state,
         **({"modmix.task_in_study": configuration.task} if configuration.task else {}),
     }
     if failed:
@@ -300,13 +295,6 @@ def _configuration_tags(
         tags["modmix.pruned"] = str(len(pruned))
         tags.setdefault("modmix.reason", pruned[0].reason)
     return {key: truncated(value, TAG_LENGTH) for key, value in tags.items()}
-
-
-def _of_its_task(study: StudyRecord, configuration: ConfigurationRecord) -> StudyRecord:
-    """The study as if it had the configuration's task alone; its name stays."""
-    if not configuration.task:
-        return study
-    return replace(of_task(study, configuration.task), name=study.name)
 
 
 def shared_tags(study: StudyRecord) -> dict[str, str]:
@@ -375,42 +363,6 @@ def _artifact(
         "params": dict(configuration.params),
         "replicates": replicates,
     }
-
-
-def live_content(
-    study: StudyRecord,
-    configuration: ConfigurationRecord,
-    replicates: Sequence[ReplicateRecord],
-    parts: Sequence[str],
-    progress: Sequence[tuple[int, Mapping[str, float]]],
-    started: float,
-    now: float,
-) -> Content:
-    """Live metrics of a configuration.
-
-    Args:
-        progress: (epoch, metrics) of its replicates in training.
-        started: when their training began, at the latest.
-    """
-    study = _of_its_task(study, configuration)
-    columns = {
-        name: finite(metrics.get(name, math.nan) for _, metrics in progress)
-        for name in _columns(study)[:-1]
-    }
-    epoch, time = max(epoch for epoch, _ in progress), milliseconds(now)
-    return Content(
-        name=configuration_name(study.spec, configuration, parts),
-        status="RUNNING",
-        started=milliseconds(started),
-        ended=None,
-        tags=_configuration_tags(study, configuration, replicates, parts, "running"),
-        params=_params(configuration),
-        metrics=[
-            Value(key=f"live/{name}", value=statistics.fmean(values), time=time, step=epoch)
-            for name, values in columns.items()
-            if values
-        ],
-    )
 
 
 def objectives_of(spec: Mapping[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@
 Messages are lines of JSON. When stdin closes, the driver has ended, and the process exits at once.
 So does it when another driver has taken the study over.
 
-    stdin   the task (first line); then live metrics, "flush", and the study's final state
+    stdin   the task (first line); then the study's final state
     stdout  why MLflow is not up to date, the number of runs left, "done"
 """
 
@@ -27,13 +27,12 @@ from modmix.base.errors import InputError, LeaseLostError, LedgerError, Tracking
 from modmix.base.home import Home
 from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import Lease
-from modmix.tracking.content import LIVE_SECONDS
-from modmix.tracking.writer import PARTIAL_SECONDS, Live, OvertakenError, Writer
+from modmix.tracking.writer import OvertakenError, Writer
 
 _log = logging.getLogger(__name__)
 
 FIRST_PAUSE = 1.0  # seconds after a failure; doubled each time
-LONGEST_REST = 30.0  # seconds between two reads of the ledger
+SHORTEST_REST, LONGEST_REST = 1.0, 30.0  # seconds between two reads of the ledger
 NICENESS = 19  # below training: Ray's workers have 15
 
 
@@ -47,7 +46,6 @@ class Task:
     home: str
     token: str = ""  # of the driver's lease; "": without one
     longest_pause: float = 30.0  # seconds between retries
-    live_seconds: float = LIVE_SECONDS
     niceness: int = NICENESS
 
     def to_json(self) -> str:
@@ -64,30 +62,16 @@ class Follower:
 
     def __init__(self, task: Task, answer: Callable[[str, Any], None] = lambda *_: None) -> None:
         self._task, self._answer = task, answer
-        self._changed = threading.Event()
         self._closing = threading.Event()
-        self._soon = threading.Event()  # ends the pause between two updates
-        self._lock = threading.Lock()  # guards the next three
-        self._live: dict[str, Live] = {}
         self._state = "running"
         self._deadline = float("inf")  # monotonic
         self._problem, self._left = "", 0  # as last reported
 
     def receive(self, message: Mapping[str, Any]) -> None:
-        """Process a message: ``live``, ``flush``, ``end`` with ``seconds``, or {}."""
-        now = time.monotonic()
-        with self._lock:
-            if (live := message.get("live")) is not None:
-                self._live = {
-                    key: Live(since=now - age, epoch=epoch, metrics=metrics)
-                    for key, (age, epoch, metrics) in live.items()
-                }
-            if "end" in message:
-                self._state, self._deadline = message["end"], now + message["seconds"]
-                self._closing.set()
-        if {"end", "flush"} & set(message):
-            self._soon.set()
-        self._changed.set()
+        """Process a message: the study's final state, and how many seconds there are."""
+        self._state = message["end"]
+        self._deadline = time.monotonic() + message["seconds"]
+        self._closing.set()
 
     def follow(self) -> bool:
         """Follow until the study ends; return whether MLflow is up to date."""
@@ -95,10 +79,10 @@ class Follower:
         writer: Writer | None = None
         pause = 0.0
         while True:
-            closing, settled = self._closing.is_set(), True
+            closing = self._closing.is_set()
             try:
                 writer = writer or self._make_writer()
-                settled = self._update(writer)
+                writer.update(self._state if closing else "running")
                 self._report("")
                 pause = 0.0
                 if closing:
@@ -111,7 +95,7 @@ class Follower:
                 late = closing and time.monotonic() + FIRST_PAUSE > self._deadline
                 if late or isinstance(error, (OvertakenError, LeaseLostError)):
                     return False
-            self._rest(pause, writer.read_seconds if writer else 0.0, settled)
+            self._rest(pause, writer.read_seconds if writer else 0.0)
 
     def _make_writer(self) -> Writer:
         task = self._task
@@ -121,18 +105,8 @@ class Follower:
             task.uri,
             Home(Path(task.home)),
             lease=Lease(study=task.study, token=task.token) if task.token else None,
-            live_seconds=task.live_seconds,
             progress=self._report_left,
         )
-
-    def _update(self, writer: Writer) -> bool:
-        self._changed.clear()
-        if not self._closing.is_set():
-            self._soon.clear()
-        with self._lock:
-            live = {k: v for k, v in self._live.items() if not writer.has_ended(k)}
-            state = self._state
-        return writer.update(state, live)
 
     @staticmethod
     def _explained(error: Exception) -> str:
@@ -151,16 +125,14 @@ class Follower:
             self._left = left
             self._answer("left", left)
 
-    def _rest(self, pause: float, reading: float, settled: bool) -> None:
-        """Wait for changes; only the end of training shortens the minimum wait."""
+    def _rest(self, pause: float, reading: float) -> None:
+        """Wait before the next update; the end of the study shortens the wait."""
         if pause:
             if self._closing.wait(pause):
                 time.sleep(FIRST_PAUSE)
             return
         # Reading a large study takes a while: spend at most a tenth of the time on it.
-        self._soon.wait(min(LONGEST_REST, max(1.0, 10 * reading)))
-        if not self._closing.is_set():
-            self._changed.wait(None if settled else PARTIAL_SECONDS)
+        self._closing.wait(min(LONGEST_REST, max(SHORTEST_REST, 10 * reading)))
 
 
 # ---------------------------------------------------------------- the process

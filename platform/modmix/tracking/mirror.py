@@ -2,8 +2,8 @@
 
 Training never waits for MLflow: the process (`follow`) reads the ledger and writes to MLflow by
 itself. It retries with growing pauses while MLflow is unreachable; anything missing at the end of
-the study is written by its next run or by `sync`. If the process dies it is restarted and resumes;
-if the driver dies, so does the process.
+the study is written by its next run or by `sync`. If the process dies it is started again, once; if
+the driver dies, so does the process.
 """
 
 from __future__ import annotations
@@ -17,19 +17,13 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 from modmix.base.errors import InputError
 from modmix.base.home import Home
-from modmix.base.messages import Progress
 from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import Lease
-from modmix.tracking.content import LIVE_SECONDS
 from modmix.tracking.store import check, is_server, page, redacted
-
-_SEND_SECONDS = 1.0  # between two messages to the process
-_MAX_PACKS = 100  # with live metrics
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds before the process is restarted
 
 
 class Mirror:
@@ -40,13 +34,13 @@ class Mirror:
         study: its name; must be in the ledger before `start`.
         uri: MLflow's tracking URI.
         home: holds artifacts if ``uri`` is a database.
-        pace: overrides the waiting times of `follow.Task`, by name.
+        pace: overrides fields of `follow.Task`, by name.
 
     Example:
         mirror = Mirror(home.ledger_url, "quickstart", home.tracking_uri, home)
         mirror.check()                        # before the study starts
-        mirror.start(lease)                   # of the driver
-        mirror.wake()                         # after changes of the ledger
+        mirror.start(lease, delay=10.0)       # of the driver
+        mirror.wake()                         # the first results are coming
         if not mirror.close("finished"):
             print(mirror.problem)
     """
@@ -68,19 +62,15 @@ class Mirror:
             "home": str(home.path),
             **(pace or {}),
         }
-        self._live_seconds = (pace or {}).get("live_seconds", LIVE_SECONDS)
         self._delay = 0.0
         self._begin = threading.Event()  # start the process
-        self._changed = threading.Event()
         self._over = threading.Event()  # the process has reported "done"
-        self._lock = threading.Lock()  # guards the next three
-        self._live: dict[str, dict[str, tuple[float, int, Mapping[str, float]]]] = {}  # by pack
-        self._end: dict[str, Any] = {}
-        self._flush = False
+        self._lock = threading.Lock()  # guards the next two
         self._process: subprocess.Popen[str] | None = None
+        self._end: dict[str, Any] | None = None
         self._done = False
-        self._problem = ""
         self._left = 0  # runs left to write
+        self.problem = ""  # why MLflow is not up to date
         self._thread = threading.Thread(target=self._work, name="modmix-mirror", daemon=True)
 
     def check(self) -> None:
@@ -88,7 +78,7 @@ class Mirror:
         check(self._uri)
 
     def start(self, lease: Lease | None = None, *, delay: float = 0.0) -> None:
-        """Start the process at the first evaluation, or after ``delay`` seconds.
+        """Start the process when woken, or after ``delay`` seconds.
 
         Args:
             lease: of the driver; once another driver has taken the study over, the process ends.
@@ -99,35 +89,8 @@ class Mirror:
         self._thread.start()
 
     def wake(self) -> None:
-        """Signal that the ledger has changed; returns at once."""
-        self._changed.set()
-
-    def observe(self, progress: Progress) -> None:
-        """Record live metrics of replicates in training."""
-        now = time.monotonic()
-        with self._lock:
-            before = self._live.pop(progress.pack, {})
-            self._live[progress.pack] = {
-                key: (before[key][0] if key in before else now, progress.epoch, metrics)
-                for key, metrics in progress.metrics.items()
-            }
-            while len(self._live) > _MAX_PACKS:
-                del self._live[next(iter(self._live))]
-        self._tell()
-
-    def flush(self) -> None:
-        """Write everything now: training is over."""
-        self._flush = True
-        self._tell()
-
-    def _tell(self) -> None:
+        """Start the process now: there is something to write soon."""
         self._begin.set()
-        self._changed.set()
-
-    @property
-    def problem(self) -> str:
-        """Why MLflow is not up to date, or ""."""
-        return self._problem
 
     def close(
         self,
@@ -146,12 +109,12 @@ class Mirror:
         assert state in ("finished", "stopped", "failed"), state
         with self._lock:
             self._end = {"end": state, "seconds": timeout}
-        self._tell()
+            if self._process is not None:
+                _send(self._process, self._end)
+        self._begin.set()
         end, left, reported = time.monotonic() + timeout, self._left, time.monotonic()
         while self._thread.is_alive() and time.monotonic() < end:
-            self._over.wait(0.2)
-            if self._over.is_set():
-                self._thread.join(max(0.0, end - time.monotonic()))
+            self._thread.join(0.2)
             if self._left != left and state == "finished":
                 left, end = self._left, time.monotonic() + timeout
             if left and time.monotonic() - reported > 5.0:
@@ -160,25 +123,22 @@ class Mirror:
         if not self._done or self._thread.is_alive():
             self._kill()
         if not self._done:
-            why = self._problem or f"MLflow at {redacted(self._uri)} was still being written to"
-            self._problem = f"{why}; 'modmix sync {self._study}' catches up"
+            why = self.problem or f"MLflow at {redacted(self._uri)} was still being written to"
+            self.problem = f"{why}; 'modmix sync {self._study}' catches up"
         return self._done
 
     # ------------------------------------------------------------ the thread
 
     def _work(self) -> None:
         self._begin.wait(self._delay)
-        pause = 0.0
-        while not self._over.is_set():
+        for _ in range(2):  # a process that dies is started again once
             try:
                 why = f"the mirror's process ended ({self._run_process()})"
             except OSError as error:  # out of processes or memory
                 why = f"the mirror's process cannot be started ({error.strerror or error})"
             if self._over.is_set():
                 return
-            self._problem = why
-            pause = min(LONGEST_PAUSE, max(FIRST_PAUSE, 2 * pause))
-            time.sleep(pause if not self._end else FIRST_PAUSE)
+            self.problem = why
 
     def _run_process(self) -> str:
         """Run the process until it ends; return its last line of errors, or its exit code."""
@@ -191,61 +151,29 @@ class Mirror:
                 text=True,
                 start_new_session=True,  # Ctrl-C in the terminal is handled by the driver
             ) as process:
-                self._process = process
+                with self._lock:
+                    self._process = process
+                    _send(process, self._task)
+                    if self._end is not None:
+                        _send(process, self._end)
+                self._read(process)
                 assert process.stdin is not None
-                assert process.stdout is not None
-                ended = threading.Event()
-                reader = threading.Thread(target=self._read, args=(process.stdout, ended))
-                reader.start()
-                with suppress(OSError):  # broken pipe: the process has ended
-                    self._send(process.stdin, ended)
-                reader.join()
-                with suppress(OSError):
+                with suppress(OSError):  # what it did not read
                     process.stdin.close()
             errors.seek(0)
             lines = errors.read().strip().splitlines()
         return lines[-1] if lines else f"exit code {process.returncode}"
 
-    def _send(self, stdin: IO[str], ended: threading.Event) -> None:
-        def write(message: Mapping[str, Any]) -> None:
-            stdin.write(json.dumps(message) + "\n")
-            stdin.flush()
-
-        write(self._task)
-        sent_live = 0.0
-        while not ended.is_set():
-            self._changed.wait()
-            self._changed.clear()
-            with self._lock:
-                now = time.monotonic()
-                message = dict(self._end)
-                if self._flush:
-                    message["flush"], self._flush = True, False
-                if now - sent_live >= self._live_seconds:
-                    sent_live, message["live"] = now, self._live_long(now)
-            write(message)
-            ended.wait(None if "end" in message else _SEND_SECONDS)
-
-    def _live_long(self, now: float) -> dict[str, tuple[float, int, Mapping[str, float]]]:
-        """Replicates in training for at least ``live_seconds``: age, epoch, metrics."""
-        return {
-            key: (now - since, epoch, metrics)
-            for pack in self._live.values()
-            for key, (since, epoch, metrics) in pack.items()
-            if now - since >= self._live_seconds
-        }
-
-    def _read(self, stdout: IO[str], ended: threading.Event) -> None:
+    def _read(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
         with suppress(ValueError):  # incomplete line of a killed process
-            for line in stdout:
+            for line in process.stdout:
                 message = json.loads(line)
-                self._problem = message.get("problem", self._problem)
+                self.problem = message.get("problem", self.problem)
                 self._left = message.get("left", self._left)
                 if "done" in message:
                     self._done = message["done"]
                     self._over.set()
-        ended.set()
-        self._changed.set()
 
     def _kill(self) -> None:
         """End the process: nothing may write to MLflow after the driver has released the study."""
@@ -253,6 +181,13 @@ class Mirror:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+
+
+def _send(process: subprocess.Popen[str], message: Mapping[str, Any]) -> None:
+    assert process.stdin is not None
+    with suppress(OSError, ValueError):  # the process has ended
+        process.stdin.write(json.dumps(message) + "\n")
+        process.stdin.flush()
 
 
 # ---------------------------------------------------------------- sync
@@ -305,7 +240,7 @@ def sync(
     writer.update(state, rebuild=True)
     return Synced(
         study=study,
-        experiment=writer.experiment_name,
+        experiment=writer.found.experiment_name,
         written=writer.written,
-        page=page(uri, writer.experiment_id) if is_server(uri) else "",
+        page=page(uri, writer.found.experiment) if is_server(uri) else "",
     )

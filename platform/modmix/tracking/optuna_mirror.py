@@ -41,8 +41,7 @@ class OptunaMirror:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._ledger = ledger
         self._storage = RDBStorage(url)
-        # By Optuna study: configuration and time of telling of each trial, by number.
-        self._there: dict[str, dict[int, _Told]] = {}
+        self._known: dict[str, tuple[optuna.Study, dict[int, _Told]]] = {}  # by name
 
     def close(self) -> None:
         self._storage.remove_session()
@@ -64,42 +63,36 @@ class OptunaMirror:
     def _update_search(self, record: StudyRecord, ended: Mapping[int, Entry]) -> int:
         one = next(iter(ended.values()))
         name = f"{record.name}/{one.part}/{one.method}"
-        if name not in self._there:
-            self._there[name] = self._read(name)
-        there = self._there[name]
+        study, there = self._known.get(name) or self._open(name, record, one.part)
         if any(n not in ended or _told(ended[n]) != told for n, told in there.items()):
             # The study file has changed, and the search began again.
             optuna.delete_study(study_name=name, storage=self._storage)
-            there.clear()
+            study, there = self._open(name, record, one.part)
+        self._known[name] = study, there
         fresh = [ended[number] for number in sorted(ended) if number not in there]
-        if not fresh:
-            return 0
-        study = self._open(name, record, one.part)
-        study.add_trials(self._trials(record, fresh))
-        there.update((entry.number, _told(entry)) for entry in fresh)
+        if fresh:
+            study.add_trials(self._trials(record, fresh))
+            there.update((entry.number, _told(entry)) for entry in fresh)
         return len(fresh)
 
-    def _read(self, name: str) -> dict[int, _Told]:
-        if name not in optuna.get_all_study_names(self._storage):
-            return {}
-        study = optuna.load_study(study_name=name, storage=self._storage)
-        known = [trial.user_attrs for trial in study.get_trials(deepcopy=False)]
-        return {one["number"]: (one["configuration"], one["told"]) for one in known}
-
-    def _open(self, name: str, record: StudyRecord, part: str) -> optuna.Study:
-        if name in optuna.get_all_study_names(self._storage):
-            return optuna.load_study(study_name=name, storage=self._storage)
+    def _open(
+        self, name: str, record: StudyRecord, part: str
+    ) -> tuple[optuna.Study, dict[int, _Told]]:
+        """A study of Optuna's, with configuration and time of telling of its trials by number."""
         objectives = list(record.spec["objective"])
         study = optuna.create_study(
             study_name=name,
             storage=self._storage,
             directions=["maximize" if higher_is_better(o) else "minimize" for o in objectives],
+            load_if_exists=True,
         )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study.set_metric_names(objectives)
-        study.set_user_attr("search", record.spec["parts"][part.partition(AT)[0]]["search"])
-        return study
+        known = [trial.user_attrs for trial in study.get_trials(deepcopy=False)]
+        if not known:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                study.set_metric_names(objectives)
+            study.set_user_attr("search", record.spec["parts"][part.partition(AT)[0]]["search"])
+        return study, {one["number"]: (one["configuration"], one["told"]) for one in known}
 
     def _trials(self, record: StudyRecord, entries: Sequence[Entry]) -> list[FrozenTrial]:
         domains = _domains(record, entries[0].part, entries[0].method)

@@ -25,7 +25,6 @@ from modmix.tracking.content import (
 from modmix.tracking.store import Value
 
 _NOTE = "mlflow.note.content"
-_END = "starts or resumes this study."  # of a note of modmix's
 _STATUS = {"running": "RUNNING", "finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 
@@ -49,7 +48,8 @@ def study_content(
         "study/replicates_reused": float(sum(r.origin == "reused" for r in ended)),
     }
     lines = []
-    for task, method, configuration, means in _best_by_task(study, configurations, replicates):
+    best = best_configurations(study, configurations, replicates)
+    for (task, method), (configuration, means) in best.items():
         key = f"{task}_{method}" if task else method
         rows |= {f"study/{key}_{name.replace('/', '_')}": v for name, v in means.items()}
         shown = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
@@ -64,7 +64,6 @@ def study_content(
         tags={
             **shared_tags(study),
             "modmix.kind": "study",
-            "modmix.text": request_digest(study),
             _NOTE: truncated(_note(study, lines), TAG_LENGTH),
         },
         metrics=[
@@ -85,8 +84,7 @@ def study_tags(content: Content, before: Mapping[str, str]) -> dict[str, str]:
         before: the run's tags now. ``modmix.note`` is a digest of the note that modmix wrote.
     """
     tags, note = dict(content.tags), before.get(_NOTE, "")
-    own = before["modmix.note"] == digest([note]) if "modmix.note" in before else _END in note
-    if note and not own:
+    if note and before.get("modmix.note") != digest([note]):
         del tags[_NOTE]
     else:
         tags["modmix.note"] = digest([tags[_NOTE]])
@@ -101,73 +99,57 @@ def _result(
     Over more replicates it is another chart: what was logged cannot be changed.
     """
     objective, *_ = objectives_of(spec)
-    good = [r for r in mine if r.state == "done"]
-    values = finite(r.metrics.get(objective, math.nan) for r in good)
-    if not values or any(r.state not in ENDED for r in mine):
+    n, means = _means(mine, [objective])
+    if not n:
         return None
     task = f"{configuration.task}/" if configuration.task else ""
     name = key_of(f"{task}{configuration.method}/{objective}")
     return Value(
-        key=f"configurations/{name} over {len(values)} seed{'s' * (len(values) > 1)}",
-        value=statistics.fmean(values),
-        time=milliseconds(max(r.finished or 0.0 for r in good)),
+        key=f"configurations/{name} over {n} seed{'s' * (n > 1)}",
+        value=means[objective],
+        time=milliseconds(max(r.finished or 0.0 for r in mine if r.state == "done")),
         step=configuration.number,
     )
 
 
-def _best_by_task(
-    study: StudyRecord,
-    configurations: Sequence[ConfigurationRecord],
-    replicates: Mapping[str, Sequence[ReplicateRecord]],
-) -> list[tuple[str, str, ConfigurationRecord, dict[str, float]]]:
-    """Task ("" where the study has one), method, its best configuration there, and its means."""
-    found = []
-    for task in study.spec.get("tasks") or [""]:
-        own = of_task(study, task) if task else study
-        mine = [c for c in configurations if c.task == task and own.is_as_given(c.params)]
-        best = best_configurations(study.spec, mine, replicates)
-        found += [(task, method, configuration, m) for method, (configuration, m) in best.items()]
-    return found
+def _means(mine: Sequence[ReplicateRecord], names: Sequence[str]) -> tuple[int, dict[str, float]]:
+    """Means of a complete configuration, and over how many values that of the first name is.
 
-
-def request_digest(study: StudyRecord) -> str:
-    """A digest of a study's file, data and numerics version."""
-    details = study.details
-    data = [
-        details.get("fingerprint"),
-        *(one.get("fingerprint") for one in (details.get("tasks") or {}).values()),
-    ]
-    return digest([study.text, study.spec, data, details.get("numerics")])
+    0 if there is no value, or if the configuration is not complete.
+    """
+    good = [r for r in mine if r.state == "done"]
+    values = {name: finite(r.metrics.get(name, math.nan) for r in good) for name in names}
+    n = len(values[names[0]]) if all(r.state in ENDED for r in mine) else 0
+    return n, {name: statistics.fmean(v) for name, v in values.items() if v}
 
 
 def best_configurations(
-    spec: Mapping[str, Any],
+    study: StudyRecord,
     configurations: Sequence[ConfigurationRecord],
     replicates: Mapping[str, Sequence[ReplicateRecord]],
-) -> dict[str, tuple[ConfigurationRecord, dict[str, float]]]:
-    """By method, the configuration with the best mean of the first objective, and its means.
+) -> dict[tuple[str, str], tuple[ConfigurationRecord, dict[str, float]]]:
+    """By task and method, the configuration with the best mean of the first objective; its means.
 
-    Compares ended configurations with the most replicates; the first one wins ties.
+    The task is "" where the study has one. Compares complete configurations with the most
+    replicates; the first one wins ties.
     """
-    objective, *_ = names = objectives_of(spec)
-    best: dict[str, tuple[int, ConfigurationRecord, dict[str, float]]] = {}
-    for configuration in configurations:
-        mine = replicates.get(configuration.key, ())
-        good = [r for r in mine if r.state == "done"]
-        values = {name: finite(r.metrics.get(name, math.nan) for r in good) for name in names}
-        if not values[objective] or any(r.state not in ENDED for r in mine):
-            continue
-        means = {name: statistics.fmean(v) for name, v in values.items() if v}
-        n = len(values[objective])
-        most, _, rival = best.get(configuration.method, (0, None, {}))
-        if n > most or (
-            n == most
-            and ties.is_better(
-                means[objective], rival[objective], higher_is_better=higher(objective)
-            )
-        ):
-            best[configuration.method] = (n, configuration, means)
-    return {method: (configuration, means) for method, (_, configuration, means) in best.items()}
+    objective, *_ = names = objectives_of(study.spec)
+    best: dict[tuple[str, str], tuple[int, ConfigurationRecord, dict[str, float]]] = {}
+    for task in study.spec.get("tasks") or [""]:
+        own = of_task(study, task) if task else study
+        for one in configurations:
+            if one.task != task or not own.is_as_given(one.params):
+                continue
+            n, means = _means(replicates.get(one.key, ()), names)
+            most, _, rival = best.get((task, one.method), (0, None, {}))
+            if n > most or (
+                0 < n == most
+                and ties.is_better(
+                    means[objective], rival[objective], higher_is_better=higher(objective)
+                )
+            ):
+                best[task, one.method] = (n, one, means)
+    return {key: (configuration, means) for key, (_, configuration, means) in best.items()}
 
 
 def _note(study: StudyRecord, best: Sequence[str]) -> str:
@@ -175,4 +157,4 @@ def _note(study: StudyRecord, best: Sequence[str]) -> str:
     lines = [str(study.spec.get("description") or study.name), "", f"Task: {task}", ""]
     if best:
         lines += ["Best configuration of each method on validation:", *best, ""]
-    return "\n".join([*lines, f"`modmix run {study.source}` {_END}"])
+    return "\n".join([*lines, f"`modmix run {study.source}` starts or resumes this study."])

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from modmix.ledger.ledger import Ledger
-from modmix.ledger.records import ENDED, ConfigurationRecord, ReplicateRecord, StudyRecord
+from modmix.ledger.records import ENDED, ConfigurationRecord, ReplicateRecord
 from modmix.tracking.content import objectives_of, parts_of
 
 # Results may become visible this much later than their time stamps (slow disks, other clocks).
@@ -18,6 +18,11 @@ class Reader:
 
     def __init__(self, ledger: Ledger, study: str) -> None:
         self._ledger, self._study = ledger, study
+        self._objectives = objectives_of(ledger.study(study).spec)
+        self.forget()
+
+    def forget(self) -> None:
+        """Read everything again next time."""
         self.configurations: dict[str, ConfigurationRecord] = {}
         self.parts: Mapping[str, Sequence[str]] = {}  # by configuration
         self._replicates: dict[str, dict[str, ReplicateRecord]] = {}  # by configuration and key
@@ -28,38 +33,26 @@ class Reader:
         """The replicates of a configuration."""
         return list(self._replicates.get(configuration, {}).values())
 
-    def has_ended(self, replicate: str) -> bool:
-        return replicate in self._ended
-
-    def read_all(self, record: StudyRecord) -> dict[str, None]:
-        """Read everything; return all configurations."""
-        self.configurations = {p.key: p for p in self._ledger.configurations(self._study)}
-        self.parts = parts_of(self._ledger.entries(self._study))
-        self._replicates, self._ended = {}, set()
-        self.take_in(record, self._ledger.replicates(self._study))
-        return dict.fromkeys(self.configurations)
-
-    def read_new(self, record: StudyRecord) -> dict[str, None]:
+    def read(self) -> dict[str, None]:
         """Read new configurations and results; return the changed configurations."""
-        ledger, changed = self._ledger, dict[str, None]()
-        last = max((p.number for p in self.configurations.values()), default=-1)
+        ledger, changed = self._ledger, list[ReplicateRecord]()
+        last = max((c.number for c in self.configurations.values()), default=-1)
         if new := ledger.configurations(self._study, after=last):
-            self.configurations |= {p.key: p for p in new}
+            self.configurations |= {c.key: c for c in new}
             self.parts = parts_of(ledger.entries(self._study))
-            theirs = ledger.replicates(self._study, configurations=[p.key for p in new])
-            changed |= self.take_in(record, theirs)
+            changed = ledger.replicates(self._study, configurations=[c.key for c in new])
+            self.take_in(changed)
         found = ledger.replicates(self._study, since=self._latest - _SLACK_SECONDS)
-        return changed | self.take_in(record, [r for r in found if r.key not in self._ended])
+        ended = [r for r in found if r.key not in self._ended]
+        self.take_in(ended)
+        # Those proposed since the query above come next time.
+        changed += [r for r in ended if r.configuration in self.configurations]
+        return dict.fromkeys(r.configuration for r in changed)
 
-    def take_in(self, record: StudyRecord, found: Iterable[ReplicateRecord]) -> dict[str, None]:
-        """Take in records; return their configurations."""
-        names = objectives_of(record.spec)
-        configurations: dict[str, None] = {}
+    def take_in(self, found: Iterable[ReplicateRecord]) -> None:
         for r in found:
-            metrics = {name: r.metrics[name] for name in names if name in r.metrics}
+            metrics = {name: r.metrics[name] for name in self._objectives if name in r.metrics}
             self._replicates.setdefault(r.configuration, {})[r.key] = replace(r, metrics=metrics)
-            configurations[r.configuration] = None
             if r.state in ENDED:
                 self._ended.add(r.key)
                 self._latest = max(self._latest, r.finished or 0.0)
-        return configurations

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from modmix.base.errors import InputError, TrackingError
 from modmix.base.home import sqlite_path
@@ -78,6 +79,14 @@ def redacted(text: str) -> str:
 
 def is_server(uri: str) -> bool:
     return uri.startswith(("http://", "https://", "databricks"))
+
+
+def local_folder(uri: str) -> Path | None:
+    """The folder that MLflow means by the URI of artifacts, or None: they are on a server."""
+    parts = urlsplit(uri)
+    if parts.scheme not in ("", "file") or parts.netloc not in ("", "localhost"):
+        return None
+    return Path(url2pathname(parts.path))
 
 
 def page(address: str, experiment: str) -> str:
@@ -229,16 +238,17 @@ class Store:
                 return None
             raise
 
-    def runs(self, experiment: str, condition: str = "") -> Iterator[Run]:
-        """The runs of an experiment that are not deleted and meet a condition of MLflow's."""
-        token = None
-        while True:
-            page = self.client.search_runs(
-                [experiment], condition, max_results=_PAGE, page_token=token
-            )
-            yield from page
-            if not (token := page.token):
-                return
+    def runs(self, experiment: str, condition: str = "", *, deleted: bool = False) -> Iterator[Run]:
+        """The runs of an experiment that meet a condition of MLflow's; deleted ones come last."""
+        from mlflow.entities import ViewType
+
+        for view in (ViewType.ACTIVE_ONLY, *([ViewType.DELETED_ONLY] if deleted else [])):
+            token = None
+            while True:
+                page = self.client.search_runs([experiment], condition, view, _PAGE, None, token)
+                yield from page
+                if not (token := page.token):
+                    break
 
     def log(
         self,
