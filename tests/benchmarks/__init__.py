@@ -9,7 +9,8 @@
     competitors  the peers as commands
     peers/       how the same is done with a loop, with Ray Tune and with Optuna alone
     instant      results made at once, in the place of training
-    startup, curve, search, higgs, driver, halving, prepare, gpu, profiling
+    simulated/   a Ray cluster of invented nodes, and studies on it
+    startup, curve, search, higgs, driver, cluster, halving, prepare, gpu, profiling
                  one benchmark each; `driver` has driver_child, `higgs` has step, and `profiling`
                  has sampler/ for what runs in processes of its own
 

@@ -24,6 +24,7 @@ BENCHMARKS = {
     "search": "search",
     "higgs": "higgs",
     "driver": "driver",
+    "cluster": "cluster",
     "halving": "halving",
     "prepare": "prepare",
     "gpu": "gpu",
