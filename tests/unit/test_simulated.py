@@ -1,10 +1,14 @@
-"""What is counted from the notes of a simulated cluster's workers."""
+"""A simulated cluster: what is counted from its workers' notes, and what must hold."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tests.benchmarks import cluster
+from tests.benchmarks.harness import BenchmarkError
+from tests.benchmarks.report import Section
 from tests.benchmarks.simulated import trace
 from tests.benchmarks.simulated.trace import Note, Stay
 
@@ -55,3 +59,43 @@ def test_notes_are_read_while_they_are_written(
     assert (one.what, one.study, one.pack, one.node) == (
         *("begins", "overhead", pack(7).id, "node 1"),
     )
+
+
+def bad_node(**changes: Any) -> dict[str, Any]:
+    """Two packs failed on a bad node before it was named, and all models finished."""
+    said = [(5.0, "node 10.0.0.7 (abcd1234) is avoided from now on: OSError: no data")]
+    return {
+        "results": 3,
+        "keys": 3,
+        "states": ["done"] * 3,
+        "said": said,
+        "id": "abcd1234" + 48 * "0",
+        "failed": [4.0, 4.5],
+        "begun": [3.0, 3.5],
+        "again": 2,
+        "ended": {"a": 1, "b": 1, "c": 1},
+        **changes,
+    }
+
+
+def test_a_bad_node_in_the_report() -> None:
+    section = Section("cluster", "Cluster")
+    cluster._bad(section, {"no data": bad_node()})
+    (table,) = section.tables
+    assert table.rows == [["no data", "3", "2", "2", "0", "OSError: no data"]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"states": ["done", "failed", "done"]}, "2 results of 3 models"),
+        ({"keys": 2}, "3 results of 3 models with 2 keys"),
+        ({"ended": {"a": 2, "b": 1, "c": 1}}, "1 packs were trained to their end twice"),
+        ({"ended": {"a": 1, "b": 1}}, "2 of 3 packs were trained"),
+        ({"said": []}, "0 nodes were named"),
+        ({"id": 56 * "1"}, "another one was named"),
+    ],
+)
+def test_what_must_hold_is_checked(changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(BenchmarkError, match=expected):
+        cluster._bad(Section("cluster", "Cluster"), {"no data": bad_node(**changes)})

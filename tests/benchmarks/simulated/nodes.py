@@ -53,13 +53,20 @@ class Nodes:
     def address(self) -> str:
         return str(self._cluster.address)
 
-    def add(self, cpus: int, *, gpus: int = 0, does: str = "") -> str:
-        """Start a node; ``does``: see `invented`. Returns its name in the trace."""
+    def add(self, count: int, cpus: int, *, gpus: int = 0) -> list[str]:
+        """Start nodes and wait for them. Returns their names in the trace."""
+        names = [self.start(cpus, gpus=gpus) for _ in range(count)]
+        self.wait()
+        return names
+
+    def start(self, cpus: int, *, gpus: int = 0, does: str = "") -> str:
+        """Start a node without waiting; ``does``: see `invented`."""
         name = f"node {len(self._nodes) + 1}"
         self._nodes[name] = self._cluster.add_node(
             num_cpus=cpus,
             num_gpus=gpus,
             object_store_memory=STORE,
+            wait=False,
             env_vars={
                 "MODMIX_BENCH_NODE": name,
                 "MODMIX_BENCH_DOES": does,
@@ -67,6 +74,9 @@ class Nodes:
             },
         )
         return name
+
+    def wait(self) -> None:
+        self._cluster.wait_for_nodes(START_SECONDS)
 
     def id_of(self, name: str) -> str:
         """The node's id in Ray."""

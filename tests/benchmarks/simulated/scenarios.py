@@ -118,8 +118,7 @@ def large(folder: Path) -> dict[str, Any]:
     """A search on 64 slots, the same one after another, and many trials on 16 invented GPUs."""
     with on_nodes(folder, seconds=0.1) as (scene, nodes):
         begun = time.time()
-        for _ in range(8):
-            nodes.add(8, gpus=2)
+        nodes.add(8, 8, gpus=2)
         say(f"cluster: 8 nodes of 8 processors in {time.time() - begun:.0f} s")
         found = {}
         for name, how in (("capped", CAPPED), ("alone", ALONE)):
@@ -148,8 +147,7 @@ def regret(folder: Path) -> dict[str, Any]:
 def together(folder: Path) -> dict[str, Any]:
     """Two studies, the second of which comes while the first has all of the cluster."""
     with on_nodes(folder, seconds=1.0) as (scene, nodes):
-        for _ in range(2):
-            nodes.add(4)
+        nodes.add(2, 4)
         first = scene.start("first", grid_text("first", 200), nodes.address)
         scene.until_ended(1, first)
         second = scene.start("second", grid_text("second", 80), nodes.address)
@@ -197,12 +195,12 @@ def scaling(folder: Path) -> dict[str, Any]:
 def changing(folder: Path) -> dict[str, Any]:
     """Nodes join a study, one of them is lost with its packs, and another one joins."""
     with on_nodes(folder, seconds=1.5) as (scene, nodes):
-        first = nodes.add(2)
+        (first,) = nodes.add(1, 2)
         driven = scene.start("changing", grid_text("changing", 70), nodes.address)
         marks = [(driven.begun, f"begins on {first}")]
 
         def join(count: int) -> list[str]:
-            names = [nodes.add(2) for _ in range(count)]
+            names = nodes.add(count, 2)
             marks.append((time.time(), f"{' and '.join(names)} joined"))
             return names
 
@@ -237,9 +235,8 @@ def bad(folder: Path) -> dict[str, Any]:
     for does in ("no data", "breaks"):
         with on_nodes(folder, seconds=0.5) as (scene, nodes):
             name = f"bad-{does.replace(' ', '-')}"
-            for _ in range(3):
-                nodes.add(2)
-            worst = nodes.add(2, does=does)
+            worst = nodes.start(2, does=does)
+            nodes.add(3, 2)
             told = scene.start(name, grid_text(name, 60), nodes.address).wait()
             stays = [stay for stay in scene.stays(nodes.lost) if stay.study == name]
             found[does] = {
