@@ -92,7 +92,7 @@ def _search(section: Section, real: dict[str, Any], simulated: dict[str, Any]) -
     _expect(most <= IN_FLIGHT, f"{most} configurations in flight, more than {IN_FLIGHT}")
     _expect(later["capped"] > 1, "the search on 64 slots had one configuration in flight")
     _expect(later["alone"] == 1, f"parallel: 1 had {later['alone']} configurations in flight")
-    _expect(capped < free, f"regret {capped:.3f} with the cap, {free:.3f} without")
+    _expect(2 * capped < free, f"regret {capped:.3f} with the cap, {free:.3f} without")
     section.figures += [
         Figure(
             what="cluster: most configurations in flight of a search of 60 on 64 slots",
@@ -103,7 +103,7 @@ def _search(section: Section, real: dict[str, Any], simulated: dict[str, Any]) -
         Figure(
             what="cluster: regret of that search over all configurations at once",
             value=capped / free,
-            target=1,
+            target=0.5,
             at_least=False,
             unit="x",
             spread=f"over one after another: {number(capped / alone, 'x')}",

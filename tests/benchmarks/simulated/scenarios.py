@@ -87,11 +87,16 @@ class Scene:
         self._driven.append(Driven(name, folder, process, time.time()))
         return self._driven[-1]
 
-    def until_ended(self, packs: int, driven: Driven) -> None:
-        """Wait until so many packs were trained."""
-        while sum(one.what == "ends" for one in trace.read(self.trace)) < packs:
+    def ended(self) -> int:
+        """How many packs were trained to their end so far."""
+        return sum(one.what == "ends" for one in trace.read(self.trace))
+
+    def until(self, holds: Callable[[], bool], driven: Driven) -> None:
+        """Wait for something to come true while a study runs."""
+        while not holds():
             if not driven.runs:
-                raise BenchmarkError(f"{driven.name} ended before {packs} packs did")
+                driven.wait()
+                raise BenchmarkError(f"{driven.name} has ended before its nodes changed")
             time.sleep(0.1)
 
     def stays(self, lost: dict[str, float] | None = None) -> list[trace.Stay]:
@@ -149,7 +154,7 @@ def together(folder: Path) -> dict[str, Any]:
     with on_nodes(folder, seconds=1.0) as (scene, nodes):
         nodes.add(2, 4)
         first = scene.start("first", grid_text("first", 200), nodes.address)
-        scene.until_ended(1, first)
+        scene.until(lambda: scene.ended() >= 1, first)
         second = scene.start("second", grid_text("second", 80), nodes.address)
         found = {driven.name: driven.wait() for driven in (first, second)}
         stays = scene.stays()
@@ -196,7 +201,7 @@ def changing(folder: Path) -> dict[str, Any]:
     """Nodes join a study, one of them is lost with its packs, and another one joins."""
     with on_nodes(folder, seconds=1.5) as (scene, nodes):
         (first,) = nodes.add(1, 2)
-        driven = scene.start("changing", grid_text("changing", 70), nodes.address)
+        driven = scene.start("changing", grid_text("changing", 100), nodes.address)
         marks = [(driven.begun, f"begins on {first}")]
 
         def join(count: int) -> list[str]:
@@ -204,16 +209,16 @@ def changing(folder: Path) -> dict[str, Any]:
             marks.append((time.time(), f"{' and '.join(names)} joined"))
             return names
 
-        scene.until_ended(6, driven)
+        scene.until(lambda: scene.ended() >= 6, driven)
         joined = join(2)
-        while not (busy := _busiest(scene, joined)):
-            time.sleep(0.1)
-        scene.until_ended(20, driven)
-        while not (busy := _busiest(scene, joined)):
-            time.sleep(0.02)
+        scene.until(lambda: {stay.node for stay in scene.stays()} >= set(joined), driven)
+        packs = scene.ended() + 10
+        scene.until(lambda: scene.ended() >= packs and bool(_busiest(scene, joined)), driven)
+        busy = _busiest(scene, joined) or joined[0]
         nodes.kill(busy)
         marks.append((time.time(), f"{busy} was killed"))
-        scene.until_ended(30, driven)
+        packs = scene.ended() + 10
+        scene.until(lambda: scene.ended() >= packs, driven)
         join(1)
         found = driven.wait()
         stays = scene.stays(nodes.lost)
