@@ -240,7 +240,7 @@ def bad(folder: Path) -> dict[str, Any]:
     for does in ("no data", "breaks"):
         with on_nodes(folder, seconds=0.5) as (scene, nodes):
             name = f"bad-{does.replace(' ', '-')}"
-            worst = nodes.start(2, does=does)
+            (worst,) = nodes.add(1, 2, does=does)
             nodes.add(3, 2)
             told = scene.start(name, grid_text(name, 60), nodes.address).wait()
             stays = [stay for stay in scene.stays(nodes.lost) if stay.study == name]
