@@ -131,9 +131,15 @@ class ScalingCluster:
     def wait_until_up(self) -> None:
         end = time.monotonic() + START_SECONDS
         while "Ray runtime started" not in self._log.read_text():
-            if self._head.poll() is not None or time.monotonic() > end:
+            if time.monotonic() > end:
                 raise BenchmarkError(f"no head node:\n{self._log.read_text()[-2000:]}")
+            self.check()
             time.sleep(0.2)
+
+    def check(self) -> None:
+        """Raise if the head has ended."""
+        if self._head.poll() is not None:
+            raise BenchmarkError(f"the head node ended:\n{self._log.read_text()[-2000:]}")
 
     def stop(self) -> None:
         if self._head.poll() is not None:
@@ -151,6 +157,7 @@ def _scaling(address: str, *, cpus: int, most: int) -> dict[str, Any]:
     """A cluster file: no node to begin with, and a node without work for 6 s ends."""
     nothing = ["initialization_commands", "setup_commands", "head_setup_commands"]
     nothing += ["worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands"]
+    nothing += ["cluster_synced_files", "rsync_exclude", "rsync_filter"]
     return {
         "cluster_name": "scaling",
         "max_workers": most,
@@ -177,5 +184,6 @@ def _scaling(address: str, *, cpus: int, most: int) -> dict[str, Any]:
         "auth": {},
         "docker": {},
         "file_mounts": {},
+        "file_mounts_sync_continuously": False,
         **{name: [] for name in nothing},
     }

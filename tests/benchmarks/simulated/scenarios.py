@@ -176,20 +176,21 @@ def scaling(folder: Path) -> dict[str, Any]:
 
     scene = Scene(folder)
     cluster = ScalingCluster(folder, cpus=2, most=4, seconds=1.0)
-    counts = list[tuple[float, int, int]]()
+    counts = list[tuple[float, int]]()
     try:
         cluster.wait_until_up()
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
         driven = scene.start("scaling", grid_text("scaling", 60), cluster.address)
         ended, waited = 0.0, time.time() + STUDY_SECONDS
         while (not ended or counts[-1][1]) and time.time() < waited:
+            cluster.check()
             nodes = sum(node["Alive"] for node in ray.nodes()) - 1
-            counts.append((time.time(), nodes, trace.held(scene.stays(), time.time())))
+            counts.append((time.time(), nodes))
             ended = ended or (0.0 if driven.runs else time.time())
             time.sleep(0.5)
         found = driven.wait()
         stays = scene.stays()
-        held = [(at, nodes, trace.held(stays, at)) for at, nodes, _ in counts]
+        held = [(at, nodes, trace.held(stays, at)) for at, nodes in counts]
         return {"scaling": found, "counts": held, "begun": driven.begun, "ended": ended}
     finally:
         scene.stop()
