@@ -175,24 +175,22 @@ def _scaling(section: Section, told: dict[str, Any]) -> None:
     _expect(counts[0][1] == 0, f"{counts[0][1]} nodes before the study began")
     _expect(most > 1, f"the cluster had {most} nodes at most")
     _expect(least == 0, f"{least} nodes were left after the study")
-    changes = [counts[0]]
-    for one in counts:
-        if one[1] != changes[-1][1]:
-            changes.append(one)
-    rows = [[f"{at:.0f}", str(nodes), str(packs)] for at, nodes, packs in changes]
-    rows.append([f"{ended:.0f}", "the study has ended", "0"])
-    rows.sort(key=lambda row: float(row[0]))
+    changes = [i for i, one in enumerate(counts) if i == 0 or one[1] != counts[i - 1][1]]
+    rows = [
+        [f"{counts[i][0]:.0f}", str(counts[i][1]), str(max(packs for *_, packs in counts[i:j]))]
+        for i, j in zip(changes, [*changes[1:], len(counts)], strict=True)
+    ]
     section.figures.append(
         Figure(
             what="cluster: nodes left after a study on a cluster that scales from zero",
             value=least,
             target=0,
             at_least=False,
-            spread=f"{most} at most, the first after {came:.0f} s, none "
-            f"{counts[-1][0] - ended:.0f} s after the study's end",
+            spread=f"{most} at most, the first after {came:.0f} s; last pack at {ended:.0f} s, "
+            f"no node at {counts[changes[-1]][0]:.0f} s",
         )
     )
-    columns = ["seconds after the command", "nodes", "packs in training"]
+    columns = ["seconds after the command", "nodes", "most packs trained until the next change"]
     caption = "Ray's autoscaler with its provider for tests: 60 packs, nodes of 2 processors"
     section.tables.append(Table(caption, columns, rows))
 
