@@ -9,7 +9,8 @@
     competitors  the peers as commands, and their ranking
     peers/       how the same is done with a loop, with Ray Tune and with Optuna alone
     instant      results made at once, in the place of training
-    curve, curve1100, search, higgs, startup, tune_overhead, driver, halving, prepare, gpu,
+    simulated/   a Ray cluster of invented nodes, and studies on it
+    curve, curve1100, search, higgs, startup, tune_overhead, driver, cluster, halving, prepare, gpu,
     profiling
                  one benchmark each; for what runs in processes of its own `driver` has
                  driver_child, `higgs` has step, `tune_overhead` has instant_workers/ and

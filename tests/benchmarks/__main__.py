@@ -26,6 +26,7 @@ BENCHMARKS = {
     "startup": "startup",
     "overhead": "tune_overhead",
     "driver": "driver",
+    "cluster": "cluster",
     "halving": "halving",
     "prepare": "prepare",
     "gpu": "gpu",
