@@ -843,7 +843,7 @@ def test_a_mirror_catches_up_by_itself(tmp_path: Path, server: Server) -> None:
     mirror.start()
     bench.finish()
     mirror.wake()
-    time.sleep(3.0)
+    eventually(lambda: "connection refused" in mirror.problem)
     server.start()
     assert mirror.close("finished", timeout=30.0), mirror.problem
     assert mirror.problem == ""
