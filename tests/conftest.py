@@ -18,3 +18,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--gpu-paths"):
         os.environ["MODMIX_FORCE_GPU_PATHS"] = "1"
+
+
+@pytest.fixture
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Studies of this process end without figures and tables, two thirds of a small one's time."""
+    monkeypatch.setattr("modmix.analysis.report.write_all", lambda *_: None)

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,9 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from mlflow_bench import Server
 from modmix.base.home import Home
 from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import ReplicateRecord
+from tests.patience import RAY_PATIENCE
 
 STUDY = """
 study: fragile
@@ -30,19 +31,19 @@ parts:
   curve:
     x: beta
     methods:
-      mul: {beta: {grid: [0, 0.3, 0.6, 1]}}
+      mul: {beta: {grid: [0, 0.3, 1]}}
       mulmix: {beta: {grid: [0, 1]}}
   depth:
     x: depth
-    methods: {add: {depth: {grid: [0, 1, 2]}}}
+    methods: {add: {depth: {grid: [0, 1]}}}
   search:
-    search: {configurations: 6, batch: 2, parallel: 1, sampler: tpe}
+    search: {configurations: 4, batch: 2, parallel: 1, sampler: tpe}
     shared: {learning_rate: {low: 0.001, high: 0.1, log: true}}
     methods:
       late:
       mul: {beta: {low: 0, high: 1}}
 """
-CONFIGURATIONS = 4 + 2 + 3 + 6 + 6
+CONFIGURATIONS = 3 + 2 + 2 + 4 + 4
 MODELS = 3 * CONFIGURATIONS
 
 
@@ -66,6 +67,7 @@ class Place:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
         environment = {
             **inherited,
+            **RAY_PATIENCE,
             "MODMIX_HOME": str(self.home.path),
             "MODMIX_CHECKPOINT_SECONDS": "0",
             "MODMIX_TRACE": str(self.folder / "trace"),
@@ -172,53 +174,22 @@ def same_as(undisturbed: Place) -> Callable[[Place], None]:
     return check
 
 
-@dataclass
-class Server:
-    """A real MLflow server on a free port of the loopback address."""
-
-    folder: Path
-    port: int
-    process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def uri(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(
-            [
-                sys.executable, "-m", "mlflow", "server",
-                "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1",
-                "--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}",
-                "--artifacts-destination", str(self.folder / "artifacts"),
-            ],
-            stdout=(self.folder / "server.log").open("ab"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )  # fmt: skip
-        end = time.monotonic() + 90
-        while time.monotonic() < end:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            time.sleep(0.2)
-        raise AssertionError((self.folder / "server.log").read_text())
-
-    def stop(self) -> None:
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    folder = tmp_path / "server"
-    folder.mkdir()
-    made = Server(folder, port)
+@pytest.fixture(scope="module")
+def module_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    made = Server(tmp_path_factory.mktemp("server"))
     made.start()
     yield made
     made.stop()
+
+
+@pytest.fixture
+def server(module_server: Server) -> Iterator[Server]:
+    """A real MLflow server without a study of the name that all tests use."""
+    yield module_server
+    if module_server.process is None:
+        module_server.start()
+    from mlflow import MlflowClient
+
+    client = MlflowClient(module_server.uri)
+    for experiment in client.search_experiments(filter_string="name = 'fragile'"):
+        client.rename_experiment(experiment.experiment_id, f"before-{time.time_ns()}")

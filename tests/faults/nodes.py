@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from tests.patience import RAY_PATIENCE
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
@@ -20,6 +22,7 @@ def environment() -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": "a-token-of-this-test-and-no-other",
         "RAY_USAGE_STATS_ENABLED": "0",
+        **RAY_PATIENCE,
         "OMP_NUM_THREADS": "1",
     }
 

@@ -138,32 +138,6 @@ def test_a_node_dies_and_the_study_finishes(
     same_as(place)
 
 
-def test_a_machine_that_joins_gets_a_worker(
-    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cluster = Cluster(tmp_path)
-    monkeypatch.setenv("MODMIX_TRACE", str(tmp_path / "cluster-trace"))  # workers have the nodes'
-    try:
-        cluster.add_node()
-        place.environment.update(cluster.environment)
-        place.environment["RAY_AUTH_TOKEN"] = cluster.token
-        # Enough packs to be still at it when the second machine is there.
-        place.file.write_text(
-            place.file.read_text()
-            .replace("max_models: 3", "max_models: 1")
-            .replace("epochs: 12", "epochs: 30")
-        )
-        process = place.start("run", str(place.file), "--address", cluster.address, "--no-mlflow")
-        assert place.wait_for(2, process)
-        cluster.add_node()
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output
-        lines = [json.loads(line) for line in (tmp_path / "cluster-trace").read_text().splitlines()]
-        assert len({line["process"] for line in lines}) == 2
-    finally:
-        cluster.stop()
-
-
 ONE_PACK = """
 study: one
 task: {name: digits, train_rows: 200}

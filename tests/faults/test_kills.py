@@ -18,7 +18,8 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from tests.faults.conftest import CONFIGURATIONS, MODELS, Place, Server
+from mlflow_bench import Server
+from tests.faults.conftest import CONFIGURATIONS, MODELS, Place
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(420)]
 
@@ -53,13 +54,14 @@ def check_mlflow(uri: str) -> None:
     assert {run.info.status for run in runs} == {"FINISHED"}
 
 
-def test_driver_killed_at_random_moments(
-    place: Place, server: Server, same_as: Check, record_property: Callable[[str, object], None]
-) -> None:
+KILLS = 6
+
+
+def test_driver_killed_at_random_moments(place: Place, server: Server, same_as: Check) -> None:
     place.environment["MLFLOW_TRACKING_URI"] = server.uri
     chance = random.Random(20261121)
     kills = 0
-    while kills < 10:
+    while kills < KILLS:
         before = place.finished() if (place.home.path / "ledger.db").exists() else {}
         # With a checkpoint after every evaluation, or practically none.
         place.environment["MODMIX_CHECKPOINT_SECONDS"] = chance.choice(["0", "30"])
@@ -78,8 +80,7 @@ def test_driver_killed_at_random_moments(
         kills += 1
         after = place.finished() if (place.home.path / "ledger.db").exists() else {}
         check_kept(before, after)
-    record_property("kills", kills)
-    assert kills >= 10, "the study ended before it was killed often enough"
+    assert kills == KILLS, "the study ended before it was killed often enough"
     before = place.finished()
     assert len(before) < MODELS
     code, output = place.run("run", str(place.file), "--local")
@@ -94,10 +95,9 @@ def test_driver_killed_at_random_moments(
 
 def test_driver_and_workers_killed_under_ray(place: Place, server: Server, same_as: Check) -> None:
     place.environment["MLFLOW_TRACKING_URI"] = server.uri
-    for count in (3, 12):
-        process = place.start("run", str(place.file))
-        assert place.wait_for(count, process)
-        kill(process)
+    process = place.start("run", str(place.file))
+    assert place.wait_for(3, process)
+    kill(process)
     before = place.finished()
     process = place.start("run", str(place.file))
     killed = 0
@@ -130,16 +130,14 @@ def kill_a_worker(driver: subprocess.Popen[str]) -> int:
     return 0
 
 
-def test_mlflow_server_away_for_a_minute(place: Place, server: Server, same_as: Check) -> None:
+def test_mlflow_server_away_in_the_middle(place: Place, server: Server, same_as: Check) -> None:
     place.environment["MLFLOW_TRACKING_URI"] = server.uri
     process = place.start("run", str(place.file), "--local")
     assert place.wait_for(6, process)
     server.stop()
-    begun = time.monotonic()
     # Training goes on without the server.
     reached = place.wait_for(len(place.finished()) + 12, process)
     assert reached or process.poll() == 0
-    time.sleep(max(0.0, 60 - (time.monotonic() - begun)))
     server.start()
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output

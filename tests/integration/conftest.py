@@ -26,7 +26,7 @@ def bench(tmp_path: Path, empty_database: Path) -> Bench:
     return made
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
     copy_database(empty_database, folder / "server.db")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tests.patience import RAY_PATIENCE
 
 from modmix.base.errors import InputError
 from modmix.execution import tune_cluster
@@ -29,8 +30,39 @@ resources: {max_models: 2}
 parts: {curve: {x: beta, methods: {mul: {beta: {grid: [0, 0.2, 0.4, 0.6, 0.8, 1]}}}}}
 """
 
+
+def run(folder: Path, study: str) -> tuple[int, str]:
+    """`modmix run` in a folder of its own; its exit code, and everything it said."""
+    file = folder / "study.yaml"
+    file.write_text(study)
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
+    command = [sys.executable, "-m", "modmix", "run", str(file), "--no-mlflow", "--workers", "2"]
+    ours = {"MODMIX_HOME": str(folder / "runs"), "MODMIX_TRACE": str(folder / "trace")}
+    ours |= RAY_PATIENCE
+    told = subprocess.run(
+        command, capture_output=True, text=True, timeout=240, check=False,
+        env={**inherited, **ours},
+    )  # fmt: skip
+    return told.returncode, told.stdout + told.stderr
+
+
+@pytest.fixture(scope="module", autouse=True)
+def refused(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was refused before all other tests: its end takes a while."""
+    folder = tmp_path_factory.mktemp("refused")
+    wrong = STUDY.replace("seeds: 2", "seeds: 2\nencoders: {nowhere: {name: mlp}}")
+    code, output = run(folder, wrong)
+    assert code == 2
+    assert output.startswith("modmix: ")
+    assert "unknown input 'nowhere'" in output
+    assert len(output.splitlines()) == 1
+    return folder
+
+
 SCRIPT = """
-import json, os, psutil
+import json, psutil
+from modmix.base.errors import InputError
+from modmix.execution.tune_cluster import Needs
 from modmix.execution.tune_runner import TuneRunner
 runner = TuneRunner(workers=2)
 runner.start()
@@ -42,43 +74,41 @@ listening = sorted({
     for connection in process.net_connections(kind="inet")
     if connection.status == psutil.CONN_LISTEN
 })
-print(json.dumps({"listening": listening, "slots": runner.slots, "processes": len(family)}))
+found = {"listening": listening, "slots": runner.slots, "processes": len(family)}
 runner.close()
+
+import ray  # not before the runner has made its settings
+
+refused = []
+for needs in ({"": Needs(cpus=3)}, {"": Needs(gpus=99)}, {"mul": Needs(cpus=3)}):
+    try:
+        TuneRunner(needs, workers=2).start()
+    except InputError as error:
+        refused.append([str(error), ray.is_initialized()])
+print(json.dumps({**found, "refused": refused}))
 """
 
 
-def test_nothing_listens_beyond_this_machine() -> None:
+def test_nothing_listens_beyond_this_machine_and_no_more_is_given_than_it_has() -> None:
     told = subprocess.run(
-        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=120, check=True,
-        env={k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=240, check=True,
+        env={k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | RAY_PATIENCE,
     )  # fmt: skip
     found = json.loads(told.stdout.splitlines()[-1])
     assert found["processes"] > 3
     assert found["slots"] == 2
     assert found["listening"], "a cluster without any socket is no cluster"
     assert set(found["listening"]) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
-
-
-@pytest.mark.parametrize("needs", ["cpus: 3", "gpus: 99", "methods: {mul: {cpus: 3}}"])
-def test_more_than_this_machine_has_is_refused(needs: str, tmp_path: Path) -> None:
-    code, output = run(tmp_path, STUDY.replace("max_models: 2", f"max_models: 2, {needs}"))
-    assert code == 2, output
-    assert "more than this machine has or --workers allows: ask for less" in output
-    assert not (tmp_path / "runs" / "ledger.db").exists()
-
-
-def run(folder: Path, study: str, **environment: str) -> tuple[int, str]:
-    """`modmix run` in a folder of its own; its exit code, and everything it said."""
-    file = folder / "study.yaml"
-    file.write_text(study)
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
-    command = [sys.executable, "-m", "modmix", "run", str(file), "--no-mlflow", "--workers", "2"]
-    ours = {"MODMIX_HOME": str(folder / "runs"), "MODMIX_TRACE": str(folder / "trace")}
-    told = subprocess.run(
-        command, capture_output=True, text=True, timeout=240, check=False,
-        env={**inherited, **ours, **environment},
-    )  # fmt: skip
-    return told.returncode, told.stdout + told.stderr
+    more = "more than this machine has or --workers allows: ask for less"
+    whats = (
+        "a pack asks for 3 CPUs",
+        "a pack asks for 1 CPUs and 99 GPUs",
+        "a pack of mul asks for 3",
+    )
+    assert [is_up for _, is_up in found["refused"]] == [False] * 3
+    for what, (said, _) in zip(whats, found["refused"], strict=True):
+        assert f"resources: {what}" in said
+        assert more in said
 
 
 def test_two_processes_train_all_packs(tmp_path: Path) -> None:
@@ -107,29 +137,6 @@ def tables_of_trials(output: str) -> None:
         assert 0 < float(row["val/error/best"]) <= float(row["val/error"]) < 100
 
 
-def test_a_study_that_is_refused_leaves_no_cluster_behind(tmp_path: Path) -> None:
-    wrong = STUDY.replace("seeds: 2", "seeds: 2\nencoders: {nowhere: {name: mlp}}")
-    code, output = run(tmp_path, wrong)
-    assert code == 2
-    assert output.startswith("modmix: ")
-    assert "unknown input 'nowhere'" in output
-    assert len(output.splitlines()) == 1
-    # Ray's agents end by themselves when they miss their raylet, which takes up to a minute.
-    end = time.monotonic() + 180
-    while (ours := processes_of(tmp_path)) and time.monotonic() < end:
-        time.sleep(1)
-    assert ours == []
-
-
-def processes_of(folder: Path) -> list[int]:
-    """Processes that a run in this folder has started, and that are still there."""
-    return [
-        process.pid
-        for process in psutil.process_iter(["environ"])
-        if (process.info["environ"] or {}).get("MODMIX_HOME") == str(folder / "runs")
-    ]
-
-
 @pytest.fixture
 def silent() -> Iterator[str]:
     """An address at which somebody takes connections and never says a word."""
@@ -152,3 +159,20 @@ def test_auto_is_the_cluster_of_ray_address(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     with pytest.raises(InputError, match=r"no Ray cluster answers at 127\.0\.0\.1:9 \("):
         tune_cluster.Cluster(tune_cluster.Needs(), address="auto").connect()
+
+
+def test_a_study_that_is_refused_leaves_no_cluster_behind(refused: Path) -> None:
+    # Ray's agents end by themselves when they miss their raylet, which takes up to a minute.
+    end = time.monotonic() + 180
+    while (ours := processes_of(refused)) and time.monotonic() < end:
+        time.sleep(1)
+    assert ours == []
+
+
+def processes_of(folder: Path) -> list[int]:
+    """Processes that a run in this folder has started, and that are still there."""
+    return [
+        process.pid
+        for process in psutil.process_iter(["environ"])
+        if (process.info["environ"] or {}).get("MODMIX_HOME") == str(folder / "runs")
+    ]

@@ -19,7 +19,7 @@ from modmix.execution.run import StudyRun
 from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import Entry, ReplicateRecord
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_figures")]
 
 FILE = """
 study: NAME

@@ -54,7 +54,7 @@ def ledger(folder: Path) -> Ledger:
     return Ledger(os.environ.get("MODMIX_LEDGER") or f"sqlite:///{folder / 'runs' / 'ledger.db'}")
 
 
-@pytest.mark.usefixtures("environment")
+@pytest.mark.usefixtures("environment", "without_figures")
 def test_parts_that_mean_the_same_model_all_get_its_results(tmp_path: Path) -> None:
     """A search meets configurations of other parts, spelled otherwise: none waits, none is
     missing.
@@ -117,7 +117,7 @@ EDITS: dict[str, Callable[[str], str]] = {
 
 
 @pytest.mark.parametrize("environment", ["sqlite"], indirect=True)
-@pytest.mark.usefixtures("environment")
+@pytest.mark.usefixtures("environment", "without_figures")
 def test_a_study_file_may_be_edited_at_any_time(tmp_path: Path) -> None:
     """Whatever has changed, all that the file asks for gets a result, and nothing else is left."""
     text = STUDY.replace("NAME", "one")

@@ -75,6 +75,7 @@ def seen(ledger: Ledger, study: str) -> list[tuple[Any, ...]]:
     ]
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_each_study_has_its_own_race(tmp_path: Path, ledger: Ledger) -> None:
     """What the first has pruned, the second trains for itself, to the end where its race says so.
     The first one's race stays as it was.
@@ -100,6 +101,7 @@ def test_each_study_has_its_own_race(tmp_path: Path, ledger: Ledger) -> None:
     assert ledger.entries("one") == entries
 
 
+@pytest.mark.usefixtures("without_figures")
 @pytest.mark.parametrize(
     "part",
     [
@@ -140,6 +142,7 @@ def test_another_part_leaves_a_search_its_history(
     assert proposals[0] == proposals[1]
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_what_trained_it_is_recorded(tmp_path: Path, ledger: Ledger) -> None:
     import torch
 
@@ -188,6 +191,7 @@ def test_two_owners_on_the_command_line(
     assert rows == [["alice/one", "alice", "finished"], ["one", "bob", "finished"]]
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_driver_that_lost_its_lease_ends_without_writing(tmp_path: Path, ledger: Ledger) -> None:
     """Its process slept for longer than the lease, and another driver has begun."""
     taken: list[tuple[Lease, Any]] = []

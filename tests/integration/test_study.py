@@ -96,6 +96,7 @@ def test_file_in_numbers_out(tmp_path: Path) -> None:
     assert "<html" in (study.folder / "report.html").read_text()[:500]
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_again_extended_and_shared(tmp_path: Path) -> None:
     home = tmp_path / "runs"
     first = local(write(tmp_path), home)
@@ -130,6 +131,7 @@ def test_again_extended_and_shared(tmp_path: Path) -> None:
     assert any("12 models reused from the ledger in total" in text for text in said)
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_reuse_can_be_turned_off(tmp_path: Path) -> None:
     home = tmp_path / "runs"
     local(write(tmp_path, configurations=2), home)
@@ -139,6 +141,7 @@ def test_reuse_can_be_turned_off(tmp_path: Path) -> None:
     assert (status["trained"], status["reused"]) == (8, 0)
 
 
+@pytest.mark.usefixtures("without_figures")
 @pytest.mark.parametrize(
     ("setting", "kept"),
     [("auto", {"mul"}), ("true", {"mul", "late"}), ("false", set())],
@@ -165,6 +168,7 @@ def test_whose_predictions_are_kept(setting: str, kept: set[str], tmp_path: Path
         assert wrong == pytest.approx(errors[key])
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_reused_results_have_the_predictions_that_they_were_trained_with(tmp_path: Path) -> None:
     home, said = tmp_path / "runs", list[str]()
     local(write(tmp_path, configurations=1), home)
@@ -176,6 +180,7 @@ def test_reused_results_have_the_predictions_that_they_were_trained_with(tmp_pat
     assert any(text.startswith(lacking) for text in said), said
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_large_test_splits_are_kept_on_demand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,6 +189,7 @@ def test_large_test_splits_are_kept_on_demand(
     assert study._ledger.with_predictions(study.replicates()["replicate"].tolist()) == set()
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_an_edited_grid_forgets_what_it_no_longer_asks_for(tmp_path: Path) -> None:
     home = tmp_path / "runs"
     local(write(tmp_path, grid=[0, 0.5]), home)
@@ -235,6 +241,7 @@ def test_interfaces_of_the_command_line(tmp_path: Path) -> None:
     assert time.monotonic() - begun < 60
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_stop_and_continue(tmp_path: Path) -> None:
     home = tmp_path / "runs"
     path = write(tmp_path, configurations=40, seeds=4)
@@ -265,6 +272,7 @@ def test_stop_and_continue(tmp_path: Path) -> None:
     assert study.status()["replicates"]["done"] == 168
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_diverged_models_end_alone(tmp_path: Path) -> None:
     path = tmp_path / "wild.yaml"
     path.write_text(

@@ -900,7 +900,8 @@ def test_a_mirror_catches_up_by_itself(tmp_path: Path, server: Server) -> None:
     mirror = bench.mirror(longest_pause=1.0)
     mirror.start()
     bench.finish()
-    time.sleep(3.0)
+    mirror.wake()
+    eventually(lambda: "connection refused" in mirror.problem)
     server.start()
     assert mirror.close("finished", timeout=30.0), mirror.problem
     assert mirror.problem == ""

@@ -282,8 +282,8 @@ def test_a_subclass_of_batch_norm_keeps_its_own_forward(monkeypatch: pytest.Monk
     _, _, alone = run(OwnNormed, "never")
     for replicate in made:
         history, other = stacked[replicate.key].history, alone[replicate.key].history
-        for name in ("train/loss", "val/error"):
-            assert list(history[name]) == pytest.approx(list(other[name]), rel=1e-5)
+        # Not the errors: the norm cancels the bias before it, so that Adam moves it by rounding.
+        assert list(history["train/loss"]) == pytest.approx(list(other["train/loss"]), rel=1e-5)
 
 
 @pytest.mark.parametrize("stack", ["auto", "always", "never"])

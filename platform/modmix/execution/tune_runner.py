@@ -170,13 +170,7 @@ class TuneRunner:
 
 
 def _load_ahead() -> None:
-    """Load what is needed next while Ray's processes start: seconds of imports otherwise.
-
-    Nothing of Ray itself, which is being imported in the main thread.
-    """
-    import pandas  # noqa: F401  (imported by Tune)
-    import pyarrow.fs  # noqa: F401  (imported by Tune)
-
+    """Load what is needed next while Ray's processes start: a second of imports."""
     from modmix.training import counting
 
     counting.load_ahead()

@@ -406,13 +406,13 @@ def _batch_norm(module: nn.BatchNorm2d, x: Tensor) -> Tensor:
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """A linear layer of a batch (B, D), computed as (W·xᵀ)ᵀ.
+    """A linear layer of a training batch (B, D), computed as (W·xᵀ)ᵀ.
 
     The batched products of its backward pass then give the weights' gradient in the weights' own
     memory layout. With `torch.nn.functional.linear` it comes transposed, which costs a CPU a slow
     copy, and slow products where there are few outputs: 15 % of a step of small networks.
     """
-    if x.dim() != 2:
+    if x.dim() != 2 or not layer.training:
         return functional.linear(x, layer.weight, layer.bias)
     y = torch.matmul(layer.weight, x.mT).mT
     return y if layer.bias is None else y + layer.bias
