@@ -79,13 +79,15 @@ def command() -> None:
     """Entry point: `main`, then exit without waiting seconds for interpreter shutdown."""
     code: int | str | None = 0
     outputs = Outputs()
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         main()
     except SystemExit as end:
         code = end.code
     except KeyboardInterrupt:  # another Ctrl-C while the first one was being dealt with
         code = 3
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command is over
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the command is over
     code = code or _check_written(outputs)
     busy = [t for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]
     if busy or not (code is None or isinstance(code, int)):
@@ -93,6 +95,11 @@ def command() -> None:
     atexit._run_exitfuncs()
     outputs.finish()
     os._exit(code or 0)
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    """Handle SIGTERM, where nothing else does, as Ctrl-C."""
+    raise KeyboardInterrupt
 
 
 def _check_written(outputs: Outputs) -> int:

@@ -102,6 +102,7 @@ class Ordeal:
 
     def _victims(self, fault: Fault, command: Command) -> list[psutil.Process]:
         found: list[psutil.Process] = []
+        self._watch.close()  # its connection must not be the victim
 
         def there() -> bool:
             found[:] = [] if command.code is not None else find(fault, self.scene, command)
@@ -128,7 +129,11 @@ class Ordeal:
             command.process.send_signal(signal.Signals[fault.signal])
             self._await_end(command)
 
+    def _await_any_end(self, command: Command) -> None:
+        self.patience.until(lambda: command.code is not None)
+
     def _await_end(self, command: Command) -> None:
+        """Wait for the end of a command that cannot go on for long."""
         if not self.patience.until(lambda: command.code is not None, ENDING_SECONDS):
             self.problems.append(f"a command still ran {ENDING_SECONDS:.0f} s after it had to end")
             command.process.kill()
@@ -159,15 +164,20 @@ class Ordeal:
         refused = 0
         while True:
             second = self.scene.start()
-            self.patience.until(
-                lambda c=second: c.code is not None or self._watch.holder() == c.pid,
-                max(1.0, end - time.monotonic()),
-            )
+            self._await_hold(second, max(1.0, end - time.monotonic()))
             if second.code != 2 or time.monotonic() > end:
                 return second, refused
             self._judge(second)
             refused += 1
             self.patience.sleep(1.0)
+
+    def _await_hold(self, command: Command, seconds: float) -> None:
+        """Wait until a command has the study's lease, or has ended."""
+
+        def holds() -> bool:
+            return command.code is not None or self._watch.holder() == command.pid
+
+        self.patience.until(holds, seconds)
 
     def _settle(self, first: Command, second: Command) -> None:
         """Wait until one of two drivers has ended; the other one goes on."""
@@ -215,8 +225,7 @@ class Ordeal:
 
     def _finish(self) -> None:
         while not self._is_finished:
-            command = self._running()
-            self.patience.until(lambda c=command: c.code is not None)
+            self._await_any_end(self._running())
             self._note_end()
         last = self.scene.commands[-1]
         if "not up to date" in last.text:

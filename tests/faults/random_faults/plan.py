@@ -21,6 +21,7 @@ SIGNALS = {
 }
 # Percent of all faults.
 SHARES = {"driver": 30, "worker": 18, "node": 12, "mlflow": 12, "database": 14, "mirror": 14}
+FAULTS_A_STUDY = 5
 RUNNERS: dict[str, tuple[Runner, ...]] = {
     "driver": ("ray", "local"),
     "worker": ("ray",),
@@ -69,19 +70,16 @@ class Plan:
 
 
 def draw(count: int, seed: int, only: str | None = None) -> list[Plan]:
-    """Draw so many faults, four to six a study, those of one study with the same victim."""
-    plans = []
+    """Draw so many faults, about five a study, those of one study with the same victim."""
+    plans: list[Plan] = []
     for victim, number in _numbers(count, only).items():
-        chance = random.Random(f"{seed} {victim}")
-        faults = _faults(victim, number, chance)
-        while faults:
-            size = chance.randint(4, 6)
-            mine, faults = faults[:size], faults[size:]
+        faults = _faults(victim, number, random.Random(f"{seed} {victim}"))
+        studies = max(1, round(number / FAULTS_A_STUDY))
+        for study in range(studies):
             # What follows the last result can only come last.
-            ordered = tuple(sorted(mine, key=lambda fault: fault.moment == "end"))
-            runners = RUNNERS[victim]
-            runner = runners[len([p for p in plans if p.victim == victim]) % len(runners)]
-            plans.append(Plan(runner=runner, faults=ordered))
+            mine = sorted(faults[study::studies], key=lambda fault: fault.moment == "end")
+            runner = RUNNERS[victim][study % len(RUNNERS[victim])]
+            plans.append(Plan(runner=runner, faults=tuple(mine)))
     random.Random(seed).shuffle(plans)
     return plans
 

@@ -32,7 +32,7 @@ class Outcome:
 
 def faults(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """A row a fault."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for outcome in outcomes:
         for blow in outcome.blows:
             code = blow.command.code

@@ -34,7 +34,7 @@ def find(fault: Fault, scene: Scene, command: Command) -> list[psutil.Process]:
             return [psutil.Process(command.pid)]
         case "worker":
             nodes = [node.pid for node in scene.cluster.nodes] if scene.cluster else []
-            return trainers([command.pid, *nodes])[:1]
+            return _one_of(trainers([command.pid, *nodes]), fault)
         case "mirror":
             return mirrors(command.pid)[:1]
         case "mlflow":
@@ -44,7 +44,10 @@ def find(fault: Fault, scene: Scene, command: Command) -> list[psutil.Process]:
         case "database":
             assert scene.database is not None
             whole = _whole(scene.database.pid)
-            return _connections(whole)[:1] if fault.signal == "SIGTERM" else whole
+            if fault.signal != "SIGTERM":
+                return whole
+            connections = [p for p in whole if "postgres: modmix " in command_line(p)]
+            return _one_of(connections, fault)
         case "node":
             assert scene.cluster is not None
             whole = _whole(scene.cluster.nodes[-1].pid)
@@ -57,10 +60,8 @@ def _whole(pid: int) -> list[psutil.Process]:
     return [psutil.Process(pid), *below(pid)]
 
 
-def _connections(server: Collection[psutil.Process]) -> list[psutil.Process]:
-    """PostgreSQL's processes that serve the study, the busiest first."""
-    found = [p for p in server if "postgres: modmix " in command_line(p)]
-    return sorted(found, key=lambda p: -sum(p.cpu_times()[:2]))
+def _one_of(found: list[psutil.Process], fault: Fault) -> list[psutil.Process]:
+    return random.Random(fault.seed).sample(found, min(1, len(found)))
 
 
 def hit(fault: Fault, scene: Scene, found: list[psutil.Process], patience: Patience) -> None:
