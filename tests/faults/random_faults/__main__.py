@@ -17,6 +17,7 @@ import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,8 @@ def one_study(
     chance = random.Random(f"{seed} {number}")
     begun, problems, verdict = time.monotonic(), list[str](), Verdict()
     scene = setting.scene(f"{number:03}", plan.runner, plan.victim, chance)
-    ordeal = Ordeal(scene, plan.faults, Patience(setting.limit, setting.over))
+    patience = Patience(setting.limit, setting.over)
+    ordeal = Ordeal(scene, plan.faults, patience, partial(_say, number))
     try:
         with scene:
             ordeal.run()
@@ -124,7 +126,8 @@ def all_studies(
                 for future in as_completed(futures):
                     outcome, left = future.result()
                     outcomes.append(outcome)
-                    _say(outcome)
+                    how = "PROBLEMS" if outcome.problems else "well"
+                    _say(outcome.number, f"ended {how} after {outcome.seconds:.0f} s")
                     if left and not setting.over.is_set():
                         plans.append(replace(futures[future], faults=tuple(left)))
                 if not plans:
@@ -136,14 +139,8 @@ def all_studies(
     return sorted(outcomes, key=lambda outcome: outcome.number)
 
 
-def _say(outcome: table.Outcome) -> None:
-    how = "PROBLEMS" if outcome.problems else "well"
-    print(
-        f"study {outcome.number} ({outcome.victim}, {outcome.runner}): {len(outcome.blows)} faults "
-        f"in {outcome.seconds:.0f} s, ended {how}",
-        file=sys.stderr,
-        flush=True,
-    )
+def _say(study: int, what: str) -> None:
+    print(f"study {study}: {what}", file=sys.stderr, flush=True)
 
 
 def _interrupt(_number: int, _frame: object) -> None:

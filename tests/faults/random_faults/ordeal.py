@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import psutil
@@ -41,12 +41,13 @@ class Ordeal:
     """Puts faults on a study and finishes it.
 
     ``blows``: the faults that have hit. ``left``: those that the study was too short for.
-    ``problems``: what the commands did wrong.
+    ``problems``: what the commands did wrong. ``tell``: called with a line at each fault.
     """
 
     scene: Scene
     faults: Sequence[Fault]
     patience: Patience
+    tell: Callable[[str], None] = lambda _: None
     blows: list[Blow] = field(default_factory=list)
     left: list[Fault] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -119,6 +120,7 @@ class Ordeal:
         phase = self._watch.phase(command)
         blow = Blow(fault, phase, time.time(), command, frozenset(whole))
         self.blows.append(blow)
+        self.tell(f"{fault.victim} {fault.signal} while {phase}")
         if fault.victim != "driver":
             hit(fault, self.scene, found, self.patience)
         elif fault.signal == "SIGSTOP":

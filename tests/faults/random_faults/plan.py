@@ -105,7 +105,7 @@ def _faults(victim: str, count: int, chance: random.Random) -> list[Fault]:
 def _fault(victim: str, name: str, chance: random.Random) -> Fault:
     moments: tuple[Moment, ...] = ("start", "result", "end")
     (moment,) = chance.choices(moments, MOMENTS[victim])
-    longest = {"start": 5.0, "result": 0.6, "end": 2.0}[moment]
+    longest = {"start": 7.0, "result": 0.6, "end": 2.0}[moment]
     return Fault(
         victim=victim,
         signal=name,

@@ -19,7 +19,7 @@ from tests import postgres
 from tests.faults.conftest import Place
 from tests.faults.nodes import ROOT
 from tests.faults.random_faults.plan import Runner
-from tests.faults.random_faults.processes import TAG, below, kill, tagged
+from tests.faults.random_faults.processes import TAG, below, kill, lives, tagged
 from tests.faults.test_cluster import Cluster
 from tests.mlflow_bench import Server, copy_database
 
@@ -202,8 +202,7 @@ class Scene:
         keepers = [*servers, *(self.cluster.nodes if self.cluster is not None else ())]
         kept = {p.pid for keeper in keepers if keeper for p in below(keeper.pid)}
         kept |= {keeper.pid for keeper in keepers if keeper}
-        found = {*tagged(self.tag), *(p for p in self.seen if p.is_running())}
-        return [p for p in found if p.pid not in kept and p.status() != psutil.STATUS_ZOMBIE]
+        return [p for p in {*tagged(self.tag), *self.seen} if p.pid not in kept and lives(p)]
 
     def _kill_all(self) -> None:
         for command in self.commands:

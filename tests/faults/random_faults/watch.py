@@ -81,17 +81,18 @@ class Watch:
         ledger = self._open()
         if ledger is None:
             return "starting"
+        study = ledger.study("fragile")
+        if self.holder() != command.pid:  # not yet, or not any more
+            over = study.state == "finished" and study.updated > command.began
+            return "ending" if over else "starting"
         records = ledger.replicates("fragile")
         finished = [r.finished for r in records if r.finished is not None]
-        over = len(finished) >= MODELS
-        if ledger.study("fragile").state == "finished" or (over and finished):
+        if len(finished) >= MODELS:
             return "ending"
-        if self.holder() != command.pid:
-            return "starting"
         if finished and time.time() - max(finished) < RECENT:
             return "recording"
-        if not any(r.state == "running" for r in records):
-            begun = any(at > command.began for at in finished)
-            return "proposing" if begun else "starting"
-        begun = any(line.time > command.began for line in trace(self._place.folder))
-        return "training" if begun else "starting"
+        if any(r.state == "running" for r in records):
+            # Ray starts workers for packs that are claimed.
+            begun = any(line.time > command.began for line in trace(self._place.folder))
+            return "training" if begun else "starting"
+        return "proposing" if any(at > command.began for at in finished) else "starting"
