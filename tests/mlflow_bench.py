@@ -195,7 +195,7 @@ class Server:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, env={**os.environ, **quiet}, start_new_session=True
             )
-        for _ in range(300):
+        for _ in range(900):
             assert self.process.poll() is None, (self.folder / "server.log").read_text()
             try:
                 with urllib.request.urlopen(f"{self.uri}/health", timeout=1):

@@ -33,6 +33,8 @@ class Blow:
     command: Command
     hit: frozenset[int]  # processes
     note: str = ""
+    code: int | None = None  # of the command, and its last sentence
+    said: str = ""
     went_on: float | None = None  # seconds until something was trained again, or the study ended
 
 
@@ -65,9 +67,9 @@ class Ordeal:
             while self.left and not self._is_finished:
                 self._one_fault()
             self._finish()
-            self._time_recoveries()
         finally:
             self._watch.close()
+            self._complete_blows()
 
     def _one_fault(self) -> None:
         command = self._running()
@@ -238,11 +240,14 @@ class Ordeal:
             lines = sorted(command_line(p)[:80] for p in self.scene.left_behind())
             self.problems.append(f"processes are left behind: {'; '.join(lines)}")
 
-    def _time_recoveries(self) -> None:
-        """When each time something was trained again, or the command ended well."""
+    def _complete_blows(self) -> None:
+        """Note how each command ended, and when something was trained again or it ended well."""
         lines = list(trace(self.scene.folder))
         ends = [c.ended for c in self.scene.commands if c.code == 0 and c.ended is not None]
         for blow in self.blows:
             later = [e.time for e in lines if e.time > blow.at and e.process not in blow.hit]
             later += [end for end in ends if end > blow.at]
             blow.went_on = min(later) - blow.at if later else None
+            blow.code = blow.command.code
+            if blow.code is not None and blow.code >= 0:  # a killed command has no last words
+                blow.said = blow.command.said

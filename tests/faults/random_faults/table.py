@@ -35,7 +35,6 @@ def faults(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for outcome in outcomes:
         for blow in outcome.blows:
-            code = blow.command.code
             rows.append(
                 {
                     "number": len(rows) + 1,
@@ -44,9 +43,8 @@ def faults(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
                     "victim": blow.fault.victim,
                     "signal": blow.fault.signal,
                     "phase": blow.phase,
-                    "exit_code": code,
-                    # A killed command has no last words.
-                    "said": blow.command.said if code is not None and code >= 0 else "",
+                    "exit_code": blow.code,
+                    "said": blow.said,
                     "note": blow.note,
                     "seconds_until_it_went_on": blow.went_on,
                 }

@@ -88,6 +88,7 @@ def hit(fault: Fault, scene: Scene, found: list[psutil.Process], patience: Patie
             _restart_database(fault, scene, found, patience, away)
         case "node":
             send(found, signal.Signals[fault.signal])
+            patience.until(lambda: not any(map(lives, found)), 20.0)
             patience.sleep(away)
             _mend_node(scene)
 
