@@ -78,7 +78,7 @@ def draw(count: int, seed: int, only: str | None = None) -> list[Plan]:
         for study in range(studies):
             # What follows the last result can only come last.
             mine = sorted(faults[study::studies], key=lambda fault: fault.moment == "end")
-            runner = RUNNERS[victim][study % len(RUNNERS[victim])]
+            runner = RUNNERS[victim][(study + seed) % len(RUNNERS[victim])]
             plans.append(Plan(runner=runner, faults=tuple(mine)))
     random.Random(seed).shuffle(plans)
     return plans
