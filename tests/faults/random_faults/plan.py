@@ -106,11 +106,13 @@ def _fault(victim: str, name: str, chance: random.Random) -> Fault:
     moments: tuple[Moment, ...] = ("start", "result", "end")
     (moment,) = chance.choices(moments, MOMENTS[victim])
     longest = {"start": 7.0, "result": 0.6, "end": 2.0}[moment]
+    # Often at once: results are recorded, and configurations proposed, within milliseconds.
+    at_once = moment != "start" and chance.random() < 0.35
     return Fault(
         victim=victim,
         signal=name,
         moment=moment,
         results=chance.randint(1, 6),
-        delay=chance.uniform(0.0, longest),
+        delay=0.0 if at_once else chance.uniform(0.0, longest),
         seed=chance.getrandbits(32),
     )

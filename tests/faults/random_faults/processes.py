@@ -11,7 +11,7 @@ from contextlib import suppress
 import psutil
 
 TAG = "MODMIX_TEST_SCENE"  # the study that a process belongs to
-POLL = 0.1  # seconds
+POLL = 0.05  # seconds
 
 
 class LateError(Exception):
