@@ -1,6 +1,6 @@
 """Throw random faults at real studies: python -m tests.faults.random_faults --count 100 --seed 0.
 
-Exit code 1 if anything is not as it must be; 2 if this machine lacks something.
+Exit code 1 if anything is not as it must be; 2 if this machine lacks something; 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -178,6 +178,9 @@ def main() -> int:
     except pytest.skip.Exception as error:
         print(f"random_faults: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        shutil.rmtree(folder, ignore_errors=True)
+        return 130
     finally:
         shutil.rmtree(folder / "ray", ignore_errors=True)
         shutil.rmtree(folder / "undisturbed", ignore_errors=True)
