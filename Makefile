@@ -1,5 +1,5 @@
 # Everything from a bare clone: each target installs what it needs into .venv first.
-# make demo | test | check | bench | studies | gpu-check | ui | install | clean
+# make demo | test | check | faults | bench | studies | gpu-check | ui | install | clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # One arithmetic thread a process: packs run side by side, one processor each.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo test check bench studies gpu-check format ui clean
+.PHONY: install demo test check faults bench studies gpu-check format ui clean
 
 install: $(STAMP)
 
@@ -35,6 +35,11 @@ check: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff format platform tests
 	$(BIN)/ruff check --fix platform tests
+
+# make faults COUNT=10 ONLY=driver SEED=1: tests/faults/README.md says what it does.
+faults: $(STAMP)
+	$(BIN)/python -m tests.faults.random_faults --count $(or $(COUNT),100) --seed $(or $(SEED),0) \
+		$(if $(ONLY),--only $(ONLY))
 
 # make bench ONLY=curve,driver: tests/benchmarks/README.md says which there are.
 bench: $(STAMP)

@@ -49,6 +49,12 @@ class Server:
         """The URL of a database."""
         return f"postgresql+psycopg://modmix@/postgres?host={self._folder}"
 
+    @property
+    def pid(self) -> int:
+        """The process id of the server; those of its connections are its children."""
+        assert self._process is not None, "the server has not been started"
+        return self._process.pid
+
     def start(self) -> None:
         settings = ["listen_addresses=", "fsync=off", f"unix_socket_directories={self._folder}"]
         options = [w for s in settings for w in ("-c", s)]

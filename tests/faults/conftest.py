@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -62,7 +63,13 @@ class Place:
     def home(self) -> Home:
         return Home(self.folder / "runs")
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    @property
+    def ledger_url(self) -> str:
+        return self.environment.get("MODMIX_LEDGER") or self.home.ledger_url
+
+    def start(
+        self, *arguments: str, module: str = "modmix", output: IO[str] | int = subprocess.PIPE
+    ) -> subprocess.Popen[str]:
         """Start the command in a process group of its own."""
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
         environment = {
@@ -75,9 +82,9 @@ class Place:
             **self.environment,
         }
         return subprocess.Popen(
-            [sys.executable, "-m", "modmix", *arguments],
+            [sys.executable, "-m", module, *arguments],
             env=environment,
-            stdout=subprocess.PIPE,
+            stdout=output,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
@@ -94,7 +101,7 @@ class Place:
         return process.returncode, output
 
     def replicates(self) -> list[ReplicateRecord]:
-        ledger = Ledger(self.home.ledger_url)
+        ledger = Ledger(self.ledger_url)
         try:
             return ledger.replicates("fragile") if ledger.has_study("fragile") else []
         finally:
@@ -119,7 +126,7 @@ class Place:
 
     def results(self) -> dict[tuple[str, int], tuple[float, ...]]:
         """Everything measured, by configuration and seed, and the histories."""
-        ledger = Ledger(self.home.ledger_url)
+        ledger = Ledger(self.ledger_url)
         records = ledger.replicates("fragile")
         histories = ledger.histories("fragile", [r.key for r in records])
         ledger.close()

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -33,9 +34,13 @@ def free_port() -> int:
 
 @dataclass
 class Cluster:
-    """Nodes on this machine, one processor each, as separate process groups."""
+    """Nodes on this machine, one processor each, as separate process groups.
+
+    ``settings``: further environment variables of the nodes.
+    """
 
     folder: Path
+    settings: dict[str, str] = field(default_factory=dict)
     token: str = field(default_factory=lambda: secrets.token_hex(16))
     port: int = field(default_factory=free_port)
     nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -47,7 +52,13 @@ class Cluster:
             "RAY_AUTH_TOKEN": self.token,
             "RAY_USAGE_STATS_ENABLED": "0",
             "OMP_NUM_THREADS": "1",
+            **self.settings,
         }
+
+    @property
+    def ray_folder(self) -> Path:
+        """Not below the test's own folder: sockets have short names."""
+        return Path(f"/tmp/modmix-ray-{self.port}")
 
     @property
     def address(self) -> str:
@@ -60,8 +71,7 @@ class Cluster:
             arguments += [f"--address={self.address}"]
         else:
             arguments += ["--head", f"--port={self.port}", "--include-dashboard=false"]
-            # Not below the test's own folder: sockets have short names.
-            arguments += [f"--temp-dir=/tmp/modmix-ray-{os.getpid()}"]
+            arguments += [f"--temp-dir={self.ray_folder}"]
         log = (self.folder / f"node{len(self.nodes)}.log").open("wb")
         ray = Path(sys.executable).with_name("ray")
         self.nodes.append(
@@ -99,6 +109,7 @@ class Cluster:
         for node, process in enumerate(self.nodes):
             if process.poll() is None:
                 self.kill_node(node)
+        shutil.rmtree(self.ray_folder, ignore_errors=True)
 
 
 @pytest.fixture

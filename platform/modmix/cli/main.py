@@ -77,16 +77,23 @@ def command() -> None:
     """Entry point: `main`, then exit with its code; it is 1 if the output was lost."""
     code: int | str | None = 0
     outputs = Outputs()
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         main()
     except SystemExit as end:
         code = end.code
     except KeyboardInterrupt:  # another Ctrl-C while the first one was being dealt with
         code = 3
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command is over
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the command is over
     code = code or _check_written(outputs)
     gc.freeze()  # Python's last collections need not look at torch: most of a second
     sys.exit(code)
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    """Handle SIGTERM, where nothing else does, as Ctrl-C."""
+    raise KeyboardInterrupt
 
 
 def _check_written(outputs: Outputs) -> int:

@@ -6,9 +6,11 @@ import contextlib
 import logging
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -125,7 +127,8 @@ class Cluster(Unsaved):
         if ray.is_initialized():  # a program that runs on Ray itself
             return
         try:
-            self._init()
+            with _own_sigterm():
+                self._init()
         except InputError:
             raise
         except Exception as error:  # Ray raises several kinds, some of them bare RuntimeErrors
@@ -293,6 +296,24 @@ def _await_answer(address: str) -> None:
             f"no Ray cluster answers at {where}: check that it still runs (`ray status` there), "
             "start it by `ray start --head`, or name another address"
         )
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep this program's handler of SIGTERM: `ray.init` sets its own, which exits with code 15.
+
+    A signal that comes meanwhile counts as Ctrl-C.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit as end:
+        if end.code != signal.SIGTERM:
+            raise
+        raise KeyboardInterrupt from end
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
