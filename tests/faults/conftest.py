@@ -16,10 +16,10 @@ from typing import IO
 
 import pytest
 
-from mlflow_bench import Server
 from modmix.base.home import Home
 from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import ReplicateRecord
+from tests.mlflow_bench import Server
 from tests.patience import RAY_PATIENCE
 
 STUDY = """

@@ -18,8 +18,8 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from mlflow_bench import Server
 from tests.faults.conftest import CONFIGURATIONS, MODELS, Place
+from tests.mlflow_bench import Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(420)]
 
