@@ -48,7 +48,9 @@ def scenario(program: str) -> dict[str, Any]:
         cwd=ROOT,
     )
     assert told.returncode == 0, told.stdout + told.stderr
-    found: dict[str, Any] = json.loads(told.stdout.splitlines()[-1])
+    # Ray may print what workers logged after the result.
+    results = [line for line in told.stdout.splitlines() if line.startswith("{")]
+    found: dict[str, Any] = json.loads(results[-1])
     return found
 
 

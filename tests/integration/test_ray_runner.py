@@ -31,7 +31,7 @@ parts: {curve: {x: beta, methods: {mul: {beta: {grid: [0, 0.2, 0.4, 0.6, 0.8, 1]
 """
 
 
-def run(folder: Path, study: str) -> tuple[int, str]:
+def run(folder: Path, study: str, **environment: str) -> tuple[int, str]:
     """`modmix run` in a folder of its own; its exit code, and everything it said."""
     file = folder / "study.yaml"
     file.write_text(study)
@@ -41,7 +41,7 @@ def run(folder: Path, study: str) -> tuple[int, str]:
     ours |= RAY_PATIENCE
     told = subprocess.run(
         command, capture_output=True, text=True, timeout=240, check=False,
-        env={**inherited, **ours},
+        env={**inherited, **ours, **environment},
     )  # fmt: skip
     return told.returncode, told.stdout + told.stderr
 

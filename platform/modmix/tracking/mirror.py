@@ -26,6 +26,9 @@ from modmix.ledger.records import Lease
 from modmix.tracking.store import check, is_server, page, redacted
 
 
+RESTARTS = 5  # of a process that dies, during one run of a study
+
+
 class Mirror:
     """Mirrors one study to MLflow while it runs.
 
@@ -131,7 +134,7 @@ class Mirror:
 
     def _work(self) -> None:
         self._begin.wait(self._delay)
-        for _ in range(2):  # a process that dies is started again once
+        for _ in range(1 + RESTARTS):
             try:
                 why = f"the mirror's process ended ({self._run_process()})"
             except OSError as error:  # out of processes or memory
