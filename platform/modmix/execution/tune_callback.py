@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,13 +134,19 @@ class StudyStopper(tune.Stopper):
         return self._trials.overdue
 
 
+# The last line of a traceback, as in "ModuleNotFoundError: No module named 'x'".
+_ERROR = re.compile(r"[\w.]*(Error|Exception): ")
+
+
 def _why(trial: Trial) -> str:
     """Why a worker died, as far as Ray knows: from the text of its error, which Tune keeps."""
     try:
         text = Path(trial.error_file).read_text().strip()
     except (OSError, TypeError):
         return DIED
-    last = (text.splitlines() or [""])[-1].strip()
+    lines = [line.strip() for line in text.splitlines()] or [""]
+    # Ray may end with a sentence of its own that does not say why.
+    last = next((line for line in reversed(lines) if _ERROR.match(line)), lines[-1])
     if "OutOfMemory" in text:
         return f"{DIED}: its node was out of memory"
     if "creation task" in text:

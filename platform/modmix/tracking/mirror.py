@@ -25,7 +25,6 @@ from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import Lease
 from modmix.tracking.store import check, is_server, page, redacted
 
-
 RESTARTS = 5  # of a process that dies, during one run of a study
 
 
