@@ -426,7 +426,7 @@ def _end(
             log(f"logging to MLflow: {counted(left, 'run')} left")
 
         if not mirror.close(state, timeout=seconds, progress=progress):
-            log(f"MLflow is not up to date: {mirror.problem}")
+            log(f"warning: MLflow is not up to date: {mirror.problem}")
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from rich.console import Console
 
 from modmix.base.messages import Progress
 from modmix.cli.display import DataProgress, Display, Speed
+from modmix.cli.main import main
 from modmix.search.run_state import Status
 
 STATES = ("pending", "running", "done", "pruned", "failed", "interrupted")
@@ -144,3 +147,30 @@ def test_many_methods_are_cut_and_the_best_of_every_task_stays() -> None:
     assert any("m10 (easy)" in line for line in lines)
     assert not any("m11 (easy)" in line for line in lines)
     assert any("and 28 more" in line for line in lines)
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_warnings_are_shown_even_with_quiet(
+    quiet: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class OverError(Exception):
+        """Ends the command before its summary."""
+
+    def run_plan(plan: Any, *, log: Callable[[str], None], **_: Any) -> None:
+        log("writing figures and tables")
+        log("warning: MLflow is not up to date")
+        raise OverError
+
+    monkeypatch.setattr("modmix.api.make_plan", lambda *_, **__: None)
+    monkeypatch.setattr("modmix.api.run_plan", run_plan)
+    command = ["modmix", "run", str(tmp_path / "study.yaml"), *(["--quiet"] if quiet else [])]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(OverError):
+        main()
+    told = capsys.readouterr().out.splitlines()
+    assert told == ["writing figures and tables"] * (not quiet) + [
+        "warning: MLflow is not up to date"
+    ]

@@ -66,7 +66,9 @@ Data = Annotated[
 ]
 Local = Annotated[bool, typer.Option("--local", help="Run in this process, without Ray.")]
 NoMlflow = Annotated[bool, typer.Option("--no-mlflow", help="Do not log to MLflow.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print results only, no progress.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", help="Print results and warnings only, no progress.")
+]
 
 
 _INTERRUPTED = 130  # typer's exit code after an unhandled Ctrl-C
@@ -212,7 +214,7 @@ def _run(file: Path, *, quiet: bool, **how: Any) -> Any:
     console = _console()
 
     def log(text: str) -> None:
-        if not quiet:
+        if not quiet or text.startswith("warning: "):
             console.print(text, highlight=False, markup=False)
 
     path = how.pop("data_path")
