@@ -80,6 +80,21 @@ def type_in(*words: str) -> None:
         main()
 
 
+def note_waits() -> list[tuple[float, float]]:
+    """A list that gets the clocks' state when the command begins to wait for the mirror."""
+    from modmix.tracking.mirror import Mirror
+
+    begun: list[tuple[float, float]] = []
+    close = Mirror.close
+
+    def noted(self: Mirror, *arguments: Any, **named: Any) -> bool:
+        begun.append(clocks())
+        return close(self, *arguments, **named)
+
+    Mirror.close = noted  # type: ignore[method-assign]
+    return begun
+
+
 def main() -> None:
     study, target = map(Path, sys.argv[1:])
     begun = clocks()
@@ -87,6 +102,7 @@ def main() -> None:
 
     instant = Watched()
     instant.install()
+    waits = note_waits()
     type_in("run", str(study), "--local")
     ran = clocks()
     name = study.stem
@@ -97,8 +113,8 @@ def main() -> None:
     if not _mirrored(name):
         sys.exit("the mirror holds less than the ledger")
     found = api.status(_ledger(), name)
-    marks = [begun, instant.first, instant.last, ran, ended]
-    names = ("start and plan", "packs", "figures and end of the mirror", "sync")
+    marks = [begun, instant.first, instant.last, waits[0], ran, ended]
+    names = ("start and plan", "packs", "figures and report", "wait for MLflow", "sync")
     phases = {name: [b[0] - a[0], b[1] - a[1]] for name, a, b in zip(names, marks, marks[1:])}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     told = {
