@@ -174,7 +174,7 @@ def test_two_studies_share_a_cluster() -> None:
             if work.finished_models and not second:
                 command = [sys.executable, "-c", {SECOND!r}, nodes.address]
                 second.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
-            if len(work.waiting) < 8 and not (second and second[0].poll() is not None):
+            if len(work.waiting) < 4 and not (second and second[0].poll() is not None):
                 work.waiting.insert(0, pack(next(numbers)))
 
         work = FakeWork(8, changed)

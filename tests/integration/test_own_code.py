@@ -103,7 +103,7 @@ def test_a_method_runs_on_a_cluster_and_is_trained_again_when_it_changes(folder:
     trained(folder)
 
     edit(folder / "my_fusion.py", fault, "")
-    run(folder, "own.yaml", "--workers", "2")
+    run(folder, "own.yaml", "--local")
     first, before = trained(folder), results(folder, "own")
     assert len(first) == 4  # of gate alone
     assert before["add"] == [add]

@@ -1,7 +1,7 @@
 """On PYTHONPATH: workers train invented packs, in the way that their node's MODMIX_TEST_DOES says.
 
 ""       five evaluations with 20 ms between them
-slow     the same, with 0.5 s between them
+slow     the same, with 0.2 s between them
 no data  fails before it trains
 waits    waits for the file MODMIX_TEST_GATE and says so by one beside it; then as ""
 dies     its process ends at the second evaluation
@@ -38,7 +38,7 @@ def events(pack, does):
     if does == "waits":
         wait_for(Path(os.environ["MODMIX_TEST_GATE"]))
     for epoch in range(1, 6):
-        time.sleep(0.5 if does == "slow" else 0.02)
+        time.sleep(0.2 if does == "slow" else 0.02)
         if epoch == 2 and does == "dies":
             os._exit(1)
         yield Progress(
