@@ -71,6 +71,8 @@ def simulate(
         while len(running) < slots and (pack := work.next_pack()) is not None:
             took = sum(seconds(r) for r in pack.replicates) * drawn.uniform(0.5, 1.5)
             heapq.heappush(running, (outcome.seconds + took, next(numbers), pack))
+        if not running:  # all that was proposed had results
+            continue
         states = [entry.state for entry in ledger.entries(plan.name) if entry.proposal]
         outcome.in_flight.append(states.count("pending"))
         outcome.seconds, _, pack = heapq.heappop(running)

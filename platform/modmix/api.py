@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -123,14 +122,14 @@ def run(
         home: folder of results; default: MODMIX_HOME, else ./modmix_runs.
         data_path: overrides the task's ``path``.
         mlflow: mirror the study to MLflow.
-        retry_failed: train failed replicates again, and those whose machines failed too often.
+        retry_failed: retrain failed replicates, including those of abandoned packs.
         changed: called after every change, for displays.
         log: called with messages for the user.
 
     Raises:
         InputError: invalid study file, data, cluster or server; nothing was started.
-        Interrupted: stopped by Ctrl-C; the same call resumes.
-        GivenUp: machines failed too often for some models; ``retry_failed`` resumes.
+        Interrupted: stopped by Ctrl-C or SIGTERM; the same call resumes.
+        GivenUp: packs were abandoned after repeated machine failures; ``retry_failed`` resumes.
         Incomplete, LedgerError: a machine or the database failed; the same call resumes.
     """
     plan = make_plan(file, data_path=data_path)
@@ -317,7 +316,6 @@ def _run(
     from modmix.execution.run import StudyRun
     from modmix.ledger.heartbeat import Heartbeat
 
-    begun = time.monotonic()
     work = StudyRun(
         plan,
         ledger,
@@ -327,41 +325,19 @@ def _run(
         changed=changed,
         observed=mirror.wake if mirror is not None else lambda: None,
     )
-    state, mirrored, patient = "failed", None, True
-    with Heartbeat(work.beat), _signals(work, log):
+    state, patient = "failed", True
+    with Heartbeat(work.beat):
         try:
-            work.prepare()
-            if work.dropped:
-                log(
-                    f"{work.dropped} models are no longer part of this study, because its data, "
-                    "settings or configurations have changed (their results stay in the ledger; "
-                    "rename the study to keep both versions)"
-                )
-            found = work.reused
-            if found:
-                log(f"{counted(found, 'model')} reused from the ledger")
-            if mirror is not None:
-                mirror.start(lease, delay=MIRROR_DELAY)
-                mirrored = mirror
-            if not work.finished:
-                runner.start()
-                runner.run(work)
-            if lacking := work.without_predictions():
-                log(
-                    f"{lacking} models have no stored test predictions, because they were trained "
-                    "without (with reuse: false they are trained again)"
-                )
-            if work.reused > found:  # by configurations that searches proposed later
-                log(f"{counted(work.reused, 'model')} reused from the ledger in total")
-            work.release_packs()
-            state = "stopped"
-            work.check_complete()
-            if work.finished:
-                state = "finished"
+            with _signals(work, runner, log):
+                _train(work, runner, mirror, lease, log)
+                state = "stopped"
+                work.check_complete()
+                if work.finished:
+                    state = "finished"
         except KeyboardInterrupt:  # the second Ctrl-C: stop immediately
+            state, patient = "stopped", False
             work.stop()
             work.release_packs()
-            state, patient = "stopped", False
         except LeaseLostError:
             work.lose()
             raise
@@ -370,9 +346,9 @@ def _run(
                 work.release_packs()  # so that no model stays in state running
             raise
         finally:
+            work.beat()  # so that the report has the time up to now
             if not work.taken_over:
-                seconds = time.monotonic() - begun
-                _end(plan, ledger, home, mirrored, state, seconds, log, patient=patient)
+                _end(plan, ledger, home, mirror, state, log, patient=patient)
     if work.taken_over:
         raise LeaseLostError(
             f"study {plan.name!r} was taken over by another driver because this one sent no "
@@ -387,6 +363,39 @@ def _run(
             f"study {plan.name} was stopped with {counted(left, 'model')} left; finished "
             f"ones are kept: 'modmix run {plan.source.name}' resumes"
         )
+
+
+def _train(
+    work: StudyRun,
+    runner: Runner,
+    mirror: Mirror | None,
+    lease: Lease,
+    log: Callable[[str], None],
+) -> None:
+    """Train what has no result yet."""
+    work.prepare()
+    if work.dropped:
+        log(
+            f"{work.dropped} models are no longer part of this study, because its data, "
+            "settings or configurations have changed (their results stay in the ledger; "
+            "rename the study to keep both versions)"
+        )
+    found = work.reused
+    if found:
+        log(f"{counted(found, 'model')} reused from the ledger")
+    if mirror is not None:
+        mirror.start(lease, delay=MIRROR_DELAY)
+    if not work.finished:
+        runner.start()
+        runner.run(work)
+    if lacking := work.without_predictions():
+        log(
+            f"{lacking} models have no stored test predictions, because they were trained "
+            "without (with reuse: false they are trained again)"
+        )
+    if work.reused > found:  # by configurations that searches proposed later
+        log(f"{counted(work.reused, 'model')} reused from the ledger in total")
+    work.release_packs()
 
 
 def _refuse_only_failures(work: StudyRun) -> None:
@@ -406,20 +415,18 @@ def _end(
     home: Home,
     mirror: Mirror | None,
     state: str,
-    seconds: float,
     log: Callable[[str], None],
     *,
     patient: bool,
 ) -> None:
     """Record the final state, write figures and tables, wait for the mirror."""
     ledger.set_state(plan.name, state)
-    ledger.add_seconds(plan.name, wall=seconds)
     if state == "finished":
         log("writing figures and tables")
         from modmix.analysis.report import write_all
 
         write_all(ledger, home, plan.name)
-    if mirror is not None:
+    if mirror is not None and mirror.is_started:
         seconds = 120.0 if state == "finished" else 15.0 if patient else 0.0
 
         def progress(left: int) -> None:
@@ -430,17 +437,23 @@ def _end(
 
 
 @contextmanager
-def _signals(work: StudyRun, log: Callable[[str], None]) -> Iterator[None]:
+def _signals(work: StudyRun, runner: Runner, log: Callable[[str], None]) -> Iterator[None]:
     """Handle Ctrl-C and SIGTERM: the first stops gracefully, the second immediately."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def handle(_number: int, _frame: object) -> None:
+    def handle(number: int, _frame: object) -> None:
         if work.stopping:
             raise KeyboardInterrupt
         work.stop()
-        log("stopping; the same command resumes from the checkpoints (Ctrl-C again: immediately)")
+        said = "stopping; the same command resumes from the checkpoints (Ctrl-C again: immediately)"
+        # In a thread: the main thread may be in the middle of printing, which cannot be reentered.
+        threading.Thread(target=log, args=(said,), daemon=True).start()
+        # Slurm and `timeout` send SIGTERM to all processes: without its cluster, Ray would wait for
+        # a minute and then abort this process.
+        if number == signal.SIGTERM and runner.is_lost():
+            raise KeyboardInterrupt
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -16,10 +16,10 @@ from tests.benchmarks.report import Figure, Section, Table, number
 from tests.benchmarks.simulated.nodes import environment
 
 TEXT = """\
-Ray nodes on this machine with invented processors and GPUs, drivers as separate processes, models
-of one pack each whose training sleeps and gives the value of a known function. Workers note every
-pack they begin and end, so that slots and nodes over time are not the driver's word. A benchmark
-fails if a model is missing in the ledger or was trained to its end twice.
+Ray nodes on this machine with simulated CPUs and GPUs, drivers as separate processes, and packs of
+one model each, whose training sleeps and returns the value of a known function. Workers log the
+start and end of every pack, so slot and node usage is measured independently of the driver. The
+benchmark fails if a model is missing from the ledger or was trained to completion twice.
 """
 CONFIGURATIONS, STARTUP, IN_FLIGHT = 60, 10, 12  # a fifth of 60 may be in flight
 SCENARIOS = ("large", "regret", "together", "scaling", "changing", "bad")
@@ -128,7 +128,7 @@ def _trials(section: Section, told: dict[str, Any]) -> None:
     row = [f"{one['results']:,}", str(told["workers"]), *costs, *megabytes]
     section.figures.append(
         Figure(
-            what=f"cluster: driver's processor time per trial, {one['results']:,} trials",
+            what=f"cluster: driver's CPU time per trial, {one['results']:,} trials",
             value=one["cpu_ms"],
             unit="ms",
         )
@@ -191,7 +191,7 @@ def _scaling(section: Section, told: dict[str, Any]) -> None:
         )
     )
     columns = ["seconds after the command", "nodes", "most packs trained until the next change"]
-    caption = "Ray's autoscaler with its provider for tests: 60 packs, nodes of 2 processors"
+    caption = "Ray's autoscaler with its fake node provider: 60 packs, nodes of 2 processors"
     section.tables.append(Table(caption, columns, rows))
 
 

@@ -33,7 +33,7 @@ _RAY_OPTIONS = {
 
 
 def ranking(rates: Turns, what: str) -> Table:
-    """All competitors from the fastest to the slowest; ``what`` they do in a minute."""
+    """All competitors from the fastest to the slowest; ``what`` they do in per minute."""
     rows = [
         [
             name,
@@ -43,7 +43,7 @@ def ranking(rates: Turns, what: str) -> Table:
         ]
         for name in sorted(rates.values, key=rates.median, reverse=True)
     ]
-    return Table("", ["competitor", f"{what} a minute", "range", "modmix is faster by"], rows)
+    return Table("", ["competitor", f"{what} per minute", "range", "modmix is faster by"], rows)
 
 
 def paired(rates: Turns, name: str) -> str:

@@ -3,7 +3,7 @@
     python tests/benchmarks/costs.py
 
 Needs torch and numpy, nothing else, and this checkout. Inputs are random and in memory; what counts
-is the fastest step within some seconds, in processor time, of one model and of eight stacked.
+is the fastest step within some seconds, in CPU time, of one model and of eight stacked.
 The constants of `modmix.execution.costs` were fitted to such a table.
 """
 

@@ -40,10 +40,10 @@ BETAS = [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1]
 TEXT = """\
 The β-curve of studies/quickstart.yaml: {count} models of `mul` and `mulmix` on digits, 30 epochs.
 Whole commands from start to exit for `modmix run` (imports, planning, Ray, its MLflow mirror,
-results and figures included), for the bare loop, and for Ray Tune without MLflow, which both log
-nothing and keep no learning curves. Ray Tune and Optuna with MLflow are far slower: each works for
-{seconds:.0f} s on a random part of the same models, and its rate leaves out its start. The peers
-compute one validation metric an epoch, modmix five."""
+results and figures included), for the bare loop, and for Ray Tune without MLflow; the latter two
+log nothing and keep no learning curves. Ray Tune with MLflow and Optuna are far slower: each trains
+a random subset of the same models for {seconds:.0f} s, and its rate excludes start-up. The peers
+compute one validation metric per epoch, modmix five."""
 
 
 def run(options: Options) -> Section:
@@ -92,7 +92,7 @@ class Curve:
         self._study.write_text(STUDY.format(betas=list(betas), seeds=seeds, epochs=EPOCHS))
         models = folder / "models.json"
         self.count = workload.write_models(self._study, models, data=self._data)
-        self.rates = Turns()  # models a minute
+        self.rates = Turns()  # models per minute
         self._peers = Peers(models, self._data, tracking)
         self._learned: dict[str, Result] = {}
         self.notes = [
@@ -124,7 +124,7 @@ class Curve:
     def figure(self, key: str, name: str, shown: str, target: float) -> Figure:
         """The ratio to a competitor that trained everything."""
         return Figure(
-            what=f"{self._name}: models a minute, over {shown}",
+            what=f"{self._name}: models per minute, relative to {shown}",
             key=key,
             value=self.rates.ratio(OURS, name),
             target=target,

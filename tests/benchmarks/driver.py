@@ -48,13 +48,13 @@ parts:
         learning_rate: {{low: 0.0003, high: 0.03, log: true}}
 """
 TEXT = """\
-A study of {small:,} configurations of 5 seeds, and one of {large:,}, whose training is replaced by
-results made at once (20 epochs, every metric). Everything else is real and counted, from the
-command's start to its exit: imports, planning, the ledger on SQLite, packs, recording, figures,
-tables and the report. The MLflow mirror works beside the driver, in a process of its own that gets
-the processor time that training leaves: its share is counted until it holds every configuration,
-and so is the time for which the command waits for it at the end, because instant training leaves it
-none. The models are handed over in the driver's own process, so Ray's part is not in these numbers.
+A study of {small:,} configurations of 5 seeds, and one of {large:,}, with training replaced by
+instant results (20 epochs, every metric). Everything else is real and included, from the start of
+the command to its exit: imports, planning, the ledger on SQLite, packs, recording, figures, tables
+and the report. The MLflow mirror runs in a separate process on CPU time that training leaves idle.
+Its CPU time is counted until MLflow has every configuration. Because instant training leaves no
+idle time, the command's wait for the mirror at the end is reported separately. Training runs in the
+driver's own process, so these numbers do not include Ray.
 """
 # The large study is made smaller, and the report says so, where it would take longer than this.
 LARGE_SECONDS = 420.0
@@ -151,10 +151,10 @@ def run(options: Options) -> Section:
                 target=1.2,
                 at_least=False,
                 unit="x",
-                spread=f"processor time: {number(many.cpu_ms / typical.cpu_ms, 'x')}",
+                spread=f"CPU time: {number(many.cpu_ms / typical.cpu_ms, 'x')}",
             ),
             Figure(
-                what="driver: background processor time of the MLflow mirror per configuration, "
+                what="driver: background CPU time of the MLflow mirror per configuration, "
                 f"{small:,} configurations",
                 key="mirror_ms_per_configuration",
                 value=median(one.mirror_ms for one in few),

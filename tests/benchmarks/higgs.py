@@ -87,7 +87,7 @@ def _run(options: Options, path: Path, folder: Path, tracking: str) -> Section:
         text=TEXT.format(rows="17,970 real rows", count=count, epochs=epochs),
         figures=[
             Figure(
-                what="HIGGS: models a minute, over a bare PyTorch loop on all cores",
+                what="HIGGS: models per minute, relative to a bare PyTorch loop on all cores",
                 key="higgs_vs_loop",
                 value=rates.ratio(OURS, LOOP),
                 target=1.2,
@@ -103,13 +103,13 @@ def _run(options: Options, path: Path, folder: Path, tracking: str) -> Section:
                 unit="x",
                 spread=f"{number(first['spread'][0] / first['floor'])} to "
                 f"{number(first['spread'][1] / first['floor'], 'x')} over parts of epochs; "
-                f"processor time {number(first['processor'] / first['floor'], 'x')}",
+                f"CPU time {number(first['processor'] / first['floor'], 'x')}",
             ),
         ],
         tables=[
             Table(
                 "",
-                ["competitor", "models a minute", "range"],
+                ["competitor", "models per minute", "range"],
                 [[n, number(rates.median(n)), between(rates.values[n])] for n in rates.values],
             ),
             _table(steps),

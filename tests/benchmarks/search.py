@@ -41,12 +41,12 @@ parts:
 TEXT = """\
 TPE over β, learning rate and weight decay of `mul` on digits, {configurations} configurations of
 {seeds} seeds, 30 epochs. `modmix run`, in batches of 10 configurations, and Ray Tune without
-MLflow, with one result a configuration and no learning curves, are timed as whole commands. A trial
-of the peers is a configuration, whose seeds are trained one after another. Those with MLflow work
-for {seconds:.0f} s each and their rate leaves out their start; Ray Tune gets a result an epoch, as
-in the curve, or a result a seed, which spares it 29 of 30. Every sampler proposes other
-configurations: a few of ours are trained again by plain PyTorch, to show that both train the
-same."""
+MLflow, with one result per configuration and no learning curves, are timed as whole commands. A
+trial of the peers is one configuration, whose seeds are trained one after another. Those with
+MLflow run for {seconds:.0f} s each, and their rates exclude start-up; they report one result per
+epoch, as in the curve, or one per seed (1 instead of 30). Each sampler proposes different
+configurations, so a few of modmix's are trained again in plain PyTorch to check that the training
+is the same."""
 SEED = ", a result a seed"
 
 
@@ -65,7 +65,7 @@ class _Search:
         self.models = folder / "models.json"
         workload.write_models(self.study, self.models, data=self.data)
         self.peers = Peers(self.models, self.data, tracking)
-        self.rates = Turns()  # configurations a minute
+        self.rates = Turns()  # configurations per minute
         self.notes: list[str] = []
 
     def section(self) -> Section:
@@ -91,7 +91,7 @@ class _Search:
             text=text,
             figures=[
                 Figure(
-                    what="search: configurations a minute, over Ray Tune at its best with "
+                    what="search: configurations per minute, relative to Ray Tune at its best with "
                     "OptunaSearch",
                     key="search_vs_best_ray",
                     value=self.rates.ratio(OURS, BEST_RAY),

@@ -47,7 +47,7 @@ class Measured:
     operations: float
     bytes: float
     seconds: float
-    processor: float  # the same in processor time: what others at work take does not count
+    processor: float  # the same in CPU time: what others at work take does not count
     spread: tuple[float, float]
     matrix_rate: float  # operations a second
     copy_rate: float  # bytes a second

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.tune_overhead [PACKS] [CPUS]
 
-prints one measurement as JSON: wall time and the driver's processor time per pack, without the
+prints one measurement as JSON: wall time and the driver's CPU time per pack, without the
 start and the end of Ray.
 """
 
@@ -32,10 +32,10 @@ TEXT = """\
 {packs} packs of one model each through Ray Tune, as `modmix run` hands them out, on a cluster of
 {cpus} workers that it starts itself; training is replaced by results made at once (20 epochs, every
 metric). Per pack, after the first tenth: the time from one pack's end to the next one's, and the
-processor time of the driver. The ledger and MLflow are in the section about the driver."""
+CPU time of the driver. The ledger and MLflow are in the section about the driver."""
 MEASURED = (
     ("wall_ms", "wall time per pack", "ms"),
-    ("driver_cpu_ms", "processor time of the driver per pack", "ms"),
+    ("driver_cpu_ms", "CPU time of the driver per pack", "ms"),
     ("start_s", "start of Ray", "s"),
     ("first_pack_s", "from Ray's start to the first pack's result", "s"),
 )

@@ -169,8 +169,8 @@ def compare_partial(ours: Mapping[str, Result], lines: Iterable[str], who: str) 
     if max(gaps) > LOSS_LARGEST:
         raise BenchmarkError(f"{who} did not learn what ours did: losses differ by {max(gaps):.2g}")
     return (
-        f"{len(gaps)} models compared when its time was over: training loss differs by at most "
-        f"{100 * max(gaps):.2g} %"
+        f"{len(gaps)} models compared when the time limit was reached: training loss differs by at "
+        f"most {100 * max(gaps):.2g} %"
     )
 
 

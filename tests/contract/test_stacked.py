@@ -69,11 +69,12 @@ RECIPES: dict[str, dict[str, Any]] = {
     "adam": {"optimizer": "adam", "clip_norm": 0.5, "schedule": "exponential", "decay_rate": 0.5},
     "adamw": {"optimizer": "adamw", "weight_decay": 0.1, "decay": "all", "schedule": "cosine"},
 }
-# Every method with every optimizer, in turn with batch norm and without.
+# Every method with one of the optimizers, and some with all, in turn with batch norm and without.
 CASES = [
     pytest.param(method, recipe, bool((i + k) % 2), id=f"{method}-{recipe}-{(i + k) % 2}")
     for i, method in enumerate(m for m in METHODS if m not in STAGED)
     for k, recipe in enumerate(RECIPES)
+    if i % len(RECIPES) == k or method in ("late", "mul", "mulmix")
 ]
 
 
@@ -115,8 +116,6 @@ def assert_equals_plain_loop(found: Finished, replicate: Replicate, data: Data) 
 
 @pytest.mark.parametrize(("method", "recipe", "batch_norm"), CASES)
 def test_stacked_models_equal_single_ones(method: str, recipe: str, batch_norm: bool) -> None:
-    if (method, recipe) == ("late_transformer", "adam"):
-        pytest.skip("Adam amplifies float32's rounding here; compared in float64 with encoders")
     configurations = [
         {**configuration, "training": {"learning_rate": rate}}
         for configuration, rate in zip(

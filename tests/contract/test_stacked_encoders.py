@@ -87,7 +87,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "adamw": {"optimizer": "adamw", "learning_rate": 2**-10, "weight_decay": 0.125},
 }
 # Every method meets every encoder, and over the encoders every optimizer: an optimizer does not see
-# which method its gradients are from. `test_stacked.py` trains every method with every optimizer.
+# which method its gradients are from.
 CASES = [
     (method, encoder, list(RECIPES)[(i + j) % len(RECIPES)])
     for i, method in enumerate((*METHODS, "dropping"))

@@ -182,6 +182,14 @@ def test_a_search_that_began_again_is_copied_again(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- the server
 
 
+def test_a_second_objective_copies_the_search_again(tmp_path: Path) -> None:
+    study(tmp_path, objective="val/auc")
+    assert copy(tmp_path) == 16
+    study(tmp_path, objective="[val/auc, val/nll]")
+    assert copy(tmp_path) == 16
+    assert {len(trial.values) for trial in trials(tmp_path, "mul") if trial.values} == {2}
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

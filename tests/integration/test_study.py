@@ -298,7 +298,7 @@ parts:
 
 @pytest.mark.parametrize("epochs", [[0] * 9, [2] * 9, [1, 2, 3, 4, 5, 6, 7, 8, 9]])
 def test_machines_that_fail_again_and_again(tmp_path: Path, epochs: list[int]) -> None:
-    """A pack that never gets further is given up; one that does is handed out every time."""
+    """A pack that never gets further is abandoned; one that does is handed out every time."""
     from modmix import api
     from modmix.base.errors import GivenUp
     from modmix.base.home import Home

@@ -285,7 +285,7 @@ def test_a_second_writer_takes_over_from_the_first(bench: Bench) -> None:
     bench.finish(["configuration-001-0"])
     second.update("running")
     bench.finish(["configuration-002-0"])
-    with pytest.raises(OvertakenError, match="another process now logs study 'curves'"):
+    with pytest.raises(OvertakenError, match="another process is now logging study 'curves'"):
         first.update("stopped")
     first.reset()
     with pytest.raises(OvertakenError):  # it does not take the study back
@@ -318,7 +318,7 @@ def test_a_writer_that_comes_late_does_not_take_over_from_the_current_driver_s(
     current.update("running")
     bench.finish(["configuration-001-0"])
     for _ in range(2):
-        with pytest.raises(OvertakenError, match="another driver now runs study 'curves'"):
+        with pytest.raises(OvertakenError, match="another driver is now running study 'curves'"):
             late.update("stopped")
         late.reset()
     current.update("finished")
@@ -338,7 +338,7 @@ def test_the_current_driver_s_writer_goes_on_beside_late_writes(bench: Bench) ->
     for configuration in bench.configurations:
         client.create_run(experiment, tags={"modmix.configuration": configuration.key})
     bench.finish(["configuration-001-0"])
-    with pytest.raises(TrackingError, match="its runs are looked up anew"):
+    with pytest.raises(TrackingError, match="this one reads the runs again"):
         current.update("finished")
     current.reset()
     current.update("finished")
@@ -392,7 +392,7 @@ def test_a_stopped_follower_ends_when_it_goes_on(bench: Bench, begun: bool) -> N
         process.kill()
         process.communicate()
     assert answers[-1] == {"done": False}
-    assert "another driver now runs study 'curves'" in answers[-2]["problem"]
+    assert "another driver is now running study 'curves'" in answers[-2]["problem"]
     assert {run.info.run_id: run.to_dictionary() for run in bench.runs()} == before
 
 
@@ -733,6 +733,52 @@ def test_a_mirror_s_process_that_is_killed_is_started_again(bench: Bench) -> Non
     assert bench.artifact(bench.study_run(), "tables/configurations.csv") == "a,b\n"
 
 
+NOISY = """
+import runpy, sys
+from modmix.tracking.writer import Writer
+update = Writer.update
+
+def noisy(self, state, **how):
+    print("View run at http://somewhere", flush=True)
+    update(self, state, **how)
+
+Writer.update = noisy
+runpy.run_module("modmix.tracking.follow", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_a_mirror_s_process_may_print(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As plugins of MLflow do, and MLflow itself at the end of a run on a server."""
+    start = subprocess.Popen
+
+    def popen(command: list[str], **how: Any) -> subprocess.Popen[str]:
+        return start([sys.executable, "-c", NOISY], **how)
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    bench.start(configurations=1, seeds=1)
+    mirror = bench.mirror()
+    mirror.start()
+    mirror.wake()
+    bench.finish()
+    assert mirror.close("finished"), mirror.problem
+    bench.check_whole()
+
+
+def test_ctrl_c_ends_the_wait_for_mlflow(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.start(configurations=1, seeds=1)
+    mirror = bench.mirror()
+    monkeypatch.setattr(mirror._thread, "run", lambda: time.sleep(60))
+    mirror.start()
+
+    def interrupted(_seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mirror._thread, "join", interrupted)
+    assert not mirror.close("finished")
+    assert f"run 'modmix sync {STUDY}' to bring it up to date" in mirror.problem
+
+
 DRIVER = """
 import sys, time
 from pathlib import Path
@@ -876,7 +922,7 @@ def test_a_server_that_goes_away_and_comes_back(tmp_path: Path, server: Server) 
         if i == 5:
             eventually(lambda: "connection refused" in mirror.problem)
     assert not mirror.close("finished", timeout=2.0)
-    assert "'modmix sync interrupted' catches up" in mirror.problem
+    assert "run 'modmix sync interrupted' to bring it up to date" in mirror.problem
     begun = time.monotonic()
     with pytest.raises(TrackingError, match=r"is unreachable \(connection refused\)"):
         bench.mirror().check()

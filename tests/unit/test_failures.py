@@ -1,4 +1,4 @@
-"""When a pack that machines fail to train is given up."""
+"""When a pack that machines fail to train is abandoned."""
 
 from __future__ import annotations
 

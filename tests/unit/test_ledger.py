@@ -106,8 +106,7 @@ def test_a_study_is_kept_as_it_was_written(ledger: Ledger) -> None:
 def test_starting_again_renews_the_file_and_keeps_the_rest(ledger: Ledger) -> None:
     start(ledger, text="one")
     first = ledger.study("s")
-    ledger.add_seconds("s", wall=1.5, device=2.5)
-    ledger.add_seconds("s", wall=1.5)
+    altered(ledger, wall_seconds=3.0, device_seconds=2.5)
     ledger.set_state("s", "stopped")
     ledger.set_study_run("s", "run")
     ledger.start_study("s", spec={"study": "s", "seeds": [1]}, text="two", source="y", details={})
@@ -161,6 +160,27 @@ def test_one_lease_at_a_time(ledger: Ledger) -> None:
     assert second.token != lease.token
     ledger.release(lease)  # of one that is over: nothing happens
     assert ledger.heartbeat(second)
+
+
+def test_wall_clock_time_is_that_of_the_leases(ledger: Ledger) -> None:
+    """Of a killed driver up to its last heartbeat; of a suspended one, a lease at most."""
+    lease = start(ledger)
+    age(ledger, 20)
+    assert ledger.heartbeat(lease)
+    assert ledger.study("s").wall_seconds == pytest.approx(20, abs=2)
+    age(ledger, 10)
+    altered(ledger, lease_token=None)  # as if it was killed
+    lease = ledger.acquire("s")
+    assert ledger.study("s").wall_seconds == pytest.approx(20, abs=2)
+    age(ledger, 500)
+    assert ledger.heartbeat(lease)
+    assert ledger.study("s").wall_seconds == pytest.approx(20 + leases.LEASE_SECONDS, abs=2)
+    age(ledger, 5)
+    ledger.release(lease)
+    assert ledger.study("s").wall_seconds == pytest.approx(25 + leases.LEASE_SECONDS, abs=2)
+    ledger.release(lease)
+    age(ledger, -5)  # a clock of the database that was set back
+    assert ledger.study("s").wall_seconds == pytest.approx(25 + leases.LEASE_SECONDS, abs=2)
 
 
 def test_a_study_of_another_name_is_free(ledger: Ledger) -> None:
@@ -284,7 +304,6 @@ def writes(ledger: Ledger, lease: Lease) -> dict[str, Callable[[], Any]]:
     return {
         "start_study": lambda: ledger.start_study("s", spec={}, text="", source="", details={}),
         "set_state": lambda: ledger.set_state("s", "finished"),
-        "add_seconds": lambda: ledger.add_seconds("s", wall=1),
         "set_study_run": lambda: ledger.set_study_run("s", "run"),
         "add": lambda: ledger.add("s", [wanted], [entry(1, "z")]),
         "keep_only_entries": lambda: ledger.keep_only_entries("s", {}),

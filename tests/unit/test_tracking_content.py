@@ -110,10 +110,24 @@ def test_the_best_configuration_is_complete_and_has_the_most_replicates() -> Non
     assert found == {("", "mul"): (good, {"val/error": 4.5, "test/error": 50.0})}
 
 
-def test_passwords_are_not_redacted() -> None:
-    text = "no http://ann:a:b@host/x, no postgresql+psycopg://bob:p%40ss@db:5432/mlflow"
-    assert redacted(text) == "no http://***@host/x, no postgresql+psycopg://***@db:5432/mlflow"
-    assert redacted("http://host:5000/a@b") == "http://host:5000/a@b"
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("no http://ann:a:b@host/x, really", "no http://***@host/x, really"),
+        (
+            "postgresql+psycopg://bob:p%40ss@db:5432/mlflow",
+            "postgresql+psycopg://***@db:5432/mlflow",
+        ),
+        ("postgresql://bob:a/b@db/mlflow", "postgresql://***@db/mlflow"),
+        ("http://bob:p@ss@host:5000 is away", "http://***@host:5000 is away"),
+        ("http://bob@host:5000", "http://***@host:5000"),
+        ("mysql://db/m?user=u&password=secret&ssl=1", "mysql://db/m?user=u&password=***&ssl=1"),
+        ("http://host:5000/a", "http://host:5000/a"),
+        ("sqlite:////home/ann/@bob/mlflow.db", "sqlite:////home/ann/@bob/mlflow.db"),
+    ],
+)
+def test_passwords_are_redacted(text: str, shown: str) -> None:
+    assert redacted(text) == shown
 
 
 def test_a_study_of_several_tasks_names_the_task_everywhere() -> None:

@@ -290,7 +290,10 @@ def test_a_worker_that_dies() -> None:
     ("text", "expected"),
     [
         ("The actor died unexpectedly before finishing this task.\n\tactor_id: 1", DIED),
-        ("ray.exceptions.OutOfMemoryError: Task was killed", f"{DIED}: its node was out of memory"),
+        (
+            "ray.exceptions.OutOfMemoryError: Task was killed",
+            "the worker process was killed because its node ran out of memory",
+        ),
         (
             (
                 "The actor died because of an error raised in its creation task, ray::A\n"
@@ -314,6 +317,16 @@ def test_a_worker_that_dies_on_this_machine_is_known_to() -> None:
     study.start("0", "a")
     study.fail("0")
     assert study.work.failures == [(DIED, True, True)]
+
+
+def test_a_worker_that_was_not_ready_counts_for_no_pack() -> None:
+    """On the only node, too: the pack may be trained as soon as the cause is gone."""
+    study = Study(1, FakeCluster({"a": 1}, is_local=True))
+    for i in range(trials_module.MAX_FAILED_STARTS):
+        study.store.nodes[study.suggest(str(i))["pack"]] = "a"
+        study.fail(str(i))
+    assert {failure[2] for failure in study.work.failures} == {False}
+    assert isinstance(study.trials.error, Incomplete)
 
 
 def test_a_lost_node_counts_for_nothing() -> None:

@@ -8,8 +8,8 @@
     ├── LedgerError (OSError)        3  the ledger could not be used; the study can be resumed
     │   └── LeaseLostError              another driver has taken the study over
     ├── Interrupted                  3  stopped on request; the same command resumes
-    ├── Incomplete                   3  machines failed too often; the same command resumes
-    │   └── GivenUp                  1  for some models; --retry-failed resumes
+    ├── Incomplete                   3  no cluster or worker is left; the same command resumes
+    │   └── GivenUp                  1  packs were abandoned; --retry-failed resumes
     ├── RunnerError (RuntimeError)   1  Ray or the local runner failed
     └── TrackingError (OSError)      1  MLflow is unreachable or rejected a request
 
@@ -81,13 +81,13 @@ class Interrupted(ModmixError):
 
 
 class Incomplete(ModmixError):
-    """Machines failed too often; the same command tries again."""
+    """The cluster was lost or starts no worker; the same command resumes."""
 
     exit_code = 3
 
 
 class GivenUp(Incomplete):
-    """Machines failed too often for some models, which only ``--retry-failed`` tries again."""
+    """Packs were abandoned after repeated machine failures; ``--retry-failed`` retries them."""
 
     exit_code = 1
 

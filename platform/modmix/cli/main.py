@@ -76,7 +76,7 @@ _study_has_run = False  # if so, its results are in files, even if the output wa
 
 
 def command() -> None:
-    """Entry point: `main`, then exit with its code; it is 1 if the output was lost."""
+    """Entry point: run `main` and exit with its code, or with 1 if its output was lost."""
     code: int | str | None = 0
     outputs = Outputs()
     signal.signal(signal.SIGTERM, _interrupt)
@@ -89,12 +89,12 @@ def command() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the command is over
     code = code or _check_written(outputs)
-    gc.freeze()  # Python's last collections need not look at torch: most of a second
+    gc.freeze()  # spares the final garbage collections from scanning torch: most of a second
     sys.exit(code)
 
 
 def _interrupt(_number: int, _frame: object) -> None:
-    """Handle SIGTERM, where nothing else does, as Ctrl-C."""
+    """Treat SIGTERM as Ctrl-C wherever no other handler is installed."""
     raise KeyboardInterrupt
 
 
@@ -187,8 +187,8 @@ def run(
         bool,
         typer.Option(
             "--retry-failed",
-            help="Train failed models again, and those that were given up after "
-            "failures of machines.",
+            help="Retrain failed models, including those abandoned after repeated "
+            "machine failures.",
         ),
     ] = False,
     quiet: Quiet = False,

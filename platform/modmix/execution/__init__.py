@@ -6,7 +6,7 @@ In: a plan and the ledger. Out: results in the ledger.
     packing        divides replicates into packs (pure)
     costs          estimated cost of a pack
     queue          packs that wait for a worker
-    failures       how often machines failed a pack, and when it is given up (pure)
+    failures       how often machines failed a pack, and when it is abandoned (pure)
     keeping        which test predictions are kept
     run            `StudyRun`: propose, pack, train, record, tell
     description    a pack as people read it in Ray Tune's tables

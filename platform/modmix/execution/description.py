@@ -20,7 +20,8 @@ def config_of(pack: Pack) -> dict[str, Any]:
 
     ``varied`` has the names of those that differ between the pack's models.
     A value that differs between the pack's models is a text: "0.1, 0.3, 1", or of more than four
-    numbers "0 to 0.9 (10 values)". Numbers are rounded: one to six digits, several to three.
+    numbers "0 to 0.9 (10 values)". A single number is rounded to six significant digits, several
+    numbers to three.
     """
     one, defaults = pack.replicates[0], training_defaults()
     values = {name: [r.params[name] for r in pack.replicates] for name in one.params}

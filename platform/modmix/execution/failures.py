@@ -1,12 +1,12 @@
-"""How often machines failed while they trained a pack, and when it is given up. Pure.
+"""How often machines failed while they trained a pack, and when it is abandoned. Pure.
 
-The count belongs to a pack, that is to its members in their order (`messages.pack_id`), and is kept
-with it in the ledger, so that it goes on in the next run of the driver. Replicates that are divided
-into packs anew, such as after a change of the study file, start at 0.
+The count belongs to a pack, identified by its members in order (`messages.pack_id`). It is stored
+with the pack in the ledger, so it carries over to the next run of the driver. Replicates that are
+regrouped into new packs, for example after the study file has changed, start at 0.
 
-A failure counts if the driver has seen it: a worker or its device failed, and the pack had trained
-no further than at its failure before. Lost nodes and stopped packs do not count, nor do packs whose
-driver was killed: nobody has seen them fail, and the next driver resumes them.
+A failure counts only if the driver observed it: a worker or its device failed before the pack had
+advanced beyond its previous failure. Lost nodes and stopped packs do not count, nor do packs whose
+driver was killed: no driver observed a failure, and the next one resumes them.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 
 from modmix.ledger.records import PackRecord
 
-MAX_FAILURES = 5  # of machines without progress between them, before a pack is given up
+MAX_FAILURES = 5  # machine failures tolerated without progress; the next one abandons the pack
 
-UNKNOWN = "it ended without results, for an unknown reason"
+UNKNOWN = "the worker ended without results for an unknown reason"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Failures:
     """Failures of one pack.
 
     ``count``: since it last advanced. ``reached``: the last epoch it had trained at a failure.
-    ``why``: it failed last.
+    ``why``: reason for the last failure.
     """
 
     count: int = 0
@@ -38,7 +38,7 @@ class Failures:
     def of(cls, record: PackRecord) -> Failures:
         """As the ledger has them."""
         note = record.note
-        # Without a reason, it was counted before this module did: with lost nodes and stops.
+        # Without a reason, the count is from an older version, which also counted lost nodes.
         count = record.failures if "failure" in note else 0
         return cls(count=count, reached=note.get("reached", 0.0), why=note.get("failure", ""))
 

@@ -120,6 +120,10 @@ class Runner(Protocol):
         """Train until the work is finished or stopping."""
         ...
 
+    def is_lost(self) -> bool:
+        """Whether the processes that train have got SIGTERM as well; may take a second."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -138,6 +142,9 @@ class LocalRunner:
 
     def close(self) -> None:
         pass
+
+    def is_lost(self) -> bool:
+        return False
 
     def run(self, work: Work) -> None:
         work.resize(self.slots)

@@ -34,6 +34,7 @@ from modmix.base.messages import (
     pack_id,
 )
 from modmix.base.settings import compares
+from modmix.base.wording import counted
 from modmix.execution.costs import Costs
 from modmix.execution.failures import Failures
 from modmix.execution.keeping import Keeping
@@ -103,7 +104,7 @@ class StudyRun:
         self._failures: dict[str, Failures] = {}  # by pack, in this and earlier runs
         self._resumed: dict[str, int] = {}  # by running pack: the epoch of its checkpoint
         self._given_up: dict[str, Failures] = {}  # by pack
-        self._untrainable: set[str] = set()  # replicates of packs that were given up
+        self._untrainable: set[str] = set()  # replicates of abandoned packs
         self._stop = threading.Event()
         self._lost_lease = threading.Event()
         self._began = time.monotonic()
@@ -608,8 +609,9 @@ class StudyRun:
             left = self._state.remaining()
             failures = next(iter(self._given_up.values()))
             raise GivenUp(
-                f"{left} models have no result because their pack failed {failures.count} times "
-                f"({failures.why}): fix this and run the same command with --retry-failed"
+                f"{counted(left, 'model')} without a result: a pack failed {failures.count} times "
+                f"without progress ({failures.why}); fix the cause and rerun the command with "
+                "--retry-failed"
             )
 
     def without_predictions(self) -> int:

@@ -118,7 +118,10 @@ class Trials(Unsaved):
     def ended(
         self, trial: str, failure: str = "", *, of_machine: bool = True, counted: bool = True
     ) -> None:
-        """A trial is over; see `Work.ended`. Once the runner has failed, packs are not to blame."""
+        """A trial is over; see `Work.ended`.
+
+        After a failure of the runner itself, failures are not counted against packs.
+        """
         counted = counted and self.error is None
         pack = self._packs.pop(trial, None)
         self._added.pop(trial, None)

@@ -89,27 +89,32 @@ class StudyCallback(tune.Callback):
         if node is None:
             self._end(trial, why, counted=False)
         elif told or self._cluster.is_local:
-            self._blame(trial, node, why, unfit=not started or bool(told.get("unfit")))
+            self._blame(trial, node, why, started=started, unfit=bool(told.get("unfit")))
         else:
-            self._trials.hold(trial.trial_id, partial(self._settle, trial, node, why, not started))
+            self._trials.hold(trial.trial_id, partial(self._settle, trial, node, why, started))
 
-    def _settle(self, trial: Trial, node: str, why: str, unfit: bool, last: bool) -> bool:
+    def _settle(self, trial: Trial, node: str, why: str, started: bool, last: bool) -> bool:
         """Find out whether a worker that died without a word died with its node."""
         if not self._cluster.is_alive(node):
             self._end(trial, LOST, counted=False)
             return True
         if last:
-            self._blame(trial, node, why, unfit=unfit)
+            self._blame(trial, node, why, started=started)
         return last
 
-    def _blame(self, trial: Trial, node: str, why: str, *, unfit: bool) -> None:
-        """A failure of the machine: of this node, and of the pack unless the node is unfit."""
+    def _blame(
+        self, trial: Trial, node: str, why: str, *, started: bool, unfit: bool = False
+    ) -> None:
+        """A failure of the machine: of this node, and of the pack unless the node is unfit.
+
+        A worker that was not ready had not begun with the pack; `Trials.failed_start` counts those.
+        """
         pack = self._trials.pack(trial.trial_id)
         if pack is not None:
             name = self._cluster.node_name(node)
-            self._nodes.failed(node, pack.id, why, unfit=unfit, name=name)
+            self._nodes.failed(node, pack.id, why, unfit=unfit or not started, name=name)
             others = self._nodes.has_good(self._cluster.nodes())
-            self._end(trial, why, counted=not (unfit and others))
+            self._end(trial, why, counted=started and not (unfit and others))
 
     def _end(
         self, trial: Trial, failure: str = "", *, of_machine: bool = True, counted: bool = True
@@ -145,10 +150,10 @@ def _why(trial: Trial) -> str:
     except (OSError, TypeError):
         return DIED
     lines = [line.strip() for line in text.splitlines()] or [""]
-    # Ray may end with a sentence of its own that does not say why.
+    # Ray may append a sentence that does not give the reason.
     last = next((line for line in reversed(lines) if _ERROR.match(line)), lines[-1])
     if "OutOfMemory" in text:
-        return f"{DIED}: its node was out of memory"
+        return "the worker process was killed because its node ran out of memory"
     if "creation task" in text:
         return f"the worker could not start: {last}"
     return f"the worker failed: {last}" if "Traceback" in text else DIED

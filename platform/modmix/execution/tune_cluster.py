@@ -27,6 +27,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 _ANSWER_SECONDS = 20.0  # how long a cluster may take to say that it is there
+_ENDING_SECONDS = 1.0  # within which its processes end after SIGTERM
 _LOOK_SECONDS = 2.0  # how old a look at the cluster may be
 
 _is_alone = False  # whether this process has started a cluster on the loopback address
@@ -119,8 +120,8 @@ class Cluster(Unsaved):
             _check_address(self._address)
             if _is_alone:
                 raise InputError(
-                    f"this program has started a cluster of its own before and cannot join that at "
-                    f"{self._address}: use a new process"
+                    "this program has already started its own Ray cluster and cannot join the one "
+                    f"at {self._address}: use a new process"
                 )
         import ray
 
@@ -161,6 +162,25 @@ class Cluster(Unsaved):
                 object_store_memory=256 * 1024**2,
                 **common,
             )
+
+    def is_ending(self) -> bool:
+        """Whether a cluster started here ends within a second, as after SIGTERM to all processes.
+
+        Ray's own calls would wait for it for a minute.
+        """
+        if not self.is_local:
+            return False
+        import ray
+
+        host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+        end = time.monotonic() + _ENDING_SECONDS
+        while time.monotonic() < end:
+            try:
+                socket.create_connection((host, int(port)), timeout=1).close()
+            except OSError:
+                return True
+            time.sleep(0.05)
+        return False
 
     def close(self) -> None:
         """Disconnect; a cluster started here ends."""
@@ -247,8 +267,8 @@ def _provide_token() -> None:
 def _check_address(address: str) -> None:
     """See within seconds whether anything answers; Ray itself would try for ten minutes.
 
-    With ``auto`` Ray uses RAY_ADDRESS, else a cluster of this machine. Ray has no public way to ask
-    for that one's address, so whether it is there is seen by `_await_answer` only.
+    With ``auto``, Ray uses RAY_ADDRESS or else a cluster on this machine. Ray has no public API for
+    the latter's address, so only `_await_answer` can check that it is running.
     """
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS") or address
@@ -291,10 +311,12 @@ def _await_answer(address: str) -> None:
     except FileNotFoundError:  # no such command beside this Python: ray.init says what is wrong
         return
     if silent:
-        where = "the address that auto finds on this machine" if address == "auto" else address
+        where = (
+            "the address that auto resolves to on this machine" if address == "auto" else address
+        )
         raise InputError(
-            f"no Ray cluster answers at {where}: check that it still runs (`ray status` there), "
-            "start it by `ray start --head`, or name another address"
+            f"no Ray cluster answers at {where}: check that it is still running (`ray status` "
+            "there), start it with `ray start --head`, or give another address"
         )
 
 
@@ -302,7 +324,7 @@ def _await_answer(address: str) -> None:
 def _own_sigterm() -> Iterator[None]:
     """Keep this program's handler of SIGTERM: `ray.init` sets its own, which exits with code 15.
 
-    A signal that comes meanwhile counts as Ctrl-C.
+    A SIGTERM received in the meantime is treated as Ctrl-C.
     """
     before = signal.getsignal(signal.SIGTERM)
     try:

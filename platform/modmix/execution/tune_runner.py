@@ -83,12 +83,15 @@ class TuneRunner:
             self.close()
             raise InputError(
                 f"resources: {what} asks for {needs}, more than this machine has or --workers "
-                "allows: ask for less, or name a larger cluster by --address"
+                "allows: reduce the resources, or give a larger cluster with --address"
             )
         self._log(
-            f"warning: {what} asks for {needs}, and no node of the Ray cluster is that large: it "
-            "waits for one"
+            f"warning: {what} asks for {needs}, and no node of the Ray cluster is that large: the "
+            "study waits until one joins"
         )
+
+    def is_lost(self) -> bool:
+        return self._cluster.is_ending()
 
     def close(self) -> None:
         self._is_started = False

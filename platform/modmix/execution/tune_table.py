@@ -17,7 +17,7 @@ _WIDTH = 36  # of a column; Tune shortens what is longer
 
 
 class TrialTable(tune.CLIReporter):
-    """Columns: the method, the hyperparameters that vary, how far a pack is, its errors.
+    """Columns: the method, the hyperparameters that vary, the pack's progress and errors.
 
     A column is added once it is known to vary: searches propose values while the study runs. The
     metric that decides about early stopping is added where it is not the error.

@@ -131,10 +131,10 @@ class PackTrial(tune.Trainable):
 
 
 def trial_class(study: str, store: TrialStore, needs: Mapping[str, Needs]) -> type[PackTrial]:
-    """`PackTrial` as Tune gets it, with its arguments and the places it may run.
+    """`PackTrial` as passed to Tune, with its arguments and resource requests bound.
 
-    The Ray dashboard lists its workers as ``PackTrial`` and ``PackTrial(STUDY)``. What one of them
-    trains is in its log: Ray asks for its representation only once.
+    The Ray dashboard lists its workers as ``PackTrial`` and ``PackTrial(STUDY)``. The pack in
+    training is in the worker's log, not in that name: Ray reads an actor's repr only once.
     """
 
     class OfStudy(PackTrial):

@@ -144,7 +144,7 @@ class Results(Database):
     def reset_failures(self, study: str) -> int:
         """Let the replicates that failed in this study be trained again; return how many.
 
-        Packs that machines have failed too often to train are tried again, too.
+        Failure counts of packs are reset, so that abandoned packs are retried.
         """
         with self._writing(study) as (db, key):
             failed = (OUTCOMES.c.study == key) & (OUTCOMES.c.state == "failed")
@@ -311,11 +311,11 @@ class Results(Database):
         note: Mapping[str, Any] | None = None,
         failures: int | None = None,
     ) -> None:
-        """Change a pack that has been claimed once.
+        """Update a pack that has already been claimed.
 
         Args:
-            note: added to what is noted; other keys stay.
-            failures: how many to keep from now on.
+            note: merged into the stored note.
+            failures: the new failure count.
         """
         values: dict[str, Any] = {}
         if state is not None:

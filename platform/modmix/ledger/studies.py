@@ -100,19 +100,6 @@ class Studies(Database):
                 .values(state=state, updated=time.time())
             )
 
-    @retried
-    def add_seconds(self, study: str, *, wall: float = 0.0, device: float = 0.0) -> None:
-        with self._writing(study) as (db, key):
-            db.execute(
-                sa.update(STUDIES)
-                .where(STUDIES.c.name == key)
-                .values(
-                    wall_seconds=STUDIES.c.wall_seconds + wall,
-                    device_seconds=STUDIES.c.device_seconds + device,
-                    updated=time.time(),
-                )
-            )
-
     # ------------------------------------------------------------ leases
 
     def acquire(self, study: str) -> Lease:
@@ -176,7 +163,10 @@ class Studies(Database):
             return db.execute(query).scalar() == lease.token
 
     def heartbeat(self, lease: Lease) -> bool:
-        """Renew a lease; False if another driver has taken it over. Not repeated after errors."""
+        """Renew a lease; False if another driver has taken it over. Not repeated after errors.
+
+        The time since the last heartbeat is added to the study's wall-clock time.
+        """
         with self._transaction(self._writer) as db:
             kept = db.execute(
                 sa.update(STUDIES)
@@ -184,7 +174,7 @@ class Studies(Database):
                     STUDIES.c.name == self._key(db, lease.study),
                     STUDIES.c.lease_token == lease.token,
                 )
-                .values(lease_heartbeat=now(db))
+                .values(lease_heartbeat=now(db), wall_seconds=_wall_seconds(db))
             )
         return kept.rowcount == 1
 
@@ -196,7 +186,7 @@ class Studies(Database):
             db.execute(
                 sa.update(STUDIES)
                 .where(STUDIES.c.name == key, STUDIES.c.lease_token == lease.token)
-                .values(lease_token=None, lease_heartbeat=None)
+                .values(lease_token=None, lease_heartbeat=None, wall_seconds=_wall_seconds(db))
             )
         if self._held.get(key) == lease.token:
             del self._held[key]
@@ -229,6 +219,16 @@ class Studies(Database):
             details=json.loads(row.details or "{}"),
             mlflow_run=row.mlflow_run,
         )
+
+
+def _wall_seconds(db: sa.Connection) -> sa.ColumnElement[float]:
+    """A study's wall-clock time up to now.
+
+    A machine that was suspended adds no more than a lease lasts.
+    """
+    age = now(db) - STUDIES.c.lease_heartbeat
+    counted = sa.case((age < 0, 0.0), (age > LEASE_SECONDS, LEASE_SECONDS), else_=age)
+    return STUDIES.c.wall_seconds + counted
 
 
 def living_tokens(db: sa.Connection) -> list[str]:

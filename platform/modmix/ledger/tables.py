@@ -148,7 +148,7 @@ PACKS = Table(
     Column("study", String(STUDY_LENGTH), primary_key=True),
     Column("replicates", Text, nullable=False),  # keys, in order
     Column("state", String(12), nullable=False),  # running, done, interrupted
-    # How it was trained, and why so; after a failure, why and at which epoch.
+    # How the pack was trained and why; after a failure, its reason and epoch.
     Column("note", Text, nullable=False, default="{}"),
     # Of machines since the pack last advanced; see `execution.failures`.
     Column("failures", Integer, nullable=False, default=0),

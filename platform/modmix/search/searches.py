@@ -129,7 +129,7 @@ class Searches:
     def wants_more(self) -> bool:
         """Whether a search would propose configurations now.
 
-        One with all its batches pending would not, and never will if one of them was given up.
+        One with all its batches pending would not, and never will if one of them was abandoned.
         """
         return any(self._missing(search) > 0 and self._has_room(search) for search in self._all)
 

@@ -121,7 +121,7 @@ class Finder:
     # ------------------------------------------------------------ runs
 
     def _find_parent(self, experiment: str) -> str:
-        """The study's run; it is running from now on."""
+        """Find or create the study's run and set its status to RUNNING."""
         found = self._store.runs(experiment, "tags.`modmix.kind` = 'study'", deleted=True)
         if (run := next(found, None)) is None:
             record = self._record

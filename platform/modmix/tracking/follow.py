@@ -3,7 +3,7 @@
     python -m modmix.tracking.follow
 
 Messages are lines of JSON. When stdin closes, the driver has ended, and the process exits at once.
-So does it when another driver has taken the study over.
+It also exits when another driver has taken over the study.
 
     stdin   the task (first line); then the study's final state
     stdout  why MLflow is not up to date, the number of runs left, "done"
@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -139,7 +139,7 @@ class Follower:
 
 
 def main() -> None:
-    # Not `sys.stdin`, which Python closes at its end: it would wait for the thread that reads it.
+    # Not `sys.stdin`, which Python closes at exit: it would wait for the thread that reads it.
     messages = open(sys.stdin.fileno(), closefd=False)  # noqa: SIM115
     task = Task(**json.loads(messages.readline()))
     with suppress(OSError):
@@ -150,14 +150,16 @@ def main() -> None:
     if os.getsid(0) == os.getpid():
         with suppress(OSError):
             Path("/proc/self/autogroup").write_text(str(task.niceness // 2))
-    follower = Follower(task, _answer)
+    answers = sys.stdout
+
+    def answer(what: str, value: Any) -> None:
+        with suppress(OSError):  # the driver has gone
+            print(json.dumps({what: value}), file=answers, flush=True)
+
+    follower = Follower(task, answer)
     threading.Thread(target=_listen, args=(follower, messages), daemon=True).start()
-    _answer("done", follower.follow())
-
-
-def _answer(what: str, value: Any) -> None:
-    with suppress(OSError):  # the driver has gone
-        print(json.dumps({what: value}), flush=True)
+    with redirect_stdout(sys.stderr):  # MLflow and its plugins may print
+        answer("done", follower.follow())
 
 
 def _listen(follower: Follower, messages: IO[str]) -> None:
@@ -166,8 +168,8 @@ def _listen(follower: Follower, messages: IO[str]) -> None:
             follower.receive(json.loads(line))
     finally:
         # The driver has gone, perhaps in the middle of a line. The next mirror completes the runs,
-        # and this one must not write beside it: the main thread may wait for minutes for a server
-        # that is away, and no other thread can interrupt it.
+        # and this one must not write at the same time: the main thread may wait minutes for an
+        # unreachable server, and no other thread can interrupt it.
         os._exit(0)
 
 

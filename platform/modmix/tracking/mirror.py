@@ -2,8 +2,8 @@
 
 Training never waits for MLflow: the process (`follow`) reads the ledger and writes to MLflow by
 itself. It retries with growing pauses while MLflow is unreachable; anything missing at the end of
-the study is written by its next run or by `sync`. If the process dies it is started again, once; if
-the driver dies, so does the process.
+the study is written by its next run or by `sync`. If the process dies, it is restarted, up to five
+times; if the driver dies, the process exits.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from modmix.ledger.records import Lease
 from modmix.tracking.store import check, is_server, page, redacted
 
 RESTARTS = 5  # of a process that dies, during one run of a study
+RESTART_PAUSE = 0.5  # seconds
 
 
 class Mirror:
@@ -90,6 +91,10 @@ class Mirror:
         self._delay = delay
         self._thread.start()
 
+    @property
+    def is_started(self) -> bool:
+        return self._thread.ident is not None
+
     def wake(self) -> None:
         """Start the process now: there is something to write soon."""
         self._begin.set()
@@ -105,7 +110,7 @@ class Mirror:
         Args:
             state: of the study: finished, stopped or failed.
             timeout: seconds to wait at most; for a finished study, seconds without progress. After
-                a timeout `problem` has the reason, and the next run or `sync` catches up.
+                a timeout or Ctrl-C, `problem` has the reason; the next run or `sync` catches up.
             progress: called with the number of runs left, every few seconds.
         """
         assert state in ("finished", "stopped", "failed"), state
@@ -115,18 +120,21 @@ class Mirror:
                 _send(self._process, self._end)
         self._begin.set()
         end, left, reported = time.monotonic() + timeout, self._left, time.monotonic()
-        while self._thread.is_alive() and time.monotonic() < end:
-            self._thread.join(0.2)
-            if self._left != left and state == "finished":
-                left, end = self._left, time.monotonic() + timeout
-            if left and time.monotonic() - reported > 5.0:
-                reported = time.monotonic()
-                progress(left)
+        try:
+            while self._thread.is_alive() and time.monotonic() < end:
+                self._thread.join(0.2)
+                if self._left != left and state == "finished":
+                    left, end = self._left, time.monotonic() + timeout
+                if left and time.monotonic() - reported > 5.0:
+                    reported = time.monotonic()
+                    progress(left)
+        except KeyboardInterrupt:
+            pass  # nobody wants to wait; `problem` says what is missing
         if not self._done or self._thread.is_alive():
             self._kill()
         if not self._done:
             why = self.problem or f"MLflow at {redacted(self._uri)} was still being written to"
-            self.problem = f"{why}; 'modmix sync {self._study}' catches up"
+            self.problem = f"{why}; run 'modmix sync {self._study}' to bring it up to date"
         return self._done
 
     # ------------------------------------------------------------ the thread
@@ -135,12 +143,13 @@ class Mirror:
         self._begin.wait(self._delay)
         for _ in range(1 + RESTARTS):
             try:
-                why = f"the mirror's process ended ({self._run_process()})"
+                why = f"the MLflow mirror process exited ({self._run_process()})"
             except OSError as error:  # out of processes or memory
-                why = f"the mirror's process cannot be started ({error.strerror or error})"
+                why = f"the MLflow mirror process could not be started ({error.strerror or error})"
             if self._over.is_set():
                 return
             self.problem = why
+            self._over.wait(RESTART_PAUSE)
 
     def _run_process(self) -> str:
         """Run the process until it ends; return its last line of errors, or its exit code."""
@@ -168,14 +177,16 @@ class Mirror:
 
     def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
-        with suppress(ValueError):  # incomplete line of a killed process
-            for line in process.stdout:
+        for line in process.stdout:
+            try:
                 message = json.loads(line)
-                self.problem = message.get("problem", self.problem)
-                self._left = message.get("left", self._left)
-                if "done" in message:
-                    self._done = message["done"]
-                    self._over.set()
+            except ValueError:  # incomplete line of a killed process
+                continue
+            self.problem = message.get("problem", self.problem)
+            self._left = message.get("left", self._left)
+            if "done" in message:
+                self._done = message["done"]
+                self._over.set()
 
     def _kill(self) -> None:
         """End the process: nothing may write to MLflow after the driver has released the study."""

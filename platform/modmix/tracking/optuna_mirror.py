@@ -64,8 +64,9 @@ class OptunaMirror:
         one = next(iter(ended.values()))
         name = f"{record.name}/{one.part}/{one.method}"
         study, there = self._known.get(name) or self._open(name, record, one.part)
-        if any(n not in ended or _told(ended[n]) != told for n, told in there.items()):
-            # The study file has changed, and the search began again.
+        begun_again = any(n not in ended or _told(ended[n]) != told for n, told in there.items())
+        if begun_again or study.metric_names != list(record.spec["objective"]):
+            # The study file has changed.
             optuna.delete_study(study_name=name, storage=self._storage)
             study, there = self._open(name, record, one.part)
         self._known[name] = study, there
@@ -78,7 +79,7 @@ class OptunaMirror:
     def _open(
         self, name: str, record: StudyRecord, part: str
     ) -> tuple[optuna.Study, dict[int, _Told]]:
-        """A study of Optuna's, with configuration and time of telling of its trials by number."""
+        """The Optuna study, and each trial's configuration and `told` counter, by trial number."""
         objectives = list(record.spec["objective"])
         study = optuna.create_study(
             study_name=name,

@@ -113,9 +113,9 @@ def _result(
 
 
 def _means(mine: Sequence[ReplicateRecord], names: Sequence[str]) -> tuple[int, dict[str, float]]:
-    """Means of a complete configuration, and over how many values that of the first name is.
+    """The number of values of the first metric, and the means of all metrics.
 
-    0 if there is no value, or if the configuration is not complete.
+    The number is 0 if there are no values or the configuration is incomplete.
     """
     good = [r for r in mine if r.state == "done"]
     values = {name: finite(r.metrics.get(name, math.nan) for r in good) for name in names}
@@ -130,7 +130,7 @@ def best_configurations(
 ) -> dict[tuple[str, str], tuple[ConfigurationRecord, dict[str, float]]]:
     """By task and method, the configuration with the best mean of the first objective; its means.
 
-    The task is "" where the study has one. Compares complete configurations with the most
+    The task is "" if the study has only one. Compares complete configurations with the most
     replicates; the first one wins ties.
     """
     objective, *_ = names = objectives_of(study.spec)

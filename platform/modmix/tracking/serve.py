@@ -80,14 +80,16 @@ def serve_optuna(ledger: Ledger, home: Home, port: int = 8080) -> None:
         if importlib.util.find_spec("optuna_dashboard") is None:
             raise InputError(
                 "optuna-dashboard is not installed: run pip install 'modmix[optuna]', or open "
-                f"{home.optuna_url} with one that is"
+                f"{home.optuna_url} with an installation elsewhere"
             )
 
         def update() -> None:
             try:
                 mirror.update()
             except LedgerError as error:  # tried again
-                print(f"the searches could not be read: {error}", file=sys.stderr)
+                print(
+                    f"warning: the searches could not be read, retrying: {error}", file=sys.stderr
+                )
 
         command = [sys.executable, "-c", _DASHBOARD, home.optuna_url, HOST, str(port)]
         _serve("optuna-dashboard", port, command, {}, update=update)
@@ -129,4 +131,4 @@ def _serve(
         server.terminate()
         server.wait(10)
     if code:
-        raise TrackingError(f"{name}'s server failed with exit code {code}: see its output above")
+        raise TrackingError(f"the {name} server failed with exit code {code}: see its output above")

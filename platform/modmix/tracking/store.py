@@ -73,8 +73,12 @@ class Value:
 
 
 def redacted(text: str) -> str:
-    """A URI or message without passwords."""
-    return re.sub(r"//[^/@\s]*@", "//***@", text)
+    """A URI or message without passwords.
+
+    Rather too much than too little: passwords may contain "/" and "@".
+    """
+    text = re.sub(r"//(?:[^/\s]*:\S*|[^/@\s]*)@", "//***@", text)
+    return re.sub(r"(?i)\b(password|passwd|secret|token)=[^&\s]*", r"\1=***", text)
 
 
 def is_server(uri: str) -> bool:
@@ -82,7 +86,7 @@ def is_server(uri: str) -> bool:
 
 
 def local_folder(uri: str) -> Path | None:
-    """The folder that MLflow means by the URI of artifacts, or None: they are on a server."""
+    """The local folder that an artifact URI refers to; None if the artifacts are on a server."""
     parts = urlsplit(uri)
     if parts.scheme not in ("", "file") or parts.netloc not in ("", "localhost"):
         return None

@@ -6,9 +6,8 @@ found again after a kill; a run that is RUNNING in MLflow is incomplete.
 
 One process writes at a time. The mirror of a driver has the driver's lease, and stops before its
 next writes when another driver has taken the study over. The experiment's tag `WRITER` names the
-writer that came last: one without a lease (`sync`) stops when it sees another name there, and one
-with the current lease, beside which a stopped process may have written late, looks again for all
-runs.
+most recent writer. If it names another one, a writer without a lease (`sync`) stops; a writer with
+the current lease reads all runs again, because a process that was resumed late may have added some.
 """
 
 from __future__ import annotations
@@ -119,7 +118,7 @@ class Writer:
         Raises:
             TrackingError: MLflow is unreachable or refuses; call `reset` and `update` again.
             OvertakenError: another process writes now.
-            LeaseLostError: another driver has taken the study over in this moment.
+            LeaseLostError: another driver has just taken over the study.
         """
         self._check_lease()
         begun, record = time.monotonic(), self._ledger.study(self._study)
@@ -156,7 +155,7 @@ class Writer:
         self._place = found
 
     def _claim(self, experiment: str) -> None:
-        """Take over from a former writer, or see that no later one has after an error of this."""
+        """Register as the current writer; after an error, first check that no other has since."""
         if self._claimed:
             self._check_turn(experiment)
         else:
@@ -171,16 +170,16 @@ class Writer:
             return
         where = f"study {self._study!r} to MLflow at {redacted(self._uri)}"
         if self._lease is None:
-            raise OvertakenError(f"another process now logs {where}: this one stops")
+            raise OvertakenError(f"another process is now logging {where}: this one stops")
         self._store.client.set_experiment_tag(experiment, WRITER, self._name)
         raise TrackingError(
-            f"another process has logged {where}, and this one goes on: its runs are looked up anew"
+            f"another process has also logged {where}: this one reads the runs again and continues"
         )
 
     def _check_lease(self) -> None:
         if self._lease is not None and not self._ledger.is_current(self._lease):
             raise OvertakenError(
-                f"another driver now runs study {self._study!r} and logs it to MLflow at "
+                f"another driver is now running study {self._study!r} and logging it to MLflow at "
                 f"{redacted(self._uri)}: this process stops"
             )
 
@@ -285,10 +284,9 @@ class Writer:
         client.set_terminated(key, content.status, content.ended)
 
     def _end_others(self) -> None:
-        """End runs that are still running: incomplete ones.
+        """End runs that are still RUNNING, that is, incomplete.
 
-        Those of a writer that was overtaken just after it had created them are second ones, and
-        deleted.
+        Duplicates, created by another writer just before it was overtaken, are deleted.
         """
         found, ours = self.found, {known.run for known in self.found.runs.values()}
         for run in self._store.runs(found.experiment, "attributes.status = 'RUNNING'"):
