@@ -180,7 +180,8 @@ def test_signals_end_it_with_a_sentence_however_often(
     assert "Traceback" not in output
     assert "same command" in output or "resumes" in output
     checkpoints = list((tmp_path / "runs" / "checkpoints").glob("*"))
-    assert checkpoints or times > 1  # the first one leaves them time to write
+    # The first Ctrl-C leaves workers the time to write them; SIGTERM kills the workers, too.
+    assert checkpoints or times > 1 or name == "SIGTERM"
 
 
 @pytest.mark.slow

@@ -356,7 +356,7 @@ def test_a_search_whose_batch_is_given_up_ends(tmp_path: Path) -> None:
     assert again.next_pack() is None
     for driver in (work, again):
         assert driver.finished
-        with pytest.raises(GivenUp, match="14 models have no result"):
+        with pytest.raises(GivenUp, match="14 models without a result"):
             driver.check_complete()
     ledger.close()
 

@@ -329,7 +329,7 @@ def test_machines_that_fail_again_and_again(tmp_path: Path, epochs: list[int]) -
     assert given_up == (epochs[0] == epochs[-1])
     if given_up:
         assert times == MAX_FAILURES + 1
-        with pytest.raises(GivenUp, match=r"failed 6 times \(the worker"):
+        with pytest.raises(GivenUp, match=r"failed 6 times without progress \(the worker"):
             run.check_complete()
         run.stop()
     run.check_complete()
