@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
+from tests.faults.random_faults.checks import overlaps
 from tests.faults.random_faults.plan import SIGNALS, draw
+from tests.faults.random_faults.watch import Evaluation
 
 
 def test_faults_are_drawn_from_the_seed() -> None:
@@ -21,3 +23,16 @@ def test_faults_are_drawn_from_the_seed() -> None:
     assert all(len({fault.victim for fault in plan.faults}) == 1 for plan in plans)
     (one,) = draw(3, 7, "node")
     assert [fault.victim for fault in one.faults] == ["node"] * 3
+
+
+def test_replicates_trained_by_two_processes_at_once_are_found() -> None:
+    def lines(*who: tuple[int, str]) -> list[Evaluation]:
+        return [
+            Evaluation(time=i, process=process, epoch=1.0, replicates=tuple(keys))
+            for i, (process, keys) in enumerate(who)
+        ]
+
+    one_after_another = lines((1, "ab"), (1, "ab"), (2, "a"), (3, "b"), (2, "a"), (3, "b"))
+    assert overlaps(one_after_another) == 0
+    assert overlaps(lines((1, "ab"), (2, "b"), (1, "ab"), (2, "b"))) == 1
+    assert overlaps(lines((1, "a"), (2, "a"), (3, "a"))) == 0

@@ -401,7 +401,9 @@ def test_failures_of_a_pack_are_counted_over_restarts(tmp_path: Path) -> None:
         with study.driver() as work:
             assert work.next_pack() is None
             assert work.finished
-            with pytest.raises(GivenUp, match=r"^1 models .* 6 times \(the worker .*retry-failed$"):
+            with pytest.raises(
+                GivenUp, match=r"^1 model .* 6 times without progress \(the worker .*retry-failed$"
+            ):
                 work.check_complete()
     with study.driver(retry_failed=True) as work:
         assert work.next_pack() is not None

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from modmix.analysis.best import best_configurations
 from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import ENDED
 from tests.faults.random_faults.scene import MODELS, Scene
-from tests.faults.random_faults.watch import trace
+from tests.faults.random_faults.watch import Evaluation, trace
 
 Key = tuple[str, int]  # configuration and seed
 TOLERANCE = 1e-6  # of models that were trained in packs with other members
@@ -38,6 +38,7 @@ class Verdict:
     once: int = 0
     twice: int = 0
     by_continued: int = 0
+    at_once: int = 0
     runs_finished: int = 0
     runs_running: int = 0
     differing: int = 0
@@ -150,9 +151,13 @@ def _compare_runs(found: Ending, reference: Ending, verdict: Verdict) -> None:
 
 
 def _count_trainings(scene: Scene, verdict: Verdict) -> None:
-    """Evaluations of replicates that had a result by then."""
+    """Evaluations of replicates that had a result by then, or that another process trains."""
     finished = scene.place.finished()
-    for line in trace(scene.folder):
+    lines = sorted(trace(scene.folder), key=lambda line: line.time)
+    verdict.at_once = overlaps(line for line in lines if line.process not in scene.continued)
+    if verdict.at_once:
+        verdict.problems.append(f"{verdict.at_once} replicates were trained by two at once")
+    for line in lines:
         late = sum(line.time > finished.get(key, math.inf) for key in line.replicates)
         if line.process in scene.continued:
             verdict.by_continued += late
@@ -160,6 +165,24 @@ def _count_trainings(scene: Scene, verdict: Verdict) -> None:
             verdict.twice += late
     if verdict.twice:
         verdict.problems.append(f"{verdict.twice} evaluations of replicates that had a result")
+
+
+def overlaps(lines: Iterable[Evaluation]) -> int:
+    """Replicates that a process went on with after another one had evaluated them.
+
+    ``lines`` in the order of time.
+    """
+    last: dict[str, int] = {}
+    before: dict[str, set[int]] = {}
+    found = set()
+    for line in lines:
+        for key in line.replicates:
+            if last.get(key, line.process) != line.process:
+                before.setdefault(key, set()).add(last[key])
+            if line.process in before.get(key, ()):
+                found.add(key)
+            last[key] = line.process
+    return len(found)
 
 
 def _check_files(scene: Scene, verdict: Verdict) -> None:

@@ -70,6 +70,7 @@ def _count(victim: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "once": total("once"),
         "twice": total("twice"),
         "continued": total("by_continued"),
+        "at once": total("at_once"),
         "runs finished": total("runs_finished"),
         "left running": total("runs_running"),
         "differing": total("differing"),
@@ -126,8 +127,9 @@ def _legend() -> list[str]:
     return [
         "expected: replicates; once: in the ledger with one result; twice: evaluations after the",
         "replicate had a result; continued: the same by processes that had been stopped meanwhile,",
-        "whose results are refused; differing: results unlike the undisturbed study's; rounded:",
-        "equal to it up to 1e-6, in packs with other members.",
+        "whose results are refused; at once: replicates trained by two processes at a time;",
+        "differing: results unlike the undisturbed study's; rounded: equal to it up to 1e-6, in",
+        "packs with other members.",
     ]
 
 
