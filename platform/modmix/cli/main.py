@@ -211,19 +211,19 @@ def _run(file: Path, *, quiet: bool, **how: Any) -> Any:
     from modmix import api
     from modmix.cli.display import DataProgress, Display
 
-    console = _console()
+    progress = _console(error=True)
 
     def log(text: str) -> None:
         if not quiet or text.startswith("warning: "):
-            console.print(text, highlight=False, markup=False)
+            progress.print(text, highlight=False, markup=False)
 
     path = how.pop("data_path")
-    with DataProgress(_console(error=True), quiet=quiet) as data:
+    with DataProgress(progress, quiet=quiet) as data:
         plan = api.make_plan(file, data_path=path, progress=data)
-    with Display(console, quiet=quiet) as display:
+    with Display(progress, quiet=quiet) as display:
         study = api.run_plan(plan, changed=display.changed, log=log, **how)
     _study_has_run = True
-    _print_summary(study, console, mlflow=how["mlflow"])
+    _print_summary(study, _console(), mlflow=how["mlflow"])
     return study
 
 
