@@ -73,7 +73,7 @@ parts: {one: {methods: {mul: {beta: {grid: [0, 1]}}}}}
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "output",
-    ["| head -c 1", "| true", "2>&1 | true", "> /dev/full", "> /dev/full 2>&1", ">&- 2>&-"],
+    ["2>&1 | head -c 1", "| true", "> /dev/full 2>&1", ">&- 2>&-"],
 )
 def test_no_study_is_harmed_by_where_its_output_goes(output: str, tmp_path: Path) -> None:
     if "full" in output and not Path("/dev/full").exists():

@@ -54,7 +54,7 @@ def check_mlflow(uri: str) -> None:
     assert {run.info.status for run in runs} == {"FINISHED"}
 
 
-KILLS = 6
+KILLS = 4
 
 
 def test_driver_killed_at_random_moments(place: Place, server: Server, same_as: Check) -> None:
