@@ -24,7 +24,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not cluster"
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m cluster
+	$(BIN)/python -m pytest -q -n 3 --dist worksteal -m cluster
 
 check: $(STAMP)
 	$(BIN)/ruff format --check platform tests
