@@ -99,7 +99,7 @@ def _search(section: Section, real: dict[str, Any], simulated: dict[str, Any]) -
             at_least=False,
         ),
         Figure(
-            what="cluster: regret of that search over all configurations at once",
+            what="cluster: regret of that search, relative to all configurations at once",
             value=capped / free,
             target=0.5,
             at_least=False,
