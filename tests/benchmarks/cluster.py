@@ -190,7 +190,7 @@ def _scaling(section: Section, told: dict[str, Any]) -> None:
             f"no node at {counts[changes[-1]][0]:.0f} s",
         )
     )
-    columns = ["seconds after the command", "nodes", "most packs trained until the next change"]
+    columns = ["seconds since start", "nodes", "maximum packs running until the next change"]
     caption = "Ray's autoscaler with its fake node provider: 60 packs, nodes of 2 processors"
     section.tables.append(Table(caption, columns, rows))
 
@@ -236,8 +236,13 @@ def _bad(section: Section, told: dict[str, Any]) -> None:
         _expect(len(one["failed"]) <= 8, f"{len(one['failed'])} packs failed on a bad node")
         models = [str(one["results"]), str(one["again"]), str(before), str(after)]
         rows.append([does, *models, text.partition(": ")[2]])
-    columns = ["one node of four", "models finished", "packs again", "packs before it was named"]
-    columns += ["and after", "named for"]
+    columns = [
+        "one node of four",
+        "models finished",
+        "packs rescheduled",
+        "packs before it was reported",
+    ]
+    columns += ["and after", "reported reason"]
     section.tables.append(Table("a bad node among four of 2 slots", columns, rows))
 
 

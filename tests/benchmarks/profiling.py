@@ -110,19 +110,23 @@ def _run(options: Options, folder: Path) -> Section:
     training = [p.threads[n] for p in processes if p is not driver for n in p.training()]
     times = [float(json.loads(line)["time"]) for line in trace.read_text().splitlines()]
     timeline = [
-        ("from typing to the first evaluation", min(times) - done.started),
+        ("from the start of the command to the first evaluation", min(times) - done.started),
         ("from the first to the last evaluation", max(times) - min(times)),
-        ("from the last evaluation to the prompt", done.started + done.wall - max(times)),
-        ("all", done.wall),
+        ("from the last evaluation to exit", done.started + done.wall - max(times)),
+        ("total", done.wall),
     ]
     return Section(
         name="profile",
-        title="Where the seconds go",
+        title="Where the time goes",
         text=TEXT.format(models=models),
         tables=[
             Table("", ["", "seconds"], [[n, number(s)] for n, s in timeline]),
             _table("the driver's main thread", [driver.threads["MainThread"]], DRIVER),
-            _table("its mirror thread", [driver.threads.get("modmix-mirror", {})], DRIVER),
+            _table(
+                "the driver's MLflow mirror thread",
+                [driver.threads.get("modmix-mirror", {})],
+                DRIVER,
+            ),
             _table(f"{len(training)} training threads of workers", training, WORKER),
             _functions("our functions, with what they call, in those threads", training),
             _functions("the same in the driver's main thread", [driver.threads["MainThread"]]),

@@ -29,10 +29,10 @@ from tests.fakework import FakeWork
 
 HERE = Path(__file__).parent
 TEXT = """\
-{packs} packs of one model each through Ray Tune, as `modmix run` hands them out, on a cluster of
-{cpus} workers that it starts itself; training is replaced by results made at once (20 epochs, every
-metric). Per pack, after the first tenth: the time from one pack's end to the next one's, and the
-CPU time of the driver. The ledger and MLflow are in the section about the driver."""
+{packs} packs of one model each through Ray Tune, as in `modmix run`, on a local cluster of {cpus}
+workers; training is replaced by instant results (20 epochs, every metric). Per pack, excluding the
+first 10 %: the time from the end of one pack to the end of the next, and the CPU time of the
+driver. The ledger and MLflow are covered in the driver section."""
 MEASURED = (
     ("wall_ms", "wall time per pack", "ms"),
     ("driver_cpu_ms", "CPU time of the driver per pack", "ms"),

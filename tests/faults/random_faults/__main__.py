@@ -1,6 +1,6 @@
-"""Throw random faults at real studies: python -m tests.faults.random_faults --count 100 --seed 0.
+"""Inject random faults into real studies: python -m tests.faults.random_faults --count 100 --seed 0.
 
-Exit code 1 if anything is not as it must be; 2 if this machine lacks something; 130 after Ctrl-C.
+Exit code 1 if any check fails; 2 if this machine lacks something; 130 after Ctrl-C.
 """
 
 from __future__ import annotations
