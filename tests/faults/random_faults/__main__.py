@@ -1,5 +1,6 @@
-"""Inject random faults into real studies: python -m tests.faults.random_faults --count 100 --seed
-0.
+"""Inject random faults into real studies.
+
+    python -m tests.faults.random_faults --count 100 --seed 0
 
 Exit code 1 if any check fails; 2 if this machine lacks something; 130 after Ctrl-C.
 """
