@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+import os
+import signal
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -200,6 +202,39 @@ def test_a_failure_is_told_and_then_raised(
     assert str(error) in result["failure"]
     with pytest.raises(type(error), match=str(error)):
         one.step()
+
+
+@pytest.fixture(autouse=True)
+def rays_handler() -> Iterator[list[int]]:
+    """Signals that the handler has got which was there before; it ends the process in Ray."""
+    got: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: got.append(number))
+    yield got
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_sigterm_leaves_a_checkpoint(training: Training, rays_handler: list[int]) -> None:
+    def terminate(epoch: int) -> None:
+        if epoch == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    training.at = terminate
+    pack = make_pack(0)
+    with pytest.raises(SystemExit):
+        trial(Store(pack), pack).step()
+    assert len(training.heard) == 2  # the evaluation was completed
+    assert training.closed
+    assert rays_handler == []
+
+
+def test_sigterm_ends_a_worker_without_training_at_once(
+    training: Training, rays_handler: list[int]
+) -> None:
+    pack = make_pack(0)
+    trial(Store(pack), pack)
+    with pytest.raises(SystemExit):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert rays_handler == [signal.SIGTERM]
 
 
 def test_a_checkpoint_folder_that_cannot_be_written_is_a_preflight_failure(

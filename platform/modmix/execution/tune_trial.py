@@ -12,9 +12,13 @@ that trains it next finds, on whatever node that is.
 
 from __future__ import annotations
 
+import inspect
+import signal
 import sys
+import threading
 import time
 from collections.abc import Generator, Mapping
+from types import FrameType
 from typing import Any
 
 from ray import tune
@@ -52,13 +56,36 @@ class PackTrial(tune.Trainable):
         import modmix.training.trainer  # noqa: F401  (takes seconds; counts as the trial's start)
 
         self._resources = resources
+        self._training: Generator[Event, None, None] | None = None
+        self._terminated = False
+        self._handle_sigterm()
         self.reset_config(config)
+
+    def _handle_sigterm(self) -> None:
+        """Write a checkpoint before the worker ends, as when a node is preempted.
+
+        Ray's own handler would end it in the middle of a step.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return
+        at_once = signal.getsignal(signal.SIGTERM)
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            training = self._training
+            is_idle = training is None or inspect.getgeneratorstate(training) == inspect.GEN_CLOSED
+            if is_idle or self._terminated:
+                if callable(at_once):
+                    at_once(number, frame)
+                sys.exit(1)
+            self._terminated = True
+
+        signal.signal(signal.SIGTERM, handle)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._name = str(new_config["pack"])
         method = new_config["method"]
         self._needs = self._resources.get(method, self._resources[""])
-        self._training: Generator[Event, None, None] | None = None
+        self._training = None
         self._summary: Summary | None = None
         self._reply = Reply()
         self._error: Exception | None = None
@@ -80,6 +107,9 @@ class PackTrial(tune.Trainable):
                 self.cleanup()
                 return self._result(done=True)
             over = self._collect(events)
+            if self._terminated:
+                self.cleanup()
+                sys.exit(1)
         except Exception as error:
             self._error = error
             return self._result(
@@ -118,6 +148,8 @@ class PackTrial(tune.Trainable):
         for event in self._training:
             events.append(event)
             self._summary.add(event)
+            if self._terminated:
+                return False
             if isinstance(event, Progress) and event.at_rung:
                 return False  # the driver's verdict is heard before the training goes on
             ended = isinstance(event, Finished)
