@@ -217,6 +217,11 @@ def _make_runner(
     workers: int | None,
     log: Callable[[str], None],
 ) -> Runner:
+    if address is not None and (kind == "local" or workers is not None):
+        raise InputError(
+            f"{'--local' if kind == 'local' else '--workers'} is about this machine, and --address "
+            f"names the cluster {address}: leave out one of them"
+        )
     if kind == "local":
         from modmix.execution.local import LocalRunner
 
@@ -325,17 +330,17 @@ def _run(
         changed=changed,
         observed=mirror.wake if mirror is not None else lambda: None,
     )
-    state, patient = "failed", True
+    state, patient, lost = "failed", True, threading.Event()
     with Heartbeat(work.beat):
         try:
-            with _signals(work, runner, log):
+            with _signals(work, runner, lost, log):
                 _train(work, runner, mirror, lease, log)
                 state = "stopped"
                 work.check_complete()
                 if work.finished:
                     state = "finished"
-        except KeyboardInterrupt:  # the second Ctrl-C: stop immediately
-            state, patient = "stopped", False
+        except KeyboardInterrupt:  # the second Ctrl-C, or no cluster: stop immediately
+            state, patient = "stopped", lost.is_set()
             work.stop()
             work.release_packs()
         except LeaseLostError:
@@ -437,8 +442,13 @@ def _end(
 
 
 @contextmanager
-def _signals(work: StudyRun, runner: Runner, log: Callable[[str], None]) -> Iterator[None]:
-    """Handle Ctrl-C and SIGTERM: the first stops gracefully, the second immediately."""
+def _signals(
+    work: StudyRun, runner: Runner, lost: threading.Event, log: Callable[[str], None]
+) -> Iterator[None]:
+    """Handle Ctrl-C and SIGTERM: the first stops gracefully, the second immediately.
+
+    ``lost`` is set when SIGTERM ends the processes that train, too.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -453,6 +463,7 @@ def _signals(work: StudyRun, runner: Runner, log: Callable[[str], None]) -> Iter
         # Slurm and `timeout` send SIGTERM to all processes: without its cluster, Ray would wait for
         # a minute and then abort this process.
         if number == signal.SIGTERM and runner.is_lost():
+            lost.set()
             raise KeyboardInterrupt
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}

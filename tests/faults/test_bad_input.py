@@ -444,6 +444,16 @@ PLACES = {
         lines=(r"the address of a Ray cluster must be host:port or auto, got 'nonsense': .*",),
         prepared=True,
     ),
+    "a cluster and no Ray": Case(
+        command=(*LOCAL, "--address", "127.0.0.1:9"),
+        lines=(r"--local is about this machine, and --address names the cluster 127.0.0.1:9: .*",),
+        prepared=True,
+    ),
+    "a cluster and workers of this machine": Case(
+        command=(*RAY, "--address", "127.0.0.1:9", "--workers", "2"),
+        lines=(r"--workers is about this machine, and --address names the cluster .*",),
+        prepared=True,
+    ),
     "more processors than the machine has": Case(
         study=of("resources: {cpus: 4000}\n"),
         command=RAY,

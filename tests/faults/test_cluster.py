@@ -131,7 +131,8 @@ def test_a_node_dies_and_the_study_finishes(
     place.environment["RAY_AUTH_TOKEN"] = "not-the-token-of-this-cluster-000"
     code, output = place.run("run", str(place.file), "--address", cluster.address, "--no-mlflow")
     assert code == 2, output
-    assert "the token are the same on every node" in output
+    assert f"the Ray cluster at {cluster.address} refuses the token: set RAY_AUTH_MODE" in output
+    assert "InvalidAuthToken" not in output
     assert not (place.home.path / "ledger.db").exists()
 
     place.environment["RAY_AUTH_TOKEN"] = cluster.token

@@ -272,8 +272,13 @@ def status(study: Name, as_json: Json = False) -> None:
         _print_json(found)
         return
     print(f"study {name}: {found['state']}")
+    parts = ledger.study(name).spec["parts"].values()
+    proposes = found["state"] != "finished" and any(part.get("search") for part in parts)
+    names = {"total": "proposed so far" if proposes else "in total"}
     for what in ("configurations", "replicates"):
-        counts = ", ".join(f"{n} {state}" for state, n in found[what].items() if n)
+        counts = ", ".join(
+            f"{n} {names.get(state, state)}" for state, n in found[what].items() if n
+        )
         print(f"  {what:15s}{counts or 'none'}")
     print(f"  trained        {found['trained']}, reused {found['reused']}")
     times = f"{found['wall_seconds']:.0f} s wall clock, {found['device_seconds']:.0f} s on devices"

@@ -295,25 +295,37 @@ def _check_address(address: str) -> None:
 
 
 def _await_answer(address: str) -> None:
-    """See within a bounded time whether a cluster is there. Why it refuses, `ray.init` says.
+    """See within a bounded time whether a cluster is there and takes the token. What else may be
+    wrong, `ray.init` says.
 
     In a process of its own, because Ray tries for minutes, and nothing can stop it.
 
     Raises:
-        InputError: nothing answers.
+        InputError: nothing answers, or the cluster refuses the token.
     """
+    where = "the address that auto resolves to on this machine" if address == "auto" else address
     command = [str(Path(sys.executable).with_name("ray")), "status", "--address", address]
     try:
-        told = subprocess.run(command, capture_output=True, timeout=_ANSWER_SECONDS, check=False)
-        silent = b"Timed out" in told.stderr + told.stdout
-    except subprocess.TimeoutExpired:
-        silent = True
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     except FileNotFoundError:  # no such command beside this Python: ray.init says what is wrong
         return
-    if silent:
-        where = (
-            "the address that auto resolves to on this machine" if address == "auto" else address
+    timer = threading.Timer(_ANSWER_SECONDS, process.kill)
+    timer.start()
+    refuses = silent = False
+    with process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            silent = silent or b"Timed out" in line
+            if b"InvalidAuthToken" in line:  # repeated for as long as Ray tries
+                refuses = True
+                process.kill()
+    timer.cancel()
+    if refuses:
+        raise InputError(
+            f"the Ray cluster at {where} refuses the token: set RAY_AUTH_MODE and RAY_AUTH_TOKEN "
+            "to the values with which its nodes were started"
         )
+    if silent or process.returncode == -signal.SIGKILL:
         raise InputError(
             f"no Ray cluster answers at {where}: check that it is still running (`ray status` "
             "there), start it with `ray start --head`, or give another address"
