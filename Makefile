@@ -23,7 +23,7 @@ demo: $(STAMP)
 	$(BIN)/modmix run studies/quickstart.yaml
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not cluster"
+	$(BIN)/python -m pytest -q -n 3 --dist worksteal -m "not cluster"
 	$(BIN)/python -m pytest -q -n 3 --dist worksteal -m cluster
 
 check: $(STAMP)

@@ -170,7 +170,7 @@ def test_warnings_are_shown_even_with_quiet(
     monkeypatch.setattr("sys.argv", command)
     with pytest.raises(OverError):
         main()
-    told = capsys.readouterr().out.splitlines()
+    told = capsys.readouterr().err.splitlines()
     assert told == ["writing figures and tables"] * (not quiet) + [
         "warning: MLflow is not up to date"
     ]
