@@ -78,21 +78,24 @@ def test_one_bad_node_among_three(tmp_path: Path) -> None:
     assert "is avoided from now on: " in found["said"][0]
 
 
-def test_a_node_is_killed() -> None:
-    found = scenario("""
-        nodes.add(does="slow")
-        lost = nodes.add(does="slow")
+def test_a_node_is_killed(tmp_path: Path) -> None:
+    """In the middle of a pack, which waits until then."""
+    found = scenario(f"""
+        import pathlib
+
+        gate = pathlib.Path({str(tmp_path / "gate")!r})
+        nodes.add()
+        lost = [nodes.add(does="waits", gate=str(gate))]
 
         def changed(work):
-            if work.finished_models and "lost" not in globals_:
-                globals_["lost"] = True
-                nodes.kill(lost)
+            if lost and gate.with_name("gate-reached").exists():
+                nodes.kill(lost.pop())
 
-        globals_ = {}
         work = FakeWork(8, changed)
         train(work)
-        tell(work)
+        tell(work, lost=not lost)
     """)
+    assert found["lost"]
     assert found["done"] == 8
     assert len(found["failures"]) >= 1
     assert {tuple(failure[1:]) for failure in found["failures"]} == {(True, False)}
