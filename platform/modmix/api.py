@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -319,6 +318,7 @@ def _run(
     log: Callable[[str], None],
 ) -> None:
     from modmix.execution.run import StudyRun
+    from modmix.execution.stopping import stops_on_signals
     from modmix.ledger.heartbeat import Heartbeat
 
     work = StudyRun(
@@ -333,7 +333,7 @@ def _run(
     state, patient, lost = "failed", True, threading.Event()
     with Heartbeat(work.beat):
         try:
-            with _signals(work, runner, lost, log):
+            with stops_on_signals(work, runner, lost, log):
                 _train(work, runner, mirror, lease, log)
                 state = "stopped"
                 work.check_complete()
@@ -439,39 +439,6 @@ def _end(
 
         if not mirror.close(state, timeout=seconds, progress=progress):
             log(f"warning: MLflow is not up to date: {mirror.problem}")
-
-
-@contextmanager
-def _signals(
-    work: StudyRun, runner: Runner, lost: threading.Event, log: Callable[[str], None]
-) -> Iterator[None]:
-    """Handle Ctrl-C and SIGTERM: the first stops gracefully, the second immediately.
-
-    ``lost`` is set when SIGTERM ends the processes that train, too.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(number: int, _frame: object) -> None:
-        if work.stopping:
-            raise KeyboardInterrupt
-        work.stop()
-        said = "stopping; the same command resumes from the checkpoints (Ctrl-C again: immediately)"
-        # In a thread: the main thread may be in the middle of printing, which cannot be reentered.
-        threading.Thread(target=log, args=(said,), daemon=True).start()
-        # Slurm and `timeout` send SIGTERM to all processes: without its cluster, Ray would wait for
-        # a minute and then abort this process.
-        if number == signal.SIGTERM and runner.is_lost():
-            lost.set()
-            raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def status(ledger: Ledger, name: str) -> dict[str, Any]:

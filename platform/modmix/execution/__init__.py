@@ -9,6 +9,7 @@ In: a plan and the ledger. Out: results in the ledger.
     failures       how often machines failed a pack, and when it is abandoned (pure)
     keeping        which test predictions are kept
     run            `StudyRun`: propose, pack, train, record, tell
+    stopping       Ctrl-C and SIGTERM
     description    a pack as people read it in Ray Tune's tables
     trials         the driver's record of packs in flight
     nodes          which nodes fail, and which ones a pack avoids

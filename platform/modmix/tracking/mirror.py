@@ -129,7 +129,7 @@ class Mirror:
                     reported = time.monotonic()
                     progress(left)
         except KeyboardInterrupt:
-            pass  # nobody wants to wait; `problem` says what is missing
+            pass  # the user does not want to wait; `problem` says what is missing
         if not self._done or self._thread.is_alive():
             self._kill()
         if not self._done:

@@ -75,7 +75,7 @@ class Value:
 def redacted(text: str) -> str:
     """A URI or message without passwords.
 
-    Rather too much than too little: passwords may contain "/" and "@".
+    Redacts too much rather than too little, since passwords may contain "/" and "@".
     """
     text = re.sub(r"//(?:[^/\s]*:\S*|[^/@\s]*)@", "//***@", text)
     return re.sub(r"(?i)\b(password|passwd|secret|token)=[^&\s]*", r"\1=***", text)
