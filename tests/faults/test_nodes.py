@@ -79,17 +79,19 @@ def test_one_bad_node_among_three(tmp_path: Path) -> None:
 
 
 def test_a_node_is_killed(tmp_path: Path) -> None:
-    """In the middle of a pack, which waits until then."""
+    """In the middle of a pack. The other node waits until then, so it cannot take all packs."""
     found = scenario(f"""
         import pathlib
 
-        gate = pathlib.Path({str(tmp_path / "gate")!r})
-        nodes.add()
-        lost = [nodes.add(does="waits", gate=str(gate))]
+        never = pathlib.Path({str(tmp_path / "never")!r})
+        killed = pathlib.Path({str(tmp_path / "killed")!r})
+        nodes.add(does="waits", gate=str(killed))
+        lost = [nodes.add(does="waits", gate=str(never))]
 
         def changed(work):
-            if lost and gate.with_name("gate-reached").exists():
+            if lost and never.with_name("never-reached").exists():
                 nodes.kill(lost.pop())
+                killed.touch()
 
         work = FakeWork(8, changed)
         train(work)
