@@ -353,7 +353,8 @@ def _run(
         finally:
             work.beat()  # so that the report has the time up to now
             if not work.taken_over:
-                _end(plan, ledger, home, mirror, state, log, patient=patient)
+                with _closing_meanwhile(runner):
+                    _end(plan, ledger, home, mirror, state, log, patient=patient)
     if work.taken_over:
         raise LeaseLostError(
             f"study {plan.name!r} was taken over by another driver because this one sent no "
@@ -368,6 +369,17 @@ def _run(
             f"study {plan.name} was stopped with {counted(left, 'model')} left; finished "
             f"ones are kept: 'modmix run {plan.source.name}' resumes"
         )
+
+
+@contextmanager
+def _closing_meanwhile(runner: Runner) -> Iterator[None]:
+    """Close the runner in the background: a Ray cluster takes two seconds to end."""
+    thread = threading.Thread(target=runner.close, name="modmix-close")
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def _train(

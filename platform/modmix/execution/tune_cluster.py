@@ -98,6 +98,7 @@ class Cluster(Unsaved):
         self._study = study
         self._workers = workers or cpu_count()
         self._is_ours = False  # the connection, and the cluster if there is no address
+        self._closing = threading.Lock()
         self._nodes: tuple[float, dict[str, dict[str, Any]]] = (-_LOOK_SECONDS, {})
 
     @property
@@ -183,13 +184,14 @@ class Cluster(Unsaved):
         return False
 
     def close(self) -> None:
-        """Disconnect; a cluster started here ends."""
-        if self._is_ours:
-            import ray
+        """Disconnect; a cluster started here ends. In any thread."""
+        with self._closing:
+            if self._is_ours:
+                import ray
 
-            with quiet():
-                ray.shutdown()
-        self._is_ours = False
+                with quiet():
+                    ray.shutdown()
+            self._is_ours = False
 
     # ------------------------------------------------------------ what there is
 

@@ -173,7 +173,11 @@ class TuneRunner:
 
 
 def _load_ahead() -> None:
-    """Load what is needed next while Ray's processes start: a second of imports."""
+    """Load what is needed next while Ray's processes start: three seconds of imports."""
+    import ray.tune
+
+    with contextlib.suppress(ImportError):  # Tune imports it, and with it MLflow, to count its use
+        import ray.air.integrations.mlflow  # noqa: F401
     from modmix.training import counting
 
     counting.load_ahead()
