@@ -268,7 +268,9 @@ class _Run:
             group.start_epoch(epoch, self.order, self.time.epochs_done)
             return time.perf_counter() - started
 
-        for group, seconds in self._on_groups(start):
+        # A repeated start does the same again; only passes may build on what they have computed.
+        passes = any(g.stack.template.method.passes(epoch) for g in self.groups)
+        for group, seconds in self._on_groups(start, undo=passes):
             self._charge(group, seconds)
 
     def _charge(self, group: Group, seconds: float) -> None:
