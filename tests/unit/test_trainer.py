@@ -559,6 +559,40 @@ def test_a_checkpoint_is_replaced_whole(interrupted: Pack, monkeypatch: pytest.M
     assert checkpoint_file(interrupted).read_bytes() == before
 
 
+def test_a_worker_that_was_overtaken_keeps_the_checkpoint_that_is_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: dict[str, Finished]
+) -> None:
+    """Of two workers with the same pack, the first one stops last."""
+    monkeypatch.setenv("MODMIX_CHECKPOINT_SECONDS", "0")
+    pack = make_pack(busy(), checkpoint=str(tmp_path / "c"))
+    overtaken = train_pack(pack, DATA)
+    seen = 0
+    while seen < 3:
+        seen += isinstance(next(overtaken), Progress)
+    list(stop_after(pack, 2))  # resumes where the first one is
+    further = checkpoint_file(pack).read_bytes()
+    overtaken.close()
+    assert checkpoint_file(pack).read_bytes() == further
+    events = list(train_pack(pack, DATA))
+    assert isinstance(events[0], PackStarted)
+    assert events[0].resumed_epoch == 2
+    same(finished(events), undisturbed)
+
+
+def test_a_checkpoint_that_cannot_be_restored_is_replaced(interrupted: Pack) -> None:
+    """Even by one that is less far."""
+    damage(checkpoint_file(interrupted), "other shapes")
+    with pytest.warns(CheckpointWarning, match="the checkpoint cannot be used"):
+        list(stop_after(interrupted, 1))
+    events = list(train_pack(interrupted, DATA))
+    assert isinstance(events[0], PackStarted)
+    assert events[0].resumed_epoch == 0
+    assert (
+        len(progress(events))
+        == len(progress(train_pack(replace(interrupted, checkpoint=None), DATA))) - 1
+    )
+
+
 def test_checkpoints_are_as_rare_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MODMIX_CHECKPOINT_SECONDS", raising=False)
     pack = make_pack(busy(), checkpoint=str(tmp_path / "c"))
@@ -574,7 +608,7 @@ def test_checkpoints_are_as_rare_as_asked(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_checkpoint_holds_no_pickle(interrupted: Pack) -> None:
     content = checkpoint_file(interrupted).read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    state = json.loads(header["__metadata__"]["modmix"])["state"]
+    state = json.loads(header["__metadata__"]["state"])
     assert state["position"] == {"stage": 0, "epoch": 1, "part": 1}
 
 

@@ -623,7 +623,9 @@ class _Run:
             weights=self.weights,
             predictions=self.predictions,
         )
-        checkpoint.save(Path(self.pack.checkpoint), self.pack.id, tensors, state)
+        at = self.time.position
+        position = (at.stage, at.epoch, at.part)
+        checkpoint.save(Path(self.pack.checkpoint), self.pack.id, position, tensors, state)
         self.saves.done(time.monotonic(), sum(not record.training for record in self.records))
 
     def _resume(self) -> bool:
@@ -639,6 +641,7 @@ class _Run:
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             # An intact checkpoint of this pack, but written by different code.
             checkpoint.warn_unusable(folder, error)
+            checkpoint.remove(folder)  # or it might never be replaced, see `checkpoint.save`
             self.records = [Record() for _ in self.pack.replicates]
             self.weights, self.predictions, self.failing = {}, {}, {}
             self.builder.changed = {}
