@@ -7,7 +7,16 @@ import math
 
 import pytest
 
-from modmix.base.messages import Pack, Replicate, TaskRef, digest, pack_id
+from modmix.base.messages import (
+    Finished,
+    Pack,
+    PackedPredictions,
+    Progress,
+    Replicate,
+    TaskRef,
+    digest,
+    pack_id,
+)
 
 
 def replicate(key: str, structure: str = "s", configuration: str = "p", seed: int = 0) -> Replicate:
@@ -45,6 +54,22 @@ def test_a_pack_is_named_by_its_members_and_their_order() -> None:
     assert pack_id([one, two]) == pack_id([one, two])
     assert len({pack_id([one, two]), pack_id([two, one]), pack_id([one])}) == 3
     assert pack_id([one, two], study="a/s") != pack_id([one, two], study="b/s")
+
+
+def test_long_fields_are_not_formatted() -> None:
+    """Ray Tune formats every result: with 100 MB of weights, that would take the driver seconds."""
+    ended = Finished(
+        pack="p",
+        replicate="r",
+        state="done",
+        weights=bytes(1000),
+        history={"val/error": [0.25] * 1000},
+        predictions=PackedPredictions(rows=1000, data=bytes(1000)),
+    )
+    seen = Progress(
+        pack="p", epoch=1, epochs=2, active=100, metrics={str(i): {"a": 0.5} for i in range(100)}
+    )
+    assert len(repr([ended, seen])) < 500
 
 
 def test_digests() -> None:

@@ -142,7 +142,9 @@ class Progress:
     epoch: int
     epochs: int
     active: int
-    metrics: Mapping[str, Mapping[str, float]]  # replicate key -> metric -> value
+    # Replicate key -> metric -> value. Like other long fields of events it is left out of the repr:
+    # Ray Tune formats every result for its debug log.
+    metrics: Mapping[str, Mapping[str, float]] = field(repr=False)
     # At a halving rung: its epoch, counted over all stages (else 0), and per configuration the mean
     # over replicates of the monitored metric: with `select: best` the best value in this stage so
     # far, otherwise the last.
@@ -161,10 +163,13 @@ class Finished:
     epochs: int = 0  # trained
     best_epoch: float = 0  # of the weights that were evaluated
     metrics: Mapping[str, float] = field(default_factory=dict)  # "val/error", "test/error", …
-    history: Mapping[str, Sequence[float]] = field(default_factory=dict)  # column -> per evaluation
+    # Column -> value per evaluation.
+    history: Mapping[str, Sequence[float]] = field(default_factory=dict, repr=False)
     seconds: float = 0.0  # this model's share of the pack's device time
-    weights: bytes | None = None  # safetensors, if the pack keeps weights
-    predictions: PackedPredictions | None = None  # of the test split, if the pack keeps them
+    # Safetensors, if the pack keeps weights.
+    weights: bytes | None = field(default=None, repr=False)
+    # Of the test split, if the pack keeps them.
+    predictions: PackedPredictions | None = field(default=None, repr=False)
 
 
 Event = PackStarted | Progress | Finished
