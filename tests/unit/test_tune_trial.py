@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from tests.fakework import pack as make_pack
@@ -84,9 +84,10 @@ def training(monkeypatch: pytest.MonkeyPatch) -> Training:
 
 
 def trial(store: Store, pack: Pack) -> PackTrial:
-    made = PackTrial.__new__(PackTrial)  # its constructor is Tune's
     needs = {"": Needs(), "mul": Needs(cpus=2.5, gpus=0.5)}
-    made.setup({"pack": pack.id, "method": pack.method}, store=store, resources=needs)
+    of_study = trial_class("study", cast(TrialStore, store), needs)
+    made = of_study.__new__(of_study)  # its constructor is Tune's
+    made.setup({"pack": pack.id, "method": pack.method})
     return made
 
 
@@ -249,7 +250,7 @@ def test_a_checkpoint_folder_that_cannot_be_written_is_a_preflight_failure(
 
 def test_workers_name_themselves_and_their_study() -> None:
     needs = {"": Needs(cpus=2), "late": Needs(cpus=1, gpus=0.5)}
-    made = trial_class("alice/digits", TrialStore(None), needs)
+    made = trial_class("alice/digits", TrialStore("name"), needs)
     assert (made.__name__, made.__qualname__) == ("PackTrial", "PackTrial")
     assert repr(made.__new__(made)) == "PackTrial(alice/digits)"
     assert made.default_resource_request({"method": "mul"}).bundles == [{"CPU": 2.0}]

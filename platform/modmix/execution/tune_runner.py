@@ -142,7 +142,7 @@ class TuneRunner:
         store = ActorStore(self._study)
         folder = tempfile.mkdtemp(prefix="modmix-tune-")
         tuner = tune.Tuner(
-            trial_class(self._study, TrialStore(store.actor), self._needs),
+            trial_class(self._study, TrialStore(store.name), self._needs),
             tune_config=tune.TuneConfig(
                 search_alg=PackSearcher(trials, self._cluster, nodes, store),
                 scheduler=RungScheduler(trials, store),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import ray
@@ -69,10 +70,14 @@ class PackStore:
 
 
 class TrialStore:
-    """A trial's side of a `PackStore`, in a worker process."""
+    """A trial's side of a `PackStore`, in a worker process. ``name`` is that of the actor."""
 
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    @cached_property
+    def _actor(self) -> Any:
+        return ray.get_actor(self._name, namespace=NAMESPACE)
 
     def enter(self, pack: str) -> None:
         """Tell on which node the trial of a pack has started."""
@@ -92,12 +97,12 @@ class ActorStore:
     """The driver's side of a `PackStore`, which it starts as an actor named after the study."""
 
     def __init__(self, study: str) -> None:
-        self._name = f"{PREFIX}{study}-{uuid.uuid4().hex}"
+        self.name = f"{PREFIX}{study}-{uuid.uuid4().hex}"
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options: Mapping[str, Any] = {
             "num_cpus": 0,
             "scheduling_strategy": here,
-            "name": self._name,
+            "name": self.name,
             "namespace": NAMESPACE,
         }
         self.actor = ray.remote(PackStore).options(**options).remote()
@@ -126,7 +131,7 @@ class ActorStore:
         found = []
         for one in ray.util.list_named_actors(all_namespaces=True):
             name = one["name"]
-            if one["namespace"] != NAMESPACE or not name.startswith(PREFIX) or name == self._name:
+            if one["namespace"] != NAMESPACE or not name.startswith(PREFIX) or name == self.name:
                 continue
             try:
                 other = ray.get_actor(name, namespace=NAMESPACE)

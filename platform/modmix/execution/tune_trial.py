@@ -48,14 +48,13 @@ class PackTrial(tune.Trainable):
     them; ``failure`` is set once before the step that raises.
     """
 
-    def setup(
-        self, config: dict[str, Any], *, store: TrialStore, resources: Mapping[str, Needs]
-    ) -> None:
-        self._store = store
-        store.enter(config["pack"])  # first of all: the rest may fail on this node
+    store: TrialStore
+    resources: Mapping[str, Needs]  # by method; "": all others
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self.store.enter(config["pack"])  # first of all: the rest may fail on this node
         import modmix.training.trainer  # noqa: F401  (takes seconds; counts as the trial's start)
 
-        self._resources = resources
         self._training: Generator[Event, None, None] | None = None
         self._terminated = False
         self._handle_sigterm()
@@ -84,7 +83,7 @@ class PackTrial(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._name = str(new_config["pack"])
         method = new_config["method"]
-        self._needs = self._resources.get(method, self._resources[""])
+        self._needs = self.resources.get(method, self.resources[""])
         self._training = None
         self._summary: Summary | None = None
         self._reply = Reply()
@@ -95,7 +94,7 @@ class PackTrial(tune.Trainable):
         if self._error is not None:
             raise self._error  # the driver has been told what it needs
         try:
-            self._reply = self._store.reply(self._name)
+            self._reply = self.store.reply(self._name)
         except Exception:  # the driver is gone, and this process will be soon
             self.cleanup()
             raise
@@ -128,7 +127,7 @@ class PackTrial(tune.Trainable):
             self._training.close()
 
     def _begin(self) -> Generator[Event, None, None]:
-        pack = self._store.fetch(self._name)
+        pack = self.store.fetch(self._name)
         self._summary = Summary(pack)
         # The worker's log, which the Ray dashboard shows.
         print(f"{time.strftime('%F %T')} training {described(pack)}", file=sys.stderr, flush=True)
@@ -162,14 +161,21 @@ class PackTrial(tune.Trainable):
         return {**values, **more}
 
 
-def trial_class(study: str, store: TrialStore, needs: Mapping[str, Needs]) -> type[PackTrial]:
-    """`PackTrial` as passed to Tune, with its arguments and resource requests bound.
+def trial_class(study: str, trial_store: TrialStore, needs: Mapping[str, Needs]) -> type[PackTrial]:
+    """`PackTrial` as passed to Tune, with its store and its resource requests.
+
+    They are attributes of the class. `tune.with_parameters` would put them into Ray's object store,
+    and if a cluster of this machine ends while a worker that starts still needs such an object, Ray
+    aborts the driver's process.
 
     The Ray dashboard lists its workers as ``PackTrial`` and ``PackTrial(STUDY)``. The pack in
     training is in the worker's log, not in that name: Ray reads an actor's repr only once.
     """
 
     class OfStudy(PackTrial):
+        store = trial_store
+        resources = needs
+
         @classmethod
         def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
             return placement(config, needs)
@@ -177,6 +183,5 @@ def trial_class(study: str, store: TrialStore, needs: Mapping[str, Needs]) -> ty
         def __repr__(self) -> str:
             return f"{PackTrial.__name__}({study})"
 
-    made: type[PackTrial] = tune.with_parameters(OfStudy, store=store, resources=needs)
-    made.__name__ = made.__qualname__ = PackTrial.__name__  # Tune's wrapper has a name of its own
-    return made
+    OfStudy.__name__ = OfStudy.__qualname__ = PackTrial.__name__
+    return OfStudy
