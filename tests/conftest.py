@@ -20,6 +20,11 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["MODMIX_FORCE_GPU_PATHS"] = "1"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first, so that none is left for one process at the end; otherwise in order."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture
 def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Studies of this process end without figures and tables, two thirds of a small one's time."""

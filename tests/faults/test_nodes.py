@@ -170,8 +170,7 @@ def test_two_studies_share_a_cluster() -> None:
     found = scenario(f"""
         import itertools, subprocess
         from tests.fakework import pack
-        nodes.add(does="slow")
-        nodes.add(does="slow")
+        nodes.add(2, does="slow")
         second, numbers = [], itertools.count(8)
 
         def changed(work):
@@ -195,8 +194,7 @@ def test_a_program_that_runs_on_ray_itself() -> None:
     """Its cluster is used, all of it, and left as it was."""
     found = scenario("""
         import ray
-        nodes.add(1)
-        nodes.add(1)
+        nodes.add(2)
         ray.init(address=nodes.address)
         work = FakeWork(5)
         runner = TuneRunner()
