@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from modmix.training.device import available
+from modmix.training import device
+from modmix.training.device import arithmetic, available, keeps_digits, prefers_onednn
 
 GIB = 1 << 30
 TESTS = Path(__file__).parents[1]
@@ -92,3 +93,63 @@ for allowed in (True, False):
 """,
         first,
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("switch", ["highest", "high", "medium"])
+def test_products_on_a_processor_are_float32_whatever_the_user_has_set(switch: str) -> None:
+    run(
+        """
+import sys, torch
+from modmix.training.device import arithmetic
+torch.set_float32_matmul_precision(sys.argv[1])
+torch.manual_seed(0)
+for k, m, n, r in ((1, 3, 5, 2), (28, 64, 32, 128), (28, 10, 64, 32), (4, 128, 300, 300)):
+    a, b = torch.randn(k, m, n), torch.randn(k, r, n)
+    exact, size = a.double() @ b.double().mT, a.double().abs() @ b.double().abs().mT
+    with arithmetic("float32", "cpu"):
+        found = [a @ b.mT, (b @ a.mT).mT, torch.stack([x @ y.T for x, y in zip(a, b)])]
+        found.append(torch.stack([torch.nn.functional.linear(x, y) for x, y in zip(a, b)]))
+    for product in found:  # bfloat16 has 8 bits
+        assert ((product - exact).abs() <= 2e-6 * size).all()
+assert torch.get_float32_matmul_precision() == sys.argv[1]
+""",
+        switch,
+    )
+
+
+def test_rounded_products_are_recognised() -> None:
+    assert keeps_digits(16, 32, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not keeps_digits(16, 32, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "wide", "exact", "expected"),
+    [
+        ("AMD EPYC 9B45", True, True, True),
+        ("AMD EPYC 9B45", True, False, False),
+        ("AMD EPYC 7302", False, True, False),
+        ("Intel(R) Xeon(R) Platinum 8280", True, True, False),
+        (None, False, True, False),
+    ],
+)
+def test_onednn_computes_where_mkl_is_slow_and_it_is_exact(
+    name: str | None, wide: bool, exact: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    can = {"avx512_f": wide} if name is None else {"cpu_name": name, "avx512_f": wide}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
+    monkeypatch.setattr(device, "keeps_digits", lambda *_: exact)
+    assert prefers_onednn.__wrapped__() is expected
+
+
+@pytest.mark.parametrize(("better", "value"), [(True, "bf16"), (False, "ieee")])
+def test_the_setting_is_restored(better: bool, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = place.fp32_precision
+    monkeypatch.setattr(device, "forced", lambda: False)
+    monkeypatch.setattr(device, "prefers_onednn", lambda: better)
+    context = arithmetic("float32", "cpu")
+    with context:
+        assert place.fp32_precision == value
+    assert place.fp32_precision == before

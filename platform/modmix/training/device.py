@@ -11,8 +11,9 @@ import contextlib
 import gc
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -124,21 +125,54 @@ def seed_generators(device: torch.device, seed: int) -> None:
 
 @contextmanager
 def arithmetic(precision: str, device: str) -> Iterator[None]:
-    """Set the float32 precision of GPU matmuls, convolutions and RNNs, and restore it on exit.
+    """Set how float32 products are computed (on a GPU convolutions and RNNs, too) until exit.
 
-    TF32 if ``precision`` is "tf32", else IEEE float32. Uses only torch's `fp32_precision` settings:
-    torch raises if they are mixed with the older `allow_tf32`.
+    On a GPU in TF32 if ``precision`` is "tf32"; otherwise in IEEE float32. Uses only torch's
+    `fp32_precision` settings: torch raises if they are mixed with the older `allow_tf32`.
     """
-    if not device.startswith("cuda") and not forced():
-        yield
-        return
     backends: Any = torch.backends  # missing from torch's type stubs
-    places = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
+    if device.startswith("cuda") or forced():
+        places = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
+        value = "tf32" if precision == "tf32" else "ieee"
+    else:
+        places = [backends.mkldnn.matmul]
+        value = "bf16" if prefers_onednn() else "ieee"
+    with _set(places, value):
+        yield
+
+
+@contextmanager
+def _set(places: Sequence[Any], value: str) -> Iterator[None]:
     before = [place.fp32_precision for place in places]
     try:
         for place in places:
-            place.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+            place.fp32_precision = value
         yield
     finally:
-        for place, value in zip(places, before, strict=True):
-            place.fp32_precision = value
+        for place, was in zip(places, before, strict=True):
+            place.fp32_precision = was
+
+
+@cache
+def prefers_onednn() -> bool:
+    """Whether oneDNN should compute this processor's float32 products, instead of MKL.
+
+    On AMD's processors MKL does without AVX-512, which makes large products half as fast. torch
+    leaves float32 to oneDNN only where factors may be rounded to bfloat16. oneDNN does that only if
+    the processor has units for products of matrices; otherwise it computes in float32. A few
+    products show which it is.
+    """
+    can = torch.cpu.get_capabilities()
+    if not str(can.get("cpu_name")).startswith("AMD") or not can.get("avx512_f"):
+        return False
+    backends: Any = torch.backends
+    with _set([backends.mkldnn.matmul], "bf16"):
+        return all(keeps_digits(*shape) for shape in ((1, 4, 8), (16, 32, 64), (2, 512, 512)))
+
+
+def keeps_digits(models: int, rows: int, columns: int) -> bool:
+    """Whether products of this shape keep digits that bfloat16 does not have."""
+    x_KMN = torch.full((models, rows, columns), 1 + 2**-10)
+    products = [x_KMN @ x_KMN.mT, torch.nn.functional.linear(x_KMN[0], x_KMN[0])]
+    expected = columns * (1 + 2**-10) ** 2
+    return all(bool(((y.double() - expected).abs() < 1e-5 * expected).all()) for y in products)
