@@ -29,6 +29,7 @@ from modmix.base.messages import Pack, Replicate
 from modmix.methods.model import build_model, model_spec
 from modmix.tasks.base import load_task
 from modmix.tasks.data import Data
+from modmix.training.device import arithmetic
 from tests.benchmarks.harness import cpu_count
 from tests.benchmarks.instant import packs_of
 
@@ -195,9 +196,11 @@ def measure(name: str, pack: Pack, seconds: float) -> Measured:
     data = load_task(pack.task.name, pack.task.options)
     replicate, models = pack.replicates[0], len(pack.replicates)
     parameters = sum(p.numel() for p in _model(replicate, data).parameters())
-    before = matrix_rate(pack, data), copy_rate()
+    with arithmetic(replicate.training["precision"], "cpu"):  # as in training
+        before = matrix_rate(pack, data), copy_rate()
     steps = time_steps(pack, data, seconds)
-    after = matrix_rate(pack, data), copy_rate()
+    with arithmetic(replicate.training["precision"], "cpu"):
+        after = matrix_rate(pack, data), copy_rate()
     return Measured(
         name=name,
         models=models,
