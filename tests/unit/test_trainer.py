@@ -369,7 +369,8 @@ def test_one_diverging_model_spoils_no_other(optimizer: str, stack: str) -> None
     assert end.metrics == {}
     assert end.history == {}
     del calm["mul-1-0"]
-    same(wild, calm)
+    # Products of two models may be rounded otherwise than those of three.
+    same(wild, calm, rel=1e-6)
 
 
 def test_all_diverge() -> None:
