@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from modmix.base.errors import InputError
+from modmix.execution import tune_runner
 from modmix.execution.tune_cluster import Cluster, Needs
 
 
@@ -45,3 +47,27 @@ def test_sigterm_while_ray_starts_is_an_interruption(terminated: list[int]) -> N
         Cluster(Needs(), workers=2).connect()
     os.kill(os.getpid(), signal.SIGTERM)
     assert terminated == [signal.SIGTERM]
+
+
+def test_nothing_imports_ray_before_its_settings_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray reads when it is imported that a cluster of one listens on the loopback address only."""
+    found: list[str | None] = []
+    name = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+    monkeypatch.setattr("modmix.execution.tune_cluster._is_alone", False)
+    monkeypatch.setenv(name, "")
+    monkeypatch.delenv(name)  # and what is set here is undone
+    monkeypatch.setattr(tune_runner, "_load_ahead", lambda: found.append(os.environ.get(name)))
+    monkeypatch.setattr(Cluster, "connect", lambda _: None)
+    monkeypatch.setattr(Cluster, "has_node_for", lambda *_: True)
+    tune_runner.TuneRunner(workers=1).start()
+    assert found == ["0"]
+
+
+def test_a_wrong_address_is_said_before_anything_is_imported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded: list[str] = []
+    monkeypatch.setattr(tune_runner, "_load_ahead", lambda: loaded.append("Tune"))
+    with pytest.raises(InputError, match="must be host:port"):
+        tune_runner.TuneRunner(address="ray://somewhere").start()
+    assert loaded == []

@@ -106,24 +106,31 @@ class Cluster(Unsaved):
         """Whether the cluster was started here and is used by nobody else."""
         return self._is_ours and self._address is None
 
+    def check(self) -> None:
+        """Check the address, and set what Ray reads when it is imported.
+
+        Raises:
+            InputError: no cluster can be there.
+        """
+        global _is_alone
+        if self._address is None:
+            _is_alone = True
+            # A cluster of one listens on the loopback address only.
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+            return
+        _check_address(self._address)
+        if _is_alone:
+            raise InputError(
+                "this program has already started its own Ray cluster and cannot join the one "
+                f"at {self._address}: use a new process"
+            )
+
     def connect(self) -> None:
         """Start or join the cluster, unless this program is connected to one already.
 
         Raises:
             InputError: there is none.
         """
-        global _is_alone
-        if self._address is None:
-            _is_alone = True
-            # Read when Ray is imported: a cluster of one listens on the loopback address only.
-            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        else:
-            _check_address(self._address)
-            if _is_alone:
-                raise InputError(
-                    "this program has already started its own Ray cluster and cannot join the one "
-                    f"at {self._address}: use a new process"
-                )
         import ray
 
         if ray.is_initialized():  # a program that runs on Ray itself

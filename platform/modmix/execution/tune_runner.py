@@ -67,6 +67,7 @@ class TuneRunner:
             return
         for name, value in _SETTINGS.items():
             os.environ.setdefault(name, value)
+        self._cluster.check()  # before anything imports Ray
         ahead = threading.Thread(target=_load_ahead, name="modmix-load-ahead")
         ahead.start()
         try:
