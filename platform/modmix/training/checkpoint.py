@@ -1,8 +1,8 @@
 """A pack's checkpoint: one safetensors file with the non-tensor state as JSON in its metadata.
 
-Writes are atomic: to a temporary file, then renamed. A checkpoint is never replaced by one that is
-less far: a worker whose driver was suspended, and has lost the study meanwhile, may be behind the
-worker that trains its pack now.
+Writes are atomic: to a temporary file, then renamed. A checkpoint is never replaced by an earlier
+one: a worker whose driver was suspended and has since lost the study may be behind the worker that
+trains its pack now.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def save(
     tensors: Mapping[str, Tensor],
     state: Mapping[str, Any],
 ) -> None:
-    """Replace the checkpoint in ``folder``, unless that one is further in the pack's training.
+    """Replace the checkpoint in ``folder``, unless that one is further along.
 
     Args:
         position: how far the training is, compared from left to right.

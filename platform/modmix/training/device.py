@@ -157,13 +157,12 @@ def _set(places: Sequence[Any], value: str) -> Iterator[None]:
 def prefers_onednn() -> bool:
     """Whether oneDNN should compute this processor's float32 products, instead of MKL.
 
-    On AMD's processors MKL does without AVX-512, which makes large products half as fast. torch
+    On AMD processors MKL does not use AVX-512, which makes large products half as fast. torch
     leaves float32 to oneDNN only where factors may be rounded to bfloat16. oneDNN does that only if
-    the processor has units for products of matrices; otherwise it computes in float32. A few
-    products show which it is.
+    the processor has matrix units; otherwise it computes in float32. A few products show which.
     """
-    can = torch.cpu.get_capabilities()
-    if not str(can.get("cpu_name")).startswith("AMD") or not can.get("avx512_f"):
+    features = torch.cpu.get_capabilities()
+    if not str(features.get("cpu_name")).startswith("AMD") or not features.get("avx512_f"):
         return False
     backends: Any = torch.backends
     with _set([backends.mkldnn.matmul], "bf16"):

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -623,8 +623,7 @@ class _Run:
             weights=self.weights,
             predictions=self.predictions,
         )
-        at = self.time.position
-        position = (at.stage, at.epoch, at.part)
+        position = astuple(self.time.position)
         checkpoint.save(Path(self.pack.checkpoint), self.pack.id, position, tensors, state)
         self.saves.done(time.monotonic(), sum(not record.training for record in self.records))
 
