@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from modmix.execution.tune_cluster import Needs
     from modmix.study.tasks_plan import StudyPlan
     from modmix.tracking.mirror import Mirror
-
-MIRROR_DELAY = 10.0  # seconds before the mirror process starts, unless an evaluation comes first
 
 
 class Study:
@@ -181,8 +179,12 @@ def run_plan(
     for warning in plan.warnings:
         log(f"warning: {warning}")
     mirror = _mirror(where, plan) if mlflow else None
-    with closing(chosen):
+    with closing(chosen), ExitStack() as stack:
+        if mirror is not None:
+            stack.callback(mirror.discard)
         if retry_failed or not _looks_finished(where, plan):
+            if mirror is not None:
+                mirror.prepare()
             chosen.start()
         with closing(Ledger(where.ledger_url)) as ledger, _lease(ledger, plan) as lease:
             if retry_failed:
@@ -328,7 +330,6 @@ def _run(
         home,
         slots=runner.slots,
         changed=changed,
-        observed=mirror.wake if mirror is not None else lambda: None,
     )
     state, patient, lost = "failed", True, threading.Event()
     with Heartbeat(work.beat):
@@ -401,7 +402,7 @@ def _train(
     if found:
         log(f"{counted(found, 'model')} reused from the ledger")
     if mirror is not None:
-        mirror.start(lease, delay=MIRROR_DELAY)
+        mirror.start(lease)
     if not work.finished:
         runner.start()
         runner.run(work)

@@ -356,7 +356,6 @@ def test_a_stopped_follower_ends_when_it_goes_on(bench: Bench, begun: bool) -> N
         study=STUDY,
         uri=bench.uri,
         home=str(bench.home.path),
-        token=bench.lease.token,
         niceness=0,
     )
     process = subprocess.Popen(
@@ -370,7 +369,8 @@ def test_a_stopped_follower_ends_when_it_goes_on(bench: Bench, begun: bool) -> N
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
-        process.stdin.write(task.to_json() + "\n")
+        begin = json.dumps({"token": bench.lease.token})
+        process.stdin.write(f"{task.to_json()}\n{begin}\n")
         process.stdin.flush()
         while begun and json.loads(process.stdout.readline()) != {"left": 0}:
             pass  # until it has written the first configuration
@@ -759,7 +759,6 @@ def test_a_mirror_s_process_may_print(bench: Bench, monkeypatch: pytest.MonkeyPa
     bench.start(configurations=1, seeds=1)
     mirror = bench.mirror()
     mirror.start()
-    mirror.wake()
     bench.finish()
     assert mirror.close("finished"), mirror.problem
     bench.check_whole()
@@ -810,17 +809,36 @@ def test_a_killed_driver_takes_its_mirror_along(bench: Bench) -> None:
 
 
 @pytest.mark.slow
-def test_nothing_is_started_before_there_is_something_to_show(bench: Bench) -> None:
+def test_a_mirror_that_was_prepared_writes_nothing_before_the_study_begins(bench: Bench) -> None:
     bench.start(configurations=1, seeds=1)
-    mirror = bench.mirror()
-    mirror.start(delay=1000.0)
-    time.sleep(0.2)
-    assert mirror._process is None
-    mirror.wake()
-    eventually(lambda: mirror._process is not None)
     bench.finish()
+    mirror = bench.mirror()
+    mirror.prepare()
+    # It has loaded MLflow and made its database, and waits.
+    eventually(lambda: MlflowClient(bench.uri).search_experiments() != [])
+    assert [e.name for e in MlflowClient(bench.uri).search_experiments()] == ["Default"]
+    mirror.start(bench.lease)
     assert mirror.close("finished"), mirror.problem
     bench.check_whole()
+
+
+@pytest.mark.slow
+def test_a_mirror_of_a_study_that_never_begins_is_discarded(bench: Bench) -> None:
+    bench.start(configurations=1, seeds=1)
+    bench.mirror().discard()  # not even prepared
+    mirror = bench.mirror()
+    mirror.prepare()
+    eventually(lambda: mirror._process is not None)
+    assert mirror._process is not None
+    process = psutil.Process(mirror._process.pid)
+    mirror.discard()
+    assert not process.is_running()
+    eventually(lambda: not mirror._thread.is_alive())
+    assert mirror._process.pid == process.pid  # not started again
+    at_once = bench.mirror()
+    at_once.prepare()
+    at_once.discard()
+    eventually(lambda: not at_once._thread.is_alive())
 
 
 @pytest.mark.slow
@@ -946,7 +964,6 @@ def test_a_mirror_catches_up_by_itself(tmp_path: Path, server: Server) -> None:
     mirror = bench.mirror(longest_pause=1.0)
     mirror.start()
     bench.finish()
-    mirror.wake()
     eventually(lambda: "connection refused" in mirror.problem)
     server.start()
     assert mirror.close("finished", timeout=30.0), mirror.problem

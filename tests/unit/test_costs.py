@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from modmix.base.messages import Replicate, TaskRef
 from modmix.encoders.char_lstm import CharLSTM
 from modmix.encoders.mlp import MLP
 from modmix.encoders.resnet import ResNet
+from modmix.encoders.transformer import Transformer
 from modmix.execution.costs import Costs
 from modmix.execution.packing import Cost, group
 from modmix.methods.base import Method, Stage, cross_entropy
@@ -26,6 +32,7 @@ from toypack import defaults, make_data, make_replicates
 
 CLASSES = 4
 IMAGE = Input(name="x", shape=(8, 6, 3), kind="image")
+SEQUENCE = Input(name="x", shape=(5, 7), kind="sequence")
 TRAIN = Stage(name="train")
 
 
@@ -128,6 +135,60 @@ def test_operations_of_an_lstm() -> None:
     assert step.flops == 2 * 6 * (3 * gates - (4 * 5) * 5 + 3 * 5 * CLASSES)
 
 
+class TorchsOwn(FlopCounterMode):
+    """Torch's counter, as `counting` uses its own."""
+
+    def __init__(self) -> None:
+        super().__init__(display=False)
+
+    @property
+    def flops(self) -> int:
+        return int(self.get_total_flops())
+
+
+@pytest.mark.parametrize(
+    ("encoder", "width", "x"),
+    [
+        (lambda: ResNet((8, 6, 3), depth=8), 64, IMAGE),
+        (lambda: Transformer((5, 7), width=8, heads=2), 8, SEQUENCE),
+        (
+            lambda: CharLSTM((9,), vocabulary=20, embedding=4, units=5),
+            5,
+            Input(name="x", shape=(9,), kind="tokens", vocabulary=20),
+        ),
+    ],
+)
+def test_operations_are_those_that_torchs_counter_finds(
+    encoder: Any, width: int, x: Input, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = steps(encoder, width, x, 6)
+    monkeypatch.setattr(counting, "_Flops", TorchsOwn)
+    assert steps(encoder, width, x, 6) == ours
+    assert ours[0].flops > 2 * 6 * 1000
+
+
+@pytest.mark.slow
+def test_counting_does_not_load_torchs_compiler() -> None:
+    """It takes a second and a half whenever a study starts."""
+    code = (
+        "import sys; from modmix.encoders.mlp import MLP; from modmix.training.counting import *; "
+        "from test_costs import Network; from modmix.tasks.data import Input; "
+        "x = Input(name='x', shape=(7,)); "
+        "[(_, step)] = count_stages(lambda: Network(MLP((7,), hidden=[5]), 5), {'x': x}, 6); "
+        "print(step.flops, 'torch._dynamo' in sys.modules)"
+    )
+    folder = Path(__file__).parent
+    path = os.pathsep.join([str(folder), str(folder.parent), *sys.path])
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.split() == [str(2 * 6 * (2 * 7 * 5 + 3 * 5 * CLASSES)), "False"]
+
+
 def test_what_is_frozen_is_only_run_forward() -> None:
     x = Input(name="x", shape=(7,))
     both = (TRAIN, Stage(name="top", frozen=("encoder.",)))
@@ -139,9 +200,9 @@ def test_what_is_frozen_is_only_run_forward() -> None:
 
 
 def test_a_model_that_looks_into_tensors_is_counted_by_its_parameters() -> None:
-    x = Input(name="x", shape=(7,))
-    parameters = 7 * 5 + 5 + 5 * CLASSES + CLASSES
-    (step,) = steps(lambda: Looks((7,), hidden=[5]), 5, x, 6)
+    x = Input(name="x", shape=(20_000,))
+    parameters = 20_000 * 5 + 5 + 5 * CLASSES + CLASSES
+    (step,) = steps(lambda: Looks((20_000,), hidden=[5]), 5, x, 6)
     assert step == StepCount(flops=6 * 6 * parameters, bytes=10 * 4 * parameters, operations=8)
 
 

@@ -61,7 +61,6 @@ class StudyRun:
         home: folder of checkpoints and weights.
         slots: how many packs the runner trains at a time.
         changed: called in the driver's thread after every change.
-        observed: called at every evaluation.
     """
 
     def __init__(
@@ -73,9 +72,7 @@ class StudyRun:
         *,
         slots: int,
         changed: Callable[[StudyRun], None] = lambda _: None,
-        observed: Callable[[], None] = lambda: None,
     ) -> None:
-        self._observed = observed
         self.plan = plan
         self._ledger = ledger
         self._lease = lease
@@ -463,7 +460,6 @@ class StudyRun:
                 case Progress(pack=pack):
                     self._progress[pack] = event
                     self._judge(event)
-                    self._observed()
                 case Finished():
                     pass
         if finished:

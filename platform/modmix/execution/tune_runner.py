@@ -174,14 +174,12 @@ class TuneRunner:
 
 
 def _load_ahead() -> None:
-    """Load what is needed next while Ray's processes start: three seconds of imports."""
+    """Load what is needed next while Ray's processes start: two seconds of imports."""
     import ray.tune
 
     with contextlib.suppress(ImportError):  # Tune imports it, and with it MLflow, to count its use
         import ray.air.integrations.mlflow  # noqa: F401
-    from modmix.training import counting
-
-    counting.load_ahead()
+    from modmix.training import counting  # noqa: F401
 
 
 def _trial_name(trial: Any) -> str:

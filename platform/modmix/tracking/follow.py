@@ -5,7 +5,8 @@
 Messages are lines of JSON. When stdin closes, the driver has ended, and the process exits at once.
 It also exits when another driver has taken over the study.
 
-    stdin   the task (first line); then the study's final state
+    stdin   the task (first line); then the token of the driver's lease, with which the study
+            begins; then its final state
     stdout  why MLflow is not up to date, the number of runs left, "done"
 """
 
@@ -27,6 +28,7 @@ from modmix.base.errors import InputError, LeaseLostError, LedgerError, Tracking
 from modmix.base.home import Home
 from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import Lease
+from modmix.tracking.store import Store
 from modmix.tracking.writer import OvertakenError, Writer
 
 _log = logging.getLogger(__name__)
@@ -44,7 +46,6 @@ class Task:
     study: str
     uri: str
     home: str
-    token: str = ""  # of the driver's lease; "": without one
     longest_pause: float = 30.0  # seconds between retries
     niceness: int = NICENESS
 
@@ -62,16 +63,28 @@ class Follower:
 
     def __init__(self, task: Task, answer: Callable[[str, Any], None] = lambda *_: None) -> None:
         self._task, self._answer = task, answer
+        self._begun = threading.Event()
+        self._token = ""  # of the driver's lease; "": without one
         self._closing = threading.Event()
         self._state = "running"
         self._deadline = float("inf")  # monotonic
         self._problem, self._left = "", 0  # as last reported
 
     def receive(self, message: Mapping[str, Any]) -> None:
-        """Process a message: the study's final state, and how many seconds there are."""
+        """Process a message: the lease's token, or the final state and the seconds left."""
+        if "token" in message:
+            self._token = message["token"]
+            self._begun.set()
+            return
         self._state = message["end"]
         self._deadline = time.monotonic() + message["seconds"]
         self._closing.set()
+
+    def prepare(self) -> None:
+        """Load MLflow, make its database if it is one, and wait until the study begins."""
+        with suppress(Exception):  # the first update meets it again, and reports it
+            Store(self._task.uri)
+        self._begun.wait()
 
     def follow(self) -> bool:
         """Follow until the study ends; return whether MLflow is up to date."""
@@ -104,7 +117,7 @@ class Follower:
             task.study,
             task.uri,
             Home(Path(task.home)),
-            lease=Lease(study=task.study, token=task.token) if task.token else None,
+            lease=Lease(study=task.study, token=self._token) if self._token else None,
             progress=self._report_left,
         )
 
@@ -159,6 +172,7 @@ def main() -> None:
     follower = Follower(task, answer)
     threading.Thread(target=_listen, args=(follower, messages), daemon=True).start()
     with redirect_stdout(sys.stderr):  # MLflow and its plugins may print
+        follower.prepare()
         answer("done", follower.follow())
 
 

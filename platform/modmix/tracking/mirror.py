@@ -1,9 +1,10 @@
 """`Mirror` logs a study to MLflow while it runs, in a background process; `sync` does so once.
 
 Training never waits for MLflow: the process (`follow`) reads the ledger and writes to MLflow by
-itself. It retries with growing pauses while MLflow is unreachable; anything missing at the end of
-the study is written by its next run or by `sync`. If the process dies, it is restarted, up to five
-times; if the driver dies, the process exits.
+itself. It loads MLflow while Ray's processes start, with low priority, and retries with growing
+pauses while MLflow is unreachable; anything missing at the end of the study is written by its next
+run or by `sync`. If the process dies, it is restarted, up to five times; if the driver dies, the
+process exits.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class Mirror:
     Example:
         mirror = Mirror(home.ledger_url, "quickstart", home.tracking_uri, home)
         mirror.check()                        # before the study starts
-        mirror.start(lease, delay=10.0)       # of the driver
-        mirror.wake()                         # the first results are coming
+        mirror.prepare()
+        mirror.start(lease)                   # of the driver
         if not mirror.close("finished"):
             print(mirror.problem)
     """
@@ -65,12 +66,11 @@ class Mirror:
             "home": str(home.path),
             **(pace or {}),
         }
-        self._delay = 0.0
-        self._begin = threading.Event()  # start the process
-        self._over = threading.Event()  # the process has reported "done"
+        self._over = threading.Event()  # the process has reported "done", or is not wanted
         self._lock = threading.Lock()  # guards the next two
         self._process: subprocess.Popen[str] | None = None
-        self._end: dict[str, Any] | None = None
+        self._messages: list[dict[str, Any]] = []  # that followed the task
+        self.is_started = False
         self._done = False
         self._left = 0  # runs left to write
         self.problem = ""  # why MLflow is not up to date
@@ -80,24 +80,28 @@ class Mirror:
         """Raise within seconds if MLflow cannot be used; see `store.check`."""
         check(self._uri)
 
-    def start(self, lease: Lease | None = None, *, delay: float = 0.0) -> None:
-        """Start the process when woken, or after ``delay`` seconds.
+    def prepare(self) -> None:
+        """Start the process, which loads MLflow and then waits for `start`."""
+        self._thread.start()
+
+    def start(self, lease: Lease | None = None) -> None:
+        """Follow the study from now on.
 
         Args:
             lease: of the driver; once another driver has taken the study over, the process ends.
-            delay: leaves CPU time to starting workers.
         """
-        self._task["token"] = "" if lease is None else lease.token
-        self._delay = delay
-        self._thread.start()
+        self.is_started = True
+        self._tell({"token": "" if lease is None else lease.token})
+        if self._thread.ident is None:
+            self.prepare()
 
-    @property
-    def is_started(self) -> bool:
-        return self._thread.ident is not None
-
-    def wake(self) -> None:
-        """Start the process now: there is something to write soon."""
-        self._begin.set()
+    def discard(self) -> None:
+        """End the process if it is still there, whatever it has left to write."""
+        self._over.set()
+        with self._lock:
+            if self._process is not None:
+                self._process.kill()
+                self._process.wait()
 
     def close(
         self,
@@ -114,11 +118,7 @@ class Mirror:
             progress: called with the number of runs left, every few seconds.
         """
         assert state in ("finished", "stopped", "failed"), state
-        with self._lock:
-            self._end = {"end": state, "seconds": timeout}
-            if self._process is not None:
-                _send(self._process, self._end)
-        self._begin.set()
+        self._tell({"end": state, "seconds": timeout})
         end, left, reported = time.monotonic() + timeout, self._left, time.monotonic()
         try:
             while self._thread.is_alive() and time.monotonic() < end:
@@ -131,7 +131,7 @@ class Mirror:
         except KeyboardInterrupt:
             pass  # the user does not want to wait; `problem` says what is missing
         if not self._done or self._thread.is_alive():
-            self._kill()
+            self.discard()
         if not self._done:
             why = self.problem or f"MLflow at {redacted(self._uri)} was still being written to"
             self.problem = f"{why}; run 'modmix sync {self._study}' to bring it up to date"
@@ -140,7 +140,6 @@ class Mirror:
     # ------------------------------------------------------------ the thread
 
     def _work(self) -> None:
-        self._begin.wait(self._delay)
         for _ in range(1 + RESTARTS):
             try:
                 why = f"the MLflow mirror process exited ({self._run_process()})"
@@ -164,9 +163,10 @@ class Mirror:
             ) as process:
                 with self._lock:
                     self._process = process
-                    _send(process, self._task)
-                    if self._end is not None:
-                        _send(process, self._end)
+                    for message in (self._task, *self._messages):
+                        _send(process, message)
+                    if self._over.is_set():  # discarded meanwhile
+                        process.kill()
                 self._read(process)
                 assert process.stdin is not None
                 with suppress(OSError):  # what it did not read
@@ -188,12 +188,12 @@ class Mirror:
                 self._done = message["done"]
                 self._over.set()
 
-    def _kill(self) -> None:
-        """End the process: nothing may write to MLflow after the driver has released the study."""
-        self._over.set()
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+    def _tell(self, message: dict[str, Any]) -> None:
+        """Send a message to the process, and to one that takes its place."""
+        with self._lock:
+            self._messages.append(message)
+            if self._process is not None:
+                _send(self._process, message)
 
 
 def _send(process: subprocess.Popen[str], message: Mapping[str, Any]) -> None:

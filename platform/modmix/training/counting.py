@@ -1,25 +1,29 @@
-"""Count the FLOPs and bytes of one model's training step on torch's "meta" device.
+"""Count the FLOPs and bytes of one model's training step.
 
-Meta tensors have shapes but no storage, so nothing is computed, whatever the size of the model.
-Fused operations without a FLOP formula, which would count as 0 (torch's LSTM kernel, for example),
-are decomposed there into operations that have one.
+A step of a small model is simply run, on zeros; others are counted on torch's "meta" device, whose
+tensors have shapes but no storage, so that nothing is computed. Fused operations without a FLOP
+formula, which would count as 0 (torch's LSTM kernel, for example), are decomposed there into
+operations that have one.
 
-Counting a step takes 10 to 50 ms, 200 ms with hundreds of operations, and a second more the first
-time, because torch's FLOP counter imports torch's compiler.
+Counting a step takes 10 to 50 ms, 200 ms with hundreds of operations; the first on "meta" takes a
+second and a half more, because torch then loads its compiler.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from modmix.methods.base import Stage
 from modmix.methods.model import Model
@@ -28,6 +32,8 @@ from modmix.training.stack import Stack
 
 # Parameter-sized reads and writes per step: gradient copy, clipping, an optimizer with two moments.
 _OPTIMIZER_PASSES = 10
+# A small model, whose step is run to count it: at most so many elements of an example, and FLOPs.
+_SMALL_EXAMPLE, _SMALL_STEP = 10_000, 1e9
 # Assumed tensors saved for backward per parameter tensor, for models that cannot be counted.
 _SAVED_PER_PARAMETER = 2
 
@@ -58,27 +64,39 @@ def count_stages(
     from its number of parameters, as if it were an MLP.
 
     Args:
-        build: makes the model; called with "meta" as the default device.
+        build: makes the model; called with the device as torch's default one.
         inputs: the task's inputs by name.
         batch: batch size.
 
     Raises:
         InputError: if ``build`` raises it.
     """
-    with torch.device("meta"), warnings.catch_warnings():
+    device = "cpu" if _is_small(build, inputs, batch) else "meta"
+    return _stages_on(device, build, inputs, batch)
+
+
+def _is_small(build: Callable[[], Model], inputs: Mapping[str, Input], batch: int) -> bool:
+    """Whether a step is counted by running it."""
+    if sum(math.prod(one.shape) for one in inputs.values()) > _SMALL_EXAMPLE:
+        return False
+    if any(isinstance(module, nn.RNNBase) for module in build().modules()):
+        return False
+    tried = min(2, batch)
+    steps = _stages_on("cpu", build, inputs, tried)
+    return all(step.flops * batch <= _SMALL_STEP * tried for _, step in steps)
+
+
+def _stages_on(
+    device: str, build: Callable[[], Model], inputs: Mapping[str, Input], batch: int
+) -> list[tuple[Stage, StepCount]]:
+    with torch.device(device), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they appear when the model is trained
         model = build()
         with suppress(Exception):  # user code may raise anything; training will report it
             model.method.remember(batch)
-        stack = Stack([model], torch.device("meta"), stacked=False)
+        stack = Stack([model], torch.device(device), stacked=False)
         stages = stack.template.method.stages()
         return [(stage, _count(stack, stage, inputs, batch)) for stage in stages]
-
-
-def load_ahead() -> None:
-    """Have torch load what counting needs (1 s), for instance while Ray starts."""
-    with torch.device("meta"), FlopCounterMode(display=False):
-        torch.cat([torch.zeros(1), torch.zeros(1)])
 
 
 def count_passes(build: Callable[[], Model], epochs: int) -> dict[str, int]:
@@ -117,7 +135,7 @@ def _count_turn(stack: Stack, turn: int, inputs: Mapping[str, Input], batch: int
     trained = [parameters[name].numel() for name in stack.turns[turn].trained]
     updated = 4 * _OPTIMIZER_PASSES * sum(trained)
     saved = _Saved()
-    counter = FlopCounterMode(display=False)
+    counter = _Flops()
     try:
         stack.take_turn(turn)
         examples = {name: _zeros(one, batch) for name, one in inputs.items()}
@@ -132,10 +150,41 @@ def _count_turn(stack: Stack, turn: int, inputs: Mapping[str, Input], batch: int
             operations=_SAVED_PER_PARAMETER * len(trained),
         )
     return StepCount(
-        flops=counter.get_total_flops(),
+        flops=counter.flops,
         bytes=2 * saved.bytes + updated,
         operations=saved.tensors,
     )
+
+
+class _Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the FLOPs of operations, by torch's own formulas.
+
+    As `torch.utils.flop_counter.FlopCounterMode` does, which loads torch's compiler for that.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops = 0
+
+
+def _dispatched(
+    mode: Any, function: Any, _types: Any, arguments: Any = (), options: Any = None
+) -> Any:
+    options = options or {}
+    formula = flop_registry.get(function.overloadpacket)
+    if formula is None:
+        with mode:
+            found = function.decompose(*arguments, **options)
+        if found is not NotImplemented:
+            return found
+    result = function(*arguments, **options)
+    if formula is not None:
+        mode.flops += int(formula(*arguments, **options, out_val=result))
+    return result
+
+
+# Not in the class body: there, torch wraps it in a function that loads its compiler.
+_Flops.__torch_dispatch__ = _dispatched  # type: ignore[method-assign]
 
 
 class _Saved:
