@@ -283,6 +283,7 @@ def test_reasons_of_the_probe() -> None:
     reasons = [
         "one stacked model",
         "stacked models, memory for",
+        "stacked models, cache for",
         "models at a time",
         "times faster one after another",
         "cannot be stacked: ",

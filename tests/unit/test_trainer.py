@@ -6,9 +6,10 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from modmix.base.messages import Ended, Finished, Pack, PackStarted, Progress, Replicate
 from modmix.base.metrics import METRICS
-from modmix.methods.model import derive_seed, unpack_weights
+from modmix.methods.model import build_model, derive_seed, model_spec, unpack_weights
 from modmix.tasks.data import Split
 from modmix.training import probe, trainer
 from modmix.training.batches import Examples, Order
@@ -114,15 +115,15 @@ def test_why_models_are_stacked_or_not() -> None:
 @pytest.mark.parametrize(
     ("seconds", "stacked", "why"),
     [
-        ((1.0, 0.6), True, "one stacked model"),
-        ((1.0, 0.45), True, "one stacked model"),  # 0.9 of it: not clearly faster
-        ((1.0, 0.25), False, "2.0 times faster one after another"),
-        ((None, 0.25), True, "one stacked model"),  # out of memory: halved in training
+        ((0.6, 1.0), True, "one stacked model"),
+        ((0.45, 1.0), True, "one stacked model"),  # 0.9 of it: not clearly faster
+        ((0.25, 1.0), False, "2.0 times faster one after another"),
+        ((0.25, None), True, "one stacked model"),  # out of memory: halved in training
     ],
 )
 def test_the_faster_way_is_taken(
     monkeypatch: pytest.MonkeyPatch,
-    seconds: tuple[float | None, float],
+    seconds: tuple[float, float | None],  # of a model alone, of the stack
     stacked: bool,
     why: str,
 ) -> None:
@@ -130,8 +131,8 @@ def test_the_faster_way_is_taken(
     monkeypatch.setattr(probe.Probe, "_seconds", lambda *_: next(taken, None))
     event = started(stack="auto")
     assert (event.stacked, event.why) == (stacked, why)
-    if seconds[0] is not None:
-        assert event.measured == {"stacked": seconds[0], "one by one": 2 * seconds[1]}
+    if seconds[1] is not None:
+        assert event.measured == {"stacked": seconds[1], "one by one": 2 * seconds[0]}
 
 
 def test_a_pack_is_cut_to_what_the_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,6 +166,45 @@ def test_a_pack_is_cut_to_what_the_memory_holds(monkeypatch: pytest.MonkeyPatch)
     first = next(train_pack(make_pack(replicates), DATA))
     assert isinstance(first, PackStarted)
     assert (first.stacked, first.why) == (False, "memory for one model at a time")
+
+
+def test_a_stack_is_cut_to_what_the_cache_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    configurations = [{"beta": b / 6} for b in range(7)]
+    replicates = make_replicates("mul", configurations, [0], data=DATA, epochs=2, stack="auto")
+    whole = train(replicates, DATA)
+    (model, *_) = [build_model(model_spec(r, DATA), 0) for r in replicates]
+    size = 4 * sum(p.numel() for p in model.parameters())
+    monkeypatch.setattr(probe, "_CACHED_WEIGHTS", 3 * size + 1)
+    assert why(replicates) == "one stacked model"  # at least eight go together
+    monkeypatch.setattr(probe, "_FEWEST", 2)
+    assert why(replicates) == "3 stacked models, cache for 3 models at a time"
+    same(train(replicates, DATA), whole, rel=1e-4)
+
+
+def why(replicates: Sequence[Replicate]) -> str:
+    event = next(train_pack(make_pack(replicates), DATA))
+    assert isinstance(event, PackStarted)
+    return event.why
+
+
+def test_a_stack_that_is_clearly_fast_enough_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    readings: list[float] = []  # of the clock, before and after each timed step
+
+    def clock() -> float:
+        readings.append(float(len(readings)))  # every step takes a second
+        return readings[-1]
+
+    monkeypatch.setattr(probe, "time", SimpleNamespace(perf_counter=clock))
+    configurations = [{"beta": b / 2} for b in range(3)]
+    replicates = make_replicates(
+        "mul", configurations, [0], data=DATA, batch_size=16, epochs=1, stack="auto"
+    )
+    assert why(replicates) == "one stacked model"
+    assert len(readings) == 2 * (5 + 1)
+    readings.clear()
+    monkeypatch.setattr(probe, "_CLEARLY", 4.0)  # three models of a second are not enough
+    assert why(replicates) == "0.3 times faster one after another"
+    assert len(readings) == 2 * (5 + 5)
 
 
 def test_probing_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:

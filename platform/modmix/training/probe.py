@@ -31,6 +31,9 @@ from modmix.training.timeline import StageEntry
 _STEPS = 5  # timed steps, after one warm-up step
 _TRIED = 8  # examples used to check whether evaluation can be stacked
 _CACHED = 1 << 14  # examples × models evaluated at a time on a CPU
+# On a CPU: bytes of weights that are stacked together, and at least so many models. On a processor
+# with 32 MB of cache, 138 models of 0.6 MB take 12 % less time in three stacks than in one.
+_CACHED_WEIGHTS, _FEWEST = 32 << 20, 8
 _CLEARLY = 0.8  # an alternative must take less than this fraction of the default's time
 # Start of the warning that `vmap` gives when it falls back to a loop over the models.
 _LOOPS = "There is a performance drop because we have not yet implemented the batching rule"
@@ -93,7 +96,8 @@ class Probe:
         if reason := self._alone(len(indices), setting, most):
             way.why = reason
             return way, [*single, *self._one_by_one(indices[1:], entry)]
-        parts = _evenly(indices, most)
+        together = most if like_gpu(self._device) else min(most, _cached(single[0]))
+        parts = _evenly(indices, together)
         groups = [group for part in parts for group in self._builder.started(part, entry)]
         if not groups:
             return way, groups
@@ -101,6 +105,8 @@ class Probe:
         way.why = "stack: always" if setting == "always" else "one stacked model"
         if len(groups) > 1:
             way.why = f"{len(groups)} stacked models, memory for {most} models at a time"
+            if together < most:
+                way.why = f"{len(groups)} stacked models, cache for {together} models at a time"
         largest = max(len(group.members) for group in groups)
         way.eval_rows = max(1, min(way.eval_rows, int(0.2 * free / (per_example * largest))))
         if not like_gpu(self._device):  # keep activations in the CPU's cache
@@ -212,19 +218,18 @@ class Probe:
     ) -> str:
         """Why the models are better trained one by one, or "". Sets measured times and graphs."""
         setting = self._settings["stack"]
+        alone = None if setting == "always" else self._seconds(single, _STEPS)
+        enough = 0.0 if alone is None or self._can_record() else alone * len(group.members)
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("error", message=_LOOPS)
                 self._try_rest(group, min(way.eval_rows, _TRIED), entries)
-                stacked = self._seconds(group, 1 if setting == "always" else _STEPS)
+                stacked = self._seconds(group, 1 if setting == "always" else _STEPS, enough)
         except Exception as error:
             # Not a bug of the method: that would have raised in `_bytes`, with a single model.
             return f"cannot be stacked: {_first_sentence(error)}"
-        if setting == "always" or stacked is None:
+        if alone is None or stacked is None:
             return ""  # always, or out of memory after all: training will split the group
-        alone = self._seconds(single, _STEPS)
-        if alone is None:
-            return ""
         per_step = models / len(group.members)
         stacked, stacked_recorded = self._recorded_too(group, stacked)
         alone, alone_recorded = self._recorded_too(single, alone)
@@ -278,8 +283,11 @@ class Probe:
                 group.stack.finish_pass(one, group.stack.step_pass(one, state, *chunk))
             tried.add(len(passes))
 
-    def _seconds(self, group: Group, steps: int) -> float | None:
-        """Seconds of the fastest of some training steps, then undone; None if out of memory."""
+    def _seconds(self, group: Group, steps: int, enough: float = 0.0) -> float | None:
+        """Seconds of the fastest of some training steps, then undone; None if out of memory.
+
+        A step after which an alternative of ``enough`` seconds cannot be clearly faster is the last.
+        """
         times: list[float] = []
 
         def run() -> None:
@@ -290,6 +298,8 @@ class Probe:
                 group.train(self._train, self._order, step, step + 1)
                 self._wait()
                 times.append(time.perf_counter() - started)
+                if _CLEARLY * times[-1] <= enough:
+                    break
 
         return min(times) if self._undone(group, run) else None
 
@@ -333,6 +343,11 @@ def _first_sentence(error: BaseException | str) -> str:
     """An error's first sentence, at most 200 characters: torch appends long advice."""
     text = " ".join(str(error).split())
     return text.partition(". ")[0].removesuffix(".")[:200]
+
+
+def _cached(single: Group) -> int:
+    """How many models like this one are stacked together on a CPU."""
+    return max(_FEWEST, _CACHED_WEIGHTS // (4 * single.stack.parameters_KP.numel()))
 
 
 def _evenly(indices: Sequence[int], most: int) -> list[list[int]]:
