@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -405,6 +406,8 @@ def _train(
         mirror.start(lease)
     if not work.finished:
         runner.start()
+        # Needed at the end, when nothing else goes on.
+        threading.Thread(target=import_module, args=("modmix.analysis.report",)).start()
         runner.run(work)
     if lacking := work.without_predictions():
         log(

@@ -32,7 +32,7 @@ class Cost:
         return self.fixed + self.each * models
 
 
-TOLERANCE = 0.03  # packs are made smaller only for a larger relative gain in time
+TOLERANCE = 0.02  # packs are made smaller only for a larger relative gain in time
 
 
 def group(

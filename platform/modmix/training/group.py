@@ -64,6 +64,7 @@ class Group:
         self._turn_every, self._turn_epochs = "batch", 1
         self._graphs = False
         self._graph: StepGraph | None = None
+        self._saved: dict[str, Tensor] = {}  # the memory of snapshots, see `snapshot`
         self.uncaptured: str | None = None  # the error of a step that cannot be captured
         self.loss_K = torch.zeros(len(members), dtype=torch.float64, device=self.device)
         self.wrong_K = torch.zeros_like(self.loss_K)
@@ -211,8 +212,8 @@ class Group:
             self.uncaptured = None
 
     def free(self) -> None:
-        """Drop what the next step makes again, to free its memory: graph and gradient buffer."""
-        self._graph = None
+        """Drop what is made again, to free its memory: graph, gradient buffer, snapshots."""
+        self._graph, self._saved = None, {}
         self.stack.forget_gradient()
 
     def train(self, examples: Examples, order: Order, start: int, stop: int) -> None:
@@ -319,9 +320,10 @@ class Group:
             values[f"part/{name}"] = part
         errors = report_errors(found, examples.targets)
         values.update({f"report/{name}": error for name, error in errors.items()})
-        # The maximum propagates NaN and infinity, without a mask of all elements.
-        largest = [found.scores.flatten(1), self.stack.parameters_KP]
-        finite = [x.abs().amax(1).isfinite() for x in largest] + [self.loss_K.isfinite()]
+        # Minimum and maximum propagate NaN and infinity, without a mask of all elements.
+        both = [found.scores.flatten(1), self.stack.parameters_KP]
+        ends = [end for x in both for end in (x.amin(1), x.amax(1))]
+        finite = [x.isfinite() for x in (*ends, self.loss_K)]
         values["finite"] = torch.stack(finite).all(0)
         values["loss"], values["wrong"] = self.loss_K, self.wrong_K
         table = torch.stack([v.double() for v in values.values()]).tolist()
@@ -425,7 +427,7 @@ class Group:
         for optimizer in new.optimizers:
             optimizer.select(rows)
         new.loss_K, new.wrong_K = pick(self.loss_K, rows), pick(self.wrong_K, rows)
-        new._graph = None
+        new._graph, new._saved = None, {}
         new.members = [self.members[row] for row in rows]
         new._read_seeds()
         kept = [self.seeds.index(seed) for seed in new.seeds]
@@ -483,8 +485,19 @@ class Group:
         return [optimizer.steps for optimizer in self.optimizers]
 
     def snapshot(self) -> tuple[dict[str, Tensor], list[int]]:
-        """A copy of the state and the optimizers' step counts, for `load`."""
-        return {name: value.clone() for name, value in self.state().items()}, self.steps
+        """A copy of the state and the optimizers' step counts, for `load`.
+
+        On a CPU the next snapshot takes its memory: new memory costs as much as the copy.
+        """
+        state = self.state()
+        if like_gpu(self.device):
+            return {name: value.clone() for name, value in state.items()}, self.steps
+        kept = {name: value for name, value in self._saved.items() if name in state}
+        self._saved = {
+            name: kept[name].copy_(value) if name in kept else value.clone()
+            for name, value in state.items()
+        }
+        return dict(self._saved), self.steps
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor], steps: Sequence[int]) -> None:
