@@ -77,6 +77,7 @@ class FakeStore:
 class FakeTrial:
     trial_id: str
     error_file: str | None = None
+    status: str = "PENDING"
 
 
 class Study:
@@ -216,6 +217,45 @@ def test_a_verdict_is_told_before_the_trial_goes_on() -> None:
     study.work.verdicts = {name: {"r": "worse"}}
     study.result("0", at)
     assert study.store.told == {name: Reply(drop={"r": "worse"})}
+
+
+def test_the_trial_that_waits_longest_takes_over_a_free_worker() -> None:
+    study = Study(packs=9)  # two slots
+    scheduler: Any = study.scheduler
+    added = {name: FakeTrial(name) for name in "abcde"}
+
+    def add(name: str) -> None:
+        assert study.suggest(name)
+        scheduler.on_trial_add(None, added[name])
+
+    def start(name: str) -> None:
+        added[name].status = "RUNNING"
+        study.callback.on_trial_start(0, [], added[name])  # type: ignore[arg-type]
+
+    def end(name: str) -> None:
+        added[name].status = "TERMINATED"
+        scheduler.on_trial_complete(None, added[name], {})
+        study.callback.on_trial_complete(0, [], added[name])  # type: ignore[arg-type]
+
+    for name in "abc":
+        add(name)
+    assert study.trials.slots == 2
+    assert scheduler.choose_trial_to_run(None) is None  # no worker is free
+    start("a")
+    end("a")
+    add("d")
+    # The worker of b is starting, and would be ended if b took over this one.
+    assert scheduler.choose_trial_to_run(None) is added["c"]
+    start("c")
+    start("b")
+    end("b")
+    add("e")
+    assert scheduler.choose_trial_to_run(None) is added["d"]
+    assert scheduler.choose_trial_to_run(None) is added["d"]  # as long as it waits
+    study.now += 2.0
+    assert scheduler.choose_trial_to_run(None) is None  # that worker has ended by now
+    study.callback.on_trial_error(0, [], added["c"])  # type: ignore[arg-type]
+    assert scheduler.choose_trial_to_run(None) is None  # and so has that of a failure
 
 
 def test_a_stop_gives_trials_time_to_save() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 from modmix.base.errors import Incomplete
@@ -22,6 +23,8 @@ STOP_SECONDS = 20.0
 SILENT_SECONDS = 30.0
 # How long a worker may take to start. A trial that waits longer has no place.
 STARTING_SECONDS = 30.0
+# How long a worker is thought to be free after its trial has ended.
+FREE_SECONDS = 1.0
 # Workers in a row that died before they were ready, while no other one lives.
 MAX_FAILED_STARTS = 5
 
@@ -45,6 +48,8 @@ class Trials(Unsaved):
         self._packs: dict[str, Pack] = {}
         self._added: dict[str, float] = {}  # when
         self._started: set[str] = set()
+        self._freed: list[float] = []  # when trials ended whose workers are free since
+        self.slots = 0  # trials that can run at a time, as the searcher has last seen it
         self._stopped: float | None = None  # when the study began to stop
         self._ticked = 0.0
         self._failed_starts = 0
@@ -66,6 +71,20 @@ class Trials(Unsaved):
         """Trials whose workers may be starting: asked for not long ago."""
         since = self.clock() - STARTING_SECONDS
         return sum(at > since for trial, at in self._added.items() if trial not in self._started)
+
+    def next_in_line(self) -> str | None:
+        """The trial that should take over a free worker; None if there is no such worker.
+
+        The one that has waited longest for a place. The first ones of all that wait may have a
+        place, and workers of their own that are starting: those would be ended.
+        """
+        since = self.clock() - FREE_SECONDS
+        self._freed = [at for at in self._freed if at > since]
+        if not self._freed:
+            return None
+        starting = max(0, self.slots - self.running - len(self._freed))
+        waiting = (trial for trial in self._packs if trial not in self._started)
+        return next(islice(waiting, starting, None), None)
 
     @property
     def stopping(self) -> bool:
@@ -108,6 +127,7 @@ class Trials(Unsaved):
 
     def started(self, trial: str) -> None:
         self._started.add(trial)
+        self._freed = self._freed[1:]
         self._failed_starts = 0
 
     def record(self, events: Sequence[Event]) -> None:
@@ -123,6 +143,8 @@ class Trials(Unsaved):
         After a failure of the runner itself, failures are not counted against packs.
         """
         counted = counted and self.error is None
+        if trial in self._started and not failure:
+            self._freed.append(self.clock())
         pack = self._packs.pop(trial, None)
         self._added.pop(trial, None)
         self._started.discard(trial)

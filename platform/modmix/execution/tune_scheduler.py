@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from modmix.execution.local import Reply
 from modmix.execution.trials import Trials
 from modmix.execution.tune_store import ActorStore
-
-if TYPE_CHECKING:
-    from ray.tune.experiment import Trial
 
 
 class RungScheduler(FIFOScheduler):
@@ -25,6 +23,10 @@ class RungScheduler(FIFOScheduler):
     def __init__(self, trials: Trials, store: ActorStore) -> None:
         super().__init__()
         self._trials, self._store = trials, store
+        self._added: dict[str, Trial] = {}  # and running ones, by id
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        self._added[trial.trial_id] = trial
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: Mapping[str, Any]) -> str:
         self._trials.record(result.get("events", ()))
@@ -35,8 +37,25 @@ class RungScheduler(FIFOScheduler):
                 self._store.tell(pack.id, Reply(drop=dict(verdict)))
         return str(TrialScheduler.CONTINUE)
 
-    def choose_trial_to_run(self, tune_controller: Any) -> None:
-        """Tune places waiting trials in order by itself; its own choice reads all trials so far."""
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """The trial that takes over a free worker: the study hands out the largest packs first.
+
+        Tune by itself would take the trial that came last.
+        """
+        trial = self._trials.next_in_line()
+        found = None if trial is None else self._added.get(trial)
+        return found if found is not None and found.status == Trial.PENDING else None
+
+    def on_trial_complete(
+        self, tune_controller: Any, trial: Trial, result: Mapping[str, Any]
+    ) -> None:
+        self._added.pop(trial.trial_id, None)
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        self._added.pop(trial.trial_id, None)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
+        self._added.pop(trial.trial_id, None)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing of ours is in Tune's snapshots: rungs are rebuilt from the ledger."""

@@ -75,6 +75,7 @@ class PackSearcher(Searcher):
         if others:
             self._limit = allowance(useful, capacity, others)
             self._slots = min(self._slots, self._limit)
+        trials.slots = self._slots
         trials.work.resize(max(1, self._slots))
 
     def on_trial_complete(
