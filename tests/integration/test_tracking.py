@@ -812,10 +812,12 @@ def test_a_killed_driver_takes_its_mirror_along(bench: Bench) -> None:
 def test_a_mirror_that_was_prepared_writes_nothing_before_the_study_begins(bench: Bench) -> None:
     bench.start(configurations=1, seeds=1)
     bench.finish()
+    database = bench.home.path / "mlflow.db"
+    database.unlink()
     mirror = bench.mirror()
     mirror.prepare()
-    # It has loaded MLflow and made its database, and waits.
-    eventually(lambda: MlflowClient(bench.uri).search_experiments() != [])
+    eventually(database.exists)  # it has loaded MLflow, and waits
+    time.sleep(1.0)
     assert [e.name for e in MlflowClient(bench.uri).search_experiments()] == ["Default"]
     mirror.start(bench.lease)
     assert mirror.close("finished"), mirror.problem

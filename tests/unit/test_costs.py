@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from modmix.base.messages import Replicate, TaskRef
@@ -83,6 +84,25 @@ class Convolution(nn.Module):
         return features_BD
 
 
+class Attention(nn.Module):
+    """One fused self-attention of one head, averaged over positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(7, 3 * 8)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        q_BTD, k_BTD, v_BTD = self.project(x_BTD).chunk(3, -1)
+        return functional.scaled_dot_product_attention(q_BTD, k_BTD, v_BTD).mean(1)
+
+
+class Noisy(MLP):
+    """An MLP that draws from torch's global generator, as one that is not stacked may."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs + torch.rand_like(inputs))
+
+
 class Looks(MLP):
     """An MLP that looks into a tensor, as one that is not stacked may."""
 
@@ -133,6 +153,29 @@ def test_operations_of_an_lstm() -> None:
     gates = 9 * (4 * 5) * (4 + 5)  # of all positions, from embedding and state
     # The state before the first position is zero and has no gradient.
     assert step.flops == 2 * 6 * (3 * gates - (4 * 5) * 5 + 3 * 5 * CLASSES)
+
+
+def test_operations_of_fused_attention() -> None:
+    (step,) = steps(Attention, 8, SEQUENCE, 6)
+    # Scores and their sums: forward, and a gradient of each of two factors.
+    attention = 3 * 2 * 5 * 5 * 8
+    assert step.flops == 2 * 6 * (2 * 5 * 7 * 24 + attention + 3 * 8 * CLASSES)
+
+
+def test_counting_leaves_torchs_generator_alone() -> None:
+    before = torch.get_rng_state()
+    steps(lambda: Noisy((7,), hidden=[5]), 5, Input(name="x", shape=(7,)), 6)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_large_model_is_not_run() -> None:
+    x = Input(name="x", shape=(7,))
+
+    def is_small(width: int) -> bool:
+        return counting._is_small(lambda: Network(MLP((7,), hidden=[width]), width), {"x": x}, 600)
+
+    assert is_small(5)
+    assert not is_small(30_000)  # 6 · 600 · 360,000 operations
 
 
 class TorchsOwn(FlopCounterMode):

@@ -251,10 +251,13 @@ def test_the_trial_that_waits_longest_takes_over_a_free_worker() -> None:
     end("b")
     add("e")
     assert scheduler.choose_trial_to_run(None) is added["d"]
-    assert scheduler.choose_trial_to_run(None) is added["d"]  # as long as it waits
-    study.now += 2.0
-    assert scheduler.choose_trial_to_run(None) is None  # that worker has ended by now
-    study.callback.on_trial_error(0, [], added["c"])  # type: ignore[arg-type]
+    assert scheduler.choose_trial_to_run(None) is None  # that worker is promised
+    end("c")
+    assert scheduler.choose_trial_to_run(None) is added["e"]
+    study.now += 6.0
+    assert scheduler.choose_trial_to_run(None) is None  # these workers have ended by now
+    start("d")
+    study.callback.on_trial_error(0, [], added["d"])  # type: ignore[arg-type]
     assert scheduler.choose_trial_to_run(None) is None  # and so has that of a failure
 
 

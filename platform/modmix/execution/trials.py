@@ -23,8 +23,8 @@ STOP_SECONDS = 20.0
 SILENT_SECONDS = 30.0
 # How long a worker may take to start. A trial that waits longer has no place.
 STARTING_SECONDS = 30.0
-# How long a worker is thought to be free after its trial has ended.
-FREE_SECONDS = 1.0
+# How long a worker whose trial has ended is taken for free, and a trial for about to take it over.
+FREE_SECONDS = 5.0
 # Workers in a row that died before they were ready, while no other one lives.
 MAX_FAILED_STARTS = 5
 
@@ -48,7 +48,10 @@ class Trials(Unsaved):
         self._packs: dict[str, Pack] = {}
         self._added: dict[str, float] = {}  # when
         self._started: set[str] = set()
-        self._freed: list[float] = []  # when trials ended whose workers are free since
+        self._freed: list[float] = []  # end times of trials whose workers have been free since
+        self._next: dict[
+            str, float
+        ] = {}  # trials that are to take over free workers, and since when
         self.slots = 0  # trials that can run at a time, as the searcher has last seen it
         self._stopped: float | None = None  # when the study began to stop
         self._ticked = 0.0
@@ -73,18 +76,27 @@ class Trials(Unsaved):
         return sum(at > since for trial, at in self._added.items() if trial not in self._started)
 
     def next_in_line(self) -> str | None:
-        """The trial that should take over a free worker; None if there is no such worker.
+        """The trial that is to take over a free worker; None if there is no such worker.
 
-        The one that has waited longest for a place. The first ones of all that wait may have a
-        place, and workers of their own that are starting: those would be ended.
+        The one that has waited longest for a place. The first of those that wait may already have
+        a place and a worker that is starting, which a takeover would end.
         """
-        since = self.clock() - FREE_SECONDS
-        self._freed = [at for at in self._freed if at > since]
-        if not self._freed:
+        now = self.clock()
+        self._freed = [at for at in self._freed if now - at < FREE_SECONDS]
+        self._next = {
+            trial: at
+            for trial, at in self._next.items()
+            if trial in self._added and now - at < FREE_SECONDS
+        }
+        if len(self._freed) <= len(self._next):
             return None
         starting = max(0, self.slots - self.running - len(self._freed))
-        waiting = (trial for trial in self._packs if trial not in self._started)
-        return next(islice(waiting, starting, None), None)
+        taken = self._started | self._next.keys()
+        waiting = (trial for trial in self._added if trial not in taken)
+        trial = next(islice(waiting, starting, None), None)
+        if trial is not None:
+            self._next[trial] = now
+        return trial
 
     @property
     def stopping(self) -> bool:
@@ -128,6 +140,7 @@ class Trials(Unsaved):
     def started(self, trial: str) -> None:
         self._started.add(trial)
         self._freed = self._freed[1:]
+        self._next.pop(trial, None)
         self._failed_starts = 0
 
     def record(self, events: Sequence[Event]) -> None:
@@ -160,6 +173,7 @@ class Trials(Unsaved):
                 says that it is the last time.
         """
         self._started.discard(trial)
+        self._added.pop(trial, None)
         self._held.append((self.clock() + SILENT_SECONDS, settle))
 
     def failed_start(self, why: str) -> None:

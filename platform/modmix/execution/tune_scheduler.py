@@ -23,7 +23,7 @@ class RungScheduler(FIFOScheduler):
     def __init__(self, trials: Trials, store: ActorStore) -> None:
         super().__init__()
         self._trials, self._store = trials, store
-        self._added: dict[str, Trial] = {}  # and running ones, by id
+        self._added: dict[str, Trial] = {}  # waiting and running, by id
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         self._added[trial.trial_id] = trial

@@ -82,7 +82,7 @@ class Follower:
 
     def prepare(self) -> None:
         """Load MLflow, make its database if it is one, and wait until the study begins."""
-        with suppress(Exception):  # the first update meets it again, and reports it
+        with suppress(Exception):  # the first update will hit the same error and report it
             Store(self._task.uri)
         self._begun.wait()
 
@@ -158,8 +158,8 @@ def main() -> None:
     with suppress(OSError):
         os.nice(task.niceness)
     # Linux schedules by session before niceness. `Mirror` gives this process a session of its own;
-    # in a shared one, every process would become slow, and stay so. A quarter as much: up to a
-    # third of a core where all are busy, so that MLflow is up to date when training is over.
+    # in a shared one, every process would become slow, and stay so. A quarter of the niceness:
+    # up to a third of a core where all are busy, so that MLflow is up to date soon after training.
     if os.getsid(0) == os.getpid():
         with suppress(OSError):
             Path("/proc/self/autogroup").write_text(str(task.niceness // 4))

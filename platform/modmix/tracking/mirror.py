@@ -66,10 +66,10 @@ class Mirror:
             "home": str(home.path),
             **(pace or {}),
         }
-        self._over = threading.Event()  # the process has reported "done", or is not wanted
+        self._over = threading.Event()  # the process has reported "done", or is no longer wanted
         self._lock = threading.Lock()  # guards the next two
         self._process: subprocess.Popen[str] | None = None
-        self._messages: list[dict[str, Any]] = []  # that followed the task
+        self._messages: list[dict[str, Any]] = []  # sent after the task
         self.is_started = False
         self._done = False
         self._left = 0  # runs left to write

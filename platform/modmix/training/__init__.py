@@ -10,7 +10,7 @@ Needs only torch and numpy, plus safetensors for checkpoints.
     weights     parameters and buffers of K models
     turns       what each turn of a stage trains
     stack       K models run as one with ``torch.func``
-    counting    FLOPs and bytes of a training step, counted without running it
+    counting    FLOPs and bytes of a training step, counted
     graphs      training steps as CUDA graphs
     halving     successive halving and promotion rules (pure)
     pbt         population-based training: who copies whom, perturbed values (pure)

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -60,8 +61,8 @@ def count_stages(
 ) -> list[tuple[Stage, StepCount]]:
     """Every stage of a method, with the cost of one of its training steps.
 
-    A model that cannot run on "meta", because it reads tensor values or mixes devices, is estimated
-    from its number of parameters, as if it were an MLP.
+    A model that is not small and cannot run on "meta", because it reads tensor values or mixes
+    devices, is estimated from its number of parameters, as if it were an MLP.
 
     Args:
         build: makes the model; called with the device as torch's default one.
@@ -71,15 +72,20 @@ def count_stages(
     Raises:
         InputError: if ``build`` raises it.
     """
-    device = "cpu" if _is_small(build, inputs, batch) else "meta"
-    return _stages_on(device, build, inputs, batch)
+    with torch.random.fork_rng(devices=[]):  # a user's own code may draw
+        device = "cpu" if _is_small(build, inputs, batch) else "meta"
+        return _stages_on(device, build, inputs, batch)
 
 
 def _is_small(build: Callable[[], Model], inputs: Mapping[str, Input], batch: int) -> bool:
     """Whether a step is counted by running it."""
     if sum(math.prod(one.shape) for one in inputs.values()) > _SMALL_EXAMPLE:
         return False
-    if any(isinstance(module, nn.RNNBase) for module in build().modules()):
+    model = build()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if 6 * batch * parameters > _SMALL_STEP:  # the FLOPs of an MLP; others have more
+        return False
+    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
         return False
     tried = min(2, batch)
     steps = _stages_on("cpu", build, inputs, tried)
@@ -89,7 +95,11 @@ def _is_small(build: Callable[[], Model], inputs: Mapping[str, Input], batch: in
 def _stages_on(
     device: str, build: Callable[[], Model], inputs: Mapping[str, Input], batch: int
 ) -> list[tuple[Stage, StepCount]]:
-    with torch.device(device), warnings.catch_warnings():
+    with (
+        torch.device(device),
+        sdpa_kernel(SDPBackend.MATH),  # the CPU's fused attention has no formula
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")  # they appear when the model is trained
         model = build()
         with suppress(Exception):  # user code may raise anything; training will report it

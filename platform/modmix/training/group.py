@@ -33,6 +33,8 @@ from modmix.training.stack import Stack
 from modmix.training.timeline import StageEntry
 from modmix.training.weights import Part, Weights, pick
 
+_KEPT_SNAPSHOT = 256 << 20  # the most bytes of memory that a group keeps for its next snapshot
+
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
@@ -212,7 +214,7 @@ class Group:
             self.uncaptured = None
 
     def free(self) -> None:
-        """Drop what is made again, to free its memory: graph, gradient buffer, snapshots."""
+        """Drop what can be made again, to free its memory: graph, gradient buffer, snapshot."""
         self._graph, self._saved = None, {}
         self.stack.forget_gradient()
 
@@ -487,10 +489,12 @@ class Group:
     def snapshot(self) -> tuple[dict[str, Tensor], list[int]]:
         """A copy of the state and the optimizers' step counts, for `load`.
 
-        On a CPU the next snapshot takes its memory: new memory costs as much as the copy.
+        On a CPU the next one reuses its memory, if that is not much, so this one is valid only
+        until then: new memory costs as much as the copy.
         """
         state = self.state()
-        if like_gpu(self.device):
+        size = sum(value.nbytes for value in state.values())
+        if like_gpu(self.device) or len(self.members) == 1 or size > _KEPT_SNAPSHOT:
             return {name: value.clone() for name, value in state.items()}, self.steps
         kept = {name: value for name, value in self._saved.items() if name in state}
         self._saved = {

@@ -286,7 +286,7 @@ class Probe:
     def _seconds(self, group: Group, steps: int, enough: float = 0.0) -> float | None:
         """Seconds of the fastest of some training steps, then undone; None if out of memory.
 
-        The last step is one that an alternative of ``enough`` seconds cannot beat clearly.
+        Stops once an alternative of ``enough`` seconds cannot clearly beat a step.
         """
         times: list[float] = []
 
