@@ -391,8 +391,6 @@ def _train(
     log: Callable[[str], None],
 ) -> None:
     """Train what has no result yet."""
-    from modmix.execution.local import LocalRunner
-
     work.prepare()
     if work.dropped:
         log(
@@ -407,8 +405,6 @@ def _train(
         mirror.start(lease)
     if not work.finished:
         runner.start()
-        if not isinstance(runner, LocalRunner):
-            threading.Thread(target=_load_report, name="modmix-load-report", daemon=True).start()
         runner.run(work)
     if lacking := work.without_predictions():
         log(
@@ -418,12 +414,6 @@ def _train(
     if work.reused > found:  # by configurations that searches proposed later
         log(f"{counted(work.reused, 'model')} reused from the ledger in total")
     work.release_packs()
-
-
-def _load_report() -> None:
-    """Load what is needed at the end, when nothing else is running."""
-    with suppress(Exception):  # there it is raised again
-        import modmix.analysis.report  # noqa: F401
 
 
 def _refuse_only_failures(work: StudyRun) -> None:

@@ -158,11 +158,11 @@ def main() -> None:
     with suppress(OSError):
         os.nice(task.niceness)
     # Linux schedules by session before niceness. `Mirror` gives this process a session of its own;
-    # in a shared one, every process would become slow, and stay so. A quarter of the niceness:
-    # up to a third of a core where all are busy, so that MLflow is up to date soon after training.
+    # in a shared one, every process would become slow, and stay so. Half of the niceness: a
+    # tenth of a core where all are busy, so that MLflow does not lag behind until training is over.
     if os.getsid(0) == os.getpid():
         with suppress(OSError):
-            Path("/proc/self/autogroup").write_text(str(task.niceness // 4))
+            Path("/proc/self/autogroup").write_text(str(task.niceness // 2))
     answers = sys.stdout
 
     def answer(what: str, value: Any) -> None:
