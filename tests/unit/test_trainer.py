@@ -169,6 +169,7 @@ def test_a_pack_is_cut_to_what_the_memory_holds(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_stack_is_cut_to_what_the_cache_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "_CLEARLY", 0.0)  # stacked, whatever the clock says
     configurations = [{"beta": b / 6} for b in range(7)]
     replicates = make_replicates("mul", configurations, [0], data=DATA, epochs=2, stack="auto")
     whole = train(replicates, DATA)

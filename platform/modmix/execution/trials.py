@@ -23,7 +23,7 @@ STOP_SECONDS = 20.0
 SILENT_SECONDS = 30.0
 # How long a worker may take to start. A trial that waits longer has no place.
 STARTING_SECONDS = 30.0
-# How long a worker whose trial has ended is taken for free, and a trial for about to take it over.
+# How long a worker counts as free after its trial has ended, and a trial as about to take it over.
 FREE_SECONDS = 5.0
 # Workers in a row that died before they were ready, while no other one lives.
 MAX_FAILED_STARTS = 5
@@ -49,9 +49,7 @@ class Trials(Unsaved):
         self._added: dict[str, float] = {}  # when
         self._started: set[str] = set()
         self._freed: list[float] = []  # end times of trials whose workers have been free since
-        self._next: dict[
-            str, float
-        ] = {}  # trials that are to take over free workers, and since when
+        self._next: dict[str, float] = {}  # trials that are to take over these workers: since when
         self.slots = 0  # trials that can run at a time, as the searcher has last seen it
         self._stopped: float | None = None  # when the study began to stop
         self._ticked = 0.0

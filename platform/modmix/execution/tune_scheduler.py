@@ -1,4 +1,4 @@
-"""Successive halving across packs, as a Ray Tune scheduler."""
+"""Successive halving across packs, and the order of trials, as a Ray Tune scheduler."""
 
 from __future__ import annotations
 

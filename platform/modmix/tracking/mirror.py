@@ -96,7 +96,10 @@ class Mirror:
             self.prepare()
 
     def discard(self) -> None:
-        """End the process if it is still there, whatever it has left to write."""
+        """End the process if it is still there, whatever it has left to write.
+
+        Nothing may write to MLflow once the driver has released the study.
+        """
         self._over.set()
         with self._lock:
             if self._process is not None:

@@ -96,7 +96,7 @@ class Probe:
         if reason := self._alone(len(indices), setting, most):
             way.why = reason
             return way, [*single, *self._one_by_one(indices[1:], entry)]
-        together = most if like_gpu(self._device) else min(most, _cached(single[0]))
+        together = most if like_gpu(self._device) else min(most, _held_by_cache(single[0]))
         parts = _evenly(indices, together)
         groups = [group for part in parts for group in self._builder.started(part, entry)]
         if not groups:
@@ -345,7 +345,7 @@ def _first_sentence(error: BaseException | str) -> str:
     return text.partition(". ")[0].removesuffix(".")[:200]
 
 
-def _cached(single: Group) -> int:
+def _held_by_cache(single: Group) -> int:
     """How many models like this one are stacked together on a CPU."""
     return max(_FEWEST, _CACHED_WEIGHTS // (4 * single.stack.parameters_KP.numel()))
 
