@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,6 +51,33 @@ def test_sigterm_while_ray_starts_is_an_interruption(terminated: list[int]) -> N
     assert terminated == [signal.SIGTERM]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_interruption_waits_until_ray_has_started_but_not_a_second_one(
+    times: int, number: int, terminated: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of `ray.init` it may leave a connection that crashes the program at its end."""
+    import ray
+
+    done: list[str] = []
+
+    def init(**_: Any) -> None:
+        for _signal in range(times):
+            os.kill(os.getpid(), number)
+        done.append("started")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: done.append("ended"))
+    before = signal.getsignal(number)
+    cluster = Cluster(Needs(), workers=1)
+    with pytest.raises(KeyboardInterrupt):
+        cluster.connect()
+    assert signal.getsignal(number) is before
+    cluster.close()
+    assert done == (["started", "ended"] if times == 1 else ["ended"])
+    assert terminated == []
+
+
 def test_nothing_imports_ray_before_its_settings_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray reads when it is imported that a cluster of one listens on the loopback address only."""
     found: list[str | None] = []
@@ -71,3 +100,25 @@ def test_a_wrong_address_is_said_before_anything_is_imported(
     with pytest.raises(InputError, match="must be host:port"):
         tune_runner.TuneRunner(address="ray://somewhere").start()
     assert loaded == []
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_nothing_is_collected_that_would_ask_a_lost_cluster(
+    lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tune's placement groups are in a reference cycle, and Ray waits a minute for an answer."""
+
+    class Controller:
+        def __init__(self) -> None:
+            self.itself = self
+
+    controller = Controller()
+    left = weakref.ref(controller)
+    monkeypatch.setattr(Cluster, "is_ending", lambda _: lost)
+    try:
+        assert tune_runner.TuneRunner().is_lost() == lost
+        del controller
+        gc.collect()
+        assert (left() is not None) == lost
+    finally:
+        gc.unfreeze()

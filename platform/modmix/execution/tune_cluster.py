@@ -136,8 +136,7 @@ class Cluster(Unsaved):
         if ray.is_initialized():  # a program that runs on Ray itself
             return
         try:
-            with _own_sigterm():
-                self._init()
+            self._init()
         except InputError:
             raise
         except Exception as error:  # Ray raises several kinds, some of them bare RuntimeErrors
@@ -147,29 +146,29 @@ class Cluster(Unsaved):
                 "that `ray start --head` ran there, and that RAY_AUTH_MODE and the token are the "
                 "same on every node"
             ) from error
-        self._is_ours = True
 
     def _init(self) -> None:
         import ray
         from ray.job_config import JobConfig
 
-        common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
-        with quiet():
-            if self._address is not None:
-                _await_answer(self._address)
-                job = JobConfig(metadata={"job_name": self._study})
-                ray.init(address=self._address, job_config=job, **common)
-                return
+        how: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+        if self._address is not None:
+            _await_answer(self._address)
+            how["address"] = self._address
+            how["job_config"] = JobConfig(metadata={"job_name": self._study})
+        else:
             _provide_token()
-            ray.init(
-                address="local",  # not a cluster that happens to run on this machine
-                num_cpus=self._workers,
-                num_gpus=None if self.needs.gpus else 0,
-                include_dashboard=False,
+            how |= {
+                "address": "local",  # not a cluster that happens to run on this machine
+                "num_cpus": self._workers,
+                "num_gpus": None if self.needs.gpus else 0,
+                "include_dashboard": False,
                 # Packs hand over small events; the default takes a third of the memory.
-                object_store_memory=256 * 1024**2,
-                **common,
-            )
+                "object_store_memory": 256 * 1024**2,
+            }
+        self._is_ours = True  # from now on it is to be closed
+        with quiet(), _interrupted_after():
+            ray.init(**how)
 
     def is_ending(self) -> bool:
         """Whether a cluster started here ends within a second, as after SIGTERM to all processes.
@@ -342,12 +341,27 @@ def _await_answer(address: str) -> None:
 
 
 @contextlib.contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Keep this program's handler of SIGTERM: `ray.init` sets its own, which exits with code 15.
+def _interrupted_after() -> Iterator[None]:
+    """Delay Ctrl-C and SIGTERM until `ray.init` has returned; the second one acts at once.
 
-    A SIGTERM received in the meantime is treated as Ctrl-C.
+    In the middle they may leave a connection that nothing can close, with which the program ends in
+    a segmentation fault. Ray also sets a handler of SIGTERM of its own, which exits with code 15:
+    the program keeps its handlers, and a SIGTERM in the meantime is treated as Ctrl-C.
     """
-    before = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        received.append(number)
+        if len(received) > 1:
+            raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if callable(handler):  # neither ignored nor left to the system
+            signal.signal(number, note)
     try:
         yield
     except SystemExit as end:
@@ -355,8 +369,11 @@ def _own_sigterm() -> Iterator[None]:
             raise
         raise KeyboardInterrupt from end
     finally:
-        if before is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)
+    if received:
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

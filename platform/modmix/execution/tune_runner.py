@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import shutil
 import tempfile
@@ -92,7 +93,12 @@ class TuneRunner:
         )
 
     def is_lost(self) -> bool:
-        return self._cluster.is_ending()
+        lost = self._cluster.is_ending()
+        if lost:
+            # What is left of Tune's objects would ask the cluster to remove its placement groups
+            # when it is collected, and Ray ends the program if it has no answer within a minute.
+            gc.freeze()
+        return lost
 
     def close(self) -> None:
         self._is_started = False
