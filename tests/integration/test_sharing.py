@@ -238,9 +238,10 @@ def test_two_owners_four_drivers_and_a_restarted_database(
             for owner in ("alice", "bob") for name in ("one", "two")
         ]  # fmt: skip
         names = [f"{owner}/{name}" for owner in ("alice", "bob") for name in ("one", "two")]
-        while not any(
-            opened.has_study(name) and any(r.state == "running" for r in opened.replicates(name))
-            for name in names
+        # A driver that has not opened its study yet is right to refuse a database that is away.
+        while not (
+            all(opened.has_study(name) for name in names)
+            and any(r.state == "running" for name in names for r in opened.replicates(name))
         ):
             assert all(driver.poll() is None for driver in drivers)
             time.sleep(0.05)
