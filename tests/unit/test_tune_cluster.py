@@ -78,6 +78,23 @@ def test_an_interruption_waits_until_ray_has_started_but_not_a_second_one(
     assert terminated == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_start_that_fails_is_still_an_interruption(
+    number: int, terminated: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM to all processes ends Ray's, and then `ray.init` fails."""
+    import ray
+
+    def init(**_: Any) -> None:
+        os.kill(os.getpid(), number)
+        raise RuntimeError("no connection")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(KeyboardInterrupt):
+        Cluster(Needs(), workers=1).connect()
+    assert terminated == []
+
+
 def test_nothing_imports_ray_before_its_settings_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray reads when it is imported that a cluster of one listens on the loopback address only."""
     found: list[str | None] = []

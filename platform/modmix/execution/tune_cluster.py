@@ -364,10 +364,10 @@ def _interrupted_after() -> Iterator[None]:
             signal.signal(number, note)
     try:
         yield
-    except SystemExit as end:
-        if end.code != signal.SIGTERM:
-            raise
-        raise KeyboardInterrupt from end
+    except BaseException as error:  # also Ray's own, when the signal ended its processes
+        if received or (isinstance(error, SystemExit) and error.code == signal.SIGTERM):
+            raise KeyboardInterrupt from error
+        raise
     finally:
         for number, handler in before.items():
             if handler is not None:
