@@ -339,7 +339,7 @@ def main() -> int:
     end = time.monotonic() + 60 * given.minutes
     if not gpu:
         reason = "as asked" if given.cpu else "torch sees no GPU here"
-        print(f"No GPU is used ({reason}): a GPU's branches run on the processor, in small.")
+        print(f"No GPU is used ({reason}): a GPU's branches run on the processor, at small scale.")
         os.environ["MODMIX_FORCE_GPU_PATHS"] = "1"
     gpucases.add_encoders()
     torch.set_num_threads(1)

@@ -149,7 +149,7 @@ def render(found: Mapping[str, Any], order: Sequence[str]) -> str:
     lines = [
         "# Benchmarks",
         "",
-        "Written by `make bench`; how each number is measured stands in",
+        "Written by `make bench`; how each number is measured is described in",
         "[tests/benchmarks/README.md](tests/benchmarks/README.md). Numbers are medians; the peers",
         "of a comparison took turns with modmix in the same run. A ratio above 1 means that modmix",
         "is faster.",

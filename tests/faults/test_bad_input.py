@@ -224,10 +224,23 @@ DATA = {
         command=("data", "prepare", "weak", "-o", "seed"),
         lines=(r"--option must be name=value with a value as in a study file, got 'seed'",),
     ),
+    "an option for several tasks": Case(
+        study="study: s\ntasks: {a: {task: digits}, b: {task: weak}}\n",
+        command=("data", "prepare", "x.yaml", "-o", "train_rows=300"),
+        lines=(r"--option: the study has several tasks: give the option in the file",),
+    ),
+    "tasks that are wrong": Case(
+        study="study: s\ntasks:\n  a: {task: digitz}\n  b: {task: {name: weak, shar: 1}}\n",
+        command=("data", "check", "x.yaml"),
+        lines=(
+            r"x\.yaml: line 3: tasks\.a\.task: unknown task 'digitz': did you mean 'digits'\?",
+            r"x\.yaml: line 4: tasks\.b\.task\.shar: is not an option of this task .*",
+        ),
+    ),
     "a study file without a task": Case(
         study="study: s\n",
         command=("data", "prepare", "x.yaml"),
-        lines=(r"x\.yaml: must name a task: task: \{name: digits\}",),
+        lines=(r"x\.yaml: line 1: task: must name a task: task: \{name: digits\}",),
     ),
 }
 
@@ -464,7 +477,7 @@ PLACES = {
     ),
     "a runner of a GPU that is not there": Case(
         study=of("resources: {gpus: 1}\n"),
-        lines=(r"the study needs a GPU and this machine has none: check the driver, .*",),
+        lines=(r"the study needs a GPU and torch finds none: check the NVIDIA driver .*",),
         prepared=True,
     ),
     "final of another file": Case(

@@ -128,9 +128,7 @@ def test_a_cluster_without_nodes_is_waited_for_and_grows(tmp_path: Path) -> None
     """)
     assert (found["done"], found["failures"], found["joined"]) == (6, [], 1)
     assert len(found["said"]) == 1
-    assert (
-        "a pack asks for 1 CPUs, and no node of the Ray cluster is that large" in found["said"][0]
-    )
+    assert "a pack asks for 1 CPU, and no node of the Ray cluster is that large" in found["said"][0]
 
 
 def test_workers_that_cannot_start_end_the_study_with_a_sentence() -> None:
@@ -146,7 +144,7 @@ def test_workers_that_cannot_start_end_the_study_with_a_sentence() -> None:
         tell(work, told=told)
     """)
     assert found["done"] == 0
-    assert found["told"].startswith("no worker could be started, 5 times in a row (")
+    assert found["told"].startswith("5 attempts in a row to start a worker failed (")
     assert "tune_trial" in found["told"]
     assert found["told"].endswith("fix this and run the same command again")
     assert {counted for _, _, counted in found["failures"]} == {False}

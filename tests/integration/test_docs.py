@@ -36,7 +36,8 @@ from modmix.study.spec import (
 from modmix.study.validate import Checker
 from modmix.tasks.base import load_task
 from modmix.tasks.entries_arrays import ARRAYS
-from modmix.tasks.entries_papers import CIFAR100, GENDER
+from modmix.tasks.entries_bundled import DIGITS, WEAK
+from modmix.tasks.entries_papers import CIFAR100, GENDER, HIGGS
 from modmix.tasks.entries_text import FOOD101, HATEFUL_MEMES, MOSEI, MOSI, MVSA
 from modmix.tasks.entries_video import AVE, CREMAD, KINETICS_SOUNDS, MODELNET40, UCF101
 from modmix.tasks.entry import TaskEntry
@@ -212,6 +213,9 @@ def test_training_settings() -> None:
     ("heading", "entry"),
     [
         ("arrays: your own file", ARRAYS),
+        ("digits: four views of scans", DIGITS),
+        ("weak: synthetic, with weak inputs", WEAK),
+        ("higgs: collisions of particles", HIGGS),
         ("cifar100: small photographs", CIFAR100),
         ("gender: names, user IDs and activity", GENDER),
         ("food101", FOOD101),

@@ -102,7 +102,7 @@ def test_nothing_listens_beyond_this_machine_and_no_more_is_given_than_it_has() 
     assert found["listening"], "a cluster without any socket is no cluster"
     assert set(found["listening"]) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
     more = "more than this machine has or --workers allows: reduce the resources"
-    asked = ("a pack asks for 1 CPUs and 99 GPUs", "a pack of mul asks for 3 CPUs")
+    asked = ("a pack asks for 1 CPU and 99 GPUs", "a pack of mul asks for 3 CPUs")
     assert [is_up for _, is_up in found["refused"]] == [False] * 2
     for what, (said, _) in zip(asked, found["refused"], strict=True):
         assert f"resources: {what}" in said

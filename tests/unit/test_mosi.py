@@ -73,7 +73,7 @@ FIRST = [0, 2, 1, 0, 0, 0, 0]
 def test_sequences_begin_with_the_first_word(
     tmp_path: Path, whole: Whole, task: str, protocol: int
 ) -> None:
-    data = load(save(tmp_path / "x.pkl", whole, protocol), task, standardize=False)
+    data = load(save(tmp_path / "x.pkl", whole, protocol), task, standardise=False)
     assert data.shapes == {"text": (5, 4), "audio": (5, 3), "vision": (5, 2)}
     assert {(one.kind, one.dtype) for one in data.inputs.values()} == {("sequence", "float32")}
     for split, key in SPLITS.items():
@@ -118,7 +118,7 @@ def test_features_have_a_root_mean_square_of_1_in_training(tmp_path: Path, whole
 def test_classes_of_scores(
     tmp_path: Path, whole: Whole, classes: str, names: list[str], labels: list[int | None]
 ) -> None:
-    data = load(save(tmp_path / "x.pkl", whole), classes=classes, standardize=False)
+    data = load(save(tmp_path / "x.pkl", whole), classes=classes, standardise=False)
     assert data.class_names == tuple(names)
     for split, key in SPLITS.items():
         expected = [label for label in labels[: ROWS[key]] if label is not None]
@@ -137,7 +137,7 @@ def test_scores_are_clipped_to_seven(tmp_path: Path, whole: Whole, score: float)
 
 def test_rows_with_empty_text_are_dropped(tmp_path: Path, whole: Whole) -> None:
     whole["valid"]["text"][2] = 0
-    data = load(save(tmp_path / "x.pkl", whole), standardize=False)
+    data = load(save(tmp_path / "x.pkl", whole), standardise=False)
     assert [split.rows for split in data.splits.values()] == [7, 4, 6]
     assert data.val.labels.tolist() == [0, 0, 1, 1]
     expected = whole["valid"]["vision"][[0, 3, 4]].astype(np.float32)
@@ -176,7 +176,7 @@ def test_inputs_that_are_not_aligned_begin_by_themselves(tmp_path: Path, whole: 
     for split in whole.values():
         split["audio"] = np.concatenate([split["audio"], split["audio"]], axis=1)
         split["audio"][0, :4] = 0
-    data = load(save(tmp_path / "x.pkl", whole), standardize=False)
+    data = load(save(tmp_path / "x.pkl", whole), standardise=False)
     assert data.shapes["audio"] == (10, 3)
     found = data.train.inputs["audio"]
     np.testing.assert_array_equal(found[0, :6], whole["train"]["audio"][0, 4:].astype("f4"))
@@ -191,13 +191,13 @@ def test_options(tmp_path: Path, whole: Whole, monkeypatch: pytest.MonkeyPatch) 
     short = load(path, inputs=["vision", "text"], length=3)
     assert short.shapes == {"vision": (3, 2), "text": (3, 4)}
     assert load(path, length=99).shapes == data.shapes
-    raw = load(path, length=3, standardize=False)
+    raw = load(path, length=3, standardise=False)
     expected = shifted(whole["test"]["text"], FIRST[:6])[:, :3]
     np.testing.assert_array_equal(raw.test.inputs["text"], expected.astype(np.float32))
     # Results are known by the fingerprint: other arrays must have another.
     prints = {
-        load(path, standardize=standardize, length=length, classes=classes).fingerprint
-        for standardize in (True, False)
+        load(path, standardise=standardise, length=length, classes=classes).fingerprint
+        for standardise in (True, False)
         for length in (None, 3)
         for classes in ("non_negative", "positive", "three", "seven")
     }

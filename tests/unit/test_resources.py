@@ -91,6 +91,7 @@ def test_packs_are_found_by_the_reference_to_an_own_class(tmp_path: Path) -> Non
 
 
 def test_needs_as_people_read_them() -> None:
-    assert str(Needs()) == "1 CPUs"
+    assert str(Needs()) == "1 CPU"
     all_of_it = Needs(cpus=2, gpus=0.5, memory=3e9, accelerator_type="L4")
-    assert str(all_of_it) == "2 CPUs and 0.5 GPUs and 3 GB of memory and a device of type L4"
+    assert str(all_of_it) == "2 CPUs, 0.5 GPUs, 3 GB of memory and a device of type L4"
+    assert str(Needs(gpus=1)) == "1 CPU and 1 GPU"

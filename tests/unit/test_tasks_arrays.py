@@ -135,7 +135,7 @@ def test_shapes_and_kinds(tmp_path: Path) -> None:
         axes = tuple(range(values.ndim - 1))
         np.testing.assert_allclose(np.mean(values, axis=axes, dtype=float), 0, atol=1e-5)
         np.testing.assert_allclose(np.std(values, axis=axes, dtype=float), 1, atol=1e-4), name
-    plain = load(path, standardize=False)
+    plain = load(path, standardise=False)
     assert 0.98 < plain.train.inputs["colour"].max() <= 1.0
     assert set(np.unique(plain.train.inputs["flags"])) == {0.0, 1.0}
 
@@ -270,7 +270,7 @@ def test_a_file_with_its_splits_apart(tmp_path: Path) -> None:
     apart["train_only"] = rng.normal(size=(30, 2))  # no input: test has none of it
     data = load(
         save(tmp_path / "x.npz", **apart, class_names=np.array(["x", "y", "z"])),
-        standardize=False,
+        standardise=False,
         inputs=["b", "a"],
     )
     assert list(data.inputs) == ["b", "a"]
@@ -296,7 +296,7 @@ def test_a_file_with_its_splits_apart(tmp_path: Path) -> None:
 )
 def test_given_splits(tmp_path: Path, split: Any) -> None:
     arrays = example()
-    data = load(save(tmp_path / "x.npz", **arrays, split=split), standardize=False)
+    data = load(save(tmp_path / "x.npz", **arrays, split=split), standardise=False)
     for name, rows in zip(("train", "val", "test"), np.split(np.arange(60), 3), strict=True):
         np.testing.assert_array_equal(
             data.splits[name].inputs["a"], arrays["a"][rows].astype(np.float32)
@@ -319,11 +319,11 @@ def test_splits_without_validation_draw_it(
 ) -> None:
     arrays = example()
     path = save(tmp_path / "x.npz", **arrays, **{key: value})
-    data = load(path, standardize=False, **options)
+    data = load(path, standardise=False, **options)
     assert [split.rows for split in data.splits.values()] == [36, 9, 15]
     np.testing.assert_array_equal(data.test.inputs["a"], arrays["a"][45:].astype(np.float32))
     assert np.bincount(data.val.labels).tolist() == [3, 3, 3]
-    other = load(path, split_seed=1, standardize=False, **options)
+    other = load(path, split_seed=1, standardise=False, **options)
     np.testing.assert_array_equal(other.test.inputs["a"], data.test.inputs["a"])
     assert (other.val.inputs["a"] != data.val.inputs["a"]).any()
     assert load(path, val_fraction=0.4, **options).val.rows == 18
@@ -332,7 +332,7 @@ def test_splits_without_validation_draw_it(
 def test_drawn_splits_are_stratified_and_cover_all_rows_once(tmp_path: Path) -> None:
     arrays = example(rows=100, classes=4)
     path = save(tmp_path / "x.npz", **arrays)
-    data = load(path, standardize=False)
+    data = load(path, standardise=False)
     assert [split.rows for split in data.splits.values()] == [64, 16, 20]
     rows = np.concatenate([split.inputs["a"] for split in data.splits.values()])
     np.testing.assert_array_equal(
@@ -391,7 +391,7 @@ def test_csv_with_usual_names_star_and_integers(tmp_path: Path) -> None:
     lines += [f"{i % 2 + 7},{i},{i * i},{'true' if i >= 30 else 'False'}" for i in range(40)]
     path = tmp_path / "x.csv"
     path.write_text("\r\n".join(lines), encoding="utf-8")
-    data = load(path, columns={"all": ["*"]}, standardize=False)
+    data = load(path, columns={"all": ["*"]}, standardise=False)
     assert data.shapes == {"all": (2,)}  # neither the label nor the split
     assert data.class_names == ("7", "8")
     assert data.test.inputs["all"].tolist() == [[i, i * i] for i in range(30, 40)]
@@ -419,7 +419,7 @@ def test_csv_cells_may_have_line_breaks_whatever_the_size(
     data = text.getvalue().encode()
     path = tmp_path / name
     path.write_bytes(gzip.compress(data) if name.endswith("gz") else data)
-    loaded = load(path, columns={"x": ["a*"]}, standardize=False)
+    loaded = load(path, columns={"x": ["a*"]}, standardise=False)
     found = np.concatenate([split.inputs["x"][:, 0] for split in loaded.splits.values()])
     assert sorted(found.tolist()) == [i * i for i in range(300)]
     path.write_bytes(data.replace(b"\r\n250,62500,", b"\r\n250,?,"))
@@ -434,7 +434,7 @@ def test_the_delimiter_is_the_one_of_the_header(tmp_path: Path, delimiter: str) 
     path = tmp_path / "x.csv"
     with path.open("w", newline="") as file:
         csv.writer(file, delimiter=delimiter).writerows(rows)
-    data = load(path, columns={"a": ["x", "y, or z"]}, standardize=False)
+    data = load(path, columns={"a": ["x", "y, or z"]}, standardise=False)
     found = np.concatenate([split.inputs["a"] for split in data.splits.values()])
     assert sorted(found.tolist()) == [[i / 4, -i] for i in range(40)]
 

@@ -276,7 +276,7 @@ NPZ: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     (
         "too big for float32",
         {"text": spoiled(1e39)},
-        {"standardize": False},
+        {"standardise": False},
         "'text' must hold numbers up to 3.4e+38, got 1e+39 in row 7 (from 0); standardise, rescale",
     ),
     (

@@ -112,7 +112,7 @@ def test_fingerprint_is_of_content_not_of_path_time_or_compression(tmp_path: Pat
         np.savez_compressed(moved, **arrays)
     one = load_task("arrays", {"path": str(path)}).fingerprint
     assert load_task("arrays", {"path": str(moved)}).fingerprint == one
-    for other in ({"split_seed": 1}, {"standardize": False}, {"val_fraction": 0.3}):
+    for other in ({"split_seed": 1}, {"standardise": False}, {"val_fraction": 0.3}):
         assert load_task("arrays", {"path": str(path), **other}).fingerprint != one
 
 

@@ -65,7 +65,7 @@ def test_images_of_bytes_stay_bytes_and_have_a_mean_and_a_scale(tmp_path: Path) 
     assert described.mean.dtype == described.scale.dtype == np.float32
     np.testing.assert_allclose(described.mean, expected.mean(0), rtol=1e-6)
     np.testing.assert_allclose(described.scale, [expected.std(0)[0], 1, expected.std(0)[2]], 1e-6)
-    plain = load(path, standardize=False).inputs["image"]
+    plain = load(path, standardise=False).inputs["image"]
     assert plain.mean is not None
     assert plain.scale is not None
     assert (plain.mean.tolist(), plain.scale.tolist()) == ([0, 0, 0], [255, 255, 255])
@@ -147,7 +147,7 @@ def test_a_spectrogram_by_hand(tmp_path: Path) -> None:
     path = save(tmp_path / "x.npz", audio=sound)
     window, overlap, rate = 64, 24, 100.0
     settings = {"rate": rate, "window": window, "overlap": overlap}
-    data = load(path, spectrogram={"audio": settings}, standardize=False)
+    data = load(path, spectrogram={"audio": settings}, standardise=False)
     ramp = 0.25 * window / 2  # a Tukey window: cosine ramps over a quarter of it, periodic
     place = np.arange(window)
     distance = np.minimum(place, window - place)

@@ -409,7 +409,7 @@ def test_workers_that_cannot_start_end_the_study() -> None:
         assert study.trials.error is None
         study.fail(str(i))
     assert isinstance(study.trials.error, Incomplete)
-    assert "no worker could be started, 5 times in a row" in str(study.trials.error)
+    assert "5 attempts in a row to start a worker failed" in str(study.trials.error)
     assert study.turn()
     assert {failure[2] for failure in study.work.failures} == {False}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,28 +26,23 @@ Options = Annotated[
 ]
 
 
-def _task(task: str, options: list[str] | None) -> tuple[str, dict[str, Any]]:
+def _tasks(task: str, options: list[str] | None) -> list[tuple[str, dict[str, Any]]]:
+    """The task of this name, or the tasks of this study file, with their options."""
+    from modmix.study import spec
     from modmix.study.domains import variable_problem
+    from modmix.study.plan import expanded
+    from modmix.study.tasks_plan import tasks_of
     from modmix.tasks.table import resolve_options
 
-    given: dict[str, Any] = {}
-    folder: Path | None = None
-    if task.endswith((".yaml", ".yml")):
-        from modmix.study import spec
-
-        source = spec.read(Path(task))
-        block = source.raw.get("task")
-        block = {"name": block} if isinstance(block, str) else block
-        if not isinstance(block, dict) or not isinstance(block.get("name"), str):
-            raise InputError(f"{task}: must name a task: task: {{name: digits}}")
-        given, folder = dict(block), source.folder
-        task = given.pop("name")
-    given |= dict(map(_option, options or ()))
+    given = dict(map(_option, options or ()))
+    if not task.endswith((".yaml", ".yml")):
+        found: list[tuple[str, dict[str, Any]]] = [(task, {})]
+    elif len(found := tasks_of(spec.read(Path(task)))) > 1 and given:
+        raise InputError("--option: the study has several tasks: give the option in the file")
     for name, value in given.items():
         if (problem := variable_problem(value)) is not None:
             raise InputError(f"option {name}: {problem}")
-        given[name] = os.path.expandvars(value) if isinstance(value, str) else value
-    return task, resolve_options(task, given, folder)
+    return [(name, resolve_options(name, known | expanded(given))) for name, known in found]
 
 
 def _option(text: str) -> tuple[str, Any]:
@@ -69,22 +63,22 @@ def data_get(task: Task, option: Options = None) -> None:
     """Download the official files of a data set."""
     from modmix.tasks.base import get_task
 
-    name, options = _task(task, option)
-    with _progress() as progress:
-        paths = get_task(name, options, progress)
-    for path in paths:
-        print(path)
+    for name, options in _tasks(task, option):
+        with _progress() as progress:
+            paths = get_task(name, options, progress)
+        for path in paths:
+            print(path)
 
 
 @data_app.command("prepare")
 def data_prepare(task: Task, option: Options = None) -> None:
-    """Prepare a data set for training; done once."""
+    """Prepare a data set, or all those of a study, for training; done once."""
     from modmix.tasks.base import prepare_task
 
-    name, options = _task(task, option)
-    with _progress() as progress:
-        path = prepare_task(name, options, progress)
-    print(path)
+    for name, options in _tasks(task, option):
+        with _progress() as progress:
+            path = prepare_task(name, options, progress)
+        print(path)
 
 
 @data_app.command("check")
@@ -92,7 +86,7 @@ def data_check(task: Task, option: Options = None) -> None:
     """Verify the checksums of prepared data."""
     from modmix.tasks.base import check_task
 
-    name, options = _task(task, option)
-    with _progress() as progress:
-        path = check_task(name, options, progress)
-    print(f"{path}: checksums match")
+    for name, options in _tasks(task, option):
+        with _progress() as progress:
+            path = check_task(name, options, progress)
+        print(f"{path}: checksums match")

@@ -21,7 +21,11 @@ def _common() -> None:
 @export_app.command("predictions")
 def export_predictions(
     study: Annotated[
-        str, typer.Argument(help="Name of a study, or its study file.", show_default=False)
+        str,
+        typer.Argument(
+            help="Name of a study, its study file, or OWNER/NAME of somebody else's study.",
+            show_default=False,
+        ),
     ],
     task: Annotated[
         str | None, typer.Option(help="In a study of several tasks, only this one.")

@@ -372,7 +372,10 @@ def _check_format(format: str) -> None:
 def compare(
     studies: Annotated[
         list[str],
-        typer.Argument(help="Names of studies, or their study files.", show_default=False),
+        typer.Argument(
+            help="Names of studies, their study files, or OWNER/NAME of somebody else's studies.",
+            show_default=False,
+        ),
     ],
     format: Annotated[str, typer.Option(help="text, csv, md, tex or json.")] = "text",
     metric: Annotated[

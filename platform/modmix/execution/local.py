@@ -267,8 +267,8 @@ def _device(gpus: float) -> str:
 
     if not torch.cuda.is_available():
         raise InputError(
-            "the study needs a GPU and this machine has none: check the driver, or set "
-            "resources.gpus to 0"
+            "the study needs a GPU and torch finds none: check the NVIDIA driver and that torch is "
+            "built for it, or set resources.gpus to 0"
         )
     torch.ones(1, device="cuda").item()  # raises now if the device is broken
     return "cuda"

@@ -29,7 +29,9 @@ def stops_on_signals(
         if work.stopping:
             raise KeyboardInterrupt
         work.stop()
-        said = "stopping; the same command resumes from the checkpoints (Ctrl-C again: immediately)"
+        said = (
+            "stopping; the same command resumes from the checkpoints (Ctrl-C again stops at once)"
+        )
         # In a thread: the main thread may be in the middle of printing, which cannot be reentered.
         threading.Thread(target=log, args=(said,), daemon=True).start()
         # Slurm and `timeout` send SIGTERM to all processes: without its cluster, Ray would wait for

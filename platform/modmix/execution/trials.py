@@ -179,7 +179,7 @@ class Trials(Unsaved):
         self._failed_starts += 1
         if self._failed_starts >= MAX_FAILED_STARTS and not self._started and self.error is None:
             self.error = Incomplete(
-                f"no worker could be started, {self._failed_starts} times in a row ({why}): fix "
+                f"{self._failed_starts} attempts in a row to start a worker failed ({why}): fix "
                 "this and run the same command again"
             )
 

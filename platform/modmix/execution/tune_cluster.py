@@ -43,14 +43,14 @@ class Needs:
     accelerator_type: str | None = None
 
     def __str__(self) -> str:
-        words = [f"{self.cpus:g} CPUs"]
+        words = [f"{self.cpus:g} CPU{'' if self.cpus == 1 else 's'}"]
         if self.gpus:
-            words.append(f"{self.gpus:g} GPUs")
+            words.append(f"{self.gpus:g} GPU{'' if self.gpus == 1 else 's'}")
         if self.memory:
             words.append(f"{self.memory / 1e9:g} GB of memory")
         if self.accelerator_type is not None:
             words.append(f"a device of type {self.accelerator_type}")
-        return " and ".join(words)
+        return " and ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
 
     @property
     def bundle(self) -> dict[str, float]:
@@ -140,11 +140,13 @@ class Cluster(Unsaved):
         except InputError:
             raise
         except Exception as error:  # Ray raises several kinds, some of them bare RuntimeErrors
-            where = self._address or "on this machine"
+            why = first_line(error)
             raise InputError(
-                f"no Ray cluster {where} could be used ({first_line(error)}): check the address, "
-                "that `ray start --head` ran there, and that RAY_AUTH_MODE and the token are the "
-                "same on every node"
+                f"Ray could not be started on this machine ({why}): see "
+                "/tmp/ray/session_latest/logs, or train in this process with --local"
+                if self._address is None
+                else f"the Ray cluster at {self._address} could not be used ({why}): check that "
+                "RAY_AUTH_MODE and the token are the same on every node"
             ) from error
 
     def _init(self) -> None:

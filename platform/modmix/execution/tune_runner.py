@@ -40,7 +40,7 @@ class TuneRunner:
         address: of a cluster; None starts one on this machine that ends with the study.
         workers: processors of the cluster started on this machine; None: all this process may use.
         study: its name, for the Ray dashboard.
-        log: called with sentences for the user.
+        log: called with messages for the user.
     """
 
     def __init__(

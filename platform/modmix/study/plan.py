@@ -270,7 +270,7 @@ class Plan:
         """The task's options, with those that a configuration sets replaced."""
         if not chosen:
             return self.task_options
-        options = {**self.task_options, **_expanded(chosen)}
+        options = {**self.task_options, **expanded(chosen)}
         return resolve_options(self.task_name, options, self.source.folder)
 
     def details(self) -> dict[str, Any]:
@@ -351,7 +351,7 @@ def loaded(
     source: Source, spec: StudySpec, parts: Sequence[PartPlan], checker: Checker, progress: Watch
 ) -> Plan:
     """The plan of a file without problems, with its data."""
-    options = resolve_options(checker.task, _expanded(task_options(spec.task or {})), source.folder)
+    options = resolve_options(checker.task, expanded(task_options(spec.task or {})), source.folder)
     return Plan(
         spec=spec,
         source=source,
@@ -367,7 +367,8 @@ def loaded(
 # ---------------------------------------------------------------- resolving
 
 
-def _expanded(options: Mapping[str, Any]) -> dict[str, Any]:
+def expanded(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with environment variables replaced by their values."""
     return {
         name: os.path.expandvars(value) if isinstance(value, str) else value
         for name, value in options.items()

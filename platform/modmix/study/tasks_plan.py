@@ -20,7 +20,8 @@ from modmix.study import spec as spec_module
 from modmix.study.configurations import Configuration
 from modmix.study.plan import Plan, Watch
 from modmix.study.spec import Source, StudySpec, sources_of_tasks, unknown
-from modmix.study.validate import PartPlan
+from modmix.study.validate import Checker, PartPlan, task_options
+from modmix.tasks.table import resolve_options
 
 if TYPE_CHECKING:
     from modmix.tasks.data import Data
@@ -186,6 +187,33 @@ def make(
     if problems:
         raise SpecError(source.name, problems)
     return TasksPlan(spec=spec, source=source, of=plans)
+
+
+def tasks_of(source: Source) -> list[tuple[str, dict[str, Any]]]:
+    """The tasks of a study file, by name or reference, with their options.
+
+    The rest of the file is not checked: data can be prepared before the file is complete.
+
+    Raises:
+        SpecError: a task is missing or invalid.
+    """
+    sources = sources_of_tasks(source) if "tasks" in source.raw else {"": source}
+    found, problems = [], list(source.problems)
+    for one in sources.values():
+        checker, block = Checker(one), one.raw.get("task")
+        checker.run_task()
+        problems += checker.problems
+        if checker.task:
+            given = task_options(block) if isinstance(block, Mapping) else {}
+            options = plan_module.expanded(given)
+            found.append((checker.task, options))
+        elif not checker.problems:
+            problems.append(one.problem(("task",), "must name a task: task: {name: digits}"))
+    if not sources:
+        problems.append(source.problem(("tasks",), "must have at least one task"))
+    if problems:
+        raise SpecError(source.name, problems)
+    return [(task, resolve_options(task, options, source.folder)) for task, options in found]
 
 
 def _of_parts(source: Source, spec: StudySpec | None) -> list[Problem]:

@@ -82,9 +82,13 @@ class Checker:
         if problem not in self.problems:  # shared settings are checked once per method
             self.problems.append(problem)
 
+    def run_task(self) -> None:
+        """Check the block ``task`` alone."""
+        self._task(self.source.raw.get("task"))
+
     def run(self) -> list[PartPlan]:
         raw = self.source.raw
-        self._task(raw.get("task"))
+        self.run_task()
         self._encoders(raw.get("encoders"))
         self._own_methods(raw.get("parts"))
         training = raw.get("training")

@@ -71,14 +71,14 @@ class Arrays(Task):
         writer.content("labels", labels_N)
         writer.content("class_names", list(class_names))
         writer.content("splits", splits_N)
-        for option in ("standardize", "spectrogram"):
+        for option in ("standardise", "spectrogram"):
             writer.content(option, self.options[option])
         inputs = []
         for view in views:
             writer.content(view.name, view.values)
             if view.alphabet is not None:
                 writer.alphabet(view.name, view.alphabet)
-            inputs.append(write_view(loaded, writer, view, splits_N, self.options["standardize"]))
+            inputs.append(write_view(loaded, writer, view, splits_N, self.options["standardise"]))
             progress("write", len(inputs), len(views))
         for number, split in enumerate(SPLITS):
             writer.put(labels_file(split), labels_N[splits_N == number], np.int64)

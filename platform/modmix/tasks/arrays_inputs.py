@@ -80,7 +80,7 @@ def view_of(loaded: Loaded, name: str, splits_N: Splits, options: Mapping[str, A
         raise DataError(
             f"{where} must have rows of shape (D,), (T, D) or (H, W, C), got {values.shape[1:]}"
         )
-    _check_numbers(loaded, name, values, options["standardize"])
+    _check_numbers(loaded, name, values, options["standardise"])
     settings = (options["spectrogram"] or {}).get(name)
     return (
         _numbers(name, values) if settings is None else _spectrogram(where, name, values, settings)
@@ -151,10 +151,10 @@ def _tokens(loaded: Loaded, name: str, splits_N: Splits, length: int | None) -> 
     )
 
 
-def _check_numbers(loaded: Loaded, name: str, values: Array, standardize: bool) -> None:
+def _check_numbers(loaded: Loaded, name: str, values: Array, standardise: bool) -> None:
     if values.dtype.kind != "f":
         return
-    limit = _LARGEST_TO_STANDARDISE if standardize else _LARGEST
+    limit = _LARGEST_TO_STANDARDISE if standardise else _LARGEST
     limit = min(limit, float(np.finfo(values.dtype).max))
     for part in chunks(len(values), values[0].size):
         flat = values[part].reshape(len(values[part]), -1)
@@ -168,7 +168,7 @@ def _check_numbers(loaded: Loaded, name: str, values: Array, standardize: bool) 
                     f"must hold numbers up to {limit:.3g}",
                     "rescale or leave out such rows",
                 )
-                if not standardize:
+                if not standardise:
                     mend = "standardise, rescale or leave out such rows"
             raise DataError(f"{loaded.path}: {name!r} {rule}, got {came} in {place}; {mend}")
 
@@ -177,11 +177,11 @@ def _check_numbers(loaded: Loaded, name: str, values: Array, standardize: bool) 
 
 
 def write_view(
-    loaded: Loaded, writer: Writer, view: View, splits_N: Splits, standardize: bool
+    loaded: Loaded, writer: Writer, view: View, splits_N: Splits, standardise: bool
 ) -> Input:
     """Write all splits of an input and return its description.
 
-    With ``standardize``, inputs other than tokens are standardised per feature (images: channel) by
+    With ``standardise``, inputs other than tokens are standardised per feature (images: channel) by
     training statistics; without, integer images are divided by their training maximum (uint8: 255).
     uint8 images are stored raw, with mean and scale in the returned `Input`.
     """
@@ -191,7 +191,7 @@ def write_view(
     if view.kind == "image" and view.values.dtype.kind in "iu" and view.convert is _as_it_is:
         top = 255 if view.dtype == "uint8" else max(1, view.values[rows["train"]].max())
         scale_D = np.full(width, float(top))
-    if standardize and view.kind != "tokens":
+    if standardise and view.kind != "tokens":
         moments = Moments(width)
         for part in view.parts(rows["train"]):
             moments.add(part.reshape(-1, width))

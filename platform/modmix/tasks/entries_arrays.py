@@ -104,7 +104,7 @@ ARRAYS = TaskEntry(
         ),
         SPLIT_SEED,
         Option(
-            name="standardize",
+            name="standardise",
             kind="bool",
             default=True,
             doc="mean 0, standard deviation 1 on the training rows (images: per channel); "

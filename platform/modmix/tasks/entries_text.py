@@ -50,7 +50,7 @@ _SENTIMENT_OPTIONS = (
         doc="maximum number of frames per row, from its first word on; null: all",
     ),
     Option(
-        name="standardize",
+        name="standardise",
         kind="bool",
         default=True,
         doc="divide features by their root mean square over the training frames that are not empty",

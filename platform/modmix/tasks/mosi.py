@@ -100,13 +100,13 @@ class Mosi(Task):
         names = self.options["inputs"] or list(INPUTS)
         inputs = tuple(self._described(name, splits["train"].inputs[name]) for name in names)
         writer.content("inputs", [[one.name, list(one.shape)] for one in inputs])
-        writer.content("standardize", self.options["standardize"])
+        writer.content("standardise", self.options["standardise"])
         total = len(inputs) * sum(len(rows.labels_N) for rows in splits.values())
         done = 0
         for one in inputs:
             length, features = one.shape
             scale_D = np.ones(features)
-            if self.options["standardize"]:
+            if self.options["standardise"]:
                 scale_D = _root_mean_square(splits["train"].chunks(one.name, length), features)
             writer.scaled(one.name, np.zeros(features), scale_D)
             for split, rows in splits.items():

@@ -1,0 +1,83 @@
+"""`modmix data` on study files: of one task, of several, and of a user's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from modmix.cli.main import app
+from modmix.tasks.base import load_task, prepare_task
+
+SEVERAL = """\
+study: several
+tasks:
+  scans: {task: digits}
+  simulated: {task: {name: weak, share: 0.5, train_rows: 40, val_rows: 20, test_rows: 20}}
+parts: {}    # not written yet
+"""
+
+OWN = '''\
+import numpy as np
+
+import modmix
+from modmix.tasks.base import Contents
+from modmix.tasks.data import Input
+
+
+class Ramp(modmix.Task):
+    """One number per row."""
+
+    def __init__(self, *, rows: int = 4):
+        self.rows = rows
+
+    def write(self, writer, progress):
+        for split in ("train", "val", "test"):
+            values = np.arange(self.rows, dtype=np.float32)[:, None]
+            writer.content(split, values)
+            writer.split(split, {"x": values}, np.arange(self.rows) % 2)
+        return Contents(
+            inputs=(Input(name="x", shape=(1,)),),
+            class_names=("even", "odd"),
+            rows=dict.fromkeys(("train", "val", "test"), self.rows),
+        )
+'''
+
+
+def lines(*words: str) -> list[str]:
+    ended = CliRunner().invoke(app, ["data", *words])
+    assert ended.exit_code == 0, ended.output
+    return ended.stdout.splitlines()
+
+
+@pytest.fixture(autouse=True)
+def _data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODMIX_DATA", str(tmp_path / "data"))
+
+
+def test_all_tasks_of_a_study_are_prepared(tmp_path: Path) -> None:
+    file = tmp_path / "several.yaml"
+    file.write_text(SEVERAL)
+    sizes = {"share": 0.5, "train_rows": 40, "val_rows": 20, "test_rows": 20}
+    found = lines("prepare", str(file))
+    assert found == [str(prepare_task("digits", {})), str(prepare_task("weak", sizes))]
+    assert lines("check", str(file)) == [f"{path}: checksums match" for path in found]
+    assert load_task("weak", sizes).train.rows == 40
+
+
+def test_an_option_of_the_command_comes_before_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "one.yaml"
+    file.write_text("study: one\ntask: {name: weak, train_rows: 40, val_rows: 20, test_rows: 20}\n")
+    (path,) = lines("prepare", str(file), "-o", "train_rows=50")
+    sizes = {"train_rows": 50, "val_rows": 20, "test_rows": 20}
+    assert path == str(prepare_task("weak", sizes)) != lines("prepare", str(file))[0]
+
+
+def test_a_task_of_one_s_own_is_prepared(tmp_path: Path) -> None:
+    (tmp_path / "ramp.py").write_text(OWN)
+    file = tmp_path / "own.yaml"
+    file.write_text('study: own\ntask: {class: "ramp.py:Ramp", rows: 6}\n')
+    (path,) = lines("prepare", str(file))
+    assert sum(one.stat().st_size for one in Path(path).glob("*train*")) >= 6 * 4
+    assert lines("check", str(file)) == [f"{path}: checksums match"]
