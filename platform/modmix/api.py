@@ -226,7 +226,7 @@ def _make_runner(
     if kind == "local":
         from modmix.execution.local import LocalRunner
 
-        return LocalRunner(gpus=plan.spec.resources.gpus)
+        return LocalRunner(gpus={method: one.gpus for method, one in _needs(plan).items()})
     if kind != "ray":
         raise InputError(f"runner must be ray or local, got {kind!r}")
     from modmix.execution.tune_runner import TuneRunner

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from modmix.execution.tune_scheduler import WITHDRAWN
 from tests.faults.nodes import ROOT, environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(300)]
@@ -76,6 +77,31 @@ def test_one_bad_node_among_three(tmp_path: Path) -> None:
     assert {counted for _, _, counted in found["failures"]} == {True}
     assert len(found["said"]) == 1
     assert "is avoided from now on: " in found["said"][0]
+
+
+def test_the_good_node_is_lost_while_packs_wait_for_it(tmp_path: Path) -> None:
+    """The bad node, whose fault has been mended, gets packs that were to avoid it."""
+    found = scenario(f"""
+        import pathlib
+        from modmix.execution import trials
+        trials.SILENT_SECONDS = 2.0
+
+        mended = pathlib.Path({str(tmp_path / "mended")!r})
+        nodes.add(does="dies", gate=str(mended))
+        good = [nodes.add(does="waits", gate={str(tmp_path / "never")!r})]
+
+        def changed(work):
+            if said and good:
+                mended.touch()
+                nodes.kill(good.pop())
+
+        work = FakeWork(6, changed)
+        train(work)
+        tell(work)
+    """)
+    assert found["done"] == 6
+    assert len(found["said"]) == 1
+    assert [WITHDRAWN, True, False] in found["failures"]
 
 
 def test_a_node_is_killed(tmp_path: Path) -> None:

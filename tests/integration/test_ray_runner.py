@@ -162,7 +162,7 @@ def test_auto_is_the_cluster_of_ray_address(monkeypatch: pytest.MonkeyPatch) -> 
     """So that one which is not there is said at once."""
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     with pytest.raises(InputError, match=r"no Ray cluster answers at 127\.0\.0\.1:9 \("):
-        tune_cluster.Cluster(tune_cluster.Needs(), address="auto").check()
+        tune_cluster.Cluster({"": tune_cluster.Needs()}, address="auto").check()
 
 
 def test_a_study_that_is_refused_leaves_no_cluster_behind(refused: Path) -> None:

@@ -253,8 +253,7 @@ def test_a_model_that_looks_into_tensors_is_counted_by_its_parameters() -> None:
 
 
 def costs(data: Data, gpus: int = 0) -> Costs:
-    spec = SimpleNamespace(resources=SimpleNamespace(gpus=gpus))
-    plan: Any = SimpleNamespace(data_for=lambda task: data, spec=spec)
+    plan: Any = SimpleNamespace(data_for=lambda task: data, gpus_of=lambda method: gpus)
     return Costs(plan, {"toy": TaskRef(name="toy", options={}, fingerprint="toy")})
 
 

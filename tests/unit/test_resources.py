@@ -11,6 +11,7 @@ import pytest
 from modmix import api
 from modmix.execution.tune_cluster import Needs
 from modmix.study import spec
+from modmix.study.plan import Plan
 from modmix.study.spec import MethodResourcesSpec, StudySpec
 
 STUDY = """
@@ -57,6 +58,16 @@ def test_a_method_has_the_study_s_values_where_it_has_none(tmp_path: Path) -> No
     common: dict[str, Any] = {"cpus": 2, "accelerator_type": "H100"}
     assert found.resources.of("mul") == MethodResourcesSpec(gpus=0.5, memory=3, **common)
     assert found.resources.of("add") == MethodResourcesSpec(gpus=0, **common)
+
+
+def test_gpus_of_a_single_method_count(tmp_path: Path) -> None:
+    found, _ = check(tmp_path, "methods: {mul: {gpus: 1}}")
+    assert found is not None
+    assert found.resources.largest_pack == 1024
+    plan: Any = SimpleNamespace(spec=found, methods={"mul": "mul", "add": "add"}, name="s")
+    assert (Plan.gpus_of(plan, "mul"), Plan.gpus_of(plan, "add")) == (1, 0)
+    runner: Any = api._make_runner("local", plan, address=None, workers=None, log=print)
+    assert runner._gpus == {"": 0, "mul": 1}
 
 
 @pytest.mark.parametrize(

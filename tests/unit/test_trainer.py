@@ -500,6 +500,24 @@ def test_stopped_after_every_evaluation(tmp_path: Path, monkeypatch: pytest.Monk
     same(finished(events), expected)
 
 
+@pytest.mark.parametrize("taken", [1, 3])
+def test_stopped_between_the_last_evaluation_and_the_results(taken: int, tmp_path: Path) -> None:
+    """Whatever was told before, all results are in the checkpoint, and nothing is trained again."""
+    replicates = make_replicates("mul", [{"beta": b} for b in (0, 1)], data=DATA, epochs=2)
+    expected = train(replicates, DATA, keep_weights=True)
+    pack = make_pack(replicates, keep_weights=True, checkpoint=str(tmp_path / "c"))
+    running = train_pack(pack, DATA)
+    for event in running:
+        if isinstance(event, Progress) and event.active == 0:
+            break
+    first = [next(running) for _ in range(taken - 1)]
+    assert all(isinstance(event, Finished) for event in first)
+    running.close()
+    events = list(train_pack(pack, DATA))
+    assert progress(events) == []
+    same(finished(events), expected)
+
+
 @pytest.mark.parametrize("with_checkpoint", [False, True])
 def test_members_with_a_result_are_not_trained_again(
     with_checkpoint: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -39,14 +39,14 @@ def terminated(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 
 def test_the_handler_of_sigterm_stays(terminated: list[int]) -> None:
-    Cluster(Needs(), workers=1).connect()
+    Cluster({"": Needs()}, workers=1).connect()
     os.kill(os.getpid(), signal.SIGTERM)
     assert terminated == [signal.SIGTERM]
 
 
 def test_sigterm_while_ray_starts_is_an_interruption(terminated: list[int]) -> None:
     with pytest.raises(KeyboardInterrupt):
-        Cluster(Needs(), workers=2).connect()
+        Cluster({"": Needs()}, workers=2).connect()
     os.kill(os.getpid(), signal.SIGTERM)
     assert terminated == [signal.SIGTERM]
 
@@ -69,7 +69,7 @@ def test_an_interruption_waits_until_ray_has_started_but_not_a_second_one(
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "shutdown", lambda: done.append("ended"))
     before = signal.getsignal(number)
-    cluster = Cluster(Needs(), workers=1)
+    cluster = Cluster({"": Needs()}, workers=1)
     with pytest.raises(KeyboardInterrupt):
         cluster.connect()
     assert signal.getsignal(number) is before
@@ -91,7 +91,7 @@ def test_an_interrupted_start_that_fails_is_still_an_interruption(
 
     monkeypatch.setattr(ray, "init", init)
     with pytest.raises(KeyboardInterrupt):
-        Cluster(Needs(), workers=1).connect()
+        Cluster({"": Needs()}, workers=1).connect()
     assert terminated == []
 
 
@@ -139,3 +139,32 @@ def test_nothing_is_collected_that_would_ask_a_lost_cluster(
         assert (left() is not None) == lost
     finally:
         gc.unfreeze()
+
+
+def test_nodes_are_those_large_enough_for_the_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    sizes = {"plain": {"CPU": 4.0}, "device": {"CPU": 1.0, "GPU": 1.0}, "gone": {"CPU": 9.0}}
+    found = [
+        {"NodeID": name, "Resources": size, "Alive": name != "gone", "NodeManagerAddress": name}
+        for name, size in sizes.items()
+    ]
+    monkeypatch.setattr(ray, "nodes", lambda: found)
+    cluster = Cluster({"": Needs(cpus=2), "mul": Needs(gpus=1)}, address="x:1")
+    assert list(cluster.nodes()) == list(cluster.nodes("add")) == ["plain"]
+    assert list(cluster.nodes("mul")) == ["device"]
+    assert cluster.node_name("device") == "device (device)"
+    assert cluster.capacity() == 2
+
+
+@pytest.mark.parametrize(("gpus", "expected"), [(0.0, 0), (0.5, None)])
+def test_a_cluster_of_this_machine_has_its_gpus_if_any_method_needs_one(
+    gpus: float, expected: int | None, monkeypatch: pytest.MonkeyPatch, terminated: list[int]
+) -> None:
+    import ray
+
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(ray, "init", lambda **how: given.update(how))
+    Cluster({"": Needs(), "mul": Needs(gpus=gpus)}).connect()
+    assert given["num_gpus"] == expected  # None: all that Ray finds
+    assert terminated == []

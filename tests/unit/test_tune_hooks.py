@@ -17,7 +17,7 @@ from modmix.execution.nodes import Nodes
 from modmix.execution.trials import Trials
 from modmix.execution.tune_callback import DIED, LOST, StudyCallback, StudyStopper
 from modmix.execution.tune_cluster import Needs
-from modmix.execution.tune_scheduler import RungScheduler
+from modmix.execution.tune_scheduler import WITHDRAWN, RungScheduler
 from modmix.execution.tune_search import PackSearcher, placement
 
 
@@ -26,12 +26,14 @@ class FakeCluster:
     """Nodes by id with room for so many packs each."""
 
     rooms: dict[str, int] = field(default_factory=lambda: {"a": 1, "b": 1})
+    too_small: dict[str, set[str]] = field(default_factory=dict)  # nodes, by method
     is_local: bool = False
     dead: set[str] = field(default_factory=set)
     taken: int = 0  # places, by this study or others
 
-    def nodes(self) -> dict[str, int]:
-        return {node: room for node, room in self.rooms.items() if node not in self.dead}
+    def nodes(self, method: str = "") -> dict[str, int]:
+        gone = self.dead | self.too_small.get(method, set())
+        return {node: room for node, room in self.rooms.items() if node not in gone}
 
     def is_alive(self, node: str) -> bool:
         return node in self.nodes()
@@ -78,6 +80,15 @@ class FakeTrial:
     trial_id: str
     error_file: str | None = None
     status: str = "PENDING"
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class FakeController:
+    stopped: list[Any] = field(default_factory=list)
+
+    def stop_trial(self, trial: Any) -> None:
+        self.stopped.append(trial)
 
 
 class Study:
@@ -93,7 +104,7 @@ class Study:
         self.nodes = Nodes(self.said.append)
         shared = (self.trials, self.cluster, self.nodes, self.store)
         self.searcher, self.callback = PackSearcher(*shared), StudyCallback(*shared)
-        self.scheduler = RungScheduler(self.trials, self.store)
+        self.scheduler = RungScheduler(self.trials, self.cluster, self.store)
         self.stopper = StudyStopper(self.trials)
 
     def suggest(self, trial: str) -> Any:
@@ -303,6 +314,55 @@ def test_a_failure_of_the_machine() -> None:
     assert study.work.failures == [("OSError: disk", True, True)]
     again = study.suggest("1")
     assert (again["pack"], again["avoided_nodes"]) == (name, "a")
+
+
+def avoiding() -> tuple[Study, Any]:
+    """A pack that failed on node a waits for node b as trial 1."""
+    study = Study(1)
+    study.start("0", "a")
+    study.result("0", failure="OSError: no disk", of_machine=True)
+    study.fail("0")
+    config = study.suggest("1")
+    assert config["avoided_nodes"] == "a"
+    waiting: Any = FakeTrial("1", config=config)
+    study.scheduler.on_trial_add(None, waiting)
+    return study, waiting
+
+
+def test_a_pack_whose_last_node_is_lost_is_handed_out_anew() -> None:
+    study, waiting = avoiding()
+    tune = FakeController()
+    assert study.scheduler.choose_trial_to_run(tune) is None
+    assert tune.stopped == []
+    study.cluster.dead.add("b")
+    study.scheduler.choose_trial_to_run(tune)
+    assert tune.stopped == [waiting]
+    assert study.work.failures[1:] == [(WITHDRAWN, True, False)]
+    study.callback.on_trial_complete(0, [], waiting)  # as `stop_trial` does
+    again = study.suggest("2")
+    assert again["pack"] == waiting.config["pack"]
+    assert "avoided_nodes" not in again
+
+
+@pytest.mark.parametrize("status", ["RUNNING", "PENDING"])
+def test_a_pack_that_may_still_run_is_not_taken_back(status: str) -> None:
+    """It runs, or there is no node at all: whatever joins is none of those that it avoids."""
+    study, waiting = avoiding()
+    waiting.status = status
+    study.cluster.dead |= {"b"} if status == "RUNNING" else {"a", "b"}
+    tune = FakeController()
+    study.scheduler.choose_trial_to_run(tune)
+    assert tune.stopped == []
+
+
+def test_nodes_that_are_too_small_for_the_method_are_no_alternative() -> None:
+    """The pack would wait for ever: node b has no GPU, say."""
+    study = Study(2, FakeCluster(too_small={"mul": {"b"}}))
+    study.start("0", "a")
+    study.result("0", failure="OSError: no data", of_machine=True, unfit=True)
+    study.fail("0")
+    assert study.work.failures == [("OSError: no data", True, True)]  # counted
+    assert "avoided_nodes" not in study.suggest("1")
 
 
 def test_failures_of_a_node_with_successes_between_do_not_make_it_bad() -> None:

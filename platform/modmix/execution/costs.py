@@ -43,7 +43,6 @@ class Costs:
     def __init__(self, plan: StudyPlan, tasks: Mapping[str, TaskRef]) -> None:
         self._plan = plan
         self._tasks = tasks
-        self._gpu = bool(plan.spec.resources.gpus)
         self._known: dict[str, Cost] = {}
 
     def of(self, replicate: Replicate) -> Cost:
@@ -63,7 +62,8 @@ class Costs:
         batch = min(settings["batch_size"], data.train.rows)
         steps = data.train.rows // batch
         counted, reads = _counted(replicate, data, batch)
-        stages = [(epochs, step_cost(step, gpu=self._gpu)) for epochs, step in counted]
+        gpu = self._plan.gpus_of(replicate.method) > 0
+        stages = [(epochs, step_cost(step, gpu=gpu)) for epochs, step in counted]
         if not stages:
             return _NOTHING
         evaluations = sum(epochs for epochs, _ in stages) * min(

@@ -128,17 +128,21 @@ class Runner(Protocol):
 
 
 class LocalRunner:
-    """Trains packs one by one in this process: for tests, debugging and a single GPU."""
+    """Trains packs one by one in this process: for tests, debugging and a single GPU.
 
-    def __init__(self, *, gpus: float = 0) -> None:
-        self._gpus = gpus
+    Args:
+        gpus: of a pack, by method; "" is for all other methods.
+    """
+
+    def __init__(self, *, gpus: Mapping[str, float] | None = None) -> None:
+        self._gpus = {"": 0.0, **(gpus or {})}
 
     @property
     def slots(self) -> int:
         return 1
 
     def start(self) -> None:
-        _device(self._gpus)
+        _device(max(self._gpus.values()))
 
     def close(self) -> None:
         pass
@@ -160,7 +164,11 @@ class LocalRunner:
         def dropped() -> Verdict:
             return work.verdicts.get(pack.id, {})
 
-        events = batch_finished(train(pack, gpus=self._gpus, dropped=dropped))
+        def started() -> Generator[Event, None, None]:
+            gpus = self._gpus.get(pack.method, self._gpus[""])
+            yield from train(pack, gpus=gpus, dropped=dropped)
+
+        events = batch_finished(started())
         while True:
             try:
                 batch = next(events, None)

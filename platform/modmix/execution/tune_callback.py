@@ -113,7 +113,7 @@ class StudyCallback(tune.Callback):
         if pack is not None:
             name = self._cluster.node_name(node)
             self._nodes.failed(node, pack.id, why, unfit=unfit or not started, name=name)
-            others = self._nodes.has_good(self._cluster.nodes())
+            others = self._nodes.has_good(self._cluster.nodes(pack.method))
             self._end(trial, why, counted=started and not (unfit and others))
 
     def _end(

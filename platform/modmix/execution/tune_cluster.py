@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ class Cluster(Unsaved):
     """A connection to a cluster.
 
     Args:
-        needs: of a pack; the cluster is counted in such packs.
+        needs: of a pack, by method; "" is for all other methods, and the cluster is counted in it.
         address: of a cluster; None starts one on this machine that ends with `close`.
         workers: processors of the cluster started on this machine; None: all this process may use.
         study: the name of the job in the Ray dashboard.
@@ -87,13 +87,13 @@ class Cluster(Unsaved):
 
     def __init__(
         self,
-        needs: Needs,
+        needs: Mapping[str, Needs],
         *,
         address: str | None = None,
         workers: int | None = None,
         study: str = "study",
     ) -> None:
-        self.needs = needs
+        self._needs = needs
         self._address = address
         self._study = study
         self._workers = workers or cpu_count()
@@ -163,7 +163,7 @@ class Cluster(Unsaved):
             how |= {
                 "address": "local",  # not a cluster that happens to run on this machine
                 "num_cpus": self._workers,
-                "num_gpus": None if self.needs.gpus else 0,
+                "num_gpus": None if any(one.gpus for one in self._needs.values()) else 0,
                 "include_dashboard": False,
                 # Packs hand over small events; the default takes a third of the memory.
                 "object_store_memory": 256 * 1024**2,
@@ -203,18 +203,19 @@ class Cluster(Unsaved):
 
     # ------------------------------------------------------------ what there is
 
-    def nodes(self) -> dict[str, dict[str, Any]]:
-        """Nodes that are alive and large enough for a pack, by id."""
+    def nodes(self, method: str = "") -> dict[str, dict[str, Any]]:
+        """Nodes that are alive and large enough for a pack of this method, by id."""
+        needs = self._needs.get(method, self._needs[""])
+        return {
+            id_: node for id_, node in self._alive().items() if needs.fitting(node["Resources"])
+        }
+
+    def _alive(self) -> dict[str, dict[str, Any]]:
         import ray
 
         now = time.monotonic()
         if now - self._nodes[0] > _LOOK_SECONDS:
-            alive = {
-                node["NodeID"]: node
-                for node in ray.nodes()
-                if node["Alive"] and self.needs.fitting(node["Resources"])
-            }
-            self._nodes = (now, alive)
+            self._nodes = (now, {node["NodeID"]: node for node in ray.nodes() if node["Alive"]})
         return self._nodes[1]
 
     def has_node_for(self, needs: Needs) -> bool:
@@ -231,19 +232,19 @@ class Cluster(Unsaved):
 
     def node_name(self, node: str) -> str:
         """A node's address, for people."""
-        found = self.nodes().get(node)
+        found = self._alive().get(node)
         return node[:8] if found is None else f"{found['NodeManagerAddress']} ({node[:8]})"
 
     def capacity(self) -> int:
         """How many packs all nodes together have room for, free or not."""
-        return sum(self.needs.fitting(node["Resources"]) for node in self.nodes().values())
+        return sum(self._needs[""].fitting(node["Resources"]) for node in self.nodes().values())
 
     def free(self) -> int:
         """How many packs there is room for now, beside everything that runs on the cluster."""
         import ray
 
         available = ray.available_resources()
-        amounts = self.needs.bundle.items()
+        amounts = self._needs[""].bundle.items()
         room = min(int(available.get(name, 0.0) / amount + 1e-9) for name, amount in amounts)
         return min(self.capacity(), room)
 

@@ -54,7 +54,7 @@ class TuneRunner:
     ) -> None:
         self._needs = {"": Needs(), **(needs or {})}
         self._study = study
-        self._cluster = Cluster(self._needs[""], address=address, workers=workers, study=study)
+        self._cluster = Cluster(self._needs, address=address, workers=workers, study=study)
         self._log = log
         self._is_started = False
 
@@ -152,7 +152,7 @@ class TuneRunner:
             trial_class(self._study, TrialStore(store.name), self._needs),
             tune_config=tune.TuneConfig(
                 search_alg=PackSearcher(trials, self._cluster, nodes, store),
-                scheduler=RungScheduler(trials, store),
+                scheduler=RungScheduler(trials, self._cluster, store),
                 num_samples=-1,
                 reuse_actors=True,
                 trial_name_creator=_trial_name,

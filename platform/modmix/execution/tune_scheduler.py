@@ -10,7 +10,10 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from modmix.execution.local import Reply
 from modmix.execution.trials import Trials
+from modmix.execution.tune_cluster import Cluster
 from modmix.execution.tune_store import ActorStore
+
+WITHDRAWN = "the nodes on which it could run are gone"
 
 
 class RungScheduler(FIFOScheduler):
@@ -20,9 +23,9 @@ class RungScheduler(FIFOScheduler):
     since only the worker has their histories; so no trial is stopped from here.
     """
 
-    def __init__(self, trials: Trials, store: ActorStore) -> None:
+    def __init__(self, trials: Trials, cluster: Cluster, store: ActorStore) -> None:
         super().__init__()
-        self._trials, self._store = trials, store
+        self._trials, self._cluster, self._store = trials, cluster, store
         self._added: dict[str, Trial] = {}  # waiting and running, by id
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
@@ -42,9 +45,27 @@ class RungScheduler(FIFOScheduler):
 
         Tune by itself would take the trial that came last.
         """
+        with self._trials.guard():
+            self._withdraw(tune_controller)
         trial = self._trials.next_in_line()
         found = None if trial is None else self._added.get(trial)
         return found if found is not None and found.status == Trial.PENDING else None
+
+    def _withdraw(self, tune_controller: Any) -> None:
+        """Take back the packs of waiting trials that avoid all nodes that are left.
+
+        The nodes that a trial avoids are in its placement group, which cannot be changed. Handed
+        out anew, the pack may be placed on a bad node, as there is no other.
+        """
+        for id_, trial in list(self._added.items()):
+            avoided, pack = trial.config.get("avoided_nodes"), self._trials.pack(id_)
+            if not avoided or pack is None or trial.status != Trial.PENDING:
+                continue
+            left = self._cluster.nodes(pack.method)
+            if left and left.keys() <= set(avoided.split(",")):
+                self._store.remove(pack.id)
+                self._trials.ended(id_, WITHDRAWN, counted=False)
+                tune_controller.stop_trial(trial)
 
     def on_trial_complete(
         self, tune_controller: Any, trial: Trial, result: Mapping[str, Any]

@@ -46,7 +46,7 @@ class PackSearcher(Searcher):
         with self._trials.guard():
             self._store.put(pack)
         config = config_of(pack)
-        if avoided := self._nodes.avoided(pack.id, self._cluster.nodes()):
+        if avoided := self._nodes.avoided(pack.id, self._cluster.nodes(pack.method)):
             config["avoided_nodes"] = ",".join(avoided)
         return config
 

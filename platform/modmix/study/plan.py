@@ -92,13 +92,18 @@ class Plan:
     def warn(self, method: str, names: Iterable[str], replicate: Replicate, data: Data) -> None:
         """Record which of the named settings of a configuration have no effect."""
         given = [*self.spec.training, *names]
-        gpus = self.spec.resources.gpus
+        gpus = self.spec.resources.of(method).gpus or 0
         for sentence in compatibility.warnings_of(given, replicate, data, gpus):
             self.note(method, sentence)
 
     def note(self, method: str, sentence: str) -> None:
         """Record a warning about a method."""
         self._warnings.setdefault(sentence, {})[method] = None
+
+    def gpus_of(self, method: str) -> float:
+        """GPUs of a pack of a method, which is named as replicates name it."""
+        names = (name for name, found in self.methods.items() if found == method)
+        return self.spec.resources.of(next(names, method)).gpus or 0
 
     @property
     def fingerprints(self) -> frozenset[str]:

@@ -195,7 +195,8 @@ class ResourcesSpec(_Model):
         """The maximum number of models in a pack."""
         if self.max_models != "auto":
             return self.max_models
-        return 1024 if self.gpus else 256
+        on_gpus = self.gpus or any(own.gpus for own in self.methods.values())
+        return 1024 if on_gpus else 256
 
     def of(self, method: str) -> MethodResourcesSpec:
         """What a pack of this method occupies, with the study's values where it has none."""

@@ -67,6 +67,10 @@ class TasksPlan:
         """Sentences on what the file sets and has no effect."""
         return tuple(f"{task}: {each}" for task, plan in self.of.items() for each in plan.warnings)
 
+    def gpus_of(self, method: str) -> float:
+        """As `Plan.gpus_of`."""
+        return max(plan.gpus_of(method) for plan in self.of.values())
+
     @property
     def fingerprints(self) -> frozenset[str]:
         """Of the tasks' data with their options as given."""

@@ -609,11 +609,12 @@ class _Run:
 
     def _save_if_due(self) -> None:
         ended = sum(not record.training for record in self.records)
-        if self.saves.due(time.monotonic(), ended):
+        if self.groups and self.saves.due(time.monotonic(), ended):
             self._save()
 
     def _save(self) -> None:
-        if self.pack.checkpoint is None or not self.groups:
+        """Write a checkpoint; without groups, all models have ended and it holds their results."""
+        if self.pack.checkpoint is None:
             return
         tensors, state = to_tensors(
             self.time.position,
