@@ -20,7 +20,8 @@ import pytest
 from sklearn.datasets import load_digits  # type: ignore[import-untyped, unused-ignore]
 
 import modmix
-from modmix.base.messages import PackStarted, Progress
+from modmix import api
+from modmix.base.messages import Finished, PackStarted, Progress
 from modmix.ledger.ledger import Ledger
 from modmix.tasks.base import load_task
 
@@ -299,7 +300,6 @@ parts:
 @pytest.mark.parametrize("epochs", [[0] * 9, [2] * 9, [1, 2, 3, 4, 5, 6, 7, 8, 9]])
 def test_machines_that_fail_again_and_again(tmp_path: Path, epochs: list[int]) -> None:
     """A pack that never gets further is abandoned; one that does is handed out every time."""
-    from modmix import api
     from modmix.base.errors import GivenUp
     from modmix.base.home import Home
     from modmix.execution.failures import MAX_FAILURES
@@ -390,6 +390,32 @@ class Restarted:
         (pack,) = ledger.packs("one")
         ledger.close()
         return pack.failures
+
+
+def test_the_checkpoint_of_a_pack_that_is_needed_no_more_is_removed(tmp_path: Path) -> None:
+    """The study file was edited while its pack was interrupted: nobody will ever resume it."""
+    study = Restarted(tmp_path)
+    pack = study.fail()
+    checkpoint = study.home.checkpoints / pack
+    checkpoint.mkdir(parents=True)
+    path = tmp_path / "one.yaml"
+    path.write_text(path.read_text().replace("0.5", "0.7"))
+    study.plan = api.make_plan(path)
+    with study.driver() as work:
+        other = work.next_pack()
+        assert other is not None
+        assert other.id != pack
+        key = other.replicates[0].key
+        work.check_complete()  # not yet
+        assert checkpoint.exists()
+        metrics = {"val/error": 1.0, "test/error": 1.0}
+        work.record([Finished(pack=other.id, replicate=key, state="done", metrics=metrics)])
+        work.ended(other.id)
+        work.check_complete()
+    assert not checkpoint.exists()
+    ledger = Ledger(study.home.ledger_url)
+    assert {one.state for one in ledger.packs("one")} == {"done"}
+    ledger.close()
 
 
 def test_failures_of_a_pack_are_counted_over_restarts(tmp_path: Path) -> None:

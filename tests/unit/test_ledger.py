@@ -321,6 +321,11 @@ def writes(ledger: Ledger, lease: Lease) -> dict[str, Callable[[], Any]]:
     }
 
 
+def columns_of(ledger: Ledger, study: str) -> dict[str, list[float]]:
+    """That of replicate a-0; empty if there is none."""
+    return ledger.histories(study, ["a-0"]).get("a-0", {})
+
+
 def everything(ledger: Ledger) -> list[Any]:
     """All rows of all tables."""
     with ledger._engine.begin() as db:
@@ -564,7 +569,7 @@ def test_claim_and_finish(ledger: Ledger) -> None:
     assert {k: v for k, v in done.metrics.items() if k != "val/auc"} == {
         "val/error": 3.0, "val/nll": math.inf, "x": -math.inf,
     }  # fmt: skip
-    kept = ledger.history("s", "a-0")
+    kept = columns_of(ledger, "s")
     assert list(kept) == list(history)
     assert repr(kept) == repr(history)
     assert ledger.study("s").device_seconds == 1.5
@@ -582,7 +587,7 @@ def test_a_result_is_recorded_once(ledger: Ledger) -> None:
     assert ledger.finish(lease, [second]) == []
     found = record(ledger, "a-0")
     assert (found.state, found.metrics, found.seconds) == ("done", {"val/error": 1.0}, 1)
-    assert ledger.history("s", "a-0") == {}
+    assert columns_of(ledger, "s") == {}
     assert ledger.study("s").device_seconds == 1
     assert ledger.claim(lease, "pack", ["a-0", "a-1"]) == ["a-1"]
 
@@ -622,7 +627,7 @@ def test_a_result_without_its_predictions_cannot_be(ledger: Ledger) -> None:
     with pytest.raises(LedgerError):
         ledger.finish(lease, [Result(replicate="a-0", state="done", predictions=predicted(1))])
     assert record(ledger, "a-0").state == "running"
-    assert ledger.history("s", "a-0") == {}
+    assert columns_of(ledger, "s") == {}
 
 
 def test_test_splits_are_kept_once(ledger: Ledger) -> None:
@@ -672,6 +677,16 @@ def test_a_dead_driver_s_replicates_are_interrupted(ledger: Ledger, url: str) ->
     (pack,) = ledger.packs("s")
     assert (pack.id, pack.state, pack.replicates) == ("pack", "interrupted", ("a-0", "a-1"))
     assert ledger.recover("s") == 0
+
+
+def test_recovering_leaves_what_is_one_s_own(ledger: Ledger) -> None:
+    """A driver that was suspended looks for others' interruptions before its next heartbeat."""
+    lease = start(ledger)
+    ledger.add("s", [configuration("a")], [])
+    ledger.claim(lease, "pack", ["a-0"])
+    age(ledger, leases.LEASE_SECONDS + 1)
+    assert ledger.recover("s", packs=False) == 0
+    assert record(ledger, "a-0").state == "running"
 
 
 def test_recovering_leaves_other_studies_alone(ledger: Ledger) -> None:
@@ -724,7 +739,7 @@ def test_failures_can_be_forgotten(ledger: Ledger) -> None:
     assert ledger.reset_failures("s") == 1
     found = record(ledger, "a-0")
     assert (found.state, found.reason, found.origin) == ("pending", "", "")
-    assert ledger.history("s", "a-0") == {}
+    assert columns_of(ledger, "s") == {}
     assert ledger.replicate_states("s") == {"a-0": "pending", "a-1": "pruned", "a-2": "done"}
     assert ledger.reset_failures("s") == 0
 
@@ -755,8 +770,8 @@ def test_only_trained_replicates_are_adopted(ledger: Ledger) -> None:
     assert ledger.replicate_states("two") == {"a-0": "pending", "a-1": "pending", "a-2": "done"}
     assert [r.origin for r in ledger.replicates("two")] == ["", "", "reused"]
     assert [r.origin for r in ledger.replicates("one")] == ["trained"] * 3
-    assert ledger.history("two", "a-0") == {}
-    assert ledger.history("one", "a-0") == {"epoch": [1.0], "val/error": [50.0]}
+    assert columns_of(ledger, "two") == {}
+    assert columns_of(ledger, "one") == {"epoch": [1.0], "val/error": [50.0]}
 
 
 def test_a_race_is_not_reversed_by_another_study(ledger: Ledger) -> None:
@@ -777,12 +792,12 @@ def test_a_race_is_not_reversed_by_another_study(ledger: Ledger) -> None:
     assert [(r.state, r.epochs, r.metrics, r.reason, r.finished) for r in before] == [
         (r.state, r.epochs, r.metrics, r.reason, r.finished) for r in ledger.replicates("one")
     ]
-    assert ledger.history("one", "a-0")["epoch"] == [1.0]
+    assert columns_of(ledger, "one")["epoch"] == [1.0]
     assert ledger.adopt("two") == 1
     assert [(r.state, r.origin) for r in ledger.replicates("two")] == [
         ("done", "trained"), ("done", "trained"), ("done", "reused"),
     ]  # fmt: skip
-    assert ledger.history("two", "a-0")["epoch"] == [9.0]
+    assert columns_of(ledger, "two")["epoch"] == [9.0]
 
 
 def test_a_verdict_does_not_touch_who_trains_the_same_replicate(ledger: Ledger) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from fakecluster import Outcome, simulate
-from modmix.base.messages import Replicate
+from modmix.base.messages import Finished, Replicate
 from modmix.ledger.records import Entry
 from modmix.search.limits import seconds_for
+from modmix.search.searches import Searches
 from modmix.study.spec import BudgetSpec
 
 STUDY = """
@@ -109,3 +110,30 @@ def test_an_exhausted_grid_sampler_is_finished(tmp_path: Path) -> None:
     again = simulate(study + more, tmp_path, value, slots=1, seconds=seconds)
     assert again.values == []
     assert again.status.configurations["total"] == 8
+
+
+def test_the_best_is_confirmed_when_time_runs_out_after_the_last_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is in flight, and the search has ended since anybody looked."""
+    study = STUDY.replace("BUDGET", "").replace("SEARCH", "configurations: 4, batch: 1")
+    study = study.replace("search:\n", "search:\n    seeds: [7]\n", 1)
+    study += "  tuned: {best_of: search, methods: {mul: }}\n"
+    results: list[str] = []
+    looks: list[str] = []  # since the last result
+
+    def result(event: Finished, _: Replicate) -> Finished:
+        looks.clear()
+        results.append(event.replicate)
+        return event
+
+    def is_over(_: Searches, name: str) -> bool:
+        looks.append(name)
+        return len(results) >= 2 and len(looks) > 1  # not yet when the result is recorded
+
+    ask = Searches.ask
+    monkeypatch.setattr(Searches, "ask", lambda self: [] if len(results) > 1 else ask(self))
+    monkeypatch.setattr(Searches, "wants_more", lambda _: len(results) < 2)
+    monkeypatch.setattr(Searches, "is_over", is_over)
+    found = simulate(study, tmp_path, value, slots=2, seconds=seconds, change=result)
+    assert [e.method for e in found.entries if e.part == "tuned"] == ["mul"]

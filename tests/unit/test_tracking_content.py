@@ -13,6 +13,7 @@ from modmix.tracking.content import (
     MAX_STEPS,
     configuration_content,
     configuration_name,
+    configuration_state,
     datasets,
     half_interval,
     thinned,
@@ -106,8 +107,34 @@ def test_the_best_configuration_is_complete_and_has_the_most_replicates() -> Non
         good.key: [replicate(good, s, 4.0 + s) for s in range(2)],
         running.key: [replicate(running, 0, 0.0), replicate(running, 1, 0.0, "running")],
     }
-    found = best_configurations(study_of(SPEC), [few, bad, good, running], replicates)
+    diverged = configuration("mul", beta=0.4)
+    replicates[diverged.key] = [
+        replicate(diverged, 0, 1.0),
+        replicate(diverged, 1, 1.0),
+        replicate(diverged, 2, 0.0, "failed"),
+    ]
+    known = [few, bad, good, running, diverged]
+    found = best_configurations(study_of(SPEC), known, replicates)
     assert found == {("", "mul"): (good, {"val/error": 4.5, "test/error": 50.0})}
+
+
+@pytest.mark.parametrize(
+    ("states", "expected"),
+    [
+        (["done", "done"], "done"),
+        (["done", "failed"], "failed"),
+        (["pruned", "failed", "done"], "failed"),
+        (["done", "pruned"], "pruned"),
+        (["done", "running"], "stopped"),
+        (["failed", "pending"], "stopped"),
+    ],
+)
+def test_the_state_of_a_configuration_is_that_of_its_worst_replicate(
+    states: list[str], expected: str
+) -> None:
+    one = configuration("mul", beta=0.0)
+    mine = [replicate(one, seed, 1.0, state) for seed, state in enumerate(states)]
+    assert configuration_state(mine) == expected
 
 
 @pytest.mark.parametrize(

@@ -483,6 +483,18 @@ def test_workers_that_cannot_start_beside_others_do_not() -> None:
     assert study.trials.error is None
 
 
+def test_workers_that_cannot_start_do_not_end_a_study_whose_worker_is_about_to_go_on() -> None:
+    study = Study(20, FakeCluster({"a": 8}))
+    study.start("lives")
+    for i in range(trials_module.MAX_FAILED_STARTS):
+        study.suggest(str(i))
+        study.fail(str(i))
+    study.complete("lives")  # its worker takes over the next trial in a moment
+    study.suggest("more")
+    study.fail("more")
+    assert study.trials.error is None
+
+
 def test_an_exception_of_the_study_is_kept_and_ends_it() -> None:
     study = Study(2)
     study.start("0")

@@ -358,8 +358,10 @@ class StudyRun:
 
     @property
     def finished(self) -> bool:
-        busy = self._queue or self._running or self._elsewhere
-        return not busy and not self._searches.wants_more()
+        if self._queue or self._running or self._elsewhere or self._searches.wants_more():
+            return False
+        self._confirm()  # a search may have ended for lack of time since the last result
+        return not self._queue
 
     @property
     def queued(self) -> int:
@@ -550,6 +552,13 @@ class StudyRun:
             self._state.states[key] = "interrupted"
         self._put_back(pack.id, pack.replicates)
 
+    def _close_superseded(self) -> None:
+        """Close interrupted packs of which every replicate has a result, or is needed no more."""
+        for pack in self._ledger.packs(self.plan.name):
+            known = [key for key in pack.replicates if key in self._state.replicates]
+            if pack.state == "interrupted" and not any(self._is_open(key) for key in known):
+                self._close(pack.id)
+
     def _remove_checkpoint(self, pack: str) -> None:
         """Remove a pack's checkpoint, once all its results are in the ledger."""
         shutil.rmtree(self._home.checkpoints / pack, ignore_errors=True)
@@ -596,11 +605,14 @@ class StudyRun:
     def check_complete(self) -> None:
         """Raise if machines failed too often for some packs, in this run or before.
 
-        A study that was stopped says so instead; the next run will raise.
+        A study that was stopped says so instead; the next run will raise. Of a finished study,
+        nothing is left in the folder of checkpoints.
 
         Raises:
             GivenUp: with the number of missing results and the last failure.
         """
+        if self.finished and not self._given_up:
+            self._close_superseded()
         if self._given_up and not self.stopping:
             left = self._state.remaining()
             failures = next(iter(self._given_up.values()))

@@ -156,6 +156,7 @@ class Trials(Unsaved):
         counted = counted and self.error is None
         if trial in self._started and not failure:
             self._freed.append(self.clock())
+            self._failed_starts = 0  # its worker lives, and may take over the next trial
         pack = self._packs.pop(trial, None)
         self._added.pop(trial, None)
         self._started.discard(trial)

@@ -325,12 +325,17 @@ def _await_answer(address: str) -> None:
     refuses = silent = False
     with process:
         assert process.stdout is not None
-        for line in process.stdout:
-            silent = silent or b"Timed out" in line
-            if b"InvalidAuthToken" in line:  # repeated for as long as Ray tries
-                refuses = True
-                process.kill()
-    timer.cancel()
+        try:
+            for line in process.stdout:
+                silent = silent or b"Timed out" in line
+                if b"InvalidAuthToken" in line:  # repeated for as long as Ray tries
+                    refuses = True
+                    process.kill()
+        except BaseException:  # interrupted
+            process.kill()
+            raise
+        finally:
+            timer.cancel()
     if refuses:
         raise InputError(
             f"the Ray cluster at {where} refuses the token: set RAY_AUTH_MODE and RAY_AUTH_TOKEN "

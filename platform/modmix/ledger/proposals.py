@@ -278,17 +278,11 @@ class Proposals(Database):
             for row in rows
         ]
 
-    def set_configuration_run(
-        self, study: str, configuration: str, *, run: str | None, mirrored: str | None
-    ) -> None:
-        """Record a configuration's MLflow run, and the digest of what was last written to it."""
-        self.set_configuration_runs(study, [(configuration, run, mirrored)])
-
     @retried
     def set_configuration_runs(
         self, study: str, runs: Sequence[tuple[str, str | None, str | None]]
     ) -> None:
-        """`set_configuration_run` for many: (configuration, run, digest)."""
+        """Record (configuration, its MLflow run, the digest of what was last written to it)."""
         if not runs:
             return
         rows = [

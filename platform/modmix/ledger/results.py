@@ -100,13 +100,16 @@ class Results(Database):
             packs: also mark the study's running packs (only before any pack was started).
         """
         with self._writing(study) as (db, key):
-            orphaned = (REPLICATES.c.state == "running") & (
-                REPLICATES.c.owner.is_(None) | REPLICATES.c.owner.not_in(living_tokens(db))
-            )
             mine = sa.select(STUDY_REPLICATES.c.replicate).where(STUDY_REPLICATES.c.study == key)
+            running = (REPLICATES.c.state == "running") & REPLICATES.c.key.in_(mine)
+            owner = REPLICATES.c.owner
+            # Owners before leases: one that begins in between is alive, and its claims stay. So do
+            # one's own, although the heartbeat may be late after the machine was suspended.
+            owners = set(db.scalars(sa.select(owner).where(running).distinct()))
+            dead = owners - {*living_tokens(db), self._held.get(key), None}
             found = db.execute(
                 sa.update(REPLICATES)
-                .where(orphaned, REPLICATES.c.key.in_(mine))
+                .where(running, owner.is_(None) | owner.in_(sorted(dead)))
                 .values(state="interrupted", owner=None)
             )
             if packs:
@@ -253,13 +256,12 @@ class Results(Database):
                     .values(state=state, owner=None)
                 )
 
-    def history(self, study: str, replicate: str) -> dict[str, list[float]]:
-        """One replicate's columns ("epoch", "val/error", …), one value per evaluation."""
-        return self.histories(study, [replicate]).get(replicate, {})
-
     @retried
     def histories(self, study: str, keys: Sequence[str]) -> dict[str, dict[str, list[float]]]:
-        """Histories by replicate key, of those that have one, as this study sees them."""
+        """Histories by replicate key, of those that have one, as this study sees them.
+
+        A history has columns ("epoch", "val/error", …) with one value per evaluation.
+        """
         found: dict[str, bytes] = {}
         with self._reading(study) as (db, key):
             for part in chunks(keys):

@@ -81,11 +81,11 @@ class Content:
 
 
 def configuration_state(replicates: Sequence[ReplicateRecord]) -> str:
-    """done, pruned or failed; stopped where a replicate has not ended."""
+    """failed or pruned if any replicate is, else done; stopped where one has not ended."""
     states = {r.state for r in replicates}
     if not states <= set(ENDED):
         return "stopped"
-    return next((one for one in ("done", "pruned") if one in states), "failed")
+    return next((one for one in ("failed", "pruned") if one in states), "done")
 
 
 def configuration_digest(

@@ -28,7 +28,7 @@ from modmix.base.errors import InputError, LeaseLostError, LedgerError, Tracking
 from modmix.base.home import Home
 from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import Lease
-from modmix.tracking.store import Store
+from modmix.tracking.store import RefusedError, Store
 from modmix.tracking.writer import OvertakenError, Writer
 
 _log = logging.getLogger(__name__)
@@ -105,8 +105,9 @@ class Follower:
                 pause = min(task.longest_pause, max(FIRST_PAUSE, 2 * pause))
                 if writer is not None:
                     writer.reset()
-                late = closing and time.monotonic() + FIRST_PAUSE > self._deadline
-                if late or isinstance(error, (OvertakenError, LeaseLostError)):
+                over = time.monotonic() + FIRST_PAUSE > self._deadline
+                over = over or isinstance(error, RefusedError)  # MLflow will not change its mind
+                if (closing and over) or isinstance(error, (OvertakenError, LeaseLostError)):
                     return False
             self._rest(pause, writer.read_seconds if writer else 0.0)
 

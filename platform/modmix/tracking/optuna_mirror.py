@@ -19,6 +19,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from modmix.base.errors import TrackingError
 from modmix.base.metrics import higher_is_better
 from modmix.base.space import Choices, Constant, Domain, Grid, domain_from_json
 from modmix.ledger.ledger import Ledger
@@ -48,7 +49,18 @@ class OptunaMirror:
         self._storage.engine.dispose()
 
     def update(self) -> int:
-        """Add the configurations that have ended since the last call; return how many."""
+        """Add the configurations that have ended since the last call; return how many.
+
+        Raises:
+            TrackingError: the storage could not be written; the next call adds what is missing.
+        """
+        try:
+            return self._update()
+        except optuna.exceptions.StorageInternalError as error:
+            self._known = {}  # part of it may have been written
+            raise TrackingError(f"the Optuna storage could not be written: {error}") from error
+
+    def _update(self) -> int:
         added = 0
         for record in self._ledger.studies():
             searches: dict[tuple[str, str], list[Entry]] = {}

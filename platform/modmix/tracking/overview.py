@@ -115,11 +115,11 @@ def _result(
 def _means(mine: Sequence[ReplicateRecord], names: Sequence[str]) -> tuple[int, dict[str, float]]:
     """The number of values of the first metric, and the means of all metrics.
 
-    The number is 0 if there are no values or the configuration is incomplete.
+    The number is 0 if there are no values or not all of the replicates are done.
     """
     good = [r for r in mine if r.state == "done"]
     values = {name: finite(r.metrics.get(name, math.nan) for r in good) for name in names}
-    n = len(values[names[0]]) if all(r.state in ENDED for r in mine) else 0
+    n = len(values[names[0]]) if len(good) == len(mine) else 0
     return n, {name: statistics.fmean(v) for name, v in values.items() if v}
 
 

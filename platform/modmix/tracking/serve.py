@@ -86,7 +86,7 @@ def serve_optuna(ledger: Ledger, home: Home, port: int = 8080) -> None:
         def update() -> None:
             try:
                 mirror.update()
-            except LedgerError as error:  # tried again
+            except (LedgerError, TrackingError) as error:  # tried again
                 print(
                     f"warning: the searches could not be read, retrying: {error}", file=sys.stderr
                 )
@@ -129,6 +129,10 @@ def _serve(
         return
     finally:
         server.terminate()
-        server.wait(10)
+        try:
+            server.wait(10)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
     if code:
         raise TrackingError(f"the {name} server failed with exit code {code}: see its output above")
