@@ -116,7 +116,8 @@ def test_the_best_is_confirmed_when_time_runs_out_after_the_last_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is in flight, and the search has ended since anybody looked."""
-    study = STUDY.replace("BUDGET", "").replace("SEARCH", "configurations: 4, batch: 1")
+    study = STUDY.replace("BUDGET", "").replace("SEARCH", "configurations: 2, batch: 1")
+    study = study.replace("methods: {mul: , add: }", "methods: {mul: }")
     study = study.replace("search:\n", "search:\n    seeds: [7]\n", 1)
     study += "  tuned: {best_of: search, methods: {mul: }}\n"
     results: list[str] = []
@@ -135,5 +136,5 @@ def test_the_best_is_confirmed_when_time_runs_out_after_the_last_result(
     monkeypatch.setattr(Searches, "ask", lambda self: [] if len(results) > 1 else ask(self))
     monkeypatch.setattr(Searches, "wants_more", lambda _: len(results) < 2)
     monkeypatch.setattr(Searches, "is_over", is_over)
-    found = simulate(study, tmp_path, value, slots=2, seconds=seconds, change=result)
+    found = simulate(study, tmp_path, value, slots=1, seconds=seconds, change=result)
     assert [e.method for e in found.entries if e.part == "tuned"] == ["mul"]
