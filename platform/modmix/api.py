@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +69,14 @@ class Study:
         from modmix.analysis.frames import replicates_frame
 
         return replicates_frame(self._ledger, self.name)
+
+    def histories(self, configurations: Iterable[str] | None = None) -> pd.DataFrame:
+        """Learning curves, one row per configuration and evaluation, with mean and standard
+        deviation over replicates; see `analysis.frames.histories_frame`.
+        """
+        from modmix.analysis.frames import histories_frame
+
+        return histories_frame(self._ledger, self.name, configurations)
 
     def best(self) -> list[BestConfiguration]:
         """The best complete configuration of each method, selected on validation."""
@@ -394,7 +402,7 @@ def _train(
     work.prepare()
     if work.dropped:
         log(
-            f"{work.dropped} models are no longer part of this study, because its data, "
+            f"warning: {work.dropped} models are no longer part of this study, because its data, "
             "settings or configurations have changed (their results stay in the ledger; "
             "rename the study to keep both versions)"
         )

@@ -497,7 +497,7 @@ PLACES = {
     "best of a study without a complete configuration": Case(
         command=("best", "known"),
         setup=known,
-        lines=(r"study 'known' has no complete configuration yet: resume it with .*",),
+        lines=(r"study 'known' has no complete configuration: continue with .*",),
     ),
     **{
         f"{command} of an unknown study": Case(

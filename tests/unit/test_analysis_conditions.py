@@ -237,7 +237,7 @@ def test_a_study_without_configurations_has_no_conditions(fresh):
     Written(fresh, parts={"a": {}})
     found = read(fresh, "demo").conditions
     assert (found.all, found.main, found.is_split) == ((), None, False)
-    assert "has no complete configuration yet" in explain_no_best(fresh, "demo")
+    assert "has no complete configuration: continue with" in explain_no_best(fresh, "demo")
 
 
 # ---------------------------------------------------------------- every configuration changes the

@@ -6,16 +6,20 @@ import csv
 import io
 import json
 import math
+from pathlib import Path
 
 import pytest
 from scipy import stats
 
 from analysis_ledger import Written, beta_study, open_ledger
+from modmix.analysis.best import best_configurations, explain_no_best
 from modmix.analysis.compare import compare_table
 from modmix.analysis.frames import configurations_frame, read
 from modmix.analysis.render import FORMATS, tex_escape
-from modmix.analysis.tables import configurations_table, result_rows, results_table
+from modmix.analysis.tables import chosen_text, configurations_table, result_rows, results_table
 from modmix.base.errors import InputError
+from modmix.base.home import Home
+from modmix.registry.best import write_best
 
 
 @pytest.fixture(scope="module")
@@ -134,9 +138,7 @@ def test_metrics_can_be_chosen_but_only_of_test(ledger):
 
 
 def test_configurations_that_are_not_ranked_are_named(fresh):
-    """Pruned configurations, and those with fewer seeds than the best ones; a failed one is
-    neither.
-    """
+    """Pruned and failed configurations, and those with fewer seeds than the best ones."""
     study = Written(fresh, parts={"a": {}})
     for i, (seeds, state) in enumerate([
         ([0, 1, 2], "done"), ([0, 1], "done"), ([0, 1], "pruned"), ([0, 1], "pruned"),
@@ -153,12 +155,61 @@ def test_configurations_that_are_not_ranked_are_named(fresh):
     assert [cell.text for cell in column(table, "test error (%)")] == ["9.00 ± 0.00"]
     said = (
         "2 configurations (mul 2) were pruned by halving and not ranked.",
+        "1 configuration (mul 1) was not ranked because models have failed.",
         "1 configuration (mul 1) was trained with fewer seeds and not ranked.",
     )
     for shown in (table, configurations_table(fresh, "demo")):
-        assert shown.notes[-2:] == said
+        assert shown.notes[-3:] == said
     states = [cell.text for cell in column(configurations_table(fresh, "demo"), "state")]
     assert states == ["done", "done", "pruned", "pruned", "failed"]
+
+
+@pytest.mark.parametrize(
+    ("states", "why"),
+    [
+        (["done", "pending"], "1 of 2 models are done, and every configuration needs all of its"),
+        (["done", "failed"], "models of each have failed: 'modmix status demo' shows why"),
+        (["failed", "failed"], "models of each have failed: 'modmix status demo' shows why"),
+        (["pending", "pending"], "continue with 'modmix run'"),
+    ],
+)
+def test_why_there_is_no_best_configuration(fresh, states, why):
+    study = Written(fresh, parts={"a": {}})
+    configuration = study.configuration("a", "mul", {"beta": 0.0}, seeds=[0, 1])
+    for seed, state in enumerate(states):
+        if state != "pending":
+            study.end(configuration, seed, {"val/error": 1.0, "test/error": 1.0}, state=state)
+    start = "study 'demo' has no complete configuration: "
+    assert explain_no_best(fresh, "demo").startswith(start + why)
+
+
+def test_how_a_search_trains_is_no_hyperparameter_of_the_tables(fresh):
+    """A grid beside it trains without halving."""
+    study = Written(fresh, parts={"a": {}})
+    for beta, halving in ((0.0, None), (0.5, {"eta": 2, "min_epochs": 2})):
+        configuration = study.configuration(
+            "a", "mul", {"beta": beta, "halving": halving}, seeds=[0]
+        )
+        study.end(configuration, 0, {"val/error": 1.0 + beta, "test/error": 1.0})
+    header = configurations_table(fresh, "demo").header
+    assert [name for name in header if name in ("β", "halving")] == ["β"]
+    assert "halving" not in results_table(fresh, "demo").render("text")
+
+
+def test_what_pbt_changes_is_shown_as_it_began(fresh):
+    study = Written(fresh, parts={"a": {}})
+    for beta in (0.25, 0.5):
+        params = {"beta": beta, "pbt": {"every": 2, "fraction": 0.25, "perturb": 1.25}}
+        study.end(
+            study.configuration("a", "mul", params, seeds=[0]),
+            0,
+            {"val/error": beta, "test/error": 1},
+        )
+    (best,) = best_configurations(fresh, "demo")
+    varied = {"mul": ["beta"]}
+    assert chosen_text(best, varied) == "β = 0.25 at the start (pbt)"
+    assert write_best(fresh, Home(Path("unused")), "demo", [best]) == [None]
+    assert not Path("unused").exists()
 
 
 def test_nothing_finished_is_said(fresh):

@@ -94,7 +94,7 @@ def _no_best(snapshot: Snapshot) -> str:
     if not conditions.is_split and snapshot.complete:
         return f"study {study!r}: {undefined(snapshot)}"
     if not conditions.is_split:
-        return f"study {study!r} has no complete configuration yet: resume it with 'modmix run'"
+        return f"study {study!r} has no complete configuration: {_incomplete(snapshot)}"
     names = ", ".join(parameter_name(name) for name in conditions.varied)
     one = max((condition.options for condition in conditions.all), key=len)
     block = ", ".join(f"{n}: {value_text(one[n])}" for n in conditions.varied if n in one)
@@ -103,6 +103,19 @@ def _no_best(snapshot: Snapshot) -> str:
         f"options ({names}) and results on different data cannot be compared: fix them in the "
         f"study file, as in task: {{{block}}}"
     )
+
+
+def _incomplete(snapshot: Snapshot) -> str:
+    """Why none of the configurations is complete, and what to do."""
+    states = Counter(replicate.state for replicate in snapshot.replicates)
+    if states["done"] and states.total() > states["done"] + states["failed"] + states["pruned"]:
+        return (
+            f"{states['done']} of {states.total()} models are done, and every configuration needs "
+            "all of its seeds: continue with 'modmix run'"
+        )
+    if states["failed"] and states.total() == states["failed"] + states["done"]:
+        return f"models of each have failed: 'modmix status {snapshot.name}' shows why"
+    return "continue with 'modmix run'"
 
 
 def undefined(snapshot: Snapshot, by: str | None = None) -> str:
@@ -180,17 +193,19 @@ def unranked(ledger: Ledger, study: str) -> list[str]:
 
 
 def unranked_notes(snapshot: Snapshot) -> list[str]:
-    """Notes on configurations that have ended and are not ranked: pruned, or with fewer seeds.
+    """Notes on configurations that have ended and are not ranked: pruned, failed, fewer seeds.
 
     Those of parts with seeds of their own are ranked within their parts.
     """
     apart = {part for part, spec in snapshot.parts.items() if spec.get("seeds")}
     most = _most_seeds(snapshot, snapshot.configurations)
-    pruned, fewer = Counter[str](), Counter[str]()
+    pruned, fewer, failed = Counter[str](), Counter[str](), Counter[str]()
     for configuration in snapshot.configurations:
         states = [replicate.state for replicate in snapshot.replicates_of[configuration.key]]
         if "pruned" in states and set(states) <= {"done", "pruned"}:
             pruned[configuration.method] += 1
+        elif "failed" in states and set(states) <= {"done", "pruned", "failed"}:
+            failed[configuration.method] += 1
         elif apart.issuperset(
             part.partition("@")[0] for part in snapshot.parts_of.get(configuration.key, [""])
         ):
@@ -200,6 +215,8 @@ def unranked_notes(snapshot: Snapshot) -> list[str]:
     found = []
     if pruned:
         found.append(f"{_configurations(pruned)} pruned by halving and not ranked.")
+    if failed:
+        found.append(f"{_configurations(failed)} not ranked because models have failed.")
     if fewer:
         found.append(f"{_configurations(fewer)} trained with fewer seeds and not ranked.")
     return found

@@ -194,6 +194,10 @@ def gap_to(test: statistics.Paired, metric: str) -> tuple[float, float, float]:
     return test.difference, test.ci_low, test.ci_high
 
 
+# Settings of how a search trains, which no search varies: grids and searches differ in them.
+_OF_SEARCHES = frozenset({"halving", "pbt"})
+
+
 def varied_parameters(
     snapshot: Snapshot, condition: Condition | None = None
 ) -> dict[str, list[str]]:
@@ -206,7 +210,7 @@ def varied_parameters(
         for name, value in configuration.params.items():
             mine.setdefault(name, set()).add(json.dumps(value, sort_keys=True))
     return {
-        method: [name for name, seen in mine.items() if len(seen) > 1]
+        method: [name for name, seen in mine.items() if len(seen) > 1 and name not in _OF_SEARCHES]
         for method, mine in values.items()
     }
 
@@ -214,7 +218,8 @@ def varied_parameters(
 def chosen_text(best: BestConfiguration, varied: Mapping[str, Sequence[str]]) -> str:
     """The values of varied hyperparameters: "β = 0.3, depth = 1"."""
     names = [name for name in varied.get(best.method, ()) if name in best.params]
-    return ", ".join(f"{parameter_name(n)} = {value_text(best.params[n])}" for n in names)
+    text = ", ".join(f"{parameter_name(n)} = {value_text(best.params[n])}" for n in names)
+    return f"{text} at the start (pbt)" if text and best.params.get("pbt") else text
 
 
 def paper_number(snapshot: Snapshot, row: Row, metric: str) -> tuple[float, float] | None:

@@ -458,14 +458,24 @@ def best(study: Name, as_json: Json = False) -> None:
             print(f"modmix: {unwritten}", file=sys.stderr)
         return
     for configuration, path in zip(configurations, paths, strict=True):
-        values = ", ".join(f"{k}={v}" for k, v in configuration.params.items() if v is not None)
+        shown = {k: v for k, v in configuration.params.items() if v is not None}
+        values = (
+            ", ".join(
+                f"{k}={v:.6g}" if isinstance(v, float) else f"{k}={v}" for k, v in shown.items()
+            )
+            or "no hyperparameters"
+        )
         spread = "" if math.isnan(configuration.std) else f" ± {configuration.std:.3f}"
         print(
             f"{configuration.task}{': ' if configuration.task else ''}{configuration.method}: "
             f"{configuration.metric} {configuration.mean:.3f}{spread} "
             f"(n={configuration.n})"
         )
-        print(f"  {values}" + ("" if path is None else f"\n  modmix final {path}"))
+        print(f"  {values}")
+        if path is not None:
+            print(f"  modmix final {path}")
+        elif configuration.params.get("pbt"):
+            print("  pbt changed them during training, so 'modmix final' cannot retrain it")
     if unwritten:
         print(unwritten)
     for note in unranked(ledger, name):
@@ -486,6 +496,7 @@ def final(
     """Retrain a best configuration on new seeds, test it, register the model in MLflow."""
     from modmix.registry.final import register
     from modmix.study import spec
+    from modmix.tracking.store import redacted
 
     if spec.read(file).raw.get("final") is None:
         raise InputError(f"{file} has no final: block: give a file written by 'modmix best STUDY'")
@@ -500,6 +511,7 @@ def final(
     )
     done = register(study._ledger, study.home, study.name, study.home.tracking_uri)
     print(f"registered {done.name} version {done.version} as @{done.alias}; load it with:")
+    print(f'  mlflow.set_tracking_uri("{redacted(study.home.tracking_uri)}")')
     print(f'  mlflow.pyfunc.load_model("models:/{done.name}@{done.alias}")')
 
 

@@ -25,8 +25,11 @@ MIN_SEEDS = 5
 
 def write_best(
     ledger: Ledger, home: Home, study: str, best_configurations: Sequence[BestConfiguration]
-) -> list[Path]:
+) -> list[Path | None]:
     """Write ``<home>/<study>/best/<method>.yaml`` for each configuration; return the paths.
+
+    None for a configuration whose hyperparameters changed during training (`pbt`): no constants
+    describe it.
 
     Each is a complete study file: the configuration's hyperparameters as constants, seeds that the
     study has not used, everything else as in the study. Its header has the command, the cost and
@@ -38,8 +41,11 @@ def write_best(
         replicates.setdefault(replicate.configuration, []).append(replicate)
     used = {r.seed for rs in replicates.values() for r in rs}
     used |= set(record.spec.get("seeds", ()))
-    paths = []
+    paths: list[Path | None] = []
     for best in best_configurations:
+        if best.params.get("pbt"):
+            paths.append(None)
+            continue
         name = f"{best.task}.{best.method}" if best.task else best.method
         path = home.study(study) / "best" / f"{name}.yaml"
         content = _study_file(record, best, _final_name(ledger, record, best), used)

@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from modmix.base.errors import DataError
 from modmix.tasks.base import Contents, Task
 from modmix.tasks.data import ROWS, Array, Input
 from modmix.tasks.files import Progress
@@ -63,7 +64,12 @@ class Digits(Task):
         rest = rows_N[~test_N]
         val = stratified(labels_N[rest], share, seed, "val")
         train = rest[~val]
-        if (wanted := self.options["train_rows"]) is not None and wanted < len(train):
+        wanted = self.options["train_rows"]
+        if wanted is not None and wanted > len(train):
+            raise DataError(
+                f"task digits: option 'train_rows' must be at most {len(train)}, got {wanted}"
+            )
+        if wanted is not None and wanted < len(train):
             train = train[stratified(labels_N[train], wanted, seed, "train")]
         return {"train": train, "val": rest[val], "test": rows_N[test_N]}
 

@@ -244,10 +244,12 @@ def _curves(
 ) -> list[Value]:
     """Means of learning curves over the replicates still training; the step is the evaluation."""
     length = max((len(c) for h in histories for c in h.values()), default=0)
+    # What population-based training changes.
+    changing = sorted({name for h in histories for name in h if name.startswith("pbt/")})
     found = []
     for index in thinned(length):
         time = started + (ended - started) * (index + 1) // length
-        for name in _columns(study):
+        for name in (*_columns(study), *changing):
             columns = [h[name] for h in histories if name in h]
             values = finite(c[index] for c in columns if index < len(c))
             if values:
