@@ -191,9 +191,19 @@ def run(
             "machine failures.",
         ),
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check the file and its data, print what would be trained, and start nothing.",
+        ),
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Start a study; resume it, or extend it if its file has changed."""
+    if dry_run:
+        _check(file, data, quiet=quiet)
+        return
     _run(
         file,
         address=address,
@@ -204,6 +214,20 @@ def run(
         retry_failed=retry_failed,
         quiet=quiet,
     )
+
+
+def _check(file: Path, data_path: Path | None, *, quiet: bool) -> None:
+    from modmix import api
+    from modmix.cli.display import DataProgress
+    from modmix.study.outline import outline
+
+    with DataProgress(_console(error=True), quiet=quiet) as data:
+        plan = api.make_plan(file, data_path=data_path, progress=data)
+    for sentence in plan.warnings:
+        print(f"warning: {sentence}", file=sys.stderr)
+    for line in outline(plan):
+        print(line)
+    print("the file is valid; nothing was started")
 
 
 def _run(file: Path, *, quiet: bool, **how: Any) -> Any:

@@ -12,4 +12,5 @@ Input: a YAML file. Output: a `plan.Plan` with grids, search spaces, seeds and r
     provenance      versions of code and libraries
     plan            a valid study file with its data
     tasks_plan      the plan of a study of several tasks
+    outline         what a plan would train, in a few lines
 """
