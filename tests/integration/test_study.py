@@ -484,6 +484,8 @@ parts: {all: {methods: {add: }}}
     assert ran.returncode == 1
     assert "every configuration of study wild failed (diverged" in ran.stderr
     assert "Traceback" not in ran.stderr
+    told = cli(tmp_path / "runs", "status", "wild").stdout
+    assert "  failed         1x add: diverged: loss" in told
 
 
 # Environment variables that study files name their data by -> the file in MODMIX_TEST_DATA.

@@ -349,6 +349,11 @@ def _results_notes(
             f"Only configurations with the study file's task options ({_as_given(main)}); see the "
             f"table of conditions for the other {len(conditions) - 1}."
         )
+    if parted := [row for row in rows if row.part]:
+        notes.append(
+            f"A row such as {parted[0].label!r} is a method's best configuration within a part; "
+            "without a part, it is the best of all parts."
+        )
     counts = ", ".join(f"{row.label} {row.n_candidates}" for row in rows)
     if any(row.n_candidates > 1 for row in rows):
         notes.append(f"Number of configurations each was selected from: {counts}.")

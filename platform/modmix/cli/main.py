@@ -307,11 +307,13 @@ def status(study: Name, as_json: Json = False) -> None:
     print(f"  trained        {found['trained']}, reused {found['reused']}")
     times = f"{found['wall_seconds']:.0f} s wall clock, {found['device_seconds']:.0f} s on devices"
     print(f"  time           {times}")
+    methods = {one.key: one.method for one in ledger.configurations(name)}
     reasons: dict[str, int] = {}
     for replicate in ledger.replicates(name):
         if replicate.state == "failed":
             last = (replicate.reason.strip().splitlines() or ["no reason recorded"])[-1]
-            reasons[last] = reasons.get(last, 0) + 1
+            reason = f"{methods[replicate.configuration]}: {last}"
+            reasons[reason] = reasons.get(reason, 0) + 1
     for reason, count in sorted(reasons.items(), key=lambda item: -item[1])[:10]:
         print(f"  failed         {count}x {reason}")
 
@@ -606,7 +608,7 @@ def tasks(
     for name, entry in shown.items():
         print(f"{name}: {entry.doc}\n  data: {entry.source}; {entry.cost}")
         for option in entry.options:
-            default = "required" if option.required else f"default {option.default}"
+            default = "required" if option.required else f"default {_in_yaml(option.default)}"
             print(f"    {option.name} ({default}): {option.doc}")
 
 
@@ -633,7 +635,12 @@ def methods(
     for name, entry in shown.items():
         print(f"{name}: {entry.doc}")
         for h in entry.hyperparameters:
-            print(f"    {h.name} (default {h.default}): {h.doc}")
+            print(f"    {h.name} (default {_in_yaml(h.default)}): {h.doc}")
+
+
+def _in_yaml(value: Any) -> str:
+    """As a study file has it: null, true, [64, 64]."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _one_of(table: Mapping[str, Entry], name: str | None, what: str) -> Mapping[str, Entry]:
