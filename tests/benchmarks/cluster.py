@@ -235,7 +235,7 @@ def _bad(section: Section, told: dict[str, Any]) -> None:
         after = len(one["begun"]) - before
         _expect(len(one["failed"]) <= 8, f"{len(one['failed'])} packs failed on a bad node")
         models = [str(one["results"]), str(one["again"]), str(before), str(after)]
-        rows.append([does, *models, text.partition(": ")[2]])
+        rows.append([does, *models, text.partition(" from now on: ")[2]])
     columns = [
         "one node of four",
         "models finished",

@@ -25,7 +25,7 @@ def test_all_avoid_a_node_that_failed_twice_in_a_row() -> None:
     assert said == []
     nodes.failed("a", "three", "Traceback\nOSError: no disk", name="10.0.0.1")
     assert nodes.avoided("other", ["a", "b"]) == ("a",)
-    assert said == ["node 10.0.0.1 is avoided from now on: OSError: no disk"]
+    assert said == ["warning: node 10.0.0.1 is avoided from now on: OSError: no disk"]
     nodes.failed("a", "four", "no disk")
     assert len(said) == 1
 
@@ -35,7 +35,7 @@ def test_all_avoid_a_node_that_fails_its_preflight() -> None:
     nodes = Nodes(said.append)
     nodes.failed("abcdef0123", "one", "", unfit=True)
     assert nodes.avoided("other", ["abcdef0123", "b"]) == ("abcdef0123",)
-    assert said == ["node abcdef01 is avoided from now on: unknown reason"]
+    assert said == ["warning: node abcdef01 is avoided from now on: unknown reason"]
 
 
 def test_a_node_is_never_avoided_where_no_other_is_left() -> None:
@@ -50,3 +50,14 @@ def test_a_node_is_never_avoided_where_no_other_is_left() -> None:
     assert not nodes.has_good(["a", "b"])
     assert nodes.has_good(["a", "b", "c"])
     assert nodes.avoided("pack", ["a", "b", "c"]) == ("a", "b")
+
+
+def test_workers_that_cannot_start_again_and_again_are_said_once() -> None:
+    said: list[str] = []
+    nodes = Nodes(said.append)
+    for why in ("no module", "no module", "no memory"):
+        nodes.failed_start(why)
+    assert said == []
+    nodes.failed_start("no module")
+    nodes.failed_start("no module")
+    assert said == ["warning: workers cannot be started on some node, others go on: no module"]

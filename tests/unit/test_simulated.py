@@ -63,7 +63,7 @@ def test_notes_are_read_while_they_are_written(
 
 def bad_node(**changes: Any) -> dict[str, Any]:
     """Two packs failed on a bad node before it was named, and all models finished."""
-    said = [(5.0, "node 10.0.0.7 (abcd1234) is avoided from now on: OSError: no data")]
+    said = [(5.0, "warning: node 10.0.0.7 (abcd1234) is avoided from now on: OSError: no data")]
     return {
         "results": 3,
         "keys": 3,

@@ -452,7 +452,7 @@ def test_one_bad_node_uses_up_no_pack() -> None:
         study.result(str(i), failure="DataError: no data", of_machine=True, unfit=True)
         study.fail(str(i))
     assert study.work.failures == [("DataError: no data", True, False)] * 3
-    assert study.said == ["node node-a is avoided from now on: DataError: no data"]
+    assert study.said == ["warning: node node-a is avoided from now on: DataError: no data"]
     assert study.suggest("3")["avoided_nodes"] == "a"
     # With no good node left it counts: somebody must look after this.
     for trial in "45":

@@ -7,6 +7,7 @@ no other is left.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection
 
 from modmix.execution.trials import Unsaved
@@ -26,6 +27,7 @@ class Nodes(Unsaved):
         self._failures: dict[str, int] = {}
         self._bad: set[str] = set()
         self._of_packs: dict[str, set[str]] = {}
+        self._starts = Counter[str]()  # workers that could not be started, by reason
 
     @property
     def has_failures(self) -> bool:
@@ -52,7 +54,16 @@ class Nodes(Unsaved):
             return
         self._bad.add(node)
         reason = (why.strip().splitlines() or ["unknown reason"])[-1]
-        self._log(f"node {name or node[:8]} is avoided from now on: {reason}")
+        self._log(f"warning: node {name or node[:8]} is avoided from now on: {reason}")
+
+    def failed_start(self, why: str) -> None:
+        """A worker died before it was ready, on a node that is not known.
+
+        Says so at the third time: once may be a node that was lost.
+        """
+        self._starts[why] += 1
+        if self._starts[why] == MAX_FAILURES + 1:
+            self._log(f"warning: workers cannot be started on some node, others go on: {why}")
 
     def avoided(self, pack: str, alive: Collection[str]) -> tuple[str, ...]:
         """Nodes among ``alive`` that the pack must not be placed on; never all of them."""

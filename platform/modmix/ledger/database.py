@@ -69,7 +69,10 @@ class Database(Retrying):
     def _open(self, url: str) -> sa.Engine:
         path = sqlite_path(url)
         if path is not None and _is_read_only(path):
-            engine = sa.create_engine(self.url, creator=lambda: _open_read_only(path))
+            # A connection for every transaction: each decides anew whether somebody writes.
+            engine = sa.create_engine(
+                self.url, creator=lambda: _open_read_only(path), poolclass=sa.pool.NullPool
+            )
             if (found := self._version(engine)) != SCHEMA_VERSION:
                 raise self._wrong_version(found)
             return engine
