@@ -1,3 +1,3 @@
 """The version, alone in a file so that building the package imports nothing else."""
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"
