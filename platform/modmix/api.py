@@ -427,7 +427,7 @@ def _train(
 def _refuse_only_failures(work: StudyRun) -> None:
     """Raise if every configuration failed: such a study has finished without a result."""
     status = work.status()
-    if status.configurations["failed"] and not status.configurations["done"]:
+    if status.configurations["failed"] == status.configurations["total"] > 0:
         why = (status.failed or ["no reason recorded"])[0].strip().splitlines()[-1]
         raise ModmixError(
             f"every configuration of study {work.plan.name} failed ({why}): fix this and run the "

@@ -321,7 +321,10 @@ def probabilities(studies: Studies, plan: Plan, inputs: dict[str, Any]) -> Any:
     model = build_model(model_spec(r, plan.data), r.seed).eval()
     with torch.no_grad():
         tensors = {k: torch.tensor(np.asarray(v)) for k, v in inputs.items()}
-        return model.scores(model(tensors)).softmax(-1).numpy()
+        scores_BC = model.scores(model(tensors))
+        # softmax(−ℓ / Σw), docs/methods.md: mul has a source per modality, each of weight 1.
+        sources = len(model.inputs) if method == "mul" else 1
+        return (scores_BC / sources).softmax(-1).numpy()
 
 
 @pytest.mark.slow

@@ -247,6 +247,17 @@ def test_search_history_keeps_the_best_and_never_a_pruned_one(fresh):
     assert list(trace.pruned) == [False, False, False, True, False]
 
 
+def test_configurations_with_failed_models_are_drawn_and_never_the_best(fresh):
+    study = Written(fresh, parts={"s": {"search": {"configurations": 2}}})
+    put(study, "s", "mul", {"beta": 0.0}, 6.0, seeds=[0, 1])
+    half = study.configuration("s", "mul", {"beta": 1.0}, seeds=[0, 1])
+    study.end(half, 0, {"val/error": 1.0})
+    study.end(half, 1, {}, state="failed")
+    (trace,) = search_history(read(fresh, "demo"), "s").traces
+    assert list(trace.values) == [6.0, 1.0]
+    assert list(trace.best) == [6.0, 6.0]
+
+
 def test_configurations_of_few_seeds_are_drawn_and_never_chosen(fresh):
     study = Written(fresh, parts={"s": {"search": {"configurations": 3}, "x": "beta"}})
     for number, (error, seeds) in enumerate([(5.0, [0]), (8.0, [0, 1]), (7.0, [0, 1]), (2.0, [0])]):

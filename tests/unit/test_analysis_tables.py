@@ -199,10 +199,12 @@ def test_how_a_search_trains_is_no_hyperparameter_of_the_tables(fresh):
     assert "halving" not in results_table(fresh, "demo").render("text")
 
 
-def test_what_pbt_changes_is_shown_as_it_began(fresh):
-    study = Written(fresh, parts={"a": {}})
+@pytest.mark.parametrize("of_study", [False, True])
+def test_what_pbt_changes_is_shown_as_it_began(fresh, of_study):
+    pbt = {"every": 2, "fraction": 0.25, "perturb": 1.25}
+    study = Written(fresh, parts={"a": {}}, training={"pbt": pbt} if of_study else {})
     for beta in (0.25, 0.5):
-        params = {"beta": beta, "pbt": {"every": 2, "fraction": 0.25, "perturb": 1.25}}
+        params = {"beta": beta} if of_study else {"beta": beta, "pbt": pbt}
         study.end(
             study.configuration("a", "mul", params, seeds=[0]),
             0,

@@ -250,6 +250,17 @@ def test_a_pack_of_several_configurations_is_no_race_but_its_values_count() -> N
     )
 
 
+def test_only_the_stage_at_the_rung_counts() -> None:
+    """As for those in training, whose best evaluation begins anew in every stage."""
+    races = Races(*(configuration(name) for name in "abc"))
+    races.end("a-0", "done", [5.0, 4.0, 9.0, 8.0, 1.0])
+    races.histories["a-0"]["stage"] = [1.0, 1.0, 2.0, 2.0, 2.0]
+    assert races.at({"b": 7.0}, rung=4) is None  # ahead of a, whose value is 8
+    races.state.configurations.pop("b")
+    assert races.rungs._value("a-0", races.histories["a-0"], 4) == 8.0
+    assert races.rungs._value("a-0", races.histories["a-0"], 2) == 4.0
+
+
 def test_what_ended_before_is_read_from_the_ledger() -> None:
     races = Races(
         *(configuration(name, seeds=2) for name in "abcdefg"), configuration("z", seeds=2)

@@ -9,6 +9,7 @@ import pytest
 from analysis_ledger import Written, open_ledger
 from modmix.analysis.curves import curve
 from modmix.analysis.frames import Snapshot, read
+from modmix.analysis.summary import ranks
 from modmix.analysis.tables import results_of
 
 PARTS = {
@@ -56,3 +57,21 @@ def test_results_have_the_rows_of_labelled_parts_alone(snapshot: Snapshot) -> No
 def test_references_are_these_rows(snapshot: Snapshot) -> None:
     found = [(r.label, r.method, r.value.mean) for r in curve(snapshot, "curve").references]
     assert found == [("add (half)", "add", 9.0), ("mul (half)", "mul", 8.0), ("mul*", "mul", 8.5)]
+
+
+def test_ranks_are_those_of_the_labelled_rows(snapshot: Snapshot) -> None:
+    found = ranks(snapshot, "test/error")
+    assert list(found.frame["method"]) == ["mul", "mul*", "add"]
+    assert list(found.frame["rank/mean"]) == [1.0, 2.0, 3.0]
+    assert not any("A row such as" in note for note in results_of(snapshot).notes)
+
+
+def test_a_source_that_is_being_extended_has_no_count(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    study = Written(ledger, parts=PARTS)
+    study.configuration("curve", "mul", {"beta": 0.2}, seeds=[0, 1])  # another seed was added
+    key = study.configuration("tuned", "mul", {"beta": 0.2, "again": 1}, seeds=[0, 1])
+    found = {"test/error": 8.0, "val/error": 7.0}
+    study.record([study.result(key, seed, found) for seed in (0, 1)])
+    (row,) = results_of(read(ledger, "demo")).cells
+    assert (row[0].text, row[2].text) == ("mul*", "8.00 ± 0.00")

@@ -100,6 +100,40 @@ def test_copies_stay_inside_their_domains() -> None:
     assert {end["alpha"] for end in ends} == {2.0, 4.0}
 
 
+@pytest.mark.parametrize(
+    ("domain", "value", "expected"),
+    [
+        (Range(low=1, high=9, integer=True), 1, {1, 2}),
+        (Range(low=1, high=9, integer=True), 3, {2, 4}),  # 2.4 and 3.75, rounded
+        (Range(low=0, high=9, integer=True), 0, {0, 1}),
+        (Range(low=1, high=9, integer=True), 9, {7, 9}),
+        (Range(low=0, high=1, step=0.1), 0.1, {0.0, 0.2}),
+        (Range(low=0, high=0.35, step=0.1), 0.3, {0.2, 0.3}),
+        (Range(low=1, high=8, integer=True, step=3), 4, {1, 7}),
+    ],
+)
+def test_integers_and_steps_move_by_one_at_least(
+    domain: Range, value: float, expected: set[float]
+) -> None:
+    pack = replace(population(), domains={"x": domain_to_json(domain)})
+    explorer = Explorer(pack)
+    found = {explorer.perturbed({"x": value}, "a", epoch)["x"] for epoch in range(20)}
+    assert found == expected
+
+
+def test_what_is_left_after_failures_is_compared_by_seeds(tmp_path: Path) -> None:
+    """A pack of single replicates that are tried again: two of seed 0, two of seed 1."""
+    whole = population(epochs=5)
+    left = [r for r in whole.replicates if r.key in ("mul-0-0", "mul-1-0", "mul-2-1", "mul-3-1")]
+    found = finished(train_pack(replace(whole, replicates=tuple(left)), DATA))
+    assert {event.state for event in found.values()} == {"done"}
+    assert len(found) == 4
+    changed = {
+        key for key, event in found.items() if len(set(event.history["pbt/learning_rate"])) > 1
+    }
+    assert {key[-1] for key in changed} == {"0", "1"}  # one of each seed copies the other
+
+
 def test_what_may_be_perturbed() -> None:
     domains: dict[str, Domain] = {
         "learning_rate": Range(low=1e-3, high=1e-2),

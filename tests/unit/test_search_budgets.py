@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,21 @@ def test_the_best_is_confirmed_when_time_runs_out_after_the_last_result(
     monkeypatch.setattr(Searches, "is_over", is_over)
     found = simulate(study, tmp_path, value, slots=1, seconds=seconds, change=result)
     assert [e.method for e in found.entries if e.part == "tuned"] == ["mul"]
+
+
+def test_a_restart_promotes_no_others_when_a_later_seed_has_failed(tmp_path: Path) -> None:
+    """Only the first seed decides; the third one of the best configuration diverges."""
+    study = STUDY.replace("BUDGET", "").replace("SEARCH", "configurations: 4, batch: 4")
+    study = study.replace("seeds: 1", "replicates: {start: 1, full: 3, keep: 0.5}")
+    study = study.replace("methods: {mul: , add: }", "methods: {mul: }")
+
+    def fail(event: Finished, replicate: Replicate) -> Finished:
+        if replicate.seed == 2:
+            return replace(event, state="failed", reason="diverged", metrics={}, history={})
+        return event
+
+    first = simulate(study, tmp_path, value, slots=1, seconds=seconds, change=fail)
+    assert len(first.values) == 4 + 2 * 2  # two of four were promoted
+    again = simulate(study, tmp_path, value, slots=1, seconds=seconds, change=fail)
+    assert again.values == []
+    assert again.status.replicates["total"] == 8

@@ -189,6 +189,12 @@ def test_what_is_found_elsewhere_depends_on_that_part() -> None:
     assert before["search", "mul"] == longer["search", "mul"]  # the same search goes on
     assert before["tuned", "mul"] != longer["tuned", "mul"]
     assert before["tuned", "mul"] != other["tuned", "mul"]
+    # With more seeds or time, the choice is made anew.
+    seeds = make(TUNED.replace("{seeds: 3, search", "{seeds: 4, search")).signatures()
+    time = make(TUNED.replace("parts:", "budget: {device_hours: 2}\nparts:")).signatures()
+    for changed in (seeds, time):
+        assert before["tuned", "mul"] != changed["tuned", "mul"]
+    assert before["search", "mul"] == time["search", "mul"]
 
 
 @pytest.mark.parametrize(

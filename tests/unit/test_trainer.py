@@ -25,6 +25,7 @@ from modmix.training.batches import Examples, Order
 from modmix.training.builder import Builder
 from modmix.training.checkpoint import CheckpointWarning
 from modmix.training.group import Group
+from modmix.training.record import Record
 from modmix.training.stack import Stack
 from modmix.training.timeline import StageEntry
 from modmix.training.trainer import train_pack
@@ -810,3 +811,32 @@ modmix.base.metrics.higher_is_better("val/auc")
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_time_is_charged_to_the_models_that_are_trained() -> None:
+    """Those that wait for the next stage cost nothing; the group's time is charged whole."""
+    records = [Record(), Record(stopped=True), Record(training=False), Record()]
+    run: Any = SimpleNamespace(records=records)
+    group: Any = SimpleNamespace(members=[SimpleNamespace(index=i) for i in range(4)])
+    trainer._Run._charge(run, group, 6.0)
+    assert [record.seconds for record in records] == [3.0, 0.0, 0.0, 3.0]
+
+
+def test_the_memory_of_a_model_has_its_predictions() -> None:
+    """Scores and log-probabilities of a whole split, in chunks and joined, in float32."""
+    found = []
+    for rows in (40, 1040):
+        data = make_data(rows=(64, rows, 30))
+        replicates = make_replicates("mul", [{}], data=data, epochs=1)
+        cpu = torch.device("cpu")
+        examples = Examples(data, "train", list(data.inputs), cpu)
+        builder = Builder(make_pack(replicates), data, cpu, lambda _: None)
+        stage = builder.model(0).method.stages()[0]
+        entry = StageEntry(stage=stage, epochs=1, from_best=False, keeps_best=True)
+        (single,) = builder.started([0], entry)
+        asked = probe.Probe(builder, examples, Order(64, 32, cpu))
+        measured = asked._bytes(single)
+        assert measured is not None
+        found.append(measured[0])
+    classes = len(data.class_names)
+    assert found[1] - found[0] == 4 * 1000 * classes * 4

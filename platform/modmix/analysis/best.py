@@ -46,6 +46,7 @@ class BestConfiguration:
     metric: str
     estimates: Mapping[str, Estimate]  # test metrics, over the same replicates
     task: str = ""  # in a study of several tasks
+    by_pbt: bool = False  # `pbt` changed its hyperparameters: ``params`` are those at the start
 
     @property
     def test(self) -> dict[str, dict[str, float]]:
@@ -307,6 +308,7 @@ def _best_configuration(
 ) -> BestConfiguration:
     own = snapshot.estimate(configuration.key, metric)
     tests = [name for name in snapshot.metrics if split_of(name) == "test"]
+    training = snapshot.record.spec.get("training") or {}
     return BestConfiguration(
         method=configuration.method,
         configuration=configuration.key,
@@ -319,4 +321,5 @@ def _best_configuration(
         ci_high=own.ci_high,
         metric=metric,
         estimates={name: snapshot.estimate(configuration.key, name) for name in tests},
+        by_pbt=bool({**training, **configuration.params}.get("pbt")),
     )

@@ -76,7 +76,8 @@ def search_history(snapshot: Snapshot, part: str) -> SearchHistory:
     """The progress of a search: means of the first objective, in order of proposal.
 
     Pruned configurations have the value told to the sampler. They do not count for the best so far,
-    nor do those with fewer seeds than others. A search over task options has no best so far.
+    nor do those with failed models or fewer seeds than others. A search over task options has no
+    best so far.
 
     Raises:
         InputError: the part has no search.
@@ -104,7 +105,8 @@ def search_history(snapshot: Snapshot, part: str) -> SearchHistory:
             ]
         )
         seeds = np.array([len(snapshot.replicates_of.get(e.configuration, ())) for e in mine])
-        full = np.where(pruned | (seeds < seeds.max()), np.nan, values)
+        complete = np.array([e.configuration in snapshot.complete for e in mine])
+        full = np.where(~complete | (seeds < seeds.max()), np.nan, values)
         conditions = {
             snapshot.conditions.of[e.configuration]
             for e in mine

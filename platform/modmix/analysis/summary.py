@@ -172,8 +172,10 @@ def ranks(snapshot: Snapshot, metric: str | None = None) -> statistics.Ranks:
     shown = metric or default_metrics(snapshot)[0]
     if snapshot.conditions.is_split:
         return ranks_over(comparisons_of(snapshot, shown))
-    rows = [row for row in result_rows(snapshot, shown) if not row.part]
+    rows = result_rows(snapshot, shown)
+    # With labels, every row has a part, and stands for itself.
+    whole = [row for row in rows if not row.part] or rows
     return statistics.mean_ranks(
-        {row.best.method: snapshot.by_seed(row.best.configuration, shown) for row in rows},
+        {row.label: snapshot.by_seed(row.best.configuration, shown) for row in whole},
         higher_is_better=higher_is_better(shown),
     )

@@ -164,7 +164,10 @@ def _labelled_rows(snapshot: Snapshot, main: Condition, by: str | None) -> list[
             label=str(spec["label"]).replace("{method}", best.method),
             part=part,
             best=best,
-            n_candidates=candidates(snapshot, main, spec.get("best_of") or part)[best.method],
+            # A source that is being extended may have none that is complete.
+            n_candidates=candidates(snapshot, main, spec.get("best_of") or part).get(
+                best.method, 0
+            ),
         )
         for part, spec in snapshot.parts.items()
         if spec.get("label")
@@ -219,7 +222,7 @@ def chosen_text(best: BestConfiguration, varied: Mapping[str, Sequence[str]]) ->
     """The values of varied hyperparameters: "β = 0.3, depth = 1"."""
     names = [name for name in varied.get(best.method, ()) if name in best.params]
     text = ", ".join(f"{parameter_name(n)} = {value_text(best.params[n])}" for n in names)
-    return f"{text} at the start (pbt)" if text and best.params.get("pbt") else text
+    return f"{text} at the start (pbt)" if text and best.by_pbt else text
 
 
 def paper_number(snapshot: Snapshot, row: Row, metric: str) -> tuple[float, float] | None:
@@ -349,7 +352,8 @@ def _results_notes(
             f"Only configurations with the study file's task options ({_as_given(main)}); see the "
             f"table of conditions for the other {len(conditions) - 1}."
         )
-    if parted := [row for row in rows if row.part]:
+    parted = [row for row in rows if row.part]
+    if parted and len(parted) < len(rows):
         notes.append(
             f"A row such as {parted[0].label!r} is a method's best configuration within a part; "
             "without a part, it is the best of all parts."

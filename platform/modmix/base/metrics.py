@@ -162,12 +162,15 @@ METRICS: dict[str, Metric] = {
     )
 }
 
+STAGE = "stage"  # a column of the histories of methods of several stages
+
 # History columns that are not metrics on a split, with their units.
 COLUMNS: dict[str, str] = {
     "epoch": "epochs trained, fractional between",
     "train/loss": "the method's own loss, running mean over the epoch so far",
     "train/error": "%, running mean over the epoch so far",
     "lr": "learning rate",
+    STAGE: "of the method's training, from 1",
 }
 
 

@@ -500,7 +500,7 @@ def best(study: Name, as_json: Json = False) -> None:
         print(f"  {values}")
         if path is not None:
             print(f"  modmix final {path}")
-        elif configuration.params.get("pbt"):
+        elif configuration.by_pbt:
             print("  pbt changed them during training, so 'modmix final' cannot retrain it")
     if unwritten:
         print(unwritten)

@@ -43,7 +43,7 @@ def write_best(
     used |= set(record.spec.get("seeds", ()))
     paths: list[Path | None] = []
     for best in best_configurations:
-        if best.params.get("pbt"):
+        if best.by_pbt:
             paths.append(None)
             continue
         name = f"{best.task}.{best.method}" if best.task else best.method

@@ -105,8 +105,8 @@ class MultimodalModel(mlflow.pyfunc.PythonModel):
                     name: torch.from_numpy(values[begin : begin + ROWS])
                     for name, values in inputs.items()
                 }
-                scores_BC = self._model.scores(self._model(batch))
-                parts.append(scores_BC.float().softmax(-1).numpy())
+                log_BC = self._model.log_probabilities(self._model(batch))
+                parts.append(log_BC.float().exp().numpy())
         return np.concatenate(parts)
 
 

@@ -163,10 +163,12 @@ class RunState:
         return self.configurations[configuration].configuration.replicates
 
     def mean_of_first(self, configuration: str, seeds: int) -> float | None:
-        """Mean of the first objective over the first ``seeds`` seeds; None if failed or pruned."""
+        """Mean of the first objective over the first ``seeds`` seeds; None if one of these failed
+        or was pruned. Later seeds, trained after a promotion, have no influence.
+        """
         known = self.configurations[configuration]
         first = [r.key for r in known.configuration.replicates[:seeds]]
-        if known.failed or known.pruned is not None:
+        if any(self.states[key] in ("failed", "pruned") for key in first):
             return None
         values = [known.values[key][0] for key in first if key in known.values]
         found = fmean(values) if values else math.nan

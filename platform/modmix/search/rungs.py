@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from modmix.base.messages import Pack, Progress
-from modmix.base.metrics import higher_is_better
+from modmix.base.metrics import STAGE, higher_is_better
 from modmix.base.settings import selection
 from modmix.ledger.records import ENDED, Entry
 from modmix.search.run_state import RunState
@@ -98,13 +98,15 @@ class Rungs:
     def _value(self, key: str, history: History, rung: int) -> float | None:
         """A replicate's value at a rung; None if it did not reach it.
 
-        Its best value in the epochs of all stages up to the rung, or its last one, depending on
-        ``select``.
+        Its best value up to the rung in the stage that is trained there, or its last one, depending
+        on ``select``.
         """
         assert self._state.states[key] in ENDED
         training = self._state.replicates[key].training
         epochs = history.get("epoch", ())
         there = [i for i, epoch in enumerate(epochs) if epoch <= rung]
+        if there and (stages := history.get(STAGE)):
+            there = [i for i in there if stages[i] == stages[there[-1]]]
         reached = bool(epochs) and epochs[-1] >= rung
         if not there or not (reached or self._state.states[key] == "done"):
             return None

@@ -261,6 +261,8 @@ class Plan:
                     source = next(one for one in self.parts if one.name == part.best_of)
                     asked = None if source.search is None else source.search.configurations
                     what += [found.get((part.best_of, method)), asked]
+                    # What the choice is made from: with more seeds or time it is made anew.
+                    what += [list(self.seeds_of(source.name)), self.spec.budget.model_dump()]
                 if part.search is not None:
                     what += [part.search.sampler, part.search.seed]
                     what += [list(self.spec.objective)]

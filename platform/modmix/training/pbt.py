@@ -81,9 +81,15 @@ class Explorer:
 
 
 def _step(domain: Domain, value: float, factor: float) -> float:
-    """A value times a factor, or the next of several choices on that side."""
+    """A value times a factor, but at least the next integer, step or choice on that side."""
     if isinstance(domain, Range):
-        return domain.nearest(min(max(value * factor, domain.low), domain.last))
+        unit = domain.step or (1 if domain.integer else None)
+        if unit is None:
+            return domain.nearest(min(max(value * factor, domain.low), domain.last))
+        here, last = (round((x - domain.low) / unit) for x in (value, domain.last))
+        there = round((value * factor - domain.low) / unit)
+        there = max(there, here + 1) if factor > 1 else min(there, here - 1)
+        return domain.nearest(domain.low + min(max(there, 0), last) * unit)
     assert isinstance(domain, Choices)
     ordered = sorted(domain.values)
     place = ordered.index(value) + (1 if factor > 1 else -1)

@@ -184,6 +184,10 @@ class Probe:
         # Of the buffers: present and best ones, and the snapshot of both.
         per_model = tensors * parameters + 2 * activations
         per_model += 4 * sum(value.numel() * value.element_size() for value in buffers)
+        # Scores and log-probabilities of a whole split, in chunks and joined, in float32.
+        data = self._builder.data
+        rows = max(data.val.rows, data.test.rows)
+        per_model += 2 * 2 * 4 * rows * len(data.class_names)
         return per_model, max(1, activations // self._order.batch)
 
     def _undone(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from modmix.base.messages import Finished, Pack, PackedPredictions
+from modmix.base.metrics import STAGE
 from modmix.training.halving import mean, survivors
 from modmix.training.pbt import PREFIX
 
@@ -177,11 +178,11 @@ class Record:
 
 
 def results(line: dict[str, float]) -> dict[str, float]:
-    """The metrics of an evaluation: its columns without epoch, "lr" and hyperparameters."""
+    """The metrics of an evaluation: its columns without epoch, stage, "lr" and hyperparameters."""
     return {
         name: value
         for name, value in line.items()
-        if name not in ("epoch", "lr") and not name.startswith(PREFIX)
+        if name not in ("epoch", STAGE, "lr") and not name.startswith(PREFIX)
     }
 
 

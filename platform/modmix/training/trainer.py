@@ -25,7 +25,7 @@ from modmix.base.messages import (
     PackStarted,
     Progress,
 )
-from modmix.base.metrics import METRICS, higher_is_better
+from modmix.base.metrics import METRICS, STAGE, higher_is_better
 from modmix.base.settings import selection
 from modmix.base.sources import explained
 from modmix.methods.model import model_spec, pack_weights
@@ -274,12 +274,11 @@ class _Run:
             self._charge(group, seconds)
 
     def _charge(self, group: Group, seconds: float) -> None:
-        """Charge a group's time in equal shares to its models still training."""
+        """Charge a group's time in equal shares to its models still training in this stage."""
         records = [self.records[member.index] for member in group.members]
-        training = [record for record in records if record.training]
+        training = [record for record in records if record.training and not record.stopped]
         for record in training:
-            if not record.stopped:
-                record.seconds += seconds / len(training)
+            record.seconds += seconds / len(training)
 
     # ------------------------------------------------------------ running out of memory
 
@@ -351,6 +350,7 @@ class _Run:
                 continue
             line = {
                 "epoch": self.time.epochs_done + steps / self.order.steps,
+                **self._stage(),
                 "train/loss": values["loss"][row] / steps,
                 "train/error": 100 * values["wrong"][row] / (steps * self.order.batch),
                 **{f"val/{name}": values[name][row] for name in METRICS},
@@ -372,6 +372,12 @@ class _Run:
             "diverged: loss, weights or scores were not finite in epoch "
             f"{self.time.epochs_done + 1}; a lower learning_rate or a clip_norm may help"
         )
+
+    def _stage(self) -> dict[str, float]:
+        """A column of the history for methods of several stages: the stage's number from 1."""
+        if len(self.time.stages) == 1:
+            return {}
+        return {STAGE: float(self.time.position.stage + 1)}
 
     # ------------------------------------------------------------ population-based training
 
@@ -398,11 +404,18 @@ class _Run:
         rows = {
             m.index: (group, row) for group in self.groups for row, m in enumerate(group.members)
         }
-        found = copies(values, self.pack, epoch, higher_is_better=self.higher)
+        # Only those with the same seeds are compared: after failures, a pack may hold what is left.
+        alike: dict[frozenset[int], dict[str, list[float]]] = {}
+        for configuration, own in values.items():
+            seeds = frozenset(self.pack.replicates[i].seed for i in members[configuration])
+            alike.setdefault(seeds, {})[configuration] = own
+        found: dict[str, str] = {}
+        for these in alike.values():
+            found |= copies(these, self.pack, epoch, higher_is_better=self.higher)
         for configuration, source in found.items():
-            seeds = {self.pack.replicates[index].seed: index for index in members[source]}
+            by_seed = {self.pack.replicates[index].seed: index for index in members[source]}
             for index in members[configuration]:
-                other = seeds[self.pack.replicates[index].seed]
+                other = by_seed[self.pack.replicates[index].seed]
                 self._copy(index, other, rows[index], rows[other], epoch)
 
     def _copy(
