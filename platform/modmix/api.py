@@ -425,13 +425,15 @@ def _train(
 
 
 def _refuse_only_failures(work: StudyRun) -> None:
-    """Raise if every configuration failed: such a study has finished without a result."""
+    """Raise if configurations failed and none is done: a study without a result."""
     status = work.status()
-    if status.configurations["failed"] == status.configurations["total"] > 0:
+    counts = status.configurations
+    if counts["failed"] and not counts["done"]:
         why = (status.failed or ["no reason recorded"])[0].strip().splitlines()[-1]
+        pruned = f"that was not pruned ({counts['pruned']} were) " if counts["pruned"] else ""
         raise ModmixError(
-            f"every configuration of study {work.plan.name} failed ({why}): fix this and run the "
-            "same command with --retry-failed"
+            f"every configuration of study {work.plan.name} {pruned}failed ({why}): fix this and "
+            "run the same command with --retry-failed"
         )
 
 

@@ -83,8 +83,8 @@ def test_the_good_node_is_lost_while_packs_wait_for_it(tmp_path: Path) -> None:
     """The bad node, whose fault has been mended, gets packs that were to avoid it."""
     found = scenario(f"""
         import pathlib
-        from modmix.execution import trials
-        trials.SILENT_SECONDS = 2.0
+        from modmix.execution import trials, tune_scheduler
+        trials.SILENT_SECONDS = tune_scheduler.REPLACING_SECONDS = 2.0
 
         mended = pathlib.Path({str(tmp_path / "mended")!r})
         nodes.add(does="dies", gate=str(mended))
@@ -100,7 +100,8 @@ def test_the_good_node_is_lost_while_packs_wait_for_it(tmp_path: Path) -> None:
         tell(work)
     """)
     assert found["done"] == 6
-    assert len(found["said"]) == 1
+    assert "is avoided from now on: " in found["said"][0]
+    assert "warning: no node is left that is not avoided: they are tried again" in found["said"]
     assert [WITHDRAWN, True, False] in found["failures"]
 
 

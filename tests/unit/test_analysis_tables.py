@@ -171,8 +171,9 @@ def test_configurations_that_are_not_ranked_are_named(fresh):
     ("states", "why"),
     [
         (["done", "pending"], "1 of 2 models are done, and every configuration needs all of its"),
-        (["done", "failed"], "models of each have failed: 'modmix status demo' shows why"),
-        (["failed", "failed"], "models of each have failed: 'modmix status demo' shows why"),
+        (["done", "failed"], "each has failed or pruned models: 'modmix status demo' shows why"),
+        (["failed", "failed"], "each has failed or pruned models: 'modmix status demo' shows"),
+        (["failed", "pruned"], "each has failed or pruned models: 'modmix status demo' shows"),
         (["pending", "pending"], "continue with 'modmix run'"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -72,6 +73,17 @@ def test_an_option_of_the_command_comes_before_the_file(tmp_path: Path) -> None:
     (path,) = lines("prepare", str(file), "-o", "train_rows=50")
     sizes = {"train_rows": 50, "val_rows": 20, "test_rows": 20}
     assert path == str(prepare_task("weak", sizes)) != lines("prepare", str(file))[0]
+
+
+def test_an_option_of_the_command_mends_the_file(tmp_path: Path) -> None:
+    """Its path is below the folder of the study file, as if it stood there."""
+    rng = np.random.default_rng(0)
+    arrays = {"a": rng.normal(size=(60, 3)), "b": rng.normal(size=(60, 2))}
+    np.savez(tmp_path / "x.npz", **arrays, labels=np.arange(60) % 3)  # type: ignore[arg-type]
+    file = tmp_path / "own.yaml"
+    file.write_text("study: s\ntask: {name: arrays, path: $MODMIX_NOWHERE/y.npz}\n")
+    (path,) = lines("prepare", str(file), "-o", "path=x.npz")
+    assert path == str(prepare_task("arrays", {"path": str(tmp_path / "x.npz")}))
 
 
 def test_a_task_of_one_s_own_is_prepared(tmp_path: Path) -> None:

@@ -60,4 +60,16 @@ def test_workers_that_cannot_start_again_and_again_are_said_once() -> None:
     assert said == []
     nodes.failed_start("no module")
     nodes.failed_start("no module")
-    assert said == ["warning: workers cannot be started on some node, others go on: no module"]
+    assert said == ["warning: workers could not be started 3 times: no module"]
+
+
+def test_nodes_that_are_tried_again_are_avoided_under_another_name() -> None:
+    said: list[str] = []
+    nodes = Nodes(said.append)
+    nodes.failed("a", "pack", "no disk")
+    assert nodes.avoided("pack", ["a", "b"]) == ("a",)
+    nodes.try_again()
+    assert nodes.avoided("pack", ["a"]) == ()
+    assert nodes.avoided("pack", ["a", "b"]) == ("a", "none-1")
+    assert nodes.avoided("other", ["a", "b"]) == ()
+    assert said == ["warning: no node is left that is not avoided: they are tried again"]

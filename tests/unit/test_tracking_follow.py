@@ -13,9 +13,9 @@ from modmix.tracking.store import RefusedError
 
 
 @pytest.mark.parametrize(
-    ("error", "tries"), [(RefusedError("no permission"), 1), (TrackingError("it is away"), 4)]
+    ("error", "tries"), [(RefusedError("no permission"), 2), (TrackingError("it is away"), 4)]
 )
-def test_what_mlflow_refuses_is_not_tried_again_at_the_end(
+def test_what_mlflow_refuses_is_tried_once_more_at_the_end(
     error: Exception, tries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers: list[tuple[str, Any]] = []

@@ -12,6 +12,7 @@ from tests.fakework import FakeWork
 from modmix.base.errors import Incomplete, LedgerError
 from modmix.base.messages import Event, Finished, Pack, Progress
 from modmix.execution import trials as trials_module
+from modmix.execution import tune_scheduler
 from modmix.execution.local import Reply
 from modmix.execution.nodes import Nodes
 from modmix.execution.trials import Trials
@@ -104,7 +105,7 @@ class Study:
         self.nodes = Nodes(self.said.append)
         shared = (self.trials, self.cluster, self.nodes, self.store)
         self.searcher, self.callback = PackSearcher(*shared), StudyCallback(*shared)
-        self.scheduler = RungScheduler(self.trials, self.cluster, self.store)
+        self.scheduler = RungScheduler(self.trials, self.cluster, self.nodes, self.store)
         self.stopper = StudyStopper(self.trials)
 
     def suggest(self, trial: str) -> Any:
@@ -336,12 +337,31 @@ def test_a_pack_whose_last_node_is_lost_is_handed_out_anew() -> None:
     assert tune.stopped == []
     study.cluster.dead.add("b")
     study.scheduler.choose_trial_to_run(tune)
+    study.now += tune_scheduler.REPLACING_SECONDS - 1
+    study.scheduler.choose_trial_to_run(tune)
+    assert tune.stopped == []  # another node may be on its way
+    study.now += 1
+    study.scheduler.choose_trial_to_run(tune)
     assert tune.stopped == [waiting]
+    assert study.said == ["warning: no node is left that is not avoided: they are tried again"]
     assert study.work.failures[1:] == [(WITHDRAWN, True, False)]
     study.callback.on_trial_complete(0, [], waiting)  # as `stop_trial` does
     again = study.suggest("2")
     assert again["pack"] == waiting.config["pack"]
     assert "avoided_nodes" not in again
+
+
+def test_a_node_that_joins_in_time_gets_the_pack() -> None:
+    study, _ = avoiding()
+    tune = FakeController()
+    study.cluster.dead.add("b")
+    study.scheduler.choose_trial_to_run(tune)
+    study.cluster.rooms["c"] = 1
+    study.now += tune_scheduler.REPLACING_SECONDS
+    study.scheduler.choose_trial_to_run(tune)
+    study.cluster.dead.add("c")
+    study.scheduler.choose_trial_to_run(tune)  # the time begins anew
+    assert tune.stopped == []
 
 
 @pytest.mark.parametrize("status", ["RUNNING", "PENDING"])
@@ -351,6 +371,8 @@ def test_a_pack_that_may_still_run_is_not_taken_back(status: str) -> None:
     waiting.status = status
     study.cluster.dead |= {"b"} if status == "RUNNING" else {"a", "b"}
     tune = FakeController()
+    study.scheduler.choose_trial_to_run(tune)
+    study.now += tune_scheduler.REPLACING_SECONDS
     study.scheduler.choose_trial_to_run(tune)
     assert tune.stopped == []
 

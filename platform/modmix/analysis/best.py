@@ -114,8 +114,11 @@ def _incomplete(snapshot: Snapshot) -> str:
             f"{states['done']} of {states.total()} models are done, and every configuration needs "
             "all of its seeds: continue with 'modmix run'"
         )
-    if states["failed"] and states.total() == states["failed"] + states["done"]:
-        return f"models of each have failed: 'modmix status {snapshot.name}' shows why"
+    if states["failed"] and states.total() == sum(states[s] for s in ("done", "failed", "pruned")):
+        return (
+            f"each has failed or pruned models: 'modmix status {snapshot.name}' shows why they "
+            "failed, and 'modmix run FILE --retry-failed' trains them again"
+        )
     return "continue with 'modmix run'"
 
 

@@ -22,6 +22,7 @@ from modmix.analysis.conditions import PREFIX, Conditions, conditions_of, task_p
 from modmix.analysis.statistics import Estimate, estimate, t_quantile
 from modmix.base import ties
 from modmix.base.errors import InputError
+from modmix.base.metrics import STAGE
 from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import (
     ENVIRONMENT,
@@ -288,7 +289,8 @@ def histories_frame(
     """Learning curves: mean and standard deviation per configuration and epoch.
 
     Columns: ``configuration``, ``number``, ``method``, ``epoch``, ``n`` (replicates still training
-    at that epoch), and ``<metric>/mean``, ``<metric>/std`` of every recorded column.
+    at that epoch), ``stage`` (of methods with several), and ``<metric>/mean``, ``<metric>/std`` of
+    every other recorded column.
 
     Args:
         configurations: full or short keys; all if None, which is slow for large studies.
@@ -354,6 +356,9 @@ def histories_of(
         "n": counts.to_numpy(),
     }
     for metric in means.columns:
+        if metric == STAGE:
+            columns_out[STAGE] = means[metric].to_numpy()
+            continue
         columns_out[f"{metric}/mean"] = means[metric].to_numpy()
         columns_out[f"{metric}/std"] = spreads[metric].to_numpy()
     return pd.DataFrame(columns_out)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,14 +37,19 @@ def _tasks(task: str, options: list[str] | None) -> list[tuple[str, dict[str, An
     from modmix.tasks.table import resolve_options
 
     given = dict(map(_option, options or ()))
-    if not task.endswith((".yaml", ".yml")):
-        found: list[tuple[str, dict[str, Any]]] = [(task, {})]
-    elif len(found := tasks_of(spec.read(Path(task)))) > 1 and given:
-        raise InputError("--option: the study has several tasks: give the option in the file")
+    if task.endswith((".yaml", ".yml")):
+        source = spec.read(Path(task))
+        if given and "tasks" in source.raw:
+            raise InputError("--option: the study has several tasks: give the option in the file")
+        block = source.raw.get("task")
+        if given and isinstance(block, (str, Mapping)):  # options may mend what the file has
+            known = {"name": block} if isinstance(block, str) else block
+            source = replace(source, raw={**source.raw, "task": {**known, **given}})
+        return tasks_of(source)
     for name, value in given.items():
         if (problem := variable_problem(value)) is not None:
             raise InputError(f"option {name}: {problem}")
-    return [(name, resolve_options(name, known | expanded(given))) for name, known in found]
+    return [(task, resolve_options(task, expanded(given)))]
 
 
 def _option(text: str) -> tuple[str, Any]:

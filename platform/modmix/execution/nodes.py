@@ -27,6 +27,7 @@ class Nodes(Unsaved):
         self._failures: dict[str, int] = {}
         self._bad: set[str] = set()
         self._of_packs: dict[str, set[str]] = {}
+        self._tries = 0
         self._starts = Counter[str]()  # workers that could not be started, by reason
 
     @property
@@ -59,19 +60,30 @@ class Nodes(Unsaved):
     def failed_start(self, why: str) -> None:
         """A worker died before it was ready, on a node that is not known.
 
-        Says so at the third time: once may be a node that was lost.
+        Says so at the third time: once may be an accident.
         """
         self._starts[why] += 1
         if self._starts[why] == MAX_FAILURES + 1:
-            self._log(f"warning: workers cannot be started on some node, others go on: {why}")
+            self._log(f"warning: workers could not be started {self._starts[why]} times: {why}")
+
+    def try_again(self) -> None:
+        """Packs that wait for another node are about to be placed on any."""
+        self._tries += 1
+        self._log("warning: no node is left that is not avoided: they are tried again")
 
     def avoided(self, pack: str, alive: Collection[str]) -> tuple[str, ...]:
-        """Nodes among ``alive`` that the pack must not be placed on; never all of them."""
+        """Nodes among ``alive`` that the pack must not be placed on; never all of them.
+
+        After `try_again` there is one more, which does not exist: Tune keeps count of waiting
+        trials by placement group, and does not forget those that were taken back. So none of their
+        groups may occur again.
+        """
         bad = self._bad & set(alive)
         own = bad | (self._of_packs.get(pack, set()) & set(alive))
         for choice in (own, bad):
             if len(choice) < len(set(alive)):
-                return tuple(sorted(choice))
+                again = [f"none-{self._tries}"] if choice and self._tries else []
+                return (*sorted(choice), *again)
         return ()
 
     def has_good(self, alive: Collection[str]) -> bool:

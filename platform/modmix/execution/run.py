@@ -123,6 +123,7 @@ class StudyRun:
             for part in grids
             for method in part.domains
         }
+        confirmed = self._confirmed()
         ledger.keep_only_entries(name, self.plan.signatures())
         ledger.recover(name)
         resolved = [(entry, self._resolve(entry, wanted)) for entry in ledger.entries(name)]
@@ -168,12 +169,21 @@ class StudyRun:
         self._add(list(configurations.values()), entries)
         ledger.move_entries(name, moved)
         self._note_entries([*known, *entries])
-        self.dropped = ledger.keep_only_configurations(
+        chosen_anew = confirmed - {e.configuration for e in known}
+        again = ledger.replicates(name, configurations=sorted(chosen_anew)) if chosen_anew else []
+        dropped = ledger.keep_only_configurations(
             name, self._state.configurations, self._state.replicates
         )
+        self.dropped = dropped - len([r for r in again if r.key not in self._state.replicates])
         self._adopt_results()
         self._searches.rebuild(known)
         self._fill_queue([e for e in (*known, *entries) if not e.proposal])
+
+    def _confirmed(self) -> set[str]:
+        """The configurations of parts with ``best_of``, chosen in earlier runs."""
+        parts = {part.name for part in self.plan.parts if part.best_of is not None}
+        entries = self._ledger.entries(self.plan.name) if parts else []
+        return {entry.configuration for entry in entries if entry.part in parts}
 
     def _resolve(
         self, entry: Entry, grids: Mapping[tuple[str, str], Sequence[Configuration]]
@@ -361,7 +371,7 @@ class StudyRun:
         if self._queue or self._running or self._elsewhere or self._searches.wants_more():
             return False
         self._confirm()  # a search may have ended for lack of time since the last result
-        return not self._queue
+        return not (self._queue or self._elsewhere)
 
     @property
     def queued(self) -> int:

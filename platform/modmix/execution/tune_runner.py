@@ -152,7 +152,7 @@ class TuneRunner:
             trial_class(self._study, TrialStore(store.name), self._needs),
             tune_config=tune.TuneConfig(
                 search_alg=PackSearcher(trials, self._cluster, nodes, store),
-                scheduler=RungScheduler(trials, self._cluster, store),
+                scheduler=RungScheduler(trials, self._cluster, nodes, store),
                 num_samples=-1,
                 reuse_actors=True,
                 trial_name_creator=_trial_name,

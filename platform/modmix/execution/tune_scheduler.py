@@ -9,10 +9,13 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from modmix.execution.local import Reply
+from modmix.execution.nodes import Nodes
 from modmix.execution.trials import Trials
 from modmix.execution.tune_cluster import Cluster
 from modmix.execution.tune_store import ActorStore
 
+# How long packs wait for a node that they do not avoid, before they are placed on one that they do.
+REPLACING_SECONDS = 300.0
 WITHDRAWN = "the nodes on which it could run are gone"
 
 
@@ -23,9 +26,11 @@ class RungScheduler(FIFOScheduler):
     since only the worker has their histories; so no trial is stopped from here.
     """
 
-    def __init__(self, trials: Trials, cluster: Cluster, store: ActorStore) -> None:
+    def __init__(self, trials: Trials, cluster: Cluster, nodes: Nodes, store: ActorStore) -> None:
         super().__init__()
-        self._trials, self._cluster, self._store = trials, cluster, store
+        self._trials, self._cluster, self._nodes = trials, cluster, nodes
+        self._store = store
+        self._stranded_since: float | None = None
         self._added: dict[str, Trial] = {}  # waiting and running, by id
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
@@ -55,17 +60,31 @@ class RungScheduler(FIFOScheduler):
         """Take back the packs of waiting trials that avoid all nodes that are left.
 
         The nodes that a trial avoids are in its placement group, which cannot be changed. Handed
-        out anew, the pack may be placed on a bad node, as there is no other.
+        out anew, the pack may be placed on a bad node, as there is no other. A cluster is given
+        time to replace the good one.
         """
-        for id_, trial in list(self._added.items()):
-            avoided, pack = trial.config.get("avoided_nodes"), self._trials.pack(id_)
-            if not avoided or pack is None or trial.status != Trial.PENDING:
-                continue
-            left = self._cluster.nodes(pack.method)
-            if left and left.keys() <= set(avoided.split(",")):
-                self._store.remove(pack.id)
-                self._trials.ended(id_, WITHDRAWN, counted=False)
-                tune_controller.stop_trial(trial)
+        stranded = [
+            (trial, pack)
+            for id_, trial in self._added.items()
+            if trial.status == Trial.PENDING
+            and (avoided := trial.config.get("avoided_nodes"))
+            and (pack := self._trials.pack(id_)) is not None
+            and (left := self._cluster.nodes(pack.method))
+            and left.keys() <= set(avoided.split(","))
+        ]
+        now = self._trials.clock()
+        if not stranded:
+            self._stranded_since = None
+            return
+        if self._stranded_since is None:
+            self._stranded_since = now
+        if now - self._stranded_since < REPLACING_SECONDS:
+            return
+        self._nodes.try_again()
+        for trial, pack in stranded:
+            self._store.remove(pack.id)
+            self._trials.ended(trial.trial_id, WITHDRAWN, counted=False)
+            tune_controller.stop_trial(trial)
 
     def on_trial_complete(
         self, tune_controller: Any, trial: Trial, result: Mapping[str, Any]

@@ -102,8 +102,8 @@ class Plan:
 
     def gpus_of(self, method: str) -> float:
         """GPUs of a pack of a method, which is named as replicates name it."""
-        names = (name for name, found in self.methods.items() if found == method)
-        return self.spec.resources.of(next(names, method)).gpus or 0
+        given = [name for name in self.spec.resources.methods if self.methods.get(name) == method]
+        return self.spec.resources.of(given[-1] if given else "").gpus or 0
 
     @property
     def fingerprints(self) -> frozenset[str]:

@@ -69,7 +69,8 @@ class TasksPlan:
 
     def gpus_of(self, method: str) -> float:
         """As `Plan.gpus_of`."""
-        return max(plan.gpus_of(method) for plan in self.of.values())
+        plans = [plan for plan in self.of.values() if method in plan.methods.values()]
+        return plans[0].gpus_of(method)
 
     @property
     def fingerprints(self) -> frozenset[str]:

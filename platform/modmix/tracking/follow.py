@@ -90,7 +90,7 @@ class Follower:
         """Follow until the study ends; return whether MLflow is up to date."""
         task = self._task
         writer: Writer | None = None
-        pause = 0.0
+        pause, refused = 0.0, 0
         while True:
             closing = self._closing.is_set()
             try:
@@ -105,9 +105,10 @@ class Follower:
                 pause = min(task.longest_pause, max(FIRST_PAUSE, 2 * pause))
                 if writer is not None:
                     writer.reset()
-                over = time.monotonic() + FIRST_PAUSE > self._deadline
-                over = over or isinstance(error, RefusedError)  # MLflow will not change its mind
-                if (closing and over) or isinstance(error, (OvertakenError, LeaseLostError)):
+                # Once more, since a run that somebody deleted is found or made again.
+                refused = refused + 1 if closing and isinstance(error, RefusedError) else 0
+                late = closing and time.monotonic() + FIRST_PAUSE > self._deadline
+                if refused > 1 or late or isinstance(error, (OvertakenError, LeaseLostError)):
                     return False
             self._rest(pause, writer.read_seconds if writer else 0.0)
 

@@ -87,9 +87,7 @@ def serve_optuna(ledger: Ledger, home: Home, port: int = 8080) -> None:
             try:
                 mirror.update()
             except (LedgerError, TrackingError) as error:  # tried again
-                print(
-                    f"warning: the searches could not be read, retrying: {error}", file=sys.stderr
-                )
+                print(f"warning: searches are not up to date, retrying: {error}", file=sys.stderr)
 
         command = [sys.executable, "-c", _DASHBOARD, home.optuna_url, HOST, str(port)]
         _serve("optuna-dashboard", port, command, {}, update=update)
