@@ -129,6 +129,7 @@ def test_what_a_class_imports_counts(package: Path, file: str, changed: list[boo
         ("from modmix.methods.one import One", "methods/helper.py"),
         ("import modmix.methods.two", "methods/base.py"),
         ("from modmix import Method", "methods/base.py"),
+        ("import modmix\nclass Other(modmix.Method): ...", "methods/base.py"),
     ],
 )
 def test_own_classes_depend_on_what_they_import_of_modmix(

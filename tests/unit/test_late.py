@@ -170,3 +170,14 @@ def test_patience_needs_best_epochs() -> None:
     replicates = make_replicates("late", data=DATA, patience=2, select="last")
     with pytest.raises(InputError, match="needs select: best, got select: last"):
         train(replicates, DATA)
+
+
+def test_the_combination_waits_untouched_for_its_stage() -> None:
+    """Without gradients, weight decay alone would shrink it before it is trained."""
+    (replicate, *_) = make_replicates("late", [{"combine": "learned"}], data=DATA)
+    model = initial(replicate)
+    first, second = model.method.stages()
+    names = [name for name, _ in model.named_parameters()]
+    waiting = {name for name in names if name.startswith(first.frozen)}
+    assert waiting == {"method.combine.weight", "method.combine.bias"}
+    assert {name for name in names if not name.startswith(second.frozen)} == waiting

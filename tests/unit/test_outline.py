@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from modmix import api
+from modmix.base.errors import InputError
 from modmix.cli.main import app
 
 FILE = """\
@@ -33,6 +35,8 @@ in all up to 15 configurations, 35 models
 the file is valid; nothing was started
 """
 
+METHODS = "methods: {mul: {beta: {low: 0, high: 1}, pbt: {every: 2}}}"
+
 
 @pytest.fixture(autouse=True)
 def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,3 +58,26 @@ def test_a_grid_has_a_definite_number(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text(text)
     ended = CliRunner().invoke(app, ["run", str(tmp_path / "x.yaml"), "--dry-run"])
     assert "in all 1 configuration, 1 model\n" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    "seeds", ["seeds: ", "seeds: 2.5", "seeds: [[1]]", "seeds: 1000000000", "seeds: {a: 1}"]
+)
+def test_wrong_seeds_are_reported(seeds: str, tmp_path: Path) -> None:
+    text = f"study: s\ntask: digits\n{seeds}\nparts: {{p: {{methods: {{add: }}}}}}\n"
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(InputError, match="line 3: seeds"):
+        api.make_plan(tmp_path / "x.yaml")
+
+
+def test_a_population_of_another_size_is_another_training(tmp_path: Path) -> None:
+    keys, chosen = set(), {"beta": 0.5, "pbt": {"every": 2, "fraction": 0.25, "perturb": 1.25}}
+    for batch, most in ((8, 64), (4, 64), (8, 9)):
+        text = (
+            f"study: s\ntask: digits\nseeds: 1\nresources: {{max_models: {most}}}\nparts:\n"
+            f"  p:\n    search: {{configurations: 8, sampler: random, batch: {batch}}}\n    {METHODS}\n"
+        )
+        (tmp_path / "x.yaml").write_text(text)
+        plan = api.make_plan(tmp_path / "x.yaml")
+        keys.add(plan.configuration("mul", chosen, "p").replicates[0].key)
+    assert len(keys) == 3

@@ -224,6 +224,12 @@ def test_spectrograms_that_cannot_be(
         load(path, spectrogram=settings)
 
 
+def test_levels_below_0_are_none(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.npz", audio=np.full((60, 300), -3, dtype=np.int8))
+    with pytest.raises(DataError, match="from 0 to 255 for mu_law: 255, got int8 from -3 to -3"):
+        load(path, spectrogram={"audio": {"mu_law": 255}})
+
+
 # ---------------------------------------------------------------- tokens
 
 

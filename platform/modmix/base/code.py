@@ -96,6 +96,8 @@ def _modules(text: str) -> list[str]:
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            names.append(f"{node.value.id}.{node.attr}")  # modmix.Method
     modules = (_PUBLIC.get(name, name) for name in names)
     return [one for one in dict.fromkeys(modules) if one.startswith(_CODE) and _has_code(one)]
 

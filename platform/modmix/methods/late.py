@@ -77,8 +77,10 @@ class Late(Method):
     def stages(self) -> tuple[Stage, ...]:
         if self.combine is None:
             return (Stage(name="unimodal"),)
-        frozen = ("encoders.", "method.heads.")
-        return (Stage(name="unimodal"), Stage(name="combination", frozen=frozen, begin="selected"))
+        return (
+            Stage(name="unimodal", frozen=("method.combine.",)),  # else weight decay shrinks it
+            Stage(name="combination", frozen=("encoders.", "method.heads."), begin="selected"),
+        )
 
     def enter(self, stage: Stage) -> None:
         self.combining = stage.name == "combination"

@@ -165,8 +165,10 @@ class Plan:
         own: list[Any] = [] if seeds == tuple(self.spec.seeds) else [list(seeds)]
         alone = None if self.spec.reuse else f"{current_owner()}/{self.name}"
         if setting.training["pbt"]:
-            # Results depend on the other configurations of the search, and on all seeds.
-            own = [self.name, part, list(seeds)]
+            # Results depend on the other configurations of the pack, and on all seeds.
+            search = next((one.search for one in self.parts if one.name == part), None)
+            together = 0 if search is None else search.batch
+            own = [self.name, part, list(seeds), together, self.spec.resources.largest_pack]
             alone = digest([current_owner(), *own])
         key = digest([setting.identity, *own])
         return Configuration(
@@ -270,6 +272,7 @@ class Plan:
                     if "pbt" in domains or self._recipe().get("pbt"):
                         # The decisions of a population depend on all of its models.
                         what += [list(self.seeds_of(part.name)), part.search.batch]
+                        what += [self.spec.resources.largest_pack]
                 found[part.name, method] = digest(what)
         return found
 

@@ -114,11 +114,14 @@ class Checker:
     def _seeds_of_parts(self, plans: Sequence[PartPlan]) -> None:
         """Two parts have the same seeds or none in common: a model belongs to one configuration."""
         raw = self.source.raw.get("seeds", self._seeds)
-        own = tuple(range(raw)) if isinstance(raw, int) else tuple(raw)
-        known = {own: "the study"}
+        if isinstance(raw, int) and 1 <= raw <= 10_000:
+            raw = range(raw)
+        if not isinstance(raw, (list, tuple, range)) or not all(isinstance(s, int) for s in raw):
+            return  # reported by the schema check
+        known = {tuple(raw): "the study"}
         for plan in plans:
             seeds = plan.seeds
-            if seeds is None or seeds in known:
+            if seeds is None or not all(isinstance(s, int) for s in seeds) or seeds in known:
                 continue
             for others, who in known.items():
                 if common := sorted(set(seeds) & set(others)):

@@ -111,10 +111,12 @@ def _spectrogram(where: str, name: str, values: Array, settings: Mapping[str, An
             f"than its overlap, got window {window} and overlap {overlap}"
         )
     levels = settings["mu_law"]
-    if levels is not None and (values.dtype.kind not in "iu" or values.max() > levels):
+    if levels is not None and (
+        values.dtype.kind not in "iu" or values.min() < 0 or values.max() > levels
+    ):
         raise DataError(
             f"{where} must hold whole numbers from 0 to {levels} for mu_law: {levels}, got "
-            f"{values.dtype} up to {values.max()}"
+            f"{values.dtype} from {values.min()} to {values.max()}"
         )
 
     def convert(rows_NS: Array) -> Array:
