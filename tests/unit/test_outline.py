@@ -75,7 +75,8 @@ def test_a_population_of_another_size_is_another_training(tmp_path: Path) -> Non
     for batch, most in ((8, 64), (4, 64), (8, 9)):
         text = (
             f"study: s\ntask: digits\nseeds: 1\nresources: {{max_models: {most}}}\nparts:\n"
-            f"  p:\n    search: {{configurations: 8, sampler: random, batch: {batch}}}\n    {METHODS}\n"
+            f"  p:\n    search: {{configurations: 8, sampler: random, batch: {batch}}}\n"
+            f"    {METHODS}\n"
         )
         (tmp_path / "x.yaml").write_text(text)
         plan = api.make_plan(tmp_path / "x.yaml")
