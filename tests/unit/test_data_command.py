@@ -93,3 +93,46 @@ def test_a_task_of_one_s_own_is_prepared(tmp_path: Path) -> None:
     (path,) = lines("prepare", str(file))
     assert sum(one.stat().st_size for one in Path(path).glob("*train*")) >= 6 * 4
     assert lines("check", str(file)) == [f"{path}: checksums match"]
+
+
+READER = '''\
+from pathlib import Path
+
+import numpy as np
+
+import modmix
+from modmix.tasks.base import Contents
+from modmix.tasks.data import Input
+
+
+class Column(modmix.Task):
+    """The numbers of a file."""
+
+    def __init__(self, *, path: Path):
+        self.path = path
+
+    def write(self, writer, progress):
+        values = np.loadtxt(self.path, dtype=np.float32)[:, None]
+        writer.content("values", values)
+        for split in ("train", "val", "test"):
+            writer.split(split, {"x": values}, np.arange(len(values)) % 2)
+        return Contents(
+            inputs=(Input(name="x", shape=(1,)),),
+            class_names=("even", "odd"),
+            rows=dict.fromkeys(("train", "val", "test"), len(values)),
+        )
+'''
+
+
+def test_a_task_of_one_s_own_reads_the_file_that_its_option_names(tmp_path: Path) -> None:
+    """Another file, or the same one after an edit, is other data."""
+    (tmp_path / "column.py").write_text(READER)
+    file = tmp_path / "own.yaml"
+    file.write_text('study: own\ntask: {class: "column.py:Column", path: a.txt}\n')
+    (tmp_path / "a.txt").write_text("1\n2\n")
+    (tmp_path / "b.txt").write_text("3\n4\n")
+    first = lines("prepare", str(file))
+    assert lines("prepare", str(file)) == first
+    second = lines("prepare", str(file), "-o", "path=b.txt")
+    (tmp_path / "a.txt").write_text("1\n2\n5\n")
+    assert len({*first, *second, *lines("prepare", str(file))}) == 3

@@ -257,7 +257,23 @@ def _folder(task: Task, sums: list[str]) -> Path:
         key.append(task.layout)
     if (listing := task.listing()) is not None:
         key.append({"listing": listing})
+    elif not task.sources() and (files := _files_of(task)):
+        key.append({"files": files})
     return data_home() / "prepared" / digest(key)
+
+
+def _files_of(task: Task) -> list[Any]:
+    """What the path options of a task that declares no files lead to: names, sizes and times."""
+    kinds = {option.name: option.kind for option in task_entry(task.name).options}
+    found: list[Any] = []
+    for name, value in task.options.items():
+        if kinds[name] != "path" or value is None:
+            continue
+        path = Path(value)
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        states = [(one, one.stat()) for one in files if one.is_file()]
+        found.append([name, value, [[str(f), s.st_size, s.st_mtime_ns] for f, s in states]])
+    return found
 
 
 def array_options(task: Task) -> dict[str, Any]:
