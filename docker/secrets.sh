@@ -7,8 +7,10 @@ chmod 700 secrets
 for name in postgres_password s3_user s3_password mlflow_password mlflow_key ray_token; do
     file=secrets/$name
     if [[ ! -s $file ]]; then
+        # An assignment: the script ends here where openssl is missing, without an empty file.
+        value=$(openssl rand -hex 24)
         # Readable for the user in the containers; the folder is closed to others.
-        printf %s "$(openssl rand -hex 24)" > "$file"
+        printf %s "$value" > "$file"
         chmod 644 "$file"
         echo "created docker/$file"
     fi

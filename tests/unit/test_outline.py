@@ -82,3 +82,12 @@ def test_a_population_of_another_size_is_another_training(tmp_path: Path) -> Non
         plan = api.make_plan(tmp_path / "x.yaml")
         keys.add(plan.configuration("mul", chosen, "p").replicates[0].key)
     assert len(keys) == 3
+
+
+def test_no_tasks_are_one_task(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(
+        "study: s\ntask: {name: weak, train_rows: 40}\ntasks: {}\nseeds: 1\n"
+        "parts: {p: {methods: {add: }}}\n"
+    )
+    ended = CliRunner().invoke(app, ["run", str(tmp_path / "x.yaml"), "--dry-run"])
+    assert "in all 1 configuration, 1 model\n" in ended.stdout

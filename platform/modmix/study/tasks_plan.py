@@ -161,7 +161,7 @@ def make(
         SpecError: everything that is wrong in the file.
         DataError: data is missing or damaged.
     """
-    if "tasks" not in source.raw:
+    if not source.raw.get("tasks"):
         return plan_module.make(source, data_path=data_path, progress=progress)
     spec, problems = spec_module.check(source)
     problems = [*source.problems, *problems]
@@ -202,7 +202,7 @@ def tasks_of(source: Source) -> list[tuple[str, dict[str, Any]]]:
     Raises:
         SpecError: a task is missing or invalid.
     """
-    sources = sources_of_tasks(source) if "tasks" in source.raw else {"": source}
+    sources = sources_of_tasks(source) if source.raw.get("tasks") else {"": source}
     found, problems = [], list(source.problems)
     for one in sources.values():
         checker, block = Checker(one), one.raw.get("task")
