@@ -16,6 +16,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # It sets what Ray reads when it is imported, which any module of tests may do first.
+    import modmix.execution.tune_cluster  # noqa: F401
+
     if config.getoption("--gpu-paths"):
         os.environ["MODMIX_FORCE_GPU_PATHS"] = "1"
 

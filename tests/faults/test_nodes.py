@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from modmix.execution.tune_scheduler import WITHDRAWN
+from modmix.execution.trials import WITHDRAWN  # a module that does not import Ray
 from tests.faults.nodes import ROOT, environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(300)]

@@ -15,10 +15,10 @@ from modmix.execution import trials as trials_module
 from modmix.execution import tune_scheduler
 from modmix.execution.local import Reply
 from modmix.execution.nodes import Nodes
-from modmix.execution.trials import Trials
+from modmix.execution.trials import WITHDRAWN, Trials
 from modmix.execution.tune_callback import DIED, LOST, StudyCallback, StudyStopper
 from modmix.execution.tune_cluster import Needs
-from modmix.execution.tune_scheduler import WITHDRAWN, RungScheduler
+from modmix.execution.tune_scheduler import RungScheduler
 from modmix.execution.tune_search import PackSearcher, placement
 
 

@@ -25,6 +25,8 @@ SILENT_SECONDS = 30.0
 STARTING_SECONDS = 30.0
 # How long a worker counts as free after its trial has ended, and a trial as about to take it over.
 FREE_SECONDS = 5.0
+# Why the pack of a waiting trial is handed out anew.
+WITHDRAWN = "the nodes on which it could run are gone"
 # Workers in a row that died before they were ready, while no other one lives.
 MAX_FAILED_STARTS = 5
 

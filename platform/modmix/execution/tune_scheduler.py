@@ -10,13 +10,12 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from modmix.execution.local import Reply
 from modmix.execution.nodes import Nodes
-from modmix.execution.trials import Trials
+from modmix.execution.trials import WITHDRAWN, Trials
 from modmix.execution.tune_cluster import Cluster
 from modmix.execution.tune_store import ActorStore
 
 # How long packs wait for a node that they do not avoid, before they are placed on one that they do.
 REPLACING_SECONDS = 300.0
-WITHDRAWN = "the nodes on which it could run are gone"
 
 
 class RungScheduler(FIFOScheduler):
