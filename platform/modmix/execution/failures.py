@@ -11,10 +11,11 @@ driver was killed: no driver observed a failure, and the next one resumes them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from modmix.base.messages import Replicate
 from modmix.ledger.records import PackRecord
 
 MAX_FAILURES = 5  # machine failures tolerated without progress; the next one abandons the pack
@@ -63,3 +64,30 @@ class Failures:
         """
         count = 1 if epoch > self.reached else self.count + 1
         return Failures(count=count, reached=max(epoch, self.reached), why=why or UNKNOWN)
+
+
+class FailureLog:
+    """The failures of a study's packs, in this and earlier runs, and which were given up."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, Failures] = {}  # by pack
+        self.given_up: Failures | None = None  # of the first pack that was given up
+        self.untrainable: set[str] = set()  # replicates of packs that were given up
+
+    def read(self, record: PackRecord) -> None:
+        """Take up what the ledger has of an interrupted pack."""
+        self._of[record.id] = Failures.of(record)
+
+    def count(self, pack: str, epoch: float, why: str) -> Failures:
+        """Add a failure, see `Failures.after`; return all of this pack."""
+        self._of[pack] = self._of.get(pack, Failures()).after(epoch, why)
+        return self._of[pack]
+
+    def gives_up(self, pack: str, replicates: Sequence[Replicate]) -> bool:
+        """Whether a pack has failed too often; its replicates are untrainable from then on."""
+        failures = self._of.get(pack)
+        if failures is None or not failures.too_many:
+            return False
+        self.given_up = self.given_up or failures
+        self.untrainable |= {replicate.key for replicate in replicates}
+        return True

@@ -19,7 +19,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import partial
 
 from modmix.base.errors import GivenUp, LedgerError
@@ -36,19 +36,39 @@ from modmix.base.messages import (
 from modmix.base.settings import compares
 from modmix.base.wording import counted
 from modmix.execution.costs import Costs
-from modmix.execution.failures import Failures
+from modmix.execution.failures import FailureLog
 from modmix.execution.keeping import Keeping
 from modmix.execution.local import Verdict
 from modmix.execution.queue import Members, PackQueue
+from modmix.execution.reconciling import reconcile
 from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import ENDED, Entry, Lease, NewConfiguration, Result
-from modmix.search.confirmation import best_entry, is_trained
+from modmix.search.confirmation import Confirmations
 from modmix.search.run_state import RunState, Status
 from modmix.search.rungs import Rungs
 from modmix.search.searches import Search, Searches
 from modmix.study.configurations import Configuration, sources_of
 from modmix.study.tasks_plan import StudyPlan
-from modmix.study.validate import PartPlan
+
+
+@dataclass
+class RunningPack:
+    """A pack that a worker trains, and what is known of it."""
+
+    pack: Pack
+    started: PackStarted | None = None
+    progress: Progress | None = None
+
+    @property
+    def epoch(self) -> float:
+        """The last epoch known to be trained, in this or earlier runs."""
+        resumed = 0 if self.started is None else self.started.resumed_epoch
+        return max(0.0 if self.progress is None else self.progress.epoch, resumed)
+
+    @property
+    def left(self) -> float:
+        """The share of the epochs that is still to train."""
+        return 1.0 if self.progress is None else 1 - self.progress.epoch / self.progress.epochs
 
 
 class StudyRun:
@@ -83,25 +103,19 @@ class StudyRun:
             plan.spec.objective, higher_is_better=higher, fingerprints=plan.fingerprints
         )
         self._entries: dict[tuple[str, str], list[Entry]] = {}  # by part and method
-        # What is to be trained once other parts have found it: parts with ``best_of``, and methods.
-        self._to_confirm: list[tuple[PartPlan, str]] = []
         self._slots = slots
         self._searches = Searches(plan, ledger, self._state, slots=slots)
+        self._confirmations = Confirmations(plan, self._state, self._searches)
         self._rungs = Rungs(self._state, partial(ledger.histories, plan.name))
-        self._environments: dict[str, Mapping[str, str]] = {}  # by running pack
         self._verdicts: dict[str, Verdict] = {}  # by pack, until it has ended
         self._costs = Costs(plan, self._state.tasks)
         self._keeping = Keeping(plan, ledger)
         most = plan.spec.resources.largest_pack
         self._queue = PackQueue(slots=slots, max_models=most, cost=self._costs.of)
         self._may_propose = True  # a search was told something since the last proposals
-        self._running: dict[str, Pack] = {}
-        self._progress: dict[str, Progress | None] = {}
+        self._running: dict[str, RunningPack] = {}
         self._elsewhere: set[str] = set()  # replicates claimed by another driver
-        self._failures: dict[str, Failures] = {}  # by pack, in this and earlier runs
-        self._resumed: dict[str, int] = {}  # by running pack: the epoch of its checkpoint
-        self._given_up: dict[str, Failures] = {}  # by pack
-        self._untrainable: set[str] = set()  # replicates of abandoned packs
+        self._failures = FailureLog()
         self._stop = threading.Event()
         self._lost_lease = threading.Event()
         self._began = time.monotonic()
@@ -115,83 +129,18 @@ class StudyRun:
     def prepare(self) -> None:
         """Reconcile the plan with the ledger and queue what is missing."""
         ledger, name = self._ledger, self.plan.name
-        grids = [p for p in self.plan.parts if p.search is None]
-        wanted = {
-            (part.name, method): [
-                self.plan.configuration(method, a, part.name) for a in part.assignments(method)
-            ]
-            for part in grids
-            for method in part.domains
-        }
-        confirmed = self._confirmed()
-        ledger.keep_only_entries(name, self.plan.signatures())
-        ledger.recover(name)
-        resolved = [(entry, self._resolve(entry, wanted)) for entry in ledger.entries(name)]
-        # A key depends on whether a part's seeds are those of the study.
-        known = [replace(entry, configuration=found.key) for entry, found in resolved]
-        moved = [
-            now
-            for (was, found), now in zip(resolved, known, strict=True)
-            if was.configuration != found.key
-        ]
-        present = {(e.part, e.method, e.number) for e in known}
-        configurations: dict[str, Configuration] = {}
-        for asked in (p for ps in wanted.values() for p in ps):
-            before = configurations.get(asked.key)
-            configurations[asked.key] = asked if before is None else before.also(asked)
-        self._keeping.add(configurations.values())
-        entries = [
-            Entry(part=part, method=method, number=i, configuration=configuration.key)
-            for (part, method), ps in wanted.items()
-            for i, configuration in enumerate(ps)
-            if (part, method, i) not in present
-        ]
-        whole, begun = set(configurations), ledger.replicate_states(name)
-        confirming = [part for part in self.plan.parts if part.best_of is not None]
-        found_elsewhere = {part.name for part in confirming}
-        for entry, configuration in resolved:
-            if entry.part in found_elsewhere:
-                configurations[configuration.key] = configuration
-                self._keeping.add([configuration])
-            elif entry.proposal:
-                first = self.plan.first(configuration)
-                # A promoted configuration has more than its first seeds.
-                more = configuration.replicates[len(first.replicates) :]
-                if configuration.key not in whole and not any(r.key in begun for r in more):
-                    configuration = first
-                configurations[configuration.key] = configuration
-        self._to_confirm = [
-            (part, method)
-            for part in confirming
-            for method in part.domains
-            if (part.name, method, 0) not in present
-        ]
-        self._add(list(configurations.values()), entries)
-        ledger.move_entries(name, moved)
-        self._note_entries([*known, *entries])
-        chosen_anew = confirmed - {e.configuration for e in known}
-        again = ledger.replicates(name, configurations=sorted(chosen_anew)) if chosen_anew else []
-        dropped = ledger.keep_only_configurations(
+        found = reconcile(self.plan, ledger)
+        self._keeping.add(found.kept)
+        self._add(found.configurations, found.new)
+        ledger.move_entries(name, found.moved)
+        self._note_entries([*found.known, *found.new])
+        self._confirmations.begin(found.known)
+        self.dropped = ledger.keep_only_configurations(
             name, self._state.configurations, self._state.replicates
-        )
-        self.dropped = dropped - len([r for r in again if r.key not in self._state.replicates])
+        ) - len([key for key in found.chosen_anew if key not in self._state.replicates])
         self._adopt_results()
-        self._searches.rebuild(known)
-        self._fill_queue([e for e in (*known, *entries) if not e.proposal])
-
-    def _confirmed(self) -> set[str]:
-        """The configurations of parts with ``best_of``, chosen in earlier runs."""
-        parts = {part.name for part in self.plan.parts if part.best_of is not None}
-        entries = self._ledger.entries(self.plan.name) if parts else []
-        return {entry.configuration for entry in entries if entry.part in parts}
-
-    def _resolve(
-        self, entry: Entry, grids: Mapping[tuple[str, str], Sequence[Configuration]]
-    ) -> Configuration:
-        """The configuration of a known entry, as the study file describes it now."""
-        if of_grid := grids.get((entry.part, entry.method), ()):  # none with `best_of`
-            return of_grid[entry.number]
-        return self.plan.configuration(entry.method, entry.proposal, entry.part)
+        self._searches.rebuild(found.known)
+        self._fill_queue([e for e in (*found.known, *found.new) if not e.proposal])
 
     def _note_entries(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
@@ -254,7 +203,7 @@ class StudyRun:
                 self._elsewhere.add(record.key)
 
     def _is_running(self, key: str) -> bool:
-        return any(key == r.key for pack in self._running.values() for r in pack.replicates)
+        return any(key == r.key for one in self._running.values() for r in one.pack.replicates)
 
     def _fill_queue(self, of_grids: Sequence[Entry]) -> None:
         """Queue everything without a result: interrupted packs first, unchanged."""
@@ -266,7 +215,7 @@ class StudyRun:
             members = [key for key in pack.replicates if key in self._state.replicates]
             if len(members) == len(pack.replicates) and rest & set(members):
                 replicates = tuple(self._state.replicates[key] for key in members)
-                self._failures[pack.id] = Failures.of(pack)
+                self._failures.read(pack)
                 self._put_back(pack.id, replicates)
                 rest -= set(members)
         for part in dict.fromkeys(entry.part for entry in of_grids):
@@ -307,45 +256,18 @@ class StudyRun:
 
     def _confirm(self) -> None:
         """Train the best configurations of parts that are over, where other parts wait for them."""
-        waiting, self._to_confirm = self._to_confirm, []
-        for part, method in waiting:
-            source = next(one for one in self.plan.parts if one.name == part.best_of)
-            entries = self._entries.get((source.name, method), [])
-            if not self._searches.is_over(source.name) or not is_trained(entries, self._state):
-                self._to_confirm.append((part, method))
-                continue
-            best = best_entry(
-                entries,
-                self._state,
-                seeds=len(self.plan.seeds_of(source.name)),
-                higher_is_better=self.plan.directions[0],
-            )
-            if best is None:
-                continue  # none of its configurations was trained to the end
-            chosen = best.proposal or source.assignments(method)[best.number]
-            configuration = self.plan.configuration(method, chosen, part.name)
-            entry = Entry(
-                part=part.name,
-                method=method,
-                number=0,
-                configuration=configuration.key,
-                proposal=dict(chosen),
-            )
+        for configuration, entry in self._confirmations.due(self._entries):
             self._keeping.add([configuration])
             self._enqueue(self._take_up([configuration], [entry]))
 
     def _is_open(self, key: str) -> bool:
         waits = self._state.states[key] in ("pending", "interrupted")
-        return waits and key not in self._elsewhere and key not in self._untrainable
+        return waits and key not in self._elsewhere and key not in self._failures.untrainable
 
     def _put_back(self, pack: str, replicates: Members) -> None:
         """Queue an interrupted pack again, or give it up."""
-        failures = self._failures.get(pack)
-        if failures is None or not failures.too_many:
+        if not self._failures.gives_up(pack, replicates):
             self._queue.put_back(replicates)
-            return
-        self._given_up[pack] = failures
-        self._untrainable |= {replicate.key for replicate in replicates}
 
     # ------------------------------------------------------------ what a runner calls
 
@@ -406,12 +328,10 @@ class StudyRun:
 
     def _busy(self) -> list[float]:
         """The remaining cost of each running pack."""
-        left = []
-        for pack in self._running.values():
-            at = self._progress.get(pack.id)
-            share = 1.0 if at is None else 1 - at.epoch / at.epochs
-            left.append(share * self._costs.of(pack.replicates[0]).of(len(pack.replicates)))
-        return left
+        return [
+            one.left * self._costs.of(one.pack.replicates[0]).of(len(one.pack.replicates))
+            for one in self._running.values()
+        ]
 
     def _claim(self, replicates: Members) -> Pack | None:
         """Claim a pack's members; None if another driver has claimed some of them."""
@@ -448,8 +368,7 @@ class StudyRun:
         )
         for key in claimed:
             self._state.states[key] = "running"
-        self._running[name] = pack
-        self._progress[name] = None
+        self._running[name] = RunningPack(pack)
         self._changed(self)
         return pack
 
@@ -457,33 +376,38 @@ class StudyRun:
         finished = [e for e in events if isinstance(e, Finished)]
         for event in events:
             match event:
-                case PackStarted(pack=pack):
-                    note = {
-                        "models": event.models,
-                        "device": event.device,
-                        "stacked": event.stacked,
-                        "why": event.why,
-                        "measured": dict(event.measured),
-                        "resumed_epoch": event.resumed_epoch,
-                    }
-                    self._environments[pack] = event.environment
-                    self._resumed[pack] = event.resumed_epoch
-                    self._ledger.update_pack(self.plan.name, pack, note=note)
-                case Progress(pack=pack):
-                    self._progress[pack] = event
-                    self._judge(event)
+                case PackStarted():
+                    self._start(event)
+                case Progress():
+                    self._progress(event)
                 case Finished():
                     pass
         if finished:
             self._finish(finished)
         self._changed(self)
 
-    def _judge(self, event: Progress) -> None:
-        """At a rung, stop a configuration that is worse than those of other packs."""
-        pack = self._running.get(event.pack)
-        why = None if pack is None else self._rungs.judge(pack, event)
-        if pack is not None and why is not None:
-            self._verdicts[pack.id] = {r.key: why for r in pack.replicates}
+    def _start(self, event: PackStarted) -> None:
+        if running := self._running.get(event.pack):
+            running.started = event
+        note = {
+            "models": event.models,
+            "device": event.device,
+            "stacked": event.stacked,
+            "why": event.why,
+            "measured": dict(event.measured),
+            "resumed_epoch": event.resumed_epoch,
+        }
+        self._ledger.update_pack(self.plan.name, event.pack, note=note)
+
+    def _progress(self, event: Progress) -> None:
+        """Note it; at a rung, stop a configuration that is worse than those of other packs."""
+        running = self._running.get(event.pack)
+        if running is None:
+            return
+        running.progress = event
+        why = self._rungs.judge(running.pack, event)
+        if why is not None:
+            self._verdicts[event.pack] = {r.key: why for r in running.pack.replicates}
 
     def _finish(self, finished: Sequence[Finished]) -> None:
         for event in finished:
@@ -504,7 +428,7 @@ class StudyRun:
                     history=e.history,
                     seconds=e.seconds,
                     predictions=e.predictions,
-                    environment=self._environments.get(e.pack, {}),
+                    environment=self._environment_of(e.pack),
                 )
                 for e in finished
                 if e.replicate in self._state.replicates
@@ -517,25 +441,28 @@ class StudyRun:
                 self._state.record_result(event.replicate, event)
         self._advance()
 
+    def _environment_of(self, pack: str) -> Mapping[str, str]:
+        running = self._running.get(pack)
+        return {} if running is None or running.started is None else running.started.environment
+
     def ended(
         self, pack: str, failure: str = "", *, of_machine: bool = True, counted: bool = True
     ) -> None:
-        gone = self._running.pop(pack, None)
-        if gone is None:
+        running = self._running.get(pack)
+        if running is None:
             return
-        left = [r.key for r in gone.replicates if self._state.states[r.key] not in ENDED]
-        if not left:
-            self._close(pack)
-        elif failure and not of_machine:
+        members = running.pack.replicates
+        left = [r.key for r in members if self._state.states[r.key] not in ENDED]
+        failed = bool(left and failure and not of_machine)
+        if failed:
             self._finish(
                 [Finished(pack=pack, replicate=k, state="failed", reason=failure) for k in left]
             )
+        del self._running[pack]
+        if failed or not left:
             self._close(pack)
         else:
-            self._interrupt(gone, left, failure, counted=counted)
-        self._progress.pop(pack, None)
-        self._environments.pop(pack, None)
-        self._resumed.pop(pack, None)
+            self._interrupt(running, left, failure, counted=counted)
         self._changed(self)
 
     def _close(self, pack: str) -> None:
@@ -543,13 +470,13 @@ class StudyRun:
         self._remove_checkpoint(pack)
         self._verdicts.pop(pack, None)
 
-    def _interrupt(self, pack: Pack, left: Sequence[str], failure: str, *, counted: bool) -> None:
+    def _interrupt(
+        self, running: RunningPack, left: Sequence[str], failure: str, *, counted: bool
+    ) -> None:
+        pack = running.pack
         failures = None
         if counted and not self.stopping:
-            progress = self._progress.get(pack.id)
-            epoch = max(0.0 if progress is None else progress.epoch, self._resumed.get(pack.id, 0))
-            failures = self._failures.get(pack.id, Failures()).after(epoch, failure)
-            self._failures[pack.id] = failures
+            failures = self._failures.count(pack.id, running.epoch, failure)
         self._ledger.update_pack(
             self.plan.name,
             pack.id,
@@ -609,8 +536,8 @@ class StudyRun:
 
     def release_packs(self) -> None:
         """Interrupt running packs; the next run resumes them."""
-        for pack in list(self._running.values()):
-            self.ended(pack.id, counted=False)
+        for pack in list(self._running):
+            self.ended(pack, counted=False)
 
     def check_complete(self) -> None:
         """Raise if machines failed too often for some packs, in this run or before.
@@ -621,11 +548,11 @@ class StudyRun:
         Raises:
             GivenUp: with the number of missing results and the last failure.
         """
-        if self.finished and not self._given_up:
+        failures = self._failures.given_up
+        if self.finished and failures is None:
             self._close_superseded()
-        if self._given_up and not self.stopping:
+        if failures is not None and not self.stopping:
             left = self._state.remaining()
-            failures = next(iter(self._given_up.values()))
             raise GivenUp(
                 f"{counted(left, 'model')} without a result: a pack failed {failures.count} times "
                 f"without progress ({failures.why}); fix the cause and rerun the command with "
@@ -641,21 +568,19 @@ class StudyRun:
 
     def status(self) -> Status:
         """The current status, from memory."""
-        configurations, replicates = (
-            self._state.count_configurations(),
-            self._state.count_replicates(),
-        )
+        configurations = self._state.count_configurations()
+        replicates = self._state.count_replicates()
         total = len(self._state.configurations) + self._searches.missing()
-        total += len(self._to_confirm)
+        total += self._confirmations.configurations_to_come
         models = len(self._state.states) + self._searches.replicates_to_come()
-        models += sum(len(self.plan.seeds_of(part.name)) for part, _ in self._to_confirm)
+        models += self._confirmations.replicates_to_come
         return Status(
             configurations={"total": total, **configurations},
             replicates={"total": models, **replicates},
             trained=self.trained,
             reused=self.reused,
             best=dict(self._state.best),
-            running=dict(self._progress),
+            running={name: running.progress for name, running in self._running.items()},
             failed=list(self._state.reasons),
             seconds=time.monotonic() - self._began,
         )

@@ -7,11 +7,78 @@ Trained again with seeds that the choice has not seen, it is an honest estimate.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from modmix.base import ties
 from modmix.ledger.records import Entry
 from modmix.search.run_state import RunState
+from modmix.search.searches import Searches
+from modmix.study.configurations import Configuration
+from modmix.study.tasks_plan import StudyPlan
+from modmix.study.validate import PartPlan
+
+
+class Confirmations:
+    """What parts with ``best_of`` train, once the parts that they refer to are over."""
+
+    def __init__(self, plan: StudyPlan, state: RunState, searches: Searches) -> None:
+        self._plan = plan
+        self._state = state
+        self._searches = searches
+        self._waiting: list[tuple[PartPlan, str]] = []  # parts, and methods
+
+    def begin(self, known: Collection[Entry]) -> None:
+        """Wait for all that has not been chosen in an earlier run, given the entries of that."""
+        present = {(entry.part, entry.method) for entry in known}
+        self._waiting = [
+            (part, method)
+            for part in self._plan.parts
+            if part.best_of is not None
+            for method in part.domains
+            if (part.name, method) not in present
+        ]
+
+    def due(
+        self, entries: Mapping[tuple[str, str], Sequence[Entry]]
+    ) -> list[tuple[Configuration, Entry]]:
+        """What can be chosen now, of the study's ``entries`` by part and method; each once."""
+        found: list[tuple[Configuration, Entry]] = []
+        waiting, self._waiting = self._waiting, []
+        for part, method in waiting:
+            source = next(one for one in self._plan.parts if one.name == part.best_of)
+            candidates = entries.get((source.name, method), [])
+            if not self._searches.is_over(source.name) or not is_trained(candidates, self._state):
+                self._waiting.append((part, method))
+                continue
+            best = best_entry(
+                candidates,
+                self._state,
+                seeds=len(self._plan.seeds_of(source.name)),
+                higher_is_better=self._plan.directions[0],
+            )
+            if best is None:
+                continue  # none of its configurations was trained to the end
+            chosen = best.proposal or source.assignments(method)[best.number]
+            configuration = self._plan.configuration(method, chosen, part.name)
+            entry = Entry(
+                part=part.name,
+                method=method,
+                number=0,
+                configuration=configuration.key,
+                proposal=dict(chosen),
+            )
+            found.append((configuration, entry))
+        return found
+
+    @property
+    def configurations_to_come(self) -> int:
+        """How many have not been chosen yet."""
+        return len(self._waiting)
+
+    @property
+    def replicates_to_come(self) -> int:
+        """How many replicates these will have."""
+        return sum(len(self._plan.seeds_of(part.name)) for part, _ in self._waiting)
 
 
 def best_entry(
