@@ -21,6 +21,8 @@ Needs only torch and numpy, plus safetensors for checkpoints.
     builder     builds groups from replicates
     fitting     runs an action on groups and splits those that run out of memory
     probe       measures how many models fit, and whether stacking is faster
+    population  models that continue as copies of better ones
+    outcomes    tests of models that are done, and what is kept of them
     checkpoint  safetensors with a JSON header
     saving      converts the state of a pack to tensors and JSON, and back
     trainer     epochs, evaluations, halving, checkpoints, events

@@ -21,14 +21,12 @@ from modmix.base.messages import (
     Event,
     Finished,
     Pack,
-    PackedPredictions,
     PackStarted,
     Progress,
 )
 from modmix.base.metrics import METRICS, STAGE, higher_is_better
 from modmix.base.settings import selection
 from modmix.base.sources import explained
-from modmix.methods.model import model_spec, pack_weights
 from modmix.tasks.data import Data
 from modmix.training import checkpoint
 from modmix.training.batches import Examples, Order
@@ -36,7 +34,8 @@ from modmix.training.builder import Builder
 from modmix.training.device import arithmetic, environment, named
 from modmix.training.fitting import on_groups, smaller, too_large_reason
 from modmix.training.group import Group
-from modmix.training.pbt import PREFIX, Explorer, copies, with_values
+from modmix.training.outcomes import Outcomes
+from modmix.training.population import Population
 from modmix.training.probe import Probe, Way
 from modmix.training.record import Endings, Record, Rung, results, rung_of
 from modmix.training.saving import Saved, Saves, from_tensors, to_tensors
@@ -146,12 +145,10 @@ class _Run:
         self.time = Timeline(template.method.stages(), self.settings, self.order.steps)
         check_turns(self.time.stages, template)
         self.higher = higher_is_better(self.settings["monitor"])
-        self.explorer = Explorer(pack)
+        self.population = Population(pack, self.builder, higher_is_better=self.higher)
         self.way = Way(eval_rows=self.settings["eval_batch_size"])
         self.records = [Record() for _ in pack.replicates]
-        # Of finished replicates, as far as the pack keeps them.
-        self.weights: dict[int, bytes] = {}
-        self.predictions: dict[int, bytes] = {}
+        self.outcomes = Outcomes(self.builder, self.splits)
         self.groups: list[Group] = []
         self._beside: int | None = None  # other groups in `_on_groups`; None before its first call
         self.failing: Endings = {}  # models that did not fit, not reported yet
@@ -213,7 +210,7 @@ class _Run:
         failed = self._end_failing()
         progress = self._progress(present, epoch)
         if exchange is not None:
-            self._exchange(exchange)
+            self.population.exchange(self.records, self.groups, exchange)
         self._save_if_due()
         if rung is not None:
             progress = replace(progress, rung=rung.epoch, at_rung=rung.values)
@@ -356,7 +353,7 @@ class _Run:
                 **{f"val/{name}": values[name][row] for name in METRICS},
                 **{f"val/{name}": values[f"report/{name}"][row] for name in reports},
                 "lr": group.optimizer.rates[row],
-                **self._hyperparameters(member.index),
+                **self.population.columns(member.index),
             }
             if record.add(line, self.settings["monitor"], higher=self.higher):
                 better.models.add(member.index)
@@ -378,77 +375,6 @@ class _Run:
         if len(self.time.stages) == 1:
             return {}
         return {STAGE: float(self.time.position.stage + 1)}
-
-    # ------------------------------------------------------------ population-based training
-
-    def _hyperparameters(self, index: int) -> dict[str, float]:
-        """Columns of the history: hyperparameters that `pbt` may change, with their values."""
-        if not self.settings["pbt"]:
-            return {}
-        values = self.explorer.values(self.builder.replicate(index))
-        return {f"{PREFIX}{name}": float(value) for name, value in values.items()}
-
-    def _exchange(self, epoch: int) -> None:
-        """Let the worst configurations continue as perturbed copies of good ones, seed by seed.
-
-        A configuration of which a model has ended takes no part.
-        """
-        members: dict[str, list[int]] = {}
-        for index, replicate in enumerate(self.pack.replicates):
-            members.setdefault(replicate.configuration, []).append(index)
-        values = {
-            configuration: [self.records[index].last for index in these]
-            for configuration, these in members.items()
-            if all(self.records[index].training for index in these)
-        }
-        rows = {
-            m.index: (group, row) for group in self.groups for row, m in enumerate(group.members)
-        }
-        # Only those with the same seeds are compared: after failures, a pack may hold what is left.
-        alike: dict[frozenset[int], dict[str, list[float]]] = {}
-        for configuration, own in values.items():
-            seeds = frozenset(self.pack.replicates[i].seed for i in members[configuration])
-            alike.setdefault(seeds, {})[configuration] = own
-        found: dict[str, str] = {}
-        for these in alike.values():
-            found |= copies(these, self.pack, epoch, higher_is_better=self.higher)
-        for configuration, source in found.items():
-            by_seed = {self.pack.replicates[index].seed: index for index in members[source]}
-            for index in members[configuration]:
-                other = by_seed[self.pack.replicates[index].seed]
-                self._copy(index, other, rows[index], rows[other], epoch)
-
-    def _copy(
-        self,
-        index: int,
-        other: int,
-        place: tuple[Group, int],
-        source: tuple[Group, int],
-        epoch: int,
-    ) -> None:
-        """Continue one model of the pack as a perturbed copy of another."""
-        before = self.explorer.values(self.builder.replicate(other))
-        own = self.pack.replicates[index]
-        values = self.explorer.perturbed(before, own.configuration, epoch)
-        self.records[index].continue_as(self.records[other], values)
-        self._set_values(index)
-        group, row = place
-        group.copy_row(row, *source)
-        # Buffers that hold hyperparameters are those in which the two models differ from the start.
-        old = dict(self.builder.model(other).named_buffers())
-        new = dict(self.builder.model(index).named_buffers())
-        changed = {
-            name: value
-            for name, value in new.items()
-            if name in group.stack.buffers and not torch.equal(value, old[name])
-        }
-        group.change(row, self.builder.replicate(index).training, changed)
-
-    def _set_values(self, index: int) -> None:
-        """Let the builder know a model's present hyperparameters."""
-        replicate, values = self.pack.replicates[index], self.records[index].values
-        if values:
-            self.builder.changed[index] = with_values(replicate, values)
 
     # ------------------------------------------------------------ ending models
 
@@ -510,7 +436,10 @@ class _Run:
     def _end(self, ending: Endings) -> None:
         """Close the records of models that end; only those that are done are tested, once."""
         if any(state == "done" for state, _ in ending.values()):
-            self._on_groups(lambda group: self._end_done(group, ending))
+            done = [i for i, (state, _) in ending.items() if state == "done"]
+            self._on_groups(
+                lambda group: self.outcomes.test(group, done, self.records, self.way.eval_rows)
+            )
             ending.update(self.failing)
             self.failing = {}
         for index, (state, reason) in ending.items():
@@ -519,50 +448,6 @@ class _Run:
                 record.close(state, reason, {})
             elif state == "pruned":
                 record.prune(reason, self.select)
-
-    def _end_done(self, group: Group, ending: Endings) -> None:
-        rows = [
-            r
-            for r, m in enumerate(group.members)
-            if ending.get(m.index, ("",))[0] == "done" and self.records[m.index].finished is None
-        ]
-        if not rows:
-            return
-        started = time.perf_counter()
-        size = self.way.eval_rows
-        kept = frozenset(self.pack.keep_predictions)
-        keep = {row for row in rows if self._key(group, row) in kept}
-        tests = group.evaluate_chosen(rows, self.splits["test"], size, keep)
-        # Weights that combine parts of different epochs have not been evaluated as a whole yet.
-        vals = group.evaluate_chosen(rows, self.splits["val"], size) if group.best_parts else None
-        share = (time.perf_counter() - started) / len(rows)
-        for i, (row, test) in enumerate(zip(rows, tests.metrics, strict=True)):
-            index = group.members[row].index
-            record = self.records[index]
-            record.seconds += share
-            chosen = record.chosen_at(self.select)
-            metrics = results(record.row(chosen))
-            if vals is not None:
-                metrics.update({f"val/{name}": value for name, value in vals.metrics[i].items()})
-            metrics.update({f"test/{name}": value for name, value in test.items()})
-            if self.pack.keep_weights:
-                self.weights[index] = self._pack_weights(group, row)
-            if row in keep:
-                self.predictions[index] = tests.predictions[row]
-            record.close("done", "", metrics, chosen=chosen)
-
-    def _key(self, group: Group, row: int) -> str:
-        return self.pack.replicates[group.members[row].index].key
-
-    def _pack_weights(self, group: Group, row: int) -> bytes:
-        replicate = self.builder.replicate(group.members[row].index)
-        description = {
-            "task": self.data.name,
-            "class_names": list(self.data.class_names),
-            "seed": replicate.seed,
-        }
-        spec = model_spec(replicate, self.data)
-        return pack_weights(group.chosen_state(row), spec, description)
 
     def _make_smaller(self, *, at_once: bool = False) -> None:
         """Remove groups that have ended, and ended rows once most of a group has ended.
@@ -581,6 +466,9 @@ class _Run:
 
     # ------------------------------------------------------------ events
 
+    def _event(self, index: int) -> Finished:
+        return self.outcomes.event(index, self.records[index])
+
     def _progress(self, present: Sequence[int], epoch: int) -> Progress:
         values = {
             self.pack.replicates[i].key: results(self.records[i].row(-1))
@@ -590,18 +478,6 @@ class _Run:
         active = sum(record.training for record in self.records)
         return Progress(
             pack=self.pack.id, epoch=epoch, epochs=self.time.epochs, active=active, metrics=values
-        )
-
-    def _event(self, index: int) -> Finished:
-        record, key = self.records[index], self.pack.replicates[index].key
-        data = self.predictions.get(index)
-        return record.event(
-            self.pack.id,
-            key,
-            weights=self.weights.get(index),
-            predictions=None
-            if data is None
-            else PackedPredictions(rows=self.splits["test"].rows, data=data),
         )
 
     # ------------------------------------------------------------ checkpoints
@@ -634,8 +510,8 @@ class _Run:
             self.way,
             self.records,
             self.groups,
-            weights=self.weights,
-            predictions=self.predictions,
+            weights=self.outcomes.weights,
+            predictions=self.outcomes.predictions,
         )
         position = astuple(self.time.position)
         checkpoint.save(Path(self.pack.checkpoint), self.pack.id, position, tensors, state)
@@ -656,7 +532,8 @@ class _Run:
             checkpoint.warn_unusable(folder, error)
             checkpoint.remove(folder)  # or it might never be replaced, see `checkpoint.save`
             self.records = [Record() for _ in self.pack.replicates]
-            self.weights, self.predictions, self.failing = {}, {}, {}
+            self.outcomes.clear()
+            self.failing = {}
             self.builder.changed = {}
             self.time.position, self.groups = Position(), []
             return False
@@ -664,9 +541,9 @@ class _Run:
 
     def _restore(self, saved: Saved) -> None:
         self.way, self.records = saved.way, saved.records
-        for index in range(len(self.records)):
-            self._set_values(index)
-        self.weights, self.predictions = saved.weights, saved.predictions
+        for index, record in enumerate(self.records):
+            self.population.set_values(index, record)
+        self.outcomes.weights, self.outcomes.predictions = saved.weights, saved.predictions
         self.time.position = saved.position
         self.groups = []
         entry = self.time.entry()
