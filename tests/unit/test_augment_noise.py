@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from modmix.base.errors import DataError
+from modmix.base.messages import digest
+from modmix.encoders.transformer import Transformer
 from modmix.methods.model import derive_seed
 from modmix.tasks.base import load_task, prepare_task
 from modmix.tasks.data import Augmentation, Data, Input, Split
@@ -138,6 +140,29 @@ def test_noise_differs_between_splits_and_inputs() -> None:
             assert abs(float(torch.corrcoef(torch.stack([one, other]))[0, 1])) < 0.25
 
 
+def test_padding_of_a_sequence_stays_padding() -> None:
+    """So a transformer's features do not depend on the amount of padding."""
+    noisy = {"other": Augmentation(noise=0.5)}
+    padded = make_data(noisy)
+    for split in padded.splits.values():
+        split.inputs["other"][:, 2:] = 0
+        split.inputs["other"][1, 3, 0] = 1  # a frame with one number is no padding
+    index = torch.arange(60).unsqueeze(0)
+    trained, evaluated = batch(padded, index, SEEDS[:1])["other"][0], seen(padded, "train", 7)
+    torch.manual_seed(0)
+    encoder = Transformer((4, 2), width=8, heads=2, dropout=0.0)
+    shorter = Transformer((2, 2), width=8, heads=2, dropout=0.0)
+    weights = encoder.state_dict()
+    shorter.load_state_dict({**weights, "positions_LD": weights["positions_LD"][:2]})
+    for found in (trained, evaluated["other"]):
+        assert (found[:, :2] != torch.from_numpy(padded.train.inputs["other"][:, :2])).all()
+        assert torch.equal(found[0, 2:], torch.zeros(2, 2))
+        assert torch.equal(found[1, 2], torch.zeros(2))
+        assert (found[1, 3] != torch.tensor([1.0, 0.0])).all()
+        with torch.no_grad():
+            assert torch.allclose(encoder(found)[2:], shorter(found[:, :2])[2:], atol=1e-6)
+
+
 def replicates(data: Data, **fields: Any) -> tuple[Any, ...]:
     made = make_replicates("late", data=data, epochs=3, batch_size=16, **fields)
     encoders = {name: {"name": "mlp", "hidden": [6]} for name in data.inputs}
@@ -172,6 +197,7 @@ def arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         image=rng.integers(0, 256, (60, 6, 5, 3), dtype=np.uint8),
         dense=rng.normal(size=(60, 4)),
         words=rng.integers(1, 5, (60, 7)),
+        clip=rng.normal(size=(60, 4, 2)),
     )
     return lambda **options: load_task(
         "arrays", {"path": str(tmp_path / "x.npz"), "tokens": ["words"], **options}
@@ -196,11 +222,17 @@ def test_noise_is_an_option_that_shares_the_arrays(arrays: Any, tmp_path: Path) 
     assert prepare_task("arrays", {**options, "noise": {"image": 0.1}}) == folder
 
 
+def test_results_in_which_padding_had_noise_are_not_reused(arrays: Any) -> None:
+    content, settings = arrays().fingerprint, {"pad": 0, "flip": False, "noise": 0.1}
+    assert arrays(noise={"dense": 0.1}).fingerprint == digest([content, {"dense": settings}])
+    assert arrays(noise={"clip": 0.1}).fingerprint != digest([content, {"clip": settings}])
+
+
 @pytest.mark.parametrize("name", ["words", "picture"])
 def test_noise_names_inputs_that_are_no_tokens(arrays: Any, name: str) -> None:
     message = (
         f"task arrays: the option `noise` must name inputs other than tokens, got '{name}'; they "
-        "are: image, dense"
+        "are: image, dense, clip"
     )
     with pytest.raises(DataError, match=message):
         arrays(noise={name: 0.1})

@@ -380,7 +380,12 @@ def _inputs(meta: Mapping[str, Any]) -> dict[str, Input]:
 def _fingerprint(task: Task, meta: Mapping[str, Any]) -> str:
     """Digest of the prepared content and, if there is any, of the augmentation."""
     content: str = meta["fingerprint"]
-    augmentation = {name: value.identity for name, value in task.augmentation().items()}
+    inputs = _inputs(meta)
+    augmentation = {}
+    for name, value in task.augmentation().items():
+        augmentation[name] = value.identity
+        if value.noise and name in inputs and inputs[name].kind == "sequence":
+            augmentation[name]["padding"] = "kept"  # earlier, padding got noise as well
     return digest([content, augmentation]) if augmentation else content
 
 

@@ -124,7 +124,8 @@ class Augmentation:
 
     noise: float = 0.0
     """Standard deviation of Gaussian noise, in units of the normalised input. It is a function of
-    seed, epoch and example in training, and of the example alone in evaluation.
+    seed, epoch and example in training, and of the example alone in evaluation. All-zero frames of
+    a sequence are padding and stay zero.
     """
 
     def __post_init__(self) -> None:

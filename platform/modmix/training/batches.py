@@ -157,13 +157,14 @@ class Examples:
 class _Preparation:
     """Preprocess one stored input on the device: augment, convert to float32, normalise, add noise.
 
-    Token ids are only converted to int64.
+    Token ids are only converted to int64. Frames of a sequence that are all zero before the noise
+    stay zero: they are padding, which encoders recognise by that.
     """
 
     def __init__(
         self, source: Input, augmentation: Augmentation | None, salt: int, device: torch.device
     ) -> None:
-        self._tokens = source.kind == "tokens"
+        self._tokens, self._sequence = source.kind == "tokens", source.kind == "sequence"
         self._augmentation, self._salt = augmentation or Augmentation(), salt
         self._size = None if source.stored is None else (source.shape[-3], source.shape[-2])
         # Float inputs were standardised when the data was prepared.
@@ -189,7 +190,10 @@ class _Preparation:
         if self._scale is not None:
             values = values / self._scale
         if settings.noise:
-            values = add_noise(values, settings.noise, index, draw, self._salt)
+            noisy = add_noise(values, settings.noise, index, draw, self._salt)
+            if self._sequence:
+                noisy = noisy.masked_fill((values == 0).all(-1, keepdim=True), 0.0)
+            values = noisy
         return values
 
 
