@@ -10,6 +10,7 @@ A method maps features (B, D_m), keyed by modality, to class scores and per-exam
     entries_staged      entries of methods that train in stages or in turns
     table               names, hyperparameters and requirements of all methods (no torch)
     base                the `Method` contract: one model, one batch
+    patient             a stage in which early stopping begins later
     draws               counter-based random numbers and dropout
     unimodal            single-modality baseline
     early               early fusion of raw inputs, eq. 1

@@ -28,6 +28,7 @@ from modmix.methods.dimml_parts import (
     pairs,
     weighted,
 )
+from modmix.methods.patient import PatientStage
 
 _DETACHED, _HEAD = "detached", "head"  # names of the stages
 
@@ -53,7 +54,7 @@ class Dimml(Method):
     dimensions D_{t→u} that are effective for t and not for u. Before that epoch, one pass over the
     training split finds the class means of every dimension and another one how many examples each
     dimension alone assigns to the class of the nearest mean; it is effective if that count is
-    strictly above the mean count of its modality's dimensions.
+    strictly above the mean count of its modality's dimensions. Patience counts from that epoch on.
 
     Stage 2, ``head_epochs`` epochs, trains a head on the features with cross-entropy. It begins
     with the last weights of stage 1; all else is frozen and in evaluation mode. The prediction is
@@ -191,8 +192,9 @@ class Dimml(Method):
 
     def stages(self) -> tuple[Stage, ...]:
         if self.head is None:
-            return (Stage(name=_DETACHED),)
-        first = Stage(name=_DETACHED, frozen=("method.head.",))  # otherwise weight decay shrinks it
+            return (PatientStage(name=_DETACHED, patience_from=self.warmup),)
+        # The head is frozen, because weight decay would shrink it.
+        first = PatientStage(name=_DETACHED, frozen=("method.head.",), patience_from=self.warmup)
         frozen = ("encoders.", "method.project.", "method.classifiers.", "method.shared.")
         return first, Stage(name=_HEAD, epochs=self.head_epochs, frozen=frozen, begin="last")
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from modmix.methods.balanced import BalancedOutputs, OwnHeads, own_cross_entropy
-from modmix.methods.base import Pass, State, cross_entropy
+from modmix.methods.base import Pass, Stage, State, cross_entropy
+from modmix.methods.patient import PatientStage
 
 _LEAST_GAP = 1e-3  # nats, lower bound of changes of the gap
 
@@ -29,6 +30,7 @@ class GBlending(OwnHeads):
     evaluation mode, at the beginning of a *super-epoch* of ``super_epoch`` epochs, and T', V' those
     at its end. Weights are estimated at each of these ends and used in the next super-epoch; in the
     first one they are equal. |O| below 0.001 counts as 0.001; if all G are 0, weights are equal.
+    Patience counts from the end of the first super-epoch on.
 
     Differs from the paper: it estimates a super-epoch's weights in advance, by training each
     classifier alone for that long from the current weights and discarding the result; here they are
@@ -54,6 +56,9 @@ class GBlending(OwnHeads):
 
     def loss(self, outputs: BalancedOutputs, target_B: Tensor) -> Tensor:
         return (self.weights_K.unsqueeze(1) * _all_losses(outputs, target_B)).sum(0)
+
+    def stages(self) -> tuple[Stage, ...]:
+        return (PatientStage(name="train", patience_from=self.super_epoch),)
 
     def passes(self, epoch: int) -> Sequence[Pass]:
         if epoch % self.super_epoch:

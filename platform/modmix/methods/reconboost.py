@@ -22,6 +22,7 @@ from modmix.methods.base import (
     lift,
     pick,
 )
+from modmix.methods.patient import PatientStage
 
 
 class ReconBoostOutputs(NamedTuple):
@@ -42,7 +43,7 @@ class ReconBoost(Method):
 
     In turn 2 m + 1, all modalities correct the ensemble jointly by CE(softmax(Σ_j z_j), y). With
     ``reconcile`` (λ) 0 the modalities are trained alone in their turns; it may differ between
-    stacked models.
+    stacked models. Patience counts from the end of the first cycle on.
 
     Differs from the published code: its loss is (5 − q^y) CE / C, a constant factor apart from
     λ = 0.2; it has four epochs per turn, each turn with a fresh optimizer, while here turns keep
@@ -98,4 +99,12 @@ class ReconBoost(Method):
         everything = tuple(prefix for turn in alone for prefix in turn)
         turns = tuple(prefixes for turn in alone for prefixes in (turn, everything))
         epochs = self.turn_epochs
-        return (Stage(name="boosting", turns=turns, turn_every="epoch", turn_epochs=epochs),)
+        return (
+            PatientStage(
+                name="boosting",
+                turns=turns,
+                turn_every="epoch",
+                turn_epochs=epochs,
+                patience_from=len(turns) * epochs,
+            ),
+        )

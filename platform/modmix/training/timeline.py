@@ -9,6 +9,7 @@ from typing import Any
 from modmix.base.errors import InputError
 from modmix.base.settings import selection
 from modmix.methods.base import Stage
+from modmix.methods.patient import PatientStage
 from modmix.training.halving import rungs
 
 
@@ -124,12 +125,20 @@ class Timeline:
         """Evaluations without improvement after which a model stops in this stage; None: never.
 
         There is no early stopping in a stage whose optimizer the next one keeps, because the models
-        of a group share one step count.
+        of a group share one step count. None also in the first evaluations after a `PatientStage`
+        begins to count, which are fewer than the patience.
         """
         following = self.next_stage
         if not self.stage.judged or (following is not None and following.optimizer == "kept"):
             return None
         patience: int | None = self._settings["patience"]
+        if patience is not None and isinstance(self.stage, PatientStage):
+            first = self.stage.patience_from
+            first = first if first < self._epochs_of(self.stage) else 0
+            parts = len(self._bounds) - 1
+            counted = (self.position.epoch - first) * parts + self.position.part + 1
+            if counted < patience:
+                return None
         return patience
 
     @property
