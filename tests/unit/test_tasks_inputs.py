@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -317,6 +318,27 @@ def test_text_becomes_lower_case_characters(tmp_path: Path, kind: str) -> None:
     longer = load(path, **options, token_length=14)
     expected = [by_hand(row, "abloz\u00eb", 14) for row in rows[40:]]
     np.testing.assert_array_equal(longer.test.inputs["name"], expected)
+
+
+@pytest.mark.parametrize("length", [None, 6])
+def test_one_long_text_does_not_set_the_memory_of_all_rows(
+    tmp_path: Path, length: int | None
+) -> None:
+    """An array of all texts would take 500 rows of 100,000 characters, 200 MB."""
+    path = tmp_path / "x.csv"
+    rows = [f"{i % 2},{'test' if i > 399 else 'train'},name {i % 10}" for i in range(499)]
+    path.write_text("\n".join(["label,split,first", *rows, "0,test," + "name" * 25_000]))
+    tracemalloc.start()
+    try:
+        data = load(path, tokens=["t"], columns={"t": ["first"]}, token_length=length)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 20e6
+    assert data.test.rows == 100
+    assert data.test.inputs["t"].shape == (100, 6)
+    alphabet = " 0123456789aemn"
+    np.testing.assert_array_equal(data.test.inputs["t"][-1], by_hand("namena", alphabet, 6))
 
 
 def test_ids_in_columns_of_a_csv(tmp_path: Path) -> None:

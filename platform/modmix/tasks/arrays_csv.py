@@ -29,6 +29,7 @@ def read_csv(path: Path, options: Mapping[str, Any], folder: Path, progress: Pro
     columns = _columns(path, options, known, {label, split})
     texts = [name for name in options["tokens"] or () if len(columns.get(name, ())) == 1]
     text_columns = (label, split, *(columns[name][0] for name in texts))
+    # As Python's strings: an array of text is as wide as the longest one.
     words = {c: list[Array]() for c in text_columns if c is not None}
     for name in columns.keys() - texts:
         if (both := next((c for c in columns[name] if c in words), None)) is not None:
@@ -48,7 +49,7 @@ def read_csv(path: Path, options: Mapping[str, Any], folder: Path, progress: Pro
             for names, file in files.values():
                 file.write(np.stack([block[c].to_numpy() for c in names], axis=1).tobytes())
             for column, parts in words.items():
-                parts.append(block[column].to_numpy(zero_copy_only=False).astype(np.str_))
+                parts.append(block[column].to_numpy(zero_copy_only=False))
         if not sum(map(len, words[label])):
             raise DataError(f"{path}: must have rows below its header, got none")
         numbers = {name: _mapped(file, len(names)) for name, (names, file) in files.items()}
@@ -58,9 +59,9 @@ def read_csv(path: Path, options: Mapping[str, Any], folder: Path, progress: Pro
             name: numbers[name] if name in numbers else np.concatenate(words[columns[name][0]])
             for name in columns
         },
-        labels=_labels(np.concatenate(words[label])),
+        labels=_labels(np.concatenate(words[label]).astype(np.str_)),
         label_name=label,
-        split=None if split is None else np.concatenate(words[split]),
+        split=None if split is None else np.concatenate(words[split]).astype(np.str_),
         split_name=split or "",
         place=lambda row: f"line {line_of(path, row + 1, delimiter):,}",
     )

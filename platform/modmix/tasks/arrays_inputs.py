@@ -135,7 +135,7 @@ def _spectrogram(where: str, name: str, values: Array, settings: Mapping[str, An
 def _tokens(loaded: Loaded, name: str, splits_N: Splits, length: int | None) -> View:
     values, where = loaded.inputs[name], f"{loaded.path}: {name!r}"
     alphabet = None
-    if values.dtype.kind in "US":
+    if values.dtype.kind in "USO":
         ids_NL, alphabet = characters(values, where, loaded.place, splits_N == 0, length)
         vocabulary = len(alphabet) + 2
     else:

@@ -26,6 +26,8 @@ def array_row(row: int) -> str:
 class Loaded:
     """Unchecked contents of a file: raw arrays with one row per example.
 
+    Text is an array of text or bytes, or of Python's strings where their lengths may differ much.
+
     ``lengths`` are the sequence lengths (N,) of token inputs. ``place`` formats a row index for
     error messages: as a line number from 1 for a CSV, as a row number from 0 for an array.
     """
@@ -48,23 +50,28 @@ def words(values: Array, where: str, place: Callable[[int], str]) -> npt.NDArray
         DataError: bytes that are not UTF-8.
     """
     if values.dtype.kind == "S":
-        try:
-            values = np.char.decode(values, "utf-8")
-        except UnicodeDecodeError:
-            row = next(i for i, value in enumerate(values.tolist()) if not _is_utf8(value))
-            raise DataError(
-                f"{where} must be UTF-8 text, got {bytes(values[row])!r} in {place(row)}; decode "
-                "it before saving"
-            ) from None
+        values = np.array(strings(values, where, place), np.str_)
     return np.char.strip(values.astype(np.str_))
 
 
-def _is_utf8(value: bytes) -> bool:
-    try:
-        value.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
+def strings(texts_N: Array, where: str, place: Callable[[int], str]) -> list[str]:
+    """The texts (N,) as a list, each of its own length; bytes are decoded as UTF-8.
+
+    Raises:
+        DataError: bytes that are not UTF-8.
+    """
+    found: list[Any] = texts_N.tolist()
+    if texts_N.dtype.kind != "S":
+        return found
+    for row, value in enumerate(found):
+        try:
+            found[row] = value.decode("utf-8")
+        except UnicodeDecodeError:
+            raise DataError(
+                f"{where} must be UTF-8 text, got {value!r} in {place(row)}; decode it before "
+                "saving"
+            ) from None
+    return found
 
 
 def pick(path: Path, asked: str | None, usual: Iterable[str], known: Sequence[str]) -> str | None:

@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from modmix.base.errors import DataError
-from modmix.tasks.arrays_read import words
+from modmix.tasks.arrays_read import strings
 from modmix.tasks.characters import lookup, text_of
 from modmix.tasks.data import Array
+from modmix.tasks.splits import chunks
 
 Ids = npt.NDArray[np.int64]
 
@@ -76,26 +77,35 @@ def characters(
 ) -> tuple[Ids, str]:
     """Character ids (N, L) of texts (N,), and the characters of ids 2, 3, … as a string.
 
+    Only texts of length L become a rectangular array: one text may be far longer than all others.
+
     Texts are stripped and lower-cased. The alphabet is that of the training rows, sorted by code
-    point; 1 is any other character, 0 is padding. L is ``length``, by default that of the longest
-    training text; longer texts are truncated.
+    point; 1 is any other character, 0 is padding. L is ``length``, but at most the width of the
+    texts; by default it is the length of the longest training text. Longer texts are truncated.
 
     Raises:
         DataError: not one text per row, bytes that are not UTF-8, or all training texts are empty.
     """
     if texts_N.ndim != 1:
         raise DataError(f"{where} must be one text per row, got the shape {texts_N.shape}")
-    lowered = np.char.lower(words(texts_N, where, place))
-    width = max(1, lowered.dtype.itemsize // 4)
-    codes_NL = lowered.astype(f"=U{width}").view(np.uint32).reshape(len(lowered), width)
-    # True up to the last character: a NUL inside a text is not padding.
-    inside_NL = np.cumsum(codes_NL[:, ::-1] != 0, axis=1)[:, ::-1] > 0
-    known = np.unique(codes_NL[training_N][inside_NL[training_N]])
-    if not known.size:
+    given = strings(texts_N, where, place)
+    # Without NULs at the end, which arrays of text do not keep.
+    texts = [text.strip().rstrip("\0").strip().lower() for text in given]
+    training = [texts[row] for row in np.flatnonzero(training_N)]
+    found = set[str]().union(*training)
+    if not found:
         raise DataError(f"{where} must have text in the training rows, got none")
-    kept = length or int(inside_NL[training_N].sum(axis=1).max())
-    codes_NL, inside_NL = codes_NL[:, :kept], inside_NL[:, :kept]
-    return np.where(inside_NL, lookup(codes_NL, known), 0), text_of(known)
+    known = np.array(sorted(map(ord, found)), np.uint32)
+    width = texts_N.dtype.itemsize // 4 if texts_N.dtype.kind == "U" else max(map(len, given))
+    kept = min(length, width) if length else max(map(len, training))
+    ids_NL = np.zeros((len(texts), kept), np.int64)
+    for part in chunks(len(texts), kept):
+        cut = [text[:kept] for text in texts[part]]
+        codes_nL = np.array(cut, f"=U{kept}").view(np.uint32).reshape(len(cut), kept)
+        # By length: a NUL inside a text is not padding.
+        inside_nL = np.arange(kept) < np.array([[len(text)] for text in cut])
+        ids_NL[part] = np.where(inside_nL, lookup(codes_nL, known), 0)
+    return ids_NL, text_of(known)
 
 
 def _first(wrong_NL: npt.NDArray[np.bool_]) -> int | None:
