@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -329,8 +330,15 @@ def test_the_prepared_arrays(root: Path, caplog: pytest.LogCaptureFixture) -> No
     np.testing.assert_allclose(u_N.abs(), 158 - 127.5, atol=2)
     np.testing.assert_allclose(v_N, 97 - 127.5, atol=2)
 
-    same = prepare_task("ucf101", {**options, "augment": False, "max_unreadable": 0.3})
+    same = prepare_task("ucf101", {**options, "augment": False, "max_unreadable": 0.45})
     assert same == folder
+    message = (
+        "5 of 12 items of the test split of task ucf101 could not be read when they were prepared; "
+        f"{folder / 'unreadable.txt'} has all; mend the files and delete its folder, or set "
+        "`max_unreadable` (now 0.4 of the items of any split) higher"
+    )
+    with pytest.raises(DataError, match=re.escape(message)):
+        prepare_task("ucf101", {**options, "max_unreadable": 0.4})
     copied = root.with_name("copy")
     root.rename(copied)
     assert load_task("ucf101", {**options, "path": str(copied)}).fingerprint == data.fingerprint

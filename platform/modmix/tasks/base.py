@@ -98,6 +98,13 @@ class Task(ABC):
         """Augmentation by input; none by default."""
         return {}
 
+    def refuses(self, folder: Path, rows: Mapping[str, int]) -> str | None:  # noqa: ARG002
+        """Why options that affect no array do not admit prepared ones, with these rows per split.
+
+        None: they do.
+        """
+        return None
+
     @abstractmethod
     def write(self, writer: Writer, progress: Progress) -> Contents:
         """Read the sources and write all splits.
@@ -158,19 +165,25 @@ def prepare_task(name: str, options: Mapping[str, Any], progress: Progress = sil
     arrays is rewritten.
 
     Raises:
-        DataError: invalid options or sources, or the disk is full or not writable.
+        DataError: invalid options or sources, the disk is full or not writable, or the options do
+            not admit the arrays (`Task.refuses`).
     """
     task = make_task(name, options)
     known = _known_sources(task)
     if known is not None and _intact(folder := _folder(task, known)):
-        _remove_scratch(folder)
-        return folder
+        return _admitted(task, folder)
     with disk_errors(data_home()):
         sums = [check_source(source, progress) for source in task.sources()]
         folder = _folder(task, sums)
         if not _intact(folder):
             _prepare_locked(task, folder, sums, progress)
+    return _admitted(task, folder)
+
+
+def _admitted(task: Task, folder: Path) -> Path:
     _remove_scratch(folder)
+    if (why := task.refuses(folder, read_json(folder / "meta.json")["rows"])) is not None:
+        raise DataError(why)
     return folder
 
 

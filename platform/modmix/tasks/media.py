@@ -29,7 +29,14 @@ from modmix.base.wording import counted
 from modmix.tasks.base import Contents, Task, array_options
 from modmix.tasks.data import SPLITS, Array, Input
 from modmix.tasks.files import Progress, data_home
-from modmix.tasks.media_checks import excess, in_two_splits, last_change, reason_of, some
+from modmix.tasks.media_checks import (
+    excess,
+    excess_of_prepared,
+    in_two_splits,
+    last_change,
+    reason_of,
+    some,
+)
 from modmix.tasks.media_decode import Item, Shard, decode, shards_of
 from modmix.tasks.splits import Moments
 from modmix.tasks.writer import Writer, input_file, labels_file
@@ -150,6 +157,16 @@ class MediaTask(Task):
             inputs=(*self.inputs(), *self.write_beside(kept, writer)),
             class_names=self._found.class_names,
             rows={split: int((splits_N == n).sum()) for n, split in enumerate(SPLITS)},
+        )
+
+    def refuses(self, folder: Path, rows: Mapping[str, int]) -> str | None:
+        more = excess_of_prepared(self._found.items, rows, self._share)
+        if more is None:
+            return None
+        return (
+            f"{more} of task {own.place(self.name)} could not be read when they were prepared; "
+            f"{folder / UNREADABLE} has all; mend the files and delete its folder, or set "
+            f"`max_unreadable` (now {self._share:g} of the items of any split) higher"
         )
 
     def _write_inputs(

@@ -5,7 +5,8 @@ Lost items are missing or cannot be read.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePath
 
@@ -25,10 +26,25 @@ def excess(
     for split in ("", *SPLITS):
         chosen = [n for n, item in enumerate(items) if split in ("", item.split)]
         gone = sorted(set(chosen).intersection(lost))
-        if len(gone) > share * len(chosen):
-            where = f" of the {split} split" if split else ""
-            return f"{len(gone):,} of {len(chosen):,} items{where}", gone
+        if (more := _more_than(share, len(gone), len(chosen), split)) is not None:
+            return more, gone
     return None
+
+
+def excess_of_prepared(items: Sequence[Item], rows: Mapping[str, int], share: float) -> str | None:
+    """As `excess`, from the number of rows of each split in prepared arrays."""
+    total = Counter(item.split for item in items)
+    for split in ("", *SPLITS):
+        listed = total[split] if split else len(items)
+        lost = listed - (rows[split] if split else sum(rows.values()))
+        if (more := _more_than(share, lost, listed, split)) is not None:
+            return more
+    return None
+
+
+def _more_than(share: float, lost: int, items: int, split: str) -> str | None:
+    where = f" of the {split} split" if split else ""
+    return f"{lost:,} of {items:,} items{where}" if lost > share * items else None
 
 
 def reason_of(item: Item, reason: str) -> str:
