@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from modmix.methods.agm import AGM
 from modmix.methods.balanced import Balanced, BalancedOutputs, ratios_to_others
 from modmix.methods.dgl import DGL
 from modmix.methods.gblending import GBlending
 from modmix.methods.mmpareto import MMPareto
+from modmix.methods.model import EncoderUse, Model
 from modmix.methods.ogm_ge import OGMGE
 from modmix.methods.pmr import PMR
 
@@ -163,6 +164,27 @@ def test_ogm_changes_convolutions_only_if_asked() -> None:
     method = made(OGMGE, 2, tensors="convolutions")
     changed = method.modulate(outputs_of(own), torch.tensor(target), {"loss": gradients(2)})
     assert set(changed) == {"encoders.0.kernel", "encoders.10.kernel"}
+
+
+def test_ogm_finds_the_convolutions_of_every_encoder() -> None:
+    """Of one, two and three dimensions, among other weights of three."""
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Conv1d(2, 3, 2), nn.Linear(2, 2), nn.Conv3d(1, 1, 2))
+            self.recurrent = nn.LSTM(2, 3)
+            self.product = nn.Bilinear(2, 2, 2)
+            self.heads_HDD = nn.Parameter(torch.zeros(2, 3, 3))
+
+    method = OGMGE({"words": 4, "image": 4}, 3, tensors="convolutions")
+    uses = [EncoderUse(input=name, modalities={name: None}) for name in ("words", "image")]
+    model = Model(uses, [Own(), nn.Conv2d(1, 2, 3)], method)
+    given = {name: torch.ones_like(one) for name, one in model.named_parameters()}
+    own, target = BATCHES["first leads"]
+    changed = method.modulate(outputs_of(own), torch.tensor(target), {"loss": given})
+    convolutions = ("0.layers.0.weight", "0.layers.2.weight", "1.weight")
+    assert set(changed) == {f"encoders.{name}" for name in convolutions}
 
 
 def test_ratios_do_not_cancel_in_float32() -> None:

@@ -153,6 +153,11 @@ def model_spec(replicate: Replicate, data: Data) -> ModelSpec:
 
 # ---------------------------------------------------------------- models
 
+_CONVOLUTIONS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
+
 
 class Model(nn.Module):
     """Encoders and a method on top, for one model and one batch.
@@ -175,6 +180,12 @@ class Model(nn.Module):
         method.encoder_prefixes = {
             name: f"encoders.{i}." for i, use in enumerate(uses) for name in use.features
         }
+        if hasattr(type(method), "convolution_weights"):  # a method that asks for them
+            method.convolution_weights = frozenset(
+                f"{name}.weight"
+                for name, one in self.named_modules()
+                if isinstance(one, _CONVOLUTIONS)
+            )
 
     def features(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Encode inputs (B, *shape) into features (B, D_m) by modality, of every encoder set."""

@@ -26,7 +26,8 @@ class OGMGE(Balanced):
 
     for the gradient g of every parameter tensor of encoder m, in epochs ``first_epoch`` to
     ``last_epoch`` (from 0, both included). ``noise=0`` is OGM without the enhancement.
-    ``tensors="convolutions"`` changes four-dimensional weights only, as the published code does.
+    ``tensors="convolutions"`` changes the weights of convolution layers, and other parameters of
+    four dimensions, which are all that the published code changes.
 
     Generalised: the paper has two modalities, where ρ is the ratio of the two sums. A sum below
     1e-8 counts as 1e-8; a tensor of one element has the standard deviation 0. Differs from the
@@ -37,6 +38,8 @@ class OGMGE(Balanced):
     noise: Tensor
     first_epoch: Tensor
     last_epoch: Tensor
+
+    convolution_weights: frozenset[str] = frozenset()  # names, set when the model is built
 
     def __init__(
         self,
@@ -70,7 +73,8 @@ class OGMGE(Balanced):
         changed: dict[str, Tensor] = {}
         for modality, factor in zip(self.modalities, factors_M.unbind(), strict=True):
             for name in self.of_encoder(given, modality):
-                if self.tensors == "all" or given[name].dim() == 4:
+                convolves = name in self.convolution_weights or given[name].dim() == 4
+                if self.tensors == "all" or convolves:
                     size = on * self.noise * _std(given[name])
                     noise = size * self.draws.normal(*given[name].shape)
                     changed[name] = factor * given[name] + noise
