@@ -1,7 +1,8 @@
 """Late fusion, eq. 2: p = F(h_1(v_1), …, h_M(v_M)).
 
 The unimodal classifiers share no parameters, loss, gradient clipping or best epoch. They run in one
-training loop, but each is trained exactly as it would be alone (`Method.parts`).
+training loop, but each is trained exactly as it would be alone (`Method.parts`). The initial
+weights of the heads are drawn one after another: only the first one's are those of `base`.
 """
 
 from __future__ import annotations
