@@ -17,7 +17,7 @@ class MMCosine(Joint):
 
     Multi-Modal Cosine loss (Xu et al., ICASSP 2023, arXiv 2303.05338). As in the authors' code the
     same logits are used in evaluation, and there are no biases. The scale s should be searched; the
-    default is that of the authors' code for CREMA-D.
+    default is that of the authors' code (for CREMA-D and VoxCeleb2).
 
     Differs from the published code: a feature vector of zeros, which has no direction, has cosine
     0 and no gradient (the code divides by at least 1e-12, for gradients of up to 1e12).
