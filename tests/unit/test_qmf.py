@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from equations_confidence import confidence, cross_entropies, qmf
 from modmix.methods.model import build_model, derive_seed, model_spec, unpack_weights
@@ -91,6 +92,44 @@ def test_rank_loss_lowers_the_confidence_of_the_harder_example() -> None:
     (gradient,) = torch.autograd.grad(loss, c_MB)
     # Two pairs, (0, 1) and (1, 0); modality b has no history of either.
     torch.testing.assert_close(gradient, torch.tensor([[2.0, -2.0], [0.0, 0.0]]))
+
+
+class Copies(TorchDispatchMode):
+    """Names of the operations that allocate at least ``numbers`` numbers."""
+
+    def __init__(self, numbers: int) -> None:
+        super().__init__()
+        self.numbers, self.found = numbers, list[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {x.untyped_storage().data_ptr() for x in args if isinstance(x, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        large = isinstance(result, Tensor) and result.numel() >= self.numbers
+        if large and result.untyped_storage().data_ptr() not in given:
+            self.found.append(str(func))
+        return result
+
+
+def test_a_step_of_stacked_models_copies_no_history() -> None:
+    """Their histories may have millions of rows."""
+    method = QMF({"a": 2, "b": 2}, 3)
+    method.remember(500)
+    features = {m: torch.randn(4, 2) for m in "ab"}
+    target_B, index_KB = (
+        torch.zeros(4, dtype=torch.int64),
+        torch.tensor([[0, 5, 7, 2], [9, 3, 1, 0]]),
+    )
+
+    def step(history_MN: Tensor, index_B: Tensor) -> Tensor:
+        method.history_MN, method.index = history_MN, index_B
+        return method.loss(method(features), target_B)
+
+    histories_KMN = torch.zeros(2, 2, 500)
+    with Copies(500) as copies, torch.no_grad():
+        torch.func.vmap(step)(histories_KMN, index_KB)
+    assert copies.found == []
+    for history_MN, index_B in zip(histories_KMN, index_KB, strict=True):
+        assert sorted(history_MN[0].nonzero().flatten().tolist()) == sorted(index_B.tolist())
 
 
 @pytest.mark.parametrize("rows", [1, 4])

@@ -86,7 +86,9 @@ class QMF(Method):
         if len(self.index) == 0:  # not in a training step
             return loss_B
         rank_MB = rank_loss(outputs.confidence_MB, self._hardness())
-        self.history_MN.index_add_(1, self.index, own_MB.detach().to(self.history_MN.dtype))
+        # Under vmap, index_add_ would copy the whole history at every step.
+        index_MB = self.index.expand(len(own_MB), -1)
+        self.history_MN.scatter_add_(1, index_MB, own_MB.detach().to(self.history_MN.dtype))
         return loss_B + self.rank_weight * rank_MB.sum(0)
 
     def _hardness(self) -> Tensor:
