@@ -236,11 +236,16 @@ def test_unreadable_items_are_left_out_and_listed(
         "0021.txt\tis bad",
         "0003.txt\tis not there (No such file or directory)",
     ]
-    (record,) = caplog.records
+    record, absent = caplog.records
     assert record.levelno == logging.WARNING
     assert record.getMessage() == (
         f"warning: 4 of 24 items of task task.py:Numbers cannot be read and are left out: "
         f"0001.txt, 0008.txt, 0021.txt, …; reasons in {listed}"
+    )
+    assert absent.getMessage() == (
+        "warning: task task.py:Numbers: classes without examples in a split: 'even' (11 examples) "
+        "in test, 'odd' (9 examples) in val; metrics of that split say nothing about them: give "
+        "them more examples, or leave them out"
     )
     check_task(task(folder), {"path": str(folder), "scaled": False})
 
@@ -312,11 +317,12 @@ def test_a_file_in_two_splits_is_worth_a_warning(
     names[1] = names[2]
     (folder / "list.txt").write_text("\n".join(names))
     load(folder)
-    (record,) = caplog.records
+    record, absent = caplog.records
     assert record.getMessage() == (
         "warning: the lists of task task.py:Numbers have 1 file in more than one split "
         "(0002.txt): errors on them may be too low"
     )
+    assert "classes without examples in a split" in absent.getMessage()
 
 
 def test_too_many_missing_files_are_refused_before_decoding(folder: Path, home: Path) -> None:

@@ -481,3 +481,20 @@ class Counted(str):
     def __eq__(self, other: object) -> bool:
         Counted.compared += 1
         return str.__eq__(self, other)  # type: ignore[no-any-return, unused-ignore]
+
+
+def test_a_class_of_one_row_is_named_in_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    arrays = example()
+    arrays["labels"][0] = 3
+    path = save(tmp_path / "x.npz", **arrays)
+    data = load(path)
+    assert [(split.labels == 3).sum() for split in data.splits.values()] == [1, 0, 0]
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"warning: {path}: classes without examples in a split: '3' (1 example) in val and test; "
+        "metrics of that split say nothing about them: give them more examples, or leave them out"
+    )
+    load(save(tmp_path / "y.npz", **example()))
+    assert caplog.records == [record]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from modmix.tasks.splits import Moments, chunks, generator, permutation, stratified
+from modmix.tasks.splits import Moments, absent, chunks, generator, permutation, stratified
 
 
 def test_permutation_is_pinned() -> None:
@@ -36,6 +36,20 @@ def test_stratified_leaves_one_of_each_class() -> None:
     chosen = stratified(labels, 6, 0, "x")
     assert np.bincount(labels[~chosen]).tolist() == [1, 1, 1]
     assert not stratified(np.array([0, 1, 3]), 2, 0, "x").any()  # class 2 does not occur
+
+
+def test_absent_classes_are_named() -> None:
+    labels, splits = np.array([0, 0, 0, 1, 2, 2]), np.array([0, 1, 2, 0, 0, 2])
+    names = ("a", "b", "c", "never")
+    assert absent(labels, splits, names) == (
+        "classes without examples in a split: 'b' (1 example) in val and test, 'c' (2 examples) in "
+        "val; metrics of that split say nothing about them: give them more examples, or leave them "
+        "out"
+    )
+    assert absent(labels[:3], splits[:3], names) is None
+    many = absent(np.arange(9), np.zeros(9), [str(n) for n in range(9)])
+    assert many is not None
+    assert "'2' (1 example) in val and test, and 6 more; metrics" in many
 
 
 @pytest.mark.parametrize("seed", range(3))

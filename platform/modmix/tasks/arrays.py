@@ -20,6 +20,7 @@ most names. The option `columns` assigns its columns to inputs.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -37,8 +38,10 @@ from modmix.tasks.arrays_read import Loaded, missing
 from modmix.tasks.base import Contents, Task
 from modmix.tasks.data import ROWS, SPLITS, Augmentation
 from modmix.tasks.files import Progress, Source
-from modmix.tasks.splits import stratified
+from modmix.tasks.splits import absent, stratified
 from modmix.tasks.writer import Writer, extra_file, labels_file
+
+_log = logging.getLogger(__name__)
 
 
 class Arrays(Task):
@@ -67,6 +70,8 @@ class Arrays(Task):
         labels_N, class_names = encode_labels(loaded, self.options["classes"])
         splits_N = self._assign(loaded, labels_N)
         check_classes(loaded, labels_N, splits_N, class_names)
+        if (lost := absent(labels_N, splits_N, class_names)) is not None:
+            _log.warning("warning: %s: %s", loaded.path, lost)
         views = [view_of(loaded, name, splits_N, self.options) for name in loaded.inputs]
         writer.content("labels", labels_N)
         writer.content("class_names", list(class_names))

@@ -38,7 +38,7 @@ from modmix.tasks.media_checks import (
     some,
 )
 from modmix.tasks.media_decode import Item, Shard, decode, shards_of
-from modmix.tasks.splits import Moments
+from modmix.tasks.splits import Moments, absent
 from modmix.tasks.writer import Writer, input_file, labels_file
 
 UNREADABLE = "unreadable.txt"
@@ -150,6 +150,8 @@ class MediaTask(Task):
         splits_N = np.array([SPLITS.index(item.split) for item in kept])
         labels_N = np.array([item.label for item in kept], dtype=np.int64)
         self._check_splits(splits_N)
+        if (lost := absent(labels_N, splits_N, self._found.class_names)) is not None:
+            _log.warning("warning: task %s: %s", own.place(self.name), lost)
         for number, split in enumerate(SPLITS):
             writer.put(labels_file(split), labels_N[splits_N == number], np.int64)
         self._write_inputs(shards, splits_N, writer, progress)

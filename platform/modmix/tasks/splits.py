@@ -6,14 +6,16 @@ and machines, unlike `Generator.permutation`. So a seed gives the same split eve
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from modmix.tasks.data import Array
+from modmix.base.wording import counted
+from modmix.tasks.data import SPLITS, Array
 
 CHUNK_NUMBERS = 1 << 22  # numbers converted at a time: 32 MB of float64
+_NAMED = 3  # classes named in a message
 
 
 def generator(seed: int, *words: str) -> np.random.Generator:
@@ -48,6 +50,31 @@ def stratified(
     chosen_N = np.zeros(len(labels_N), dtype=np.bool_)
     chosen_N[by_class_N[rank_N < quota_C[sorted_labels_N]]] = True
     return chosen_N
+
+
+def absent(
+    labels_N: npt.NDArray[np.int64], splits_N: Array, class_names: Sequence[str]
+) -> str | None:
+    """Which classes that have examples have none in a split, for a warning; None: there is none.
+
+    ``splits_N`` holds indices of `SPLITS`. A class with one or two examples cannot be in all.
+    """
+    counts_SC = np.stack(
+        [np.bincount(labels_N[splits_N == n], minlength=len(class_names)) for n in range(3)]
+    )
+    lost = np.flatnonzero((counts_SC == 0).any(axis=0) & counts_SC.any(axis=0))
+    if not lost.size:
+        return None
+    named = [
+        f"{class_names[c]!r} ({counted(int(counts_SC[:, c].sum()), 'example')}) in "
+        f"{' and '.join(s for s, n in zip(SPLITS, counts_SC[:, c], strict=True) if not n)}"
+        for c in lost[:_NAMED].tolist()
+    ]
+    more = f", and {lost.size - _NAMED:,} more" if lost.size > _NAMED else ""
+    return (
+        f"classes without examples in a split: {', '.join(named)}{more}; metrics of that split "
+        "say nothing about them: give them more examples, or leave them out"
+    )
 
 
 def _quotas(counts_C: npt.NDArray[np.int64], rows: int) -> npt.NDArray[np.int64]:
