@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from modmix.base.errors import DataError
 from modmix.tasks import media, media_decode
 from modmix.tasks.base import check_task, describe_task, load_task, prepare_task
 from modmix.tasks.data import Data
+from modmix.tasks.media_checks import sample_of
+from modmix.tasks.media_decode import Item
 
 TASK = '''
 import os, signal
@@ -202,6 +205,43 @@ def test_a_folder_of_an_item_is_known_by_the_number_of_its_files(
         ["0002.txt", None],
         ["0003.txt", 1],
     ]
+
+
+@pytest.mark.slow
+def test_other_files_of_the_same_names_and_sizes_are_refused(
+    folder: Path, tmp_path: Path, home: Path
+) -> None:
+    first = load(folder)
+    copy = folder.rename(tmp_path / "moved")
+    assert load(copy).fingerprint == first.fingerprint
+    for n in range(ROWS):
+        (copy / f"{n:04}.txt").write_text(str(n)[::-1])  # 12 becomes 21
+    (prepared,) = (home / "prepared").glob("[0-9a-f]*")
+    with pytest.raises(DataError) as caught:
+        load(copy)
+    assert str(caught.value) == (
+        f"files below {copy} have other content than those of the same names and sizes that "
+        f"{prepared} was made of: if they replace those, delete that folder; if both are used, "
+        "give each a MODMIX_DATA and a results folder (MODMIX_HOME) of its own"
+    )
+    shutil.rmtree(prepared)
+    assert load(copy).fingerprint == first.fingerprint  # as documented
+    (prepared / "sample.txt").unlink()  # as in folders of earlier versions
+    load(copy)
+
+
+def test_a_sample_reads_files_of_folders(tmp_path: Path) -> None:
+    items = [Item(files=(f"{n}",), label=0, split="train") for n in range(40)]
+    for item in items:
+        (tmp_path / item.files[0]).mkdir()
+    empty = sample_of(tmp_path, items)
+    (tmp_path / "0" / "b").write_text("frame")
+    one = sample_of(tmp_path, items)
+    (tmp_path / "0" / "c").write_text("another")
+    assert one != empty
+    assert sample_of(tmp_path, items) == one
+    (tmp_path / "0" / "b").write_text("other")
+    assert sample_of(tmp_path, items) != one
 
 
 def media_task(folder: Path) -> media.MediaTask:

@@ -35,6 +35,7 @@ from modmix.tasks.media_checks import (
     in_two_splits,
     last_change,
     reason_of,
+    sample_of,
     some,
 )
 from modmix.tasks.media_decode import Item, Shard, decode, shards_of
@@ -42,6 +43,7 @@ from modmix.tasks.splits import Moments, absent
 from modmix.tasks.writer import Writer, input_file, labels_file
 
 UNREADABLE = "unreadable.txt"
+SAMPLE = "sample.txt"  # digest of the beginnings of some files
 MAX_UNREADABLE = 0.1  # share of all items and of each split, without an option of this name
 _log = logging.getLogger(__name__)
 
@@ -61,7 +63,7 @@ class MediaTask(Task):
 
     Files are identified by their names and sizes (`listing`) and by the checksums of
     the split files (`sources`), not by hashing terabytes: replacing a file by another of the same
-    size is not noticed.
+    size is not noticed. Where all differ, arrays that are prepared already are refused.
     """
 
     @abstractmethod
@@ -130,6 +132,7 @@ class MediaTask(Task):
                 counted(len(shared), "file"),
                 some(shared),
             )
+        sample = sample_of(self.root, items)
         shards = shards_of(writer.scratch, len(items), self._bytes_per_item())
         for shard in shards:
             if shard.is_older(last_change(self.root, items[shard.first : shard.last])):
@@ -139,6 +142,7 @@ class MediaTask(Task):
         decode(self.name, self.options, items, shards, progress)
         reasons = {n: reason for shard in shards for n, reason in shard.reasons().items()}
         self._report(items, reasons, writer)
+        writer.text(SAMPLE, sample)
         kept = [item for n, item in enumerate(items) if n not in reasons]
         for name, value in (
             ("options", array_options(self)),
@@ -163,12 +167,19 @@ class MediaTask(Task):
 
     def refuses(self, folder: Path, rows: Mapping[str, int]) -> str | None:
         more = excess_of_prepared(self._found.items, rows, self._share)
-        if more is None:
+        if more is not None:
+            return (
+                f"{more} of task {own.place(self.name)} could not be read when they were prepared; "
+                f"{folder / UNREADABLE} has all; mend the files and delete its folder, or set "
+                f"`max_unreadable` (now {self._share:g} of the items of any split) higher"
+            )
+        made_of = folder / SAMPLE  # not in folders of earlier versions
+        if not made_of.exists() or made_of.read_text() == sample_of(self.root, self._found.items):
             return None
         return (
-            f"{more} of task {own.place(self.name)} could not be read when they were prepared; "
-            f"{folder / UNREADABLE} has all; mend the files and delete its folder, or set "
-            f"`max_unreadable` (now {self._share:g} of the items of any split) higher"
+            f"files below {self.root} have other content than those of the same names and sizes "
+            f"that {folder} was made of: if they replace those, delete that folder; if both are "
+            "used, give each a MODMIX_DATA and a results folder (MODMIX_HOME) of its own"
         )
 
     def _write_inputs(
