@@ -86,6 +86,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         "methods/two.py": "from modmix.methods.base import X\n",
         "methods/table.py": "from modmix.methods.two import Two\n",
         "base/errors.py": "E = 1\n",
+        "encoders/base.py": "W = 1\n",
         "encoders/mlp.py": "from modmix.methods.helper import Y\n",
     }.items():
         path = tmp_path / name
@@ -130,6 +131,8 @@ def test_what_a_class_imports_counts(package: Path, file: str, changed: list[boo
         ("import modmix.methods.two", "methods/base.py"),
         ("from modmix import Method", "methods/base.py"),
         ("import modmix\nclass Other(modmix.Method): ...", "methods/base.py"),
+        ("import modmix as mm\nclass Other(mm.Method): ...", "methods/base.py"),
+        ("from modmix import *\nclass Other(Encoder): ...", "encoders/base.py"),
     ],
 )
 def test_own_classes_depend_on_what_they_import_of_modmix(

@@ -112,7 +112,7 @@ class Column(modmix.Task):
         self.path = path
 
     def write(self, writer, progress):
-        values = np.loadtxt(self.path, dtype=np.float32)[:, None]
+        values = np.loadtxt(self.path.parent / self.path.name, dtype=np.float32)[:, None]
         writer.content("values", values)
         for split in ("train", "val", "test"):
             writer.split(split, {"x": values}, np.arange(len(values)) % 2)

@@ -2,7 +2,8 @@
 of what it was before. Reads files only: nothing is imported or run.
 
 A class's code is its module and every module of ``modmix.methods`` and ``modmix.encoders`` that it
-imports, without comments, docstrings and blank lines. The trainer and everything else that decides
+imports, without comments, docstrings and blank lines; of a user's own class, also those that it may
+be derived from, however it names them. The trainer and everything else that decides
 numbers is covered by `messages.NUMERICS_VERSION`.
 """
 
@@ -23,7 +24,7 @@ _CODE = ("modmix.methods.", "modmix.encoders.")
 # Tables say which methods and hyperparameters there are: a new one changes no other's results.
 _TABLES = ("table", "entry", "entries_")
 # What ``from modmix import …`` gives.
-_PUBLIC = {"modmix.Method": "modmix.methods.base", "modmix.Encoder": "modmix.encoders.base"}
+_PUBLIC = ("modmix.methods.base", "modmix.encoders.base")
 
 _BEFORE_STATEMENT = (
     tokenize.ENCODING,
@@ -46,7 +47,7 @@ def code_digest(path: str) -> str:
     if sources.is_reference(path):
         for bundle in sources.bundles([path]).values():
             found |= bundle["texts"]
-        waiting = [module for text in found.values() for module in _modules(text)]
+        waiting = [*_PUBLIC, *(module for text in found.values() for module in _modules(text))]
     else:
         waiting = [path.partition(":")[0]]
     while waiting:
@@ -96,10 +97,7 @@ def _modules(text: str) -> list[str]:
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            names.append(f"{node.value.id}.{node.attr}")  # modmix.Method
-    modules = (_PUBLIC.get(name, name) for name in names)
-    return [one for one in dict.fromkeys(modules) if one.startswith(_CODE) and _has_code(one)]
+    return [one for one in dict.fromkeys(names) if one.startswith(_CODE) and _has_code(one)]
 
 
 def _has_code(module: str) -> bool:

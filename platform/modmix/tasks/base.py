@@ -28,6 +28,7 @@ from modmix.base.errors import DataError
 from modmix.base.messages import digest
 from modmix.tasks.data import PICTURES, SPLITS, Array, Augmentation, Data, Input, Split
 from modmix.tasks.entry import TaskEntry
+from modmix.tasks.file_states import states_of
 from modmix.tasks.files import (
     Progress,
     Source,
@@ -143,9 +144,18 @@ def make_task(name: str, options: Mapping[str, Any]) -> Task:
     kind.name = name
     with own.explained(f"the task {own.place(name)} cannot be built"):
         takes_options = kind.__init__ is Task.__init__
-        task = cast(Task, kind(resolved) if takes_options else kind(**resolved))
+        task = cast(Task, kind(resolved) if takes_options else kind(**_arguments(name, resolved)))
     task.options = resolved
     return task
+
+
+def _arguments(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A user's own class gets paths as `Path`, as its annotations say."""
+    kinds = {option.name: option.kind for option in task_entry(name).options}
+    return {
+        option: Path(value) if kinds[option] == "path" and value is not None else value
+        for option, value in options.items()
+    }
 
 
 def load_task(name: str, options: Mapping[str, Any], progress: Progress = silent) -> Data:
@@ -282,10 +292,7 @@ def _files_of(task: Task) -> list[Any]:
     for name, value in task.options.items():
         if kinds[name] != "path" or value is None:
             continue
-        path = Path(value)
-        files = sorted(path.rglob("*")) if path.is_dir() else [path]
-        states = [(one, one.stat()) for one in files if one.is_file()]
-        found.append([name, value, [[str(f), s.st_size, s.st_mtime_ns] for f, s in states]])
+        found.append([name, value, states_of(Path(value))])
     return found
 
 

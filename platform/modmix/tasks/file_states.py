@@ -1,0 +1,60 @@
+"""Names, sizes and times of the files below a path, by which a change of them is noticed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from modmix.base.errors import DataError
+from modmix.base.home import Home
+from modmix.tasks.files import data_home
+
+
+def states_of(path: Path) -> list[Any]:
+    """[name, size in bytes, time of modification in ns] of a file, or of all files in a folder.
+
+    Links are followed. Left out is what changes while a study runs, though its data do not:
+    modmix's own results and prepared arrays, compiled Python code and hidden files. So is what
+    does not exist.
+
+    Raises:
+        DataError: something cannot be looked at.
+    """
+    try:
+        found = []
+        for file in sorted(_files(path)):
+            try:
+                state = file.stat()
+            except FileNotFoundError:  # removed meanwhile, or a link to nothing
+                continue
+            found.append([str(file), state.st_size, state.st_mtime_ns])
+        return found
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or path}: cannot be looked at ({error.strerror or error}); change "
+            "its permissions, or give the task a folder without it"
+        ) from error
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if not path.is_dir():
+        yield path
+        return
+    # A results folder with another name is known by its ledger.
+    left_out = {Home.from_environment().path.resolve(), data_home().resolve()}
+    seen: set[Path] = set()  # a link may lead to a folder above itself
+    for folder, folders, files in os.walk(path, followlinks=True, onerror=_raise):
+        real = Path(folder).resolve()
+        if real in seen or real in left_out or "ledger.db" in files:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(n for n in folders if not n.startswith(".") and n != "__pycache__")
+        yield from (Path(folder, name) for name in files if not name.startswith("."))
+
+
+def _raise(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
