@@ -63,13 +63,28 @@ def test_workers_that_cannot_start_again_and_again_are_said_once() -> None:
     assert said == ["warning: workers could not be started 3 times: no module"]
 
 
+def test_silent_deaths_of_workers_are_said_later() -> None:
+    """One may have died with its node, so a few are no sign of a fault."""
+    said: list[str] = []
+    nodes = Nodes(said.append)
+    for _ in range(9):
+        nodes.failed_start("it died", silent=True)
+    assert said == []
+    nodes.failed_start("it died", silent=True)
+    nodes.failed_start("it died", silent=True)
+    assert said == ["warning: workers could not be started 10 times: it died"]
+
+
 def test_nodes_that_are_tried_again_are_avoided_under_another_name() -> None:
     said: list[str] = []
     nodes = Nodes(said.append)
     nodes.failed("a", "pack", "no disk")
     assert nodes.avoided("pack", ["a", "b"]) == ("a",)
-    nodes.try_again()
+    nodes.taken_back(only_bad=False)
+    assert said == []
+    nodes.taken_back(only_bad=True)
+    nodes.taken_back(only_bad=True)  # said once
     assert nodes.avoided("pack", ["a"]) == ()
-    assert nodes.avoided("pack", ["a", "b"]) == ("a", "none-1")
+    assert nodes.avoided("pack", ["a", "b"]) == ("a", "none-3")
     assert nodes.avoided("other", ["a", "b"]) == ()
     assert said == ["warning: no node is left that is not avoided: they are tried again"]

@@ -317,17 +317,52 @@ def test_a_failure_of_the_machine() -> None:
     assert (again["pack"], again["avoided_nodes"]) == (name, "a")
 
 
-def avoiding() -> tuple[Study, Any]:
-    """A pack that failed on node a waits for node b as trial 1."""
-    study = Study(1)
+def avoiding(*, unfit: bool = True, packs: int = 1) -> tuple[Study, Any]:
+    """A pack that failed on node a waits for node b as trial 1; a is bad if it was unfit."""
+    study = Study(packs)
     study.start("0", "a")
-    study.result("0", failure="OSError: no disk", of_machine=True)
+    study.result("0", failure="OSError: no disk", of_machine=True, unfit=unfit)
     study.fail("0")
-    config = study.suggest("1")
+    study.said.clear()
+    return study, waits(study, "1")
+
+
+def waits(study: Study, trial: str) -> Any:
+    config = study.suggest(trial)
     assert config["avoided_nodes"] == "a"
-    waiting: Any = FakeTrial("1", config=config)
+    waiting: Any = FakeTrial(trial, config=config)
     study.scheduler.on_trial_add(None, waiting)
-    return study, waiting
+    return waiting
+
+
+def test_a_pack_does_not_wait_for_another_node_where_none_is_bad() -> None:
+    study, waiting = avoiding(unfit=False)
+    study.cluster.dead.add("b")
+    tune = FakeController()
+    study.scheduler.choose_trial_to_run(tune)
+    assert tune.stopped == [waiting]
+    assert study.said == []
+    study.callback.on_trial_complete(0, [], waiting)
+    assert "avoided_nodes" not in study.suggest("2")
+
+
+def test_each_pack_waits_its_own_time_for_another_node() -> None:
+    study, first = avoiding(packs=2)
+    tune = FakeController()
+    study.cluster.dead.add("b")
+    study.scheduler.choose_trial_to_run(tune)
+    study.now += tune_scheduler.REPLACING_SECONDS - 1
+    study.cluster.dead.clear()
+    second = waits(study, "2")
+    study.cluster.too_small["mul"] = {"b"}
+    study.scheduler.choose_trial_to_run(tune)
+    study.now += 1
+    study.scheduler.choose_trial_to_run(tune)
+    assert tune.stopped == [first]
+    study.now += tune_scheduler.REPLACING_SECONDS
+    study.scheduler.choose_trial_to_run(tune)
+    assert tune.stopped == [first, second]
+    assert study.said == ["warning: no node is left that is not avoided: they are tried again"]
 
 
 def test_a_pack_whose_last_node_is_lost_is_handed_out_anew() -> None:

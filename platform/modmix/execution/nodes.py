@@ -13,6 +13,8 @@ from collections.abc import Callable, Collection
 from modmix.execution.trials import Unsaved
 
 MAX_FAILURES = 2  # in a row, before all packs avoid a node
+SAID_AT = 3  # workers that could not be started, before this is said
+SAID_AT_SILENT = 10  # the same without a reason, as when a node is lost
 
 
 class Nodes(Unsaved):
@@ -27,7 +29,8 @@ class Nodes(Unsaved):
         self._failures: dict[str, int] = {}
         self._bad: set[str] = set()
         self._of_packs: dict[str, set[str]] = {}
-        self._tries = 0
+        self._taken_back = 0
+        self._tried_again = False
         self._starts = Counter[str]()  # workers that could not be started, by reason
 
     @property
@@ -57,24 +60,26 @@ class Nodes(Unsaved):
         reason = (why.strip().splitlines() or ["unknown reason"])[-1]
         self._log(f"warning: node {name or node[:8]} is avoided from now on: {reason}")
 
-    def failed_start(self, why: str) -> None:
+    def failed_start(self, why: str, *, silent: bool = False) -> None:
         """A worker died before it was ready, on a node that is not known.
 
-        Says so at the third time: once may be an accident.
+        Says so once it is hardly an accident. A ``silent`` one may have been lost with its node.
         """
         self._starts[why] += 1
-        if self._starts[why] == MAX_FAILURES + 1:
+        if self._starts[why] == (SAID_AT_SILENT if silent else SAID_AT):
             self._log(f"warning: workers could not be started {self._starts[why]} times: {why}")
 
-    def try_again(self) -> None:
-        """Packs that wait for another node are about to be placed on any."""
-        self._tries += 1
-        self._log("warning: no node is left that is not avoided: they are tried again")
+    def taken_back(self, *, only_bad: bool) -> None:
+        """A pack that waited for another node is handed out anew; are only bad ones left?"""
+        self._taken_back += 1
+        if only_bad and not self._tried_again:
+            self._tried_again = True
+            self._log("warning: no node is left that is not avoided: they are tried again")
 
     def avoided(self, pack: str, alive: Collection[str]) -> tuple[str, ...]:
         """Nodes among ``alive`` that the pack must not be placed on; never all of them.
 
-        After `try_again` there is one more, which does not exist: Tune keeps count of waiting
+        After `taken_back` there is one more, which does not exist: Tune keeps count of waiting
         trials by placement group, and does not forget those that were taken back. So none of their
         groups may occur again.
         """
@@ -82,7 +87,7 @@ class Nodes(Unsaved):
         own = bad | (self._of_packs.get(pack, set()) & set(alive))
         for choice in (own, bad):
             if len(choice) < len(set(alive)):
-                again = [f"none-{self._tries}"] if choice and self._tries else []
+                again = [f"none-{self._taken_back}"] if choice and self._taken_back else []
                 return (*sorted(choice), *again)
         return ()
 

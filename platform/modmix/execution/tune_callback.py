@@ -87,8 +87,7 @@ class StudyCallback(tune.Callback):
         with self._trials.guard():
             node = self._store.node(pack.id)
         if node is None:
-            if why != DIED:  # as with a node that is lost
-                self._nodes.failed_start(why)
+            self._nodes.failed_start(why, silent=why == DIED)
             self._end(trial, why, counted=False)
         elif told or self._cluster.is_local:
             self._blame(trial, node, why, started=started, unfit=bool(told.get("unfit")))

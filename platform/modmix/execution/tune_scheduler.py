@@ -14,7 +14,7 @@ from modmix.execution.trials import WITHDRAWN, Trials
 from modmix.execution.tune_cluster import Cluster
 from modmix.execution.tune_store import ActorStore
 
-# How long packs wait for a node that they do not avoid, before they are placed on one that they do.
+# How long a pack waits for another node before it is placed on a bad one.
 REPLACING_SECONDS = 300.0
 
 
@@ -29,7 +29,7 @@ class RungScheduler(FIFOScheduler):
         super().__init__()
         self._trials, self._cluster, self._nodes = trials, cluster, nodes
         self._store = store
-        self._stranded_since: float | None = None
+        self._stranded: dict[str, float] = {}  # trials that only bad nodes are left to: since when
         self._added: dict[str, Trial] = {}  # waiting and running, by id
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
@@ -59,30 +59,25 @@ class RungScheduler(FIFOScheduler):
         """Take back the packs of waiting trials that avoid all nodes that are left.
 
         The nodes that a trial avoids are in its placement group, which cannot be changed. Handed
-        out anew, the pack may be placed on a bad node, as there is no other. A cluster is given
-        time to replace the good one.
+        out anew, the pack may be placed on one where it has failed, as there is no other. If all
+        that are left are bad, a cluster is given time to replace the good one.
         """
-        stranded = [
-            (trial, pack)
-            for id_, trial in self._added.items()
-            if trial.status == Trial.PENDING
-            and (avoided := trial.config.get("avoided_nodes"))
-            and (pack := self._trials.pack(id_)) is not None
-            and (left := self._cluster.nodes(pack.method))
-            and left.keys() <= set(avoided.split(","))
-        ]
-        now = self._trials.clock()
-        if not stranded:
-            self._stranded_since = None
-            return
-        if self._stranded_since is None:
-            self._stranded_since = now
-        if now - self._stranded_since < REPLACING_SECONDS:
-            return
-        self._nodes.try_again()
-        for trial, pack in stranded:
+        now, stranded = self._trials.clock(), self._stranded
+        self._stranded = {}
+        for id_, trial in list(self._added.items()):
+            avoided, pack = trial.config.get("avoided_nodes"), self._trials.pack(id_)
+            if trial.status != Trial.PENDING or not avoided or pack is None:
+                continue
+            left = self._cluster.nodes(pack.method)
+            if not left or not left.keys() <= set(avoided.split(",")):
+                continue
+            only_bad = not self._nodes.has_good(left)
+            if only_bad and now - (since := stranded.get(id_, now)) < REPLACING_SECONDS:
+                self._stranded[id_] = since
+                continue
+            self._nodes.taken_back(only_bad=only_bad)
             self._store.remove(pack.id)
-            self._trials.ended(trial.trial_id, WITHDRAWN, counted=False)
+            self._trials.ended(id_, WITHDRAWN, counted=False)
             tune_controller.stop_trial(trial)
 
     def on_trial_complete(
