@@ -77,7 +77,7 @@ def simulate(
         outcome.in_flight.append(states.count("pending"))
         outcome.seconds, _, pack = heapq.heappop(running)
         outcome.values += [value(r) for r in pack.replicates]
-        events = [change(_result(pack, r, value(r), seconds(r)), r) for r in pack.replicates]
+        events = [change(result_of(pack, r, value(r), seconds(r)), r) for r in pack.replicates]
         work.record(events)
         work.ended(pack.id)
         stop_after = None if stop_after is None else stop_after - 1
@@ -88,7 +88,8 @@ def simulate(
     return outcome
 
 
-def _result(pack: Pack, replicate: Replicate, value: float, seconds: float) -> Finished:
+def result_of(pack: Pack, replicate: Replicate, value: float, seconds: float) -> Finished:
+    """The event of a model that is done, with this value of every metric."""
     metrics = {f"val/{name}": value for name in ("error", "nll", "ece", "auc", "f1")}
     metrics |= {f"test/{name}": value for name in ("error", "nll", "ece", "auc", "f1")}
     return Finished(

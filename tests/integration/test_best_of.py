@@ -28,9 +28,19 @@ TUNED = '  tuned: {label: "{method}*", best_of: search, methods: {add: null}}\n'
 
 
 def run(folder: Path, text: str) -> modmix.Study:
+    """Nothing of it counts as dropped because the file has changed."""
     path = folder / "small.yaml"
     path.write_text(text)
-    return modmix.run(path, runner="local", home=folder / "runs", mlflow=False)
+    dropped: set[int] = set()
+    study = modmix.run(
+        path,
+        runner="local",
+        home=folder / "runs",
+        mlflow=False,
+        changed=lambda work: dropped.add(work.dropped),
+    )
+    assert dropped <= {0}
+    return study
 
 
 def rate_of_best(study: modmix.Study, task: str) -> float:

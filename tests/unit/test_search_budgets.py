@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from fakecluster import Outcome, simulate
+from fakecluster import Outcome, result_of, simulate
+from modmix import api
+from modmix.base.home import Home
 from modmix.base.messages import Finished, Replicate
-from modmix.ledger.records import Entry
+from modmix.execution.run import StudyRun
+from modmix.ledger.ledger import Ledger
+from modmix.ledger.records import Entry, NewConfiguration, Result
 from modmix.search.limits import seconds_for
 from modmix.search.searches import Searches
 from modmix.study.spec import BudgetSpec
@@ -139,6 +143,69 @@ def test_the_best_is_confirmed_when_time_runs_out_after_the_last_result(
     monkeypatch.setattr(Searches, "is_over", is_over)
     found = simulate(study, tmp_path, value, slots=1, seconds=seconds, change=result)
     assert [e.method for e in found.entries if e.part == "tuned"] == ["mul"]
+
+
+def test_a_confirmation_that_another_driver_trains_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of its two seeds has a result, so it is taken up; the other one is being trained."""
+    text = STUDY.replace("BUDGET", "").replace("SEARCH", "configurations: 1, batch: 1")
+    text = text.replace("methods: {mul: , add: }", "methods: {mul: }").replace(
+        "seeds: 1", "seeds: 2"
+    )
+    text = text.replace("search:\n", "search:\n    seeds: [7]\n", 1)
+    path = tmp_path / "small.yaml"
+    path.write_text(text + "  tuned: {best_of: search, methods: {mul: }}\n")
+    plan, home = api.make_plan(path), Home(tmp_path / "runs")
+    home.make()
+    ledger = Ledger(home.ledger_url)
+    for name in ("small", "other"):
+        spec = plan.spec.model_dump(mode="json")
+        ledger.start_study(name, spec=spec, text="", source="", details={})
+    over = False
+    monkeypatch.setattr(Searches, "is_over", lambda *_: over)
+    monkeypatch.setattr(Searches, "wants_more", lambda _: not over)
+    work = StudyRun(plan, ledger, ledger.acquire("small"), home, slots=1)
+    work.prepare()
+    pack = work.next_pack()
+    assert pack is not None
+    work.record([result_of(pack, r, 1.0, 1.0) for r in pack.replicates])
+    work.ended(pack.id)
+
+    (entry,) = ledger.entries("small")
+    one = plan.configuration("mul", entry.proposal, "tuned")
+    first, second = one.replicates
+    new = NewConfiguration(
+        key=one.key,
+        method=one.method,
+        params=one.params,
+        task=one.task_name,
+        fingerprint=one.task.fingerprint,
+        options=one.options,
+        replicates=[(r.key, r.seed) for r in one.replicates],
+    )
+    lease = ledger.acquire("other")
+    ledger.add("other", [new], [])
+    assert ledger.claim(lease, "pack", [first.key, second.key]) == [first.key, second.key]
+    done = result_of(pack, first, 1.0, 1.0)
+    ledger.finish(
+        lease,
+        [
+            Result(
+                replicate=first.key,
+                state="done",
+                epochs=2,
+                best_epoch=2.0,
+                metrics=done.metrics,
+                history=done.history,
+                seconds=1.0,
+            )
+        ],
+    )
+    over = True
+    assert not work.finished
+    assert work.next_pack() is None  # nothing of it can be trained here
+    ledger.close()
 
 
 def test_a_restart_promotes_no_others_when_a_later_seed_has_failed(tmp_path: Path) -> None:
