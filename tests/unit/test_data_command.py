@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from modmix.base.errors import InputError
 from modmix.cli.main import app
 from modmix.tasks.base import load_task, prepare_task
 
@@ -73,6 +74,33 @@ def test_an_option_of_the_command_comes_before_the_file(tmp_path: Path) -> None:
     (path,) = lines("prepare", str(file), "-o", "train_rows=50")
     sizes = {"train_rows": 50, "val_rows": 20, "test_rows": 20}
     assert path == str(prepare_task("weak", sizes)) != lines("prepare", str(file))[0]
+
+
+@pytest.mark.parametrize("block", ["tasks: {a: {task: %s}}", "task: %s\ntasks: {}"])
+def test_an_option_is_that_of_the_only_task(tmp_path: Path, block: str) -> None:
+    file = tmp_path / "one.yaml"
+    task = "{name: weak, train_rows: 40, val_rows: 20, test_rows: 20}"
+    file.write_text("study: one\n" + block % task + "\n")
+    sizes = {"train_rows": 50, "val_rows": 20, "test_rows": 20}
+    assert lines("prepare", str(file), "-o", "train_rows=50") == [str(prepare_task("weak", sizes))]
+
+
+@pytest.mark.parametrize(
+    ("block", "option", "why"),
+    [
+        ("task: {name: weak}", "name=digits", "--option name: the study file says which task"),
+        ("tasks: {a: {task: weak}}", "class=x.py:X", "--option class: the study file says which"),
+        ("tasks: {a: {task: weak}, b: {task: digits}}", "dim=3", "the study has several tasks"),
+    ],
+)
+def test_options_that_are_not_of_one_task(
+    tmp_path: Path, block: str, option: str, why: str
+) -> None:
+    file = tmp_path / "one.yaml"
+    file.write_text(f"study: one\n{block}\n")
+    ended = CliRunner().invoke(app, ["data", "prepare", str(file), "-o", option])
+    assert isinstance(ended.exception, InputError)
+    assert why in str(ended.exception)
 
 
 def test_an_option_of_the_command_mends_the_file(tmp_path: Path) -> None:

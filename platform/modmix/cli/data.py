@@ -39,17 +39,29 @@ def _tasks(task: str, options: list[str] | None) -> list[tuple[str, dict[str, An
     given = dict(map(_option, options or ()))
     if task.endswith((".yaml", ".yml")):
         source = spec.read(Path(task))
-        if given and "tasks" in source.raw:
-            raise InputError("--option: the study has several tasks: give the option in the file")
-        block = source.raw.get("task")
-        if given and isinstance(block, (str, Mapping)):  # options may mend what the file has
-            known = {"name": block} if isinstance(block, str) else block
-            source = replace(source, raw={**source.raw, "task": {**known, **given}})
-        return tasks_of(source)
+        return tasks_of(replace(source, raw=_with_options(source.raw, given)) if given else source)
     for name, value in given.items():
         if (problem := variable_problem(value)) is not None:
             raise InputError(f"option {name}: {problem}")
     return [(task, resolve_options(task, expanded(given)))]
+
+
+def _with_options(raw: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A study file's content with options of its task, which may mend what the file has."""
+    for name in ("name", "class"):
+        if name in given:
+            raise InputError(f"--option {name}: the study file says which task it is")
+    several = raw.get("tasks")
+    if isinstance(several, Mapping) and several:
+        if len(several) > 1:
+            raise InputError("--option: the study has several tasks: give the option in the file")
+        ((name, block),) = several.items()
+        own = _with_options(block, given) if isinstance(block, Mapping) else block
+        return {**raw, "tasks": {name: own}}
+    block = raw.get("task")
+    if not isinstance(block, (str, Mapping)):
+        return dict(raw)
+    return {**raw, "task": {**({"name": block} if isinstance(block, str) else block), **given}}
 
 
 def _option(text: str) -> tuple[str, Any]:

@@ -77,8 +77,8 @@ def redacted(text: str) -> str:
 
     Redacts too much rather than too little, since passwords may contain "/" and "@".
     """
-    text = re.sub(r"//(?:[^/\s]*:\S*|[^/@\s]*)@", "//***@", text)
-    return re.sub(r"(?i)\b(password|passwd|secret|token)=[^&\s]*", r"\1=***", text)
+    text = re.sub(r"(?i)(password|passwd|secret|token)=[^&\s]*", r"\1=***", text)
+    return re.sub(r"//(?:[^/\s]*:\S*|[^/@\s]*)@", "//***@", text)
 
 
 def is_server(uri: str) -> bool:
