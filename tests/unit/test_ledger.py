@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -512,6 +513,16 @@ def test_entries_come_back_as_they_were(ledger: Ledger) -> None:
     assert (pruned.state, pruned.values, pruned.step) == ("pruned", (0.5,), 6)
     ledger.tell("s", found, state="failed", values=None, told=9)
     assert ledger.entries("s")[0].values is None
+
+
+def test_the_longest_names_of_study_files_are_kept(ledger: Ledger) -> None:
+    study, task, part, method = "s" * 100, "t" * 100, "p" * 59 + "@" + "t" * 40, "m" * 64
+    start(ledger, study)
+    new = replace(configuration("a"), method=method, task=task, fingerprint="f" * 64)
+    ledger.add(study, [new], [replace(entry(0, "a"), part=part, method=method)])
+    (found,), (one,) = ledger.entries(study), ledger.configurations(study)
+    assert (found.part, found.method) == (part, method)
+    assert (one.method, one.task, one.fingerprint) == (method, task, "f" * 64)
 
 
 def test_changed_parts_are_asked_anew(ledger: Ledger) -> None:

@@ -251,6 +251,13 @@ def test_weights_carry_the_sources(bench: Bench) -> None:
             ),
         ),
         (
+            f"  p: {{methods: {{{'g' * 65}: {{class: 'my_fusion.py:Gate'}}}}}}",
+            (
+                f"line 5: parts.p.methods.{'g' * 65}: a method's name has at most 64 characters, "
+                f"got '{'g' * 65}' of 65"
+            ),
+        ),
+        (
             "  p: {methods: {zzz: {}}}",
             (
                 "line 5: parts.p.methods.zzz: unknown method 'zzz': it may be "

@@ -160,6 +160,22 @@ def test_files_that_cannot_be(text: str, message: str) -> None:
     assert any(found.endswith(message) for found in problems(text)), problems(text)
 
 
+def test_names_of_parts_and_tasks_fit_into_the_ledger_together() -> None:
+    def named(part: int, task: int) -> str:
+        return (
+            f"study: s\ntasks: {{{'t' * task}: {{task: digits}}}}\n"
+            f"parts:\n  {'p' * part}: {{methods: {{add: }}}}\n"
+        )
+
+    (part,) = made(named(59, 40)).parts
+    assert len(part.name) == 100
+    (problem,) = problems(named(60, 40))
+    assert problem == (
+        f"line 4: parts.{'p' * 60}: the names of a part and of its task have at most 99 characters "
+        f"together, got 100 with task '{'t' * 40}': shorten one"
+    )
+
+
 # ---------------------------------------------------------------- seeds of parts, best_of
 
 TUNED = """\

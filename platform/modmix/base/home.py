@@ -22,8 +22,13 @@ from urllib.parse import unquote
 
 from modmix.base.errors import InputError
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-NAME_RULE = "letters, digits, '_', '-' and '.', at most 100, beginning with a letter or digit"
+# Characters, as many as the ledger's columns hold: PostgreSQL refuses longer values.
+NAME_LENGTH = 100
+METHOD_LENGTH = 64
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{NAME_LENGTH - 1}}}")
+NAME_RULE = (
+    f"letters, digits, '_', '-' and '.', at most {NAME_LENGTH}, beginning with a letter or digit"
+)
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})", re.ASCII)  # as in os.path.expandvars
 _ROOM = 8 << 20  # free bytes required: enough for the databases and figures of a small study
 _OURS = ("artifacts", "checkpoints", "weights", "ledger.db", "mlflow.db", "optuna.db")

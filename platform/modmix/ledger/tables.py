@@ -5,10 +5,12 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy import Column, Float, Integer, LargeBinary, String, Table, Text
 
+from modmix.base.home import METHOD_LENGTH, NAME_LENGTH
+
 # Of the tables below. Version 4 is migrated; others are refused, and nothing in them is changed.
 SCHEMA_VERSION = 5
 
-STUDY_LENGTH = 201  # owner and name of 100 characters each
+STUDY_LENGTH = 2 * NAME_LENGTH + 1  # owner/name
 
 METADATA = sa.MetaData()
 VERSION = Table(
@@ -42,7 +44,7 @@ CONFIGURATIONS = Table(
     "configurations",
     METADATA,
     Column("key", String(32), primary_key=True),
-    Column("method", String(64), nullable=False),
+    Column("method", String(METHOD_LENGTH), nullable=False),
     Column("params", Text, nullable=False),
 )
 # Shared by all studies: a replicate is pending, running, interrupted or done.
@@ -109,7 +111,7 @@ STUDY_CONFIGURATIONS = Table(
     Column("study", String(STUDY_LENGTH), primary_key=True),
     Column("configuration", String(32), primary_key=True),
     Column("number", Integer, nullable=False),  # order of first appearance in the study
-    Column("task", String(100), nullable=False, default=""),  # in a study of several
+    Column("task", String(NAME_LENGTH), nullable=False, default=""),  # in a study of several
     Column("fingerprint", String(64), nullable=False, default=""),  # of the data
     Column("options", Text, nullable=False, default="{}"),  # of the task, those that vary
     Column("params", Text),  # as this study shows them; null: as in `CONFIGURATIONS`
@@ -130,8 +132,8 @@ ENTRIES = Table(
     "entries",
     METADATA,
     Column("study", String(STUDY_LENGTH), primary_key=True),
-    Column("part", String(100), primary_key=True),
-    Column("method", String(64), primary_key=True),
+    Column("part", String(NAME_LENGTH), primary_key=True),
+    Column("method", String(METHOD_LENGTH), primary_key=True),
     Column("number", Integer, primary_key=True),  # within part and method, in order of proposal
     Column("configuration", String(32), nullable=False),
     Column("batch", Integer, nullable=False, default=0),

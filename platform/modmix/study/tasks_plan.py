@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from modmix.base.errors import Problem, SpecError
+from modmix.base.home import NAME_LENGTH
 from modmix.base.messages import TaskRef, digest
 from modmix.study import plan as plan_module
 from modmix.study import spec as spec_module
@@ -231,6 +232,13 @@ def _of_parts(source: Source, spec: StudySpec | None) -> list[Problem]:
             if task not in spec.tasks:
                 path = ("parts", part, "tasks")
                 problems.append(source.problem(path, unknown(task, spec.tasks, "task")))
+        for task in block.tasks or spec.tasks:
+            if (length := len(f"{part}{AT}{task}")) > NAME_LENGTH:
+                message = (
+                    f"the names of a part and of its task have at most {NAME_LENGTH - 1} "
+                    f"characters together, got {length - 1} with task {task!r}: shorten one"
+                )
+                problems.append(source.problem(("parts", part), message))
     used = {task for part in spec.parts.values() for task in part.tasks or spec.tasks}
     problems += [
         source.problem(("tasks", task), "no part runs on this task")

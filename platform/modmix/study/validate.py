@@ -17,7 +17,7 @@ from typing import Any, TypeGuard
 
 from modmix.base import sources
 from modmix.base.errors import InputError, Problem
-from modmix.base.home import NAME_RULE, is_name
+from modmix.base.home import METHOD_LENGTH, NAME_RULE, is_name
 from modmix.base.metrics import METRICS, OVER_LEARNING
 from modmix.base.settings import PBT_DEFAULTS, TRAINING
 from modmix.base.space import (
@@ -221,6 +221,10 @@ class Checker:
                     self.add((*path, "class"), message)
                 elif not is_name(method):
                     self.add(path, f"a method's name must be {NAME_RULE}, got {method!r}")
+                    self.methods[method] = ""
+                elif len(method) > METHOD_LENGTH:
+                    got = f"got {method!r} of {len(method)}"
+                    self.add(path, f"a method's name has at most {METHOD_LENGTH} characters, {got}")
                     self.methods[method] = ""
                 elif method not in given:
                     given[method] = block["class"]
