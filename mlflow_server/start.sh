@@ -34,8 +34,21 @@ for name in MLFLOW_BACKEND_STORE_URI PGPASSWORD AWS_ACCESS_KEY_ID AWS_SECRET_ACC
     secret "$name"
 done
 if [[ -z ${MLFLOW_BACKEND_STORE_URI:-} || -z ${MLFLOW_ARTIFACTS_DESTINATION:-} ]]; then
-    home=${MODMIX_HOME:-$PWD/modmix_runs}
-    [[ $home = '~/'* ]] && home=$HOME/${home:2}
+    # As modmix reads it: $VARIABLES, then ~ and ~user, then from the working directory.
+    home=$("$python" - "${MODMIX_HOME:-modmix_runs}" <<'PY'
+import os, re, sys
+from pathlib import Path
+text = sys.argv[1]
+for match in re.finditer(r"\$(?:(\w+)|\{([^}]*)\})", text, re.ASCII):
+    if (name := match[1] or match[2]) not in os.environ:
+        sys.exit(f"mlflow_server: MODMIX_HOME is {text!r}, and the environment variable {name} is not set")
+path = os.path.expandvars(text)
+try:
+    print(Path(path).expanduser().absolute() if path.startswith("~") else Path(path).absolute())
+except RuntimeError:
+    sys.exit(f"mlflow_server: the home directory in {path!r} is not known: set MODMIX_HOME to a whole path")
+PY
+    ) || exit 2
     mkdir -p "$home" || refuse "$home cannot be made: set MODMIX_HOME to a folder you may write"
     home=$(cd "$home" && pwd)
     database=sqlite:///$home
@@ -105,6 +118,7 @@ options=(--host "$host" --port "$port" --workers "${MLFLOW_WORKERS:-2}")
 if [[ $auth = basic ]]; then
     # Readable by this user only (mktemp); passwords stay in the environment.
     config=$(mktemp "${TMPDIR:-/tmp}/mlflow-auth.XXXXXX")
+    trap 'rm -f "$config"' EXIT
     database=${MLFLOW_AUTH_DATABASE_URI:-sqlite:///${home:-$PWD}/mlflow_auth.db}
     {
         echo '[mlflow]'
@@ -121,4 +135,9 @@ export MLFLOW_DISABLE_TELEMETRY=${MLFLOW_DISABLE_TELEMETRY:-true}
 shown=$(sed -E 's#://.*@#://***@#; s#(password=)[^&]*#\1***#' <<< "$MLFLOW_BACKEND_STORE_URI")
 say "http://$host:$port, runs in $shown," \
     "artifacts in $MLFLOW_ARTIFACTS_DESTINATION"
-exec "$python" -m mlflow server "${options[@]}"
+[[ $auth = basic ]] || exec "$python" -m mlflow server "${options[@]}"
+# This shell stays, to delete the configuration when the server has ended, whatever ends it.
+"$python" -m mlflow server "${options[@]}" &
+server=$!
+trap 'kill -TERM "$server" || true; wait "$server" || true' INT TERM HUP
+wait "$server"

@@ -20,7 +20,7 @@ import yaml
 
 from mlflow_bench import Bench, free_port
 from modmix.base.errors import InputError
-from modmix.base.home import Home
+from modmix.base.home import Home, sqlite_path
 from modmix.tracking.serve import serve
 
 ROOT = Path(__file__).parents[2]
@@ -74,6 +74,89 @@ def test_the_server_refuses_with_a_sentence(
     (line,) = done.stderr.splitlines()
     assert line.startswith("mlflow_server: ")
     assert message in line
+
+
+# Stands for a Python with MLflow and its accounts: notes how the server is started, then waits.
+FAKE = f"""\
+#!/bin/sh
+case "$*" in
+    *mlflow\\ server*)
+        echo "$MLFLOW_BACKEND_STORE_URI" > "$NOTES/store"
+        if [ -n "$MLFLOW_AUTH_CONFIG_PATH" ]; then cp "$MLFLOW_AUTH_CONFIG_PATH" "$NOTES/config"; fi
+        mv "$NOTES/store" "$NOTES/started"
+        exec sleep "$SLEEP" ;;
+    *flask_wtf*) exit 0 ;;
+esac
+exec {sys.executable} "$@"
+"""
+
+
+def faked(folder: Path, home: str, *, sleep: str = "0", **settings: str) -> dict[str, str]:
+    """The environment of a server by `FAKE`, which ends after some seconds."""
+    python = folder / "python"
+    python.write_text(FAKE)
+    python.chmod(0o755)
+    (folder / "tmp").mkdir()
+    paths = {"PYTHON": str(python), "NOTES": str(folder), "TMPDIR": str(folder / "tmp")}
+    port = str(free_port())
+    return environment(Path(home), MLFLOW_PORT=port, SLEEP=sleep, **paths, **settings) | {
+        "MODMIX_HOME": home
+    }
+
+
+@pytest.mark.parametrize(
+    "home", ["", "runs", "./runs/../new", "~", "~/runs", "$BASE/runs", "${BASE}", "a b%/c"]
+)
+def test_the_server_reads_the_results_folder_as_modmix_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str
+) -> None:
+    for variable, value in {"HOME": tmp_path / "home", "BASE": tmp_path / "base"}.items():
+        monkeypatch.setenv(variable, str(value))
+    settings = faked(tmp_path, home)
+    (tmp_path / "work").mkdir()
+    subprocess.run([START], env=settings, cwd=tmp_path / "work", check=True, capture_output=True)
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("MODMIX_HOME", home)
+    ours = sqlite_path(Home.from_environment().tracking_uri)
+    store = sqlite_path((tmp_path / "started").read_text().strip())
+    assert ours is not None
+    assert store is not None
+    assert store == ours.resolve()
+
+
+@pytest.mark.parametrize(
+    ("home", "message"),
+    [
+        ("$NOT_SET/x", "MODMIX_HOME is '$NOT_SET/x', and the environment variable NOT_SET is not"),
+        ("~nobody-of-this-name/x", "the home directory in '~nobody-of-this-name/x' is not known"),
+    ],
+)
+def test_a_results_folder_that_cannot_be_read_is_refused(
+    tmp_path: Path, home: str, message: str
+) -> None:
+    settings = faked(tmp_path, home)
+    done = subprocess.run([START], env=settings, capture_output=True, text=True, check=False)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert line.startswith(f"mlflow_server: {message}")
+
+
+@pytest.mark.parametrize("number", [None, signal.SIGTERM, signal.SIGINT])
+def test_the_configuration_of_accounts_is_deleted(tmp_path: Path, number: int | None) -> None:
+    settings = faked(tmp_path, str(tmp_path / "home"), sleep="60" if number else "0", **SECRETS)
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        server = subprocess.Popen([START], env=settings, stdout=file, stderr=file)
+    for _ in range(300):
+        if (tmp_path / "started").exists() or server.poll() is not None:
+            break
+        time.sleep(0.1)
+    assert "database_uri = sqlite:///" in (tmp_path / "config").read_text(), log.read_text()
+    if number is not None:
+        assert len(list((tmp_path / "tmp").iterdir())) == 1
+        server.send_signal(number)
+    assert server.wait(20) == (0 if number is None else 128 + number)
+    assert not list((tmp_path / "tmp").iterdir())
 
 
 @pytest.mark.slow
