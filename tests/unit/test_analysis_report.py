@@ -118,7 +118,7 @@ def test_the_page_stands_alone(html):
 def test_the_page_has_results_setup_and_failures(html):
     text = Page(html).text
     for words in (
-        "mulmix has the lowest test error: 6.79 %",
+        "Its test error is 6.79 %",
         "digits", "1000 train, 300 val, 400 test", "left 8×4", "noise = 0.1",
         "0, 1, 2, 3, 4", "2.14.1", "git checkout 0123456789abcdef", "f" * 32,
         "modmix run demo.yaml", "modmix best demo",
@@ -170,9 +170,9 @@ def test_headline_of_a_clear_win(fresh):
     put(study, "add", {0: 9.0, 1: 9.3, 2: 9.4})
     # differences 1.0, 1.1, 1.0: mean 1.0333, standard error 1/30, t = 31, p = 0.001
     assert headline(read(fresh, "demo")) == (
-        "mul has the lowest test error: 8.20 % (95 % CI 7.70 to 8.70, n = 3), 1.03 points ahead "
-        "of add, the next method (95 % CI 0.89 to 1.18; paired t test over 3 common seeds, "
-        "Holm-corrected p = 0.001, significant at the 5 % level)."
+        "mul is best by validation error. Its test error is 8.20 % (95 % CI 7.70 to 8.70, n = 3), "
+        "1.03 points lower than that of add, the next method (95 % CI 0.89 to 1.18; paired t test "
+        "over 3 common seeds, Holm-corrected p = 0.001, significant at the 5 % level)."
     )
 
 
@@ -189,14 +189,14 @@ def test_headline_of_one_seed_and_of_one_method(fresh):
     assert headline(read(fresh, "demo")) == "mul reaches 8.00 % test error (one seed)."
     put(study, "add", {0: 9.0})
     assert headline(read(fresh, "demo")) == (
-        "mul has the lowest test error: 8.00 % (one seed), 1.00 points ahead of add, the next "
-        "method. One common seed does not allow a test."
+        "mul is best by validation error. Its test error is 8.00 % (one seed), 1.00 points lower "
+        "than that of add, the next method. One common seed does not allow a test."
     )
 
 
 def test_headline_of_equals_of_strangers_and_of_constant_gaps(fresh):
     for name, first, second, words in (
-        ("equal", {0: 8.0, 1: 9.0}, {0: 8.0, 1: 9.0}, "equal to add."),
+        ("equal", {0: 8.0, 1: 9.0}, {0: 8.0, 1: 9.0}, "equal to that of add."),
         ("strangers", {0: 8.0}, {1: 9.0}, "they have no seed in common"),
         ("constant", {0: 8.0, 1: 9.0}, {0: 9.0, 1: 10.0}, "the t test is undefined here"),
     ):
@@ -207,13 +207,15 @@ def test_headline_of_equals_of_strangers_and_of_constant_gaps(fresh):
         assert words in headline(read(fresh, name))
 
 
-def test_headline_warns_where_validation_disagrees(fresh):
+def test_headline_where_test_disagrees_with_validation(fresh):
     study = Written(fresh, parts={"a": {}})
-    put(study, "mul", {0: 8.0, 1: 8.5}, **{"test/error": {0: 12.0, 1: 12.5}})
+    put(study, "mul", {0: 8.0, 1: 8.5}, **{"test/error": {0: 12.0, 1: 12.6}})
     put(study, "add", {0: 9.0, 1: 9.5})
+    # differences 3.0 and 3.1: mean 3.05, standard error 0.05, t quantile 12.706
     found = headline(read(fresh, "demo"))
-    assert found.startswith("add has the lowest test error")
-    assert found.endswith("By validation error, mul would have been chosen.")
+    assert found.startswith("mul is best by validation error. Its test error is 12.30 %")
+    assert "3.05 points higher than that of add, the next method (95 % CI 2.41 to 3.69;" in found
+    assert found.endswith("level). add has the lowest test error: 9.25 %.")
 
 
 def test_headline_of_an_objective_that_should_be_high(fresh):
@@ -221,7 +223,8 @@ def test_headline_of_an_objective_that_should_be_high(fresh):
     for method, aucs in (("mul", {0: 0.90, 1: 0.92}), ("add", {0: 0.80, 1: 0.81})):
         put(study, method, {0: 9.0, 1: 9.0}, **{"val/auc": aucs, "test/auc": aucs})
     assert headline(read(fresh, "demo")).startswith(
-        "mul has the highest test AUC: 0.9100 (95 % CI 0.7829 to 1.0371, n = 2), 0.1050 ahead"
+        "mul is best by validation AUC. Its test AUC is 0.9100 (95 % CI 0.7829 to 1.0371, n = 2), "
+        "0.1050 higher than that of add"
     )
 
 

@@ -92,7 +92,7 @@ def test_numbers_are_those_of_the_chosen_configurations(ledger):
 def test_p_values_are_paired_and_corrected_by_holm(ledger):
     snapshot = read(ledger, "demo")
     rows = result_rows(snapshot, "test/error")
-    best = min(rows, key=lambda row: row.best.estimates["test/error"].mean)
+    best = min(rows, key=lambda row: row.best.mean)  # on validation
     assert best.paired is None
     reference = list(snapshot.by_seed(best.best.configuration, "test/error").values())
     raw = {
@@ -109,6 +109,31 @@ def test_p_values_are_paired_and_corrected_by_holm(ledger):
         expected[label] = largest
     found = {row.label: row.p_holm for row in rows if row is not best}
     assert found == pytest.approx(expected)
+
+
+def test_methods_are_tested_against_the_best_on_validation(fresh):
+    study = Written(fresh, parts={"a": {}})
+    errors = {  # add is best on test, mul on validation
+        "add": ((7.0, 7.2, 7.1), (5.0, 5.3, 5.1)),
+        "mul": ((6.0, 6.1, 6.2), (8.0, 8.2, 8.4)),
+        "late": ((9.0, 9.1, 9.3), (9.0, 9.1, 9.9)),
+    }
+    for method, (val, test) in errors.items():
+        configuration = study.configuration("a", method, {"x": 1.0}, seeds=range(3))
+        for seed in range(3):
+            metrics = {"val/error": val[seed], "test/error": test[seed]}
+            study.end(configuration, seed, metrics)
+    table = results_table(fresh, "demo")
+    assert [cell.text for cell in column(table, "method")] == ["mul", "add", "late"]
+    frame = table.frame.set_index("method")
+    raw = {m: stats.ttest_rel(errors[m][1], errors["mul"][1]).pvalue for m in ("add", "late")}
+    assert raw["add"] < raw["late"]
+    assert frame.loc["add", "difference"] == pytest.approx(-9.2 / 3)
+    assert frame.loc["add", "p_holm"] == pytest.approx(2 * raw["add"])
+    assert frame.loc["late", "p_holm"] == pytest.approx(max(2 * raw["add"], raw["late"]))
+    assert math.isnan(frame.loc["mul", "p_holm"])
+    assert [row[2].mark for row in table.cells] == ["second", "best", ""]
+    assert any("against mul, the first on validation, over" in note for note in table.notes)
 
 
 def test_the_papers_numbers_stand_beside_ours(ledger):
@@ -237,7 +262,7 @@ def test_one_seed_shows_means_without_spread(fresh):
     table = results_table(fresh, "demo")
     assert [cell.text for cell in column(table, "test error (%)")] == ["8.00", "9.00"]
     assert [cell.text for cell in column(table, "p (Holm)")] == ["–", "–"]
-    assert [cell.text for cell in column(table, "gap to best (95 % CI)")] == ["–", "1.00"]
+    assert [cell.text for cell in column(table, "gap to first (95 % CI)")] == ["–", "1.00"]
 
 
 # ---------------------------------------------------------------- formats

@@ -65,7 +65,7 @@ def test_equal_counts_are_equal_everywhere(
     place = table.header.index("test error (%)")
     assert [row[place].mark for row in table.cells] == ["best", "best"]
     assert table.frame["p_paired_t"].tolist()[1] == pytest.approx(1.0)
-    assert headline(read(ledger, "demo")).endswith(f"equal to {order[1]}.")
+    assert headline(read(ledger, "demo")).endswith(f"equal to that of {order[1]}.")
     write_all(ledger, Home(tmp_path / "home"), "demo")
     plt.close(figure(ledger, "demo", "results"))
 

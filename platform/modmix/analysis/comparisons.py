@@ -1,7 +1,9 @@
 """Comparisons of methods on the same data, and ranks over several of them.
 
 A comparison is one study, or one condition of a study. Its candidates are each method's best
-configuration there, selected on validation.
+configuration there, selected on validation. They are tested against one of them, the reference,
+which is best on validation too: against the best test mean, which profits from chance, p values
+would be too small.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ class Candidate:
     configuration: str  # full key
     n_candidates: int  # complete configurations it was chosen from
     value: Estimate  # of the comparison's metric
-    paired: Paired | None  # this minus the best candidate; None for the best one
+    paired: Paired | None  # this minus the reference; None for the reference
     p_holm: float
 
 
@@ -42,6 +44,14 @@ class Comparison:
     condition: Condition | None
     metric: str
     candidates: Mapping[str, Candidate]  # by method
+
+    @property
+    def reference(self) -> str:
+        """The method that the others are tested against; "" if there is none."""
+        for method, one in self.candidates.items():
+            if one.paired is None and math.isfinite(one.value.mean):
+                return method
+        return ""
 
     def mean(self, method: str) -> float:
         """A method's mean; NaN without a candidate."""
@@ -58,18 +68,32 @@ def comparisons_of(
     """One comparison per condition of a study, in order of first appearance."""
     shown = metric or default_metrics(snapshot)[0]
     return [
-        comparison(snapshot, condition, keys, shown)
+        comparison(snapshot, condition, keys, shown, by)
         for condition, keys in best_keys(snapshot, by).items()
     ]
 
 
 def comparison(
-    snapshot: Snapshot, condition: Condition, configurations: Mapping[str, str], metric: str
+    snapshot: Snapshot,
+    condition: Condition,
+    configurations: Mapping[str, str],
+    metric: str,
+    by: str | None = None,
 ) -> Comparison:
-    """Compare configurations of a condition, one per method."""
+    """Compare configurations of a condition, one per method.
+
+    Args:
+        by: the validation metric by which the reference is best; by default the first objective.
+    """
     n_candidates = candidates(snapshot, condition)
-    values = [snapshot.estimate(configuration, metric) for configuration in configurations.values()]
-    tests = against_best(snapshot, list(configurations.values()), metric, values)
+    keys = list(configurations.values())
+    values = [snapshot.estimate(key, metric) for key in keys]
+    selection = by or snapshot.objectives[0]
+    chosen = [
+        snapshot.means(selection)[key] if math.isfinite(value.mean) else math.nan
+        for key, value in zip(keys, values, strict=True)
+    ]
+    tests = against(snapshot, keys, metric, best_index(chosen, selection))
     return Comparison(
         study=snapshot.name,
         condition=condition,
@@ -89,19 +113,18 @@ def comparison(
     )
 
 
-def against_best(
-    snapshot: Snapshot, configurations: Sequence[str], metric: str, values: Sequence[Estimate]
+def against(
+    snapshot: Snapshot, configurations: Sequence[str], metric: str, reference: int | None
 ) -> list[tuple[Paired | None, float]]:
-    """Paired tests of each configuration against the best one, and Holm-corrected p values.
+    """Paired tests of each configuration against one of them, and Holm-corrected p values.
 
-    The best one (the first of ties) has no test; without any mean there are no tests.
+    The reference has no test; without one there are no tests.
     """
-    best = best_index([value.mean for value in values], metric)
-    if best is None:
+    if reference is None:
         return [(None, math.nan)] * len(configurations)
-    reference = snapshot.by_seed(configurations[best], metric)
+    its = snapshot.by_seed(configurations[reference], metric)
     tests = [
-        None if i == best else statistics.paired(snapshot.by_seed(configuration, metric), reference)
+        None if i == reference else statistics.paired(snapshot.by_seed(configuration, metric), its)
         for i, configuration in enumerate(configurations)
     ]
     corrected = statistics.holm([math.nan if test is None else test.t_p for test in tests])
@@ -222,7 +245,7 @@ def _marks(places: Sequence[int | None]) -> list[str]:
 
 
 def records_of(one: Comparison) -> list[dict[str, Any]]:
-    """One record per method for frames; ``difference`` is to the best."""
+    """One record per method for frames; ``difference`` is to the reference."""
     condition = one.condition
     options = condition.options if condition else {}
     return [
@@ -259,7 +282,8 @@ def conditions_table(
     note = (
         f"{label[:1].upper()}{label[1:]}, mean ± standard deviation over seeds, of the "
         "configuration selected on validation in that condition. Only values within a row are "
-        "comparable."
+        "comparable. Paired t tests (in CSV and JSON) are against the method that is best on "
+        "validation in the condition, Holm-corrected."
     )
     return table_of(
         first,

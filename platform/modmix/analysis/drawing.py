@@ -281,14 +281,14 @@ def results_notes(results: Results) -> list[str]:
 
 
 def draw_conditions(ax: Axes, found: ByCondition, styles: Mapping[str, MethodStyle]) -> None:
-    """One line per condition: gaps of all methods to the best one, and the best mean."""
+    """One line per condition: gaps of all methods to the reference, and its mean."""
     if not found.methods:
         heading(ax, found.title)
         draw_empty(ax)
         return
     shown = unit(found.metric)
     ax.set_xlabel(
-        f"{metric_name(found.metric)}, gap to the best method of the condition"
+        f"{metric_name(found.metric)}, gap to the method that is best on validation"
         f"{' (points)' if shown == '%' else f' ({shown})' if shown else ''}"
     )
     step, middle = 0.64 / len(found.methods), (len(found.methods) - 1) / 2
@@ -303,7 +303,7 @@ def draw_conditions(ax: Axes, found: ByCondition, styles: Mapping[str, MethodSty
             markersize=4, linestyle="none", elinewidth=1.0, capsize=0, zorder=3, label=method,
         )  # fmt: skip
         handles.append(handle)
-    _write_best(ax, found)
+    _write_references(ax, found)
     ax.set_yticks(range(len(found.labels)), found.labels, fontsize=7)
     ax.set_ylim(len(found.labels) - 0.4, -0.6)
     for edge in range(1, len(found.labels)):
@@ -314,18 +314,17 @@ def draw_conditions(ax: Axes, found: ByCondition, styles: Mapping[str, MethodSty
     has_bars = any(math.isfinite(v.low) for values in found.gaps for v in values.values())
     notes = [
         "bars: paired 95 % confidence interval" if has_bars else "one seed: no error bars",
-        "right: the best mean",
+        "right: the mean of the best on validation",
         f"{found.omitted} more conditions in the table" if found.omitted else "",
     ]
     wide_heading(ax, found.title, notes)
 
 
-def _write_best(ax: Axes, found: ByCondition) -> None:
-    """Write the best method and its mean at the right edge of each condition."""
-    for i, values in enumerate(found.gaps):
-        best = [method for method, value in values.items() if value.gap == 0]
-        if best:
-            text = f"{best[0]} {metric_text(values[best[0]].mean, found.metric)}"
+def _write_references(ax: Axes, found: ByCondition) -> None:
+    """Write the reference and its mean at the right edge of each condition."""
+    for i, (values, method) in enumerate(zip(found.gaps, found.references, strict=True)):
+        if method in values:
+            text = f"{method} {metric_text(values[method].mean, found.metric)}"
             ax.annotate(
                 text, (1.0, i), xytext=(4, 0), xycoords=("axes fraction", "data"),
                 textcoords="offset points", va="center", fontsize=7, annotation_clip=False,

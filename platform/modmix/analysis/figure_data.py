@@ -63,7 +63,7 @@ def results(snapshot: Snapshot, metric: str | None = None) -> Results:
 
 @dataclass(frozen=True, kw_only=True)
 class Gap:
-    """A method's mean, and its paired difference to the best of the condition (0 for the best).
+    """A method's mean, and how much worse it is than the condition's reference (0 for that one).
 
     The interval is that of the paired difference over seeds.
     """
@@ -76,13 +76,14 @@ class Gap:
 
 @dataclass(frozen=True, kw_only=True)
 class ByCondition:
-    """Gaps between each method's best configuration and the best one, by condition."""
+    """Gaps between each method's best configuration and the best on validation, by condition."""
 
     title: str
     metric: str
     labels: tuple[str, ...]
     methods: tuple[str, ...]
     gaps: tuple[Mapping[str, Gap], ...]  # per label, by method
+    references: tuple[str, ...]  # per label, the method that is best on validation; "" if none
     omitted: int  # number of omitted conditions
 
     def frame(self) -> pd.DataFrame:
@@ -105,11 +106,12 @@ def by_condition(
     comparisons = comparisons_of(snapshot, shown)
     gaps = [_gaps(one, snapshot.methods) for one in comparisons[:limit]]
     return ByCondition(
-        title=f"{snapshot.name}: gap to the best method by condition",
+        title=f"{snapshot.name}: gap to the best method on validation, by condition",
         metric=shown,
         labels=tuple(one.condition.label for one in comparisons[:limit] if one.condition),
         methods=tuple(m for m in snapshot.methods if any(m in found for found in gaps)),
         gaps=tuple(gaps),
+        references=tuple(one.reference for one in comparisons[:limit]),
         omitted=max(0, len(comparisons) - limit),
     )
 

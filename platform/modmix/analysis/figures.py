@@ -145,7 +145,7 @@ def _conditions(snapshot: Snapshot, styles: Mapping[str, MethodStyle]) -> Figure
     return FigureOf(
         name="results" if snapshot.conditions.is_split else "conditions",
         caption=f"{_capitalised(found.metric)} of each method's best configuration by condition: "
-        "gap to the best method.",
+        "gap to the method that is best on validation.",
         draw=lambda: _one(lambda ax: drawing.draw_conditions(ax, found, styles), height),
         numbers=found.frame,
     )

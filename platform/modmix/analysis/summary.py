@@ -1,4 +1,4 @@
-"""The report's summary: the best method and its lead with statistics, progress, ranks."""
+"""The report's summary: the method chosen on validation, its test result, progress, ranks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from modmix.analysis import statistics
-from modmix.analysis.best import default_metrics, undefined
+from modmix.analysis.best import best_index, default_metrics, undefined
 from modmix.analysis.comparisons import Comparison, common, comparisons_of, ranks_over
 from modmix.analysis.frames import Snapshot
 from modmix.analysis.labels import (
@@ -18,12 +18,12 @@ from modmix.analysis.labels import (
     p_clause,
     unit,
 )
-from modmix.analysis.tables import Row, gap_to, result_rows, winner_of
+from modmix.analysis.tables import Row, reference_of, result_rows
 from modmix.base import ties
 
 
 def headline(snapshot: Snapshot, metric: str | None = None) -> str:
-    """The method with the best test mean, and its paired comparison with the next method.
+    """The method that is best on validation: its test mean, compared with the next method's.
 
     Each method is represented by its best configuration on validation. If some configurations
     change the task's options, only those with the task as given count; if all do, the summary
@@ -40,7 +40,7 @@ def headline(snapshot: Snapshot, metric: str | None = None) -> str:
 
 def _of_main(snapshot: Snapshot, shown: str) -> str:
     rows = result_rows(snapshot, shown)
-    winner = winner_of(rows, shown)
+    winner = reference_of(rows, shown)
     if winner is None and rows:
         return f"No finished configuration has a {metric_name(shown)}. {progress(snapshot)}"
     if winner is None and snapshot.complete:
@@ -48,7 +48,6 @@ def _of_main(snapshot: Snapshot, shown: str) -> str:
     if winner is None:
         return f"No configuration has finished all its replicates yet. {progress(snapshot)}"
     value = winner.best.estimates[shown]
-    word = "highest" if higher_is_better(shown) else "lowest"
     interval = (
         f"95 % CI {interval_text(value.ci_low, value.ci_high, shown)}, n = {value.n}"
         if value.n > 1
@@ -56,11 +55,14 @@ def _of_main(snapshot: Snapshot, shown: str) -> str:
     )
     number = _with_unit(value.mean, shown)
     others = [row for row in rows if row.best.method != winner.best.method]
-    second = winner_of(others, shown)
+    second = reference_of(others, shown)
     if second is None:
         return f"{winner.label} reaches {number} {metric_name(shown)} ({interval})."
-    first = f"{winner.label} has the {word} {metric_name(shown)}: {number} ({interval})"
-    return f"{first}, {_distance(second, shown)} {_validation(rows, winner)}".strip()
+    first = (
+        f"{winner.label} is best by {metric_name(winner.best.metric)}. Its {metric_name(shown)} is "
+        f"{number} ({interval})"
+    )
+    return f"{first}, {_distance(second, shown)} {_on_test(rows, winner, shown)}".strip()
 
 
 def _over_conditions(snapshot: Snapshot, metric: str) -> str:
@@ -82,16 +84,19 @@ def _over_conditions(snapshot: Snapshot, metric: str) -> str:
     clear = sum(_is_clear(one, most) for one in full)
     return (
         f"{begin} {most} has the {word} {metric_name(metric)} in {count} of the {len(full)}{which}"
-        f"{f' ({others})' if others else ''}; in {clear} of them it differs significantly from "
-        "every other method (paired t tests, Holm-corrected, 5 % level). "
+        f"{f' ({others})' if others else ''}; in {clear} of them it is also best on validation and "
+        "differs significantly from every other method (paired t tests, Holm-corrected, 5 % "
+        "level). "
         f"{_best_rank(found, most)}."
     )
 
 
 def _is_clear(one: Comparison, method: str) -> bool:
-    """Whether a method is the best of a comparison and differs significantly from all others."""
-    rest = [found for name, found in one.candidates.items() if name != method]
-    return one.candidates[method].paired is None and all(found.p_holm < 0.05 for found in rest)
+    """Whether a method is best on test and validation, and differs significantly from others."""
+    rest = {name: found for name, found in one.candidates.items() if name != method}
+    is_best = all(one.cost(method) < one.cost(name) for name in rest)
+    is_clear = all(found.p_holm < 0.05 for found in rest.values())
+    return is_best and one.reference == method and is_clear
 
 
 def _best_rank(found: statistics.Ranks, most: str) -> str:
@@ -110,38 +115,47 @@ def _best_rank(found: statistics.Ranks, most: str) -> str:
 
 
 def _distance(second: Row, metric: str) -> str:
-    """The end of the headline: the lead over the next method, and its significance."""
+    """The end of the headline's first half: the distance to the next method, and its test."""
     assert second.paired is not None
     test = second.paired
     if test.n == 0:
         return (
-            f"ahead of {second.label} with "
+            f"that of {second.label}, the next method, "
             f"{_with_unit(second.best.estimates[metric].mean, metric)}; they have no seed in "
             "common for a paired test."
         )
-    gap, low, high = gap_to(test, metric)
-    if ties.is_tie(gap, 0.0):
-        return f"equal to {second.label}."
+    if ties.is_tie(test.difference, 0.0):
+        return f"equal to that of {second.label}."
+    gap, low, high = test.difference, test.ci_low, test.ci_high
+    word = "lower"
+    if gap < 0:
+        gap, low, high, word = -gap, -high, -low, "higher"
     measure = " points" if unit(metric) == "%" else ""
-    ahead = f"{metric_text(gap, metric)}{measure} ahead of {second.label}, the next method"
+    apart = f"{metric_text(gap, metric)}{measure} {word} than that of {second.label}, the next"
     if test.n == 1:
-        return f"{ahead}. One common seed does not allow a test."
+        return f"{apart} method. One common seed does not allow a test."
     interval = f"95 % CI {interval_text(low, high, metric)}"
     if math.isnan(second.p_holm):
-        return f"{ahead} ({interval} over {test.n} common seeds; the t test is undefined here)."
+        return (
+            f"{apart} method ({interval} over {test.n} common seeds; the t test is undefined here)."
+        )
     verdict = "significant" if second.p_holm < 0.05 else "not significant"
     return (
-        f"{ahead} ({interval}; paired t test over {test.n} common seeds, Holm-corrected "
+        f"{apart} method ({interval}; paired t test over {test.n} common seeds, Holm-corrected "
         f"{p_clause(second.p_holm)}, {verdict} at the 5 % level)."
     )
 
 
-def _validation(rows: Sequence[Row], winner: Row) -> str:
-    """A note if validation would have chosen another method."""
-    first = rows[0]  # rows are sorted by validation
-    if first.best.method == winner.best.method:
+def _on_test(rows: Sequence[Row], winner: Row, metric: str) -> str:
+    """A note if another row has the best test mean."""
+    best = best_index([row.best.estimates[metric].mean for row in rows], metric)
+    if best is None or ties.is_tie(
+        rows[best].best.estimates[metric].mean, winner.best.estimates[metric].mean
+    ):
         return ""
-    return f"By {metric_name(first.best.metric)}, {first.best.method} would have been chosen."
+    word = "highest" if higher_is_better(metric) else "lowest"
+    number = _with_unit(rows[best].best.estimates[metric].mean, metric)
+    return f"{rows[best].label} has the {word} {metric_name(metric)}: {number}."
 
 
 def _with_unit(value: float, metric: str) -> str:

@@ -14,14 +14,13 @@ import pandas as pd
 from modmix.analysis import statistics
 from modmix.analysis.best import (
     BestConfiguration,
-    best_index,
     best_of,
     candidates,
     default_metrics,
     undefined,
     unranked_notes,
 )
-from modmix.analysis.comparisons import against_best, best_and_second, conditions_table
+from modmix.analysis.comparisons import against, best_and_second, conditions_table
 from modmix.analysis.conditions import Condition
 from modmix.analysis.frames import STATISTICS, Snapshot, read, short
 from modmix.analysis.labels import (
@@ -51,7 +50,7 @@ class Row:
     part: str  # "" over the whole study
     best: BestConfiguration
     n_candidates: int  # complete configurations it was chosen from
-    paired: statistics.Paired | None = None  # this minus the best row; None for the best row
+    paired: statistics.Paired | None = None  # this minus the reference; None for the reference
     p_holm: float = math.nan
 
 
@@ -66,8 +65,8 @@ def results_table(
     in Table 2) beside the one with fixed settings (MulMix).
 
     Best is bold, second best italic, by test mean within each column. For the first metric, paired
-    t tests over common seeds compare every row with the best one, Holm-corrected over the rows. The
-    paper's numbers are shown if the study file has them.
+    t tests over common seeds compare every row with the first one, which is best on validation,
+    Holm-corrected over the rows. The paper's numbers are shown if the study file has them.
 
     If some configurations change the task's options, the table has only those with the task as
     given; if all do, it has one row per condition (see `conditions`).
@@ -104,7 +103,7 @@ def results_of(
         if any(number is not None for number in papers[metric]):
             header.append("paper")
             columns.append([paper_cell(number) for number in papers[metric]])
-    header += ["95 % CI", "gap to best (95 % CI)", "p (Holm)", "hyperparameters"]
+    header += ["95 % CI", "gap to first (95 % CI)", "p (Holm)", "hyperparameters"]
     columns += [
         [_interval_cell(row, shown[0]) for row in rows],
         [_gap_cell(row, shown[0]) for row in rows],
@@ -135,7 +134,7 @@ def check_test_metrics(snapshot: Snapshot, metrics: Sequence[str]) -> None:
 
 
 def result_rows(snapshot: Snapshot, metric: str, by: str | None = None) -> list[Row]:
-    """Rows of the results, sorted by validation, each compared with the best on ``metric``."""
+    """Rows of the results, sorted by validation, each compared with the first on ``metric``."""
     main = snapshot.conditions.main
     if main is None:
         return []
@@ -179,15 +178,15 @@ def _labelled_rows(snapshot: Snapshot, main: Condition, by: str | None) -> list[
 
 
 def _compared(snapshot: Snapshot, rows: list[Row], metric: str) -> list[Row]:
-    values = [row.best.estimates[metric] for row in rows]
-    tests = against_best(snapshot, [row.best.configuration for row in rows], metric, values)
+    reference = reference_of(rows, metric)
+    place = None if reference is None else rows.index(reference)
+    tests = against(snapshot, [row.best.configuration for row in rows], metric, place)
     return [replace(row, paired=test, p_holm=p) for row, (test, p) in zip(rows, tests, strict=True)]
 
 
-def winner_of(rows: Sequence[Row], metric: str) -> Row | None:
-    """The row with the best mean on ``metric``, the first of ties; None without any mean."""
-    winner = best_index([row.best.estimates[metric].mean for row in rows], metric)
-    return None if winner is None else rows[winner]
+def reference_of(rows: Sequence[Row], metric: str) -> Row | None:
+    """The row that others are compared with: the first, best on validation, that has ``metric``."""
+    return next((r for r in rows if math.isfinite(r.best.estimates[metric].mean)), None)
 
 
 def gap_to(test: statistics.Paired, metric: str) -> tuple[float, float, float]:
@@ -311,7 +310,7 @@ def _tests(rows: Sequence[Row]) -> list[str]:
 
 
 def record_of(row: Row, papers: Mapping[str, tuple[float, float] | None]) -> dict[str, Any]:
-    """One row of the frame; ``difference`` is this row minus the best row."""
+    """One row of the frame; ``difference`` is this row minus the reference."""
     best = row.best
     record: dict[str, Any] = {"label": row.label, "method": best.method, "part": row.part}
     record |= {"n": best.n, "n_candidates": row.n_candidates}
@@ -361,10 +360,12 @@ def _results_notes(
     counts = ", ".join(f"{row.label} {row.n_candidates}" for row in rows)
     if any(row.n_candidates > 1 for row in rows):
         notes.append(f"Number of configurations each was selected from: {counts}.")
-    if len(rows) > 1:
+    reference = reference_of(rows, shown[0])
+    if len(rows) > 1 and reference is not None:
         notes.append(
             f"95 % CI, gap and p value are for {metric_label(shown[0])}: paired t tests against "
-            "the best row over common seeds, Holm-corrected."
+            f"{reference.label}, the first on validation, over common seeds, Holm-corrected. Bold "
+            "and italic: best and second best mean on test."
         )
     return (*notes, *unranked_notes(snapshot))
 
