@@ -88,7 +88,7 @@ def test_file_in_numbers_out(tmp_path: Path) -> None:
             mean + 12.706204736174694 * std / np.sqrt(2)
         )
         assert row["test/error/ci_low"] == pytest.approx(
-            mean - 12.706204736174694 * std / np.sqrt(2)
+            max(0.0, mean - 12.706204736174694 * std / np.sqrt(2))
         )
     names = {path.name for path in (study.folder / "figures").iterdir()}
     assert {"curve.png", "curve.svg"} <= names

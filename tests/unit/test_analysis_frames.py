@@ -237,3 +237,27 @@ def test_ten_thousand_configurations_take_a_few_seconds(ledger):
     ).configurations_table
     assert len(frame) == 10_000
     assert np.allclose(frame["val/nll/std"], values.std(axis=1, ddof=1))
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "interval"),
+    [  # mean ± 12.7062 · half the difference of two values
+        ("test/error", (1.0, 2.0), (0.0, 1.5 + 6.3531)),
+        ("test/error", (97.0, 99.0), (98 - 12.7062, 100.0)),
+        ("val/error", (50.0, 50.2), (50.1 - 1.27062, 50.1 + 1.27062)),
+        ("test/auc", (0.95, 0.97), (0.96 - 0.127062, 1.0)),
+        ("test/audio/error", (0.0, 40.0), (0.0, 100.0)),
+        ("test/nll", (0.5, 1.5), (0.0, 1 + 6.3531)),
+        ("train/loss", (0.5, 1.5), (1 - 6.3531, 1 + 6.3531)),
+    ],
+)
+def test_intervals_end_where_their_metric_does(ledger, metric, values, interval):
+    study = Written(ledger, "two", parts={"a": {}})
+    key = study.configuration("a", "mul", {"beta": 0.5}, seeds=[0, 1])
+    for seed, value in enumerate(values):
+        study.end(key, seed, {"val/error": 1.0, metric: value})
+    found = read(ledger, "two").estimate(key, metric)
+    assert (found.ci_low, found.ci_high) == pytest.approx(interval, abs=1e-4)
+    (row,) = configurations_frame(ledger, "two").to_dict("records")
+    shown = (row[f"{metric}/ci_low"], row[f"{metric}/ci_high"])
+    assert shown == (found.ci_low, found.ci_high)

@@ -223,7 +223,7 @@ def test_headline_of_an_objective_that_should_be_high(fresh):
     for method, aucs in (("mul", {0: 0.90, 1: 0.92}), ("add", {0: 0.80, 1: 0.81})):
         put(study, method, {0: 9.0, 1: 9.0}, **{"val/auc": aucs, "test/auc": aucs})
     assert headline(read(fresh, "demo")).startswith(
-        "mul is best by validation AUC. Its test AUC is 0.9100 (95 % CI 0.7829 to 1.0371, n = 2), "
+        "mul is best by validation AUC. Its test AUC is 0.9100 (95 % CI 0.7829 to 1.0000, n = 2), "
         "0.1050 higher than that of add"
     )
 

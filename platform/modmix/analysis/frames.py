@@ -22,7 +22,7 @@ from modmix.analysis.conditions import PREFIX, Conditions, conditions_of, task_p
 from modmix.analysis.statistics import Estimate, estimate, t_quantile
 from modmix.base import ties
 from modmix.base.errors import InputError
-from modmix.base.metrics import STAGE
+from modmix.base.metrics import STAGE, value_range
 from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import (
     ENVIRONMENT,
@@ -66,8 +66,12 @@ COLUMNS: Mapping[str, Column] = {
     "epoch": Column(meaning="epochs since the start; fractional between them", unit="epochs"),
     "<metric>/mean": Column(meaning="mean over replicates", unit="the metric's"),
     "<metric>/std": Column(meaning="standard deviation, n - 1", unit="the metric's"),
-    "<metric>/ci_low": Column(meaning="95 % t interval of the mean", unit="the metric's"),
-    "<metric>/ci_high": Column(meaning="95 % t interval of the mean", unit="the metric's"),
+    "<metric>/ci_low": Column(
+        meaning="95 % t interval, in the range of the metric", unit="the metric's"
+    ),
+    "<metric>/ci_high": Column(
+        meaning="95 % t interval, in the range of the metric", unit="the metric's"
+    ),
 }
 STATISTICS = ("mean", "std", "ci_low", "ci_high")
 FIRST_METRICS = ("val/error", "test/error")  # always present, before the others
@@ -234,7 +238,8 @@ class Snapshot:
 
     def estimate(self, configuration: str, metric: str) -> Estimate:
         """A metric over a configuration's finished replicates."""
-        return estimate(list(self.by_seed(configuration, metric).values()))
+        values = list(self.by_seed(configuration, metric).values())
+        return estimate(values, bounds=value_range(metric))
 
 
 def read(ledger: Ledger, study: str) -> Snapshot:
@@ -462,7 +467,9 @@ def _statistics(snapshot: Snapshot, counts: np.ndarray[Any, Any]) -> dict[str, A
             flat = [bool(each) and ties.is_tie(min(each), max(each)) for each in mine]
             std = np.where((n > 1) & np.array(flat, dtype=bool), 0.0, std)
             half = t_quantile(n) * std / np.sqrt(n)
-            pieces = (mean, std, mean - half, mean + half)
+            lowest, highest = value_range(metric)
+            low, high = np.maximum(mean - half, lowest), np.minimum(mean + half, highest)
+            pieces = (mean, std, low, high)
             for name, piece in zip(STATISTICS, pieces, strict=True):
                 columns[f"{metric}/{name}"] = piece
     return columns

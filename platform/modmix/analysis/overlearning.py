@@ -25,7 +25,7 @@ from modmix.analysis.render import Cell, Table
 from modmix.analysis.statistics import NO_ESTIMATE, Estimate
 from modmix.analysis.tables import Row
 from modmix.base.errors import InputError
-from modmix.base.metrics import OVER_LEARNING
+from modmix.base.metrics import OVER_LEARNING, value_range
 from modmix.ledger.ledger import Ledger
 
 SINGLE = "base"  # the method of single modalities
@@ -106,14 +106,18 @@ def analyse(ledger: Ledger, snapshot: Snapshot, by: str | None = None) -> Analys
         OverLearning(
             best=best,
             overall=snapshot.estimate(best.configuration, ERROR),
-            over=statistics.estimate(of_seed[best.method])
+            over=statistics.estimate(of_seed[best.method], bounds=value_range(ERROR))
             if best.method in of_seed
             else NO_ESTIMATE,
             stored=len(keys[best.configuration]),
         )
         for best in bests
     ]
-    return Analysis(rows=rows, singles=singles, solvable=statistics.estimate(solvable))
+    return Analysis(
+        rows=rows,
+        singles=singles,
+        solvable=statistics.estimate(solvable, bounds=value_range(ERROR)),
+    )
 
 
 def _singles(

@@ -58,8 +58,17 @@ def _is_flat(values: Floats) -> bool:
     return ties.is_tie(float(values.min()), float(values.max()))
 
 
-def estimate(values: Sequence[float], level: float = LEVEL) -> Estimate:
+def estimate(
+    values: Sequence[float],
+    level: float = LEVEL,
+    *,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> Estimate:
     """Mean, standard deviation (n - 1) and t interval of the mean.
+
+    Args:
+        bounds: of possible values: the part of the interval beyond them is cut off, which leaves
+            its coverage as it is. With two seeds, half an interval is nine standard deviations.
 
     Example:
         >>> estimate([1.0, 2.0, 3.0]).ci_high.__round__(4)
@@ -76,7 +85,8 @@ def estimate(values: Sequence[float], level: float = LEVEL) -> Estimate:
         return Estimate(n=1, mean=mean, std=math.nan, ci_low=math.nan, ci_high=math.nan)
     std = 0.0 if _is_flat(x) else float(x.std(ddof=1))
     half = float(t_quantile(np.array([float(x.size)]), level)[0]) * std / math.sqrt(x.size)
-    return Estimate(n=x.size, mean=mean, std=std, ci_low=mean - half, ci_high=mean + half)
+    low, high = max(bounds[0], mean - half), min(bounds[1], mean + half)
+    return Estimate(n=x.size, mean=mean, std=std, ci_low=low, ci_high=high)
 
 
 def bootstrap_interval(

@@ -12,6 +12,7 @@ The table `METRICS` can be read without torch installed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -182,6 +183,16 @@ def higher_is_better(column: str) -> bool:
     """
     name = column.rpartition("/")[2]
     return False if name == "loss" else METRICS[name].higher_is_better
+
+
+# By a metric's unit, the range of its values.
+_RANGES = {"%": (0.0, 100.0), "0..1": (0.0, 1.0), "nats": (0.0, math.inf)}
+
+
+def value_range(column: str) -> tuple[float, float]:
+    """The smallest and largest possible value of a column such as "val/error"; else infinite."""
+    metric = METRICS.get(column.rpartition("/")[2])
+    return (-math.inf, math.inf) if metric is None else _RANGES[metric.unit]
 
 
 def evaluate(
