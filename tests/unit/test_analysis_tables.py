@@ -133,7 +133,7 @@ def test_methods_are_tested_against_the_best_on_validation(fresh):
     assert frame.loc["late", "p_holm"] == pytest.approx(max(2 * raw["add"], raw["late"]))
     assert math.isnan(frame.loc["mul", "p_holm"])
     assert [row[2].mark for row in table.cells] == ["second", "best", ""]
-    assert any("against mul, the first on validation, over" in note for note in table.notes)
+    assert any("against mul, the best on validation, over" in note for note in table.notes)
 
 
 def test_the_papers_numbers_stand_beside_ours(ledger):

@@ -364,8 +364,7 @@ def _results_notes(
     if len(rows) > 1 and reference is not None:
         notes.append(
             f"95 % CI, gap and p value are for {metric_label(shown[0])}: paired t tests against "
-            f"{reference.label}, the first on validation, over common seeds, Holm-corrected. Bold "
-            "and italic: best and second best mean on test."
+            f"{reference.label}, the best on validation, over common seeds, Holm-corrected."
         )
     return (*notes, *unranked_notes(snapshot))
 
