@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from html.parser import HTMLParser
 
@@ -11,6 +12,7 @@ from analysis_ledger import Written, beta_study, mul_params, open_ledger
 from modmix.analysis.frames import read
 from modmix.analysis.report import report_html, write_all
 from modmix.analysis.summary import headline, progress, ranks
+from modmix.base import sources
 from modmix.base.errors import InputError
 from modmix.base.home import Home
 
@@ -141,6 +143,24 @@ def test_what_comes_from_files_cannot_break_the_page(fresh):
     html = report_html(fresh, "demo")
     assert html.count("<script>") == 1
     assert nasty in Page(html).text
+
+
+def test_files_of_own_classes_are_named_with_their_digests(tmp_path, fresh):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    code = "from near import *\n\n\nclass Gate:\n    name = 'é'\n"
+    for name, text in (("gate.py", code), ("near.py", "WIDTH = 3\n")):
+        (folder / name).write_text(text, encoding="utf-8")
+    Written(fresh, parts={"a": {}})
+    record = fresh.study("demo")
+    bundles = sources.bundles([sources.find("gate.py:Gate", folder)])
+    details = {**record.details, "sources": bundles}
+    fresh.start_study("demo", spec=record.spec, text="", source="demo.yaml", details=details)
+    text = Page(report_html(fresh, "demo")).text
+    for name in ("gate.py", "near.py"):
+        digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        assert f"{name} (SHA-256 {digest})" in text
+    assert "The study's own Python files belong beside it:" in text
 
 
 def test_an_empty_study_has_a_report(tmp_path, fresh):

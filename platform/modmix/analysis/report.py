@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from hashlib import sha256
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -364,11 +365,22 @@ def _reproduce(snapshot: Snapshot) -> str:
     if not snapshot.conditions.is_split:
         lines.append(f"modmix best {record.name}")
     fingerprint = _fingerprint(snapshot)
+    own = _own_files(record.details.get("sources") or {})
+    files = f"<p>The study's own Python files belong beside it:</p><ul>{own}</ul>" if own else ""
     data = f" Data fingerprint: {escape(fingerprint)}." if fingerprint else ""
     return (
         f"<p>Save the study file below as <code>{escape(name)}</code> and run the commands. Seeds "
-        f"determine initial weights and batches.{data}</p>"
+        f"determine initial weights and batches.{data}</p>{files}"
         f"<pre>{escape(chr(10).join(lines))}</pre>"
+    )
+
+
+def _own_files(sources: Mapping[str, Mapping[str, Any]]) -> str:
+    """The files of users' own classes with their digests; ``sources`` as in `base.sources`."""
+    texts = {each for bundle in sources.values() for each in bundle["texts"].items()}
+    return "\n".join(
+        f"<li><code>{escape(name)}</code> (SHA-256 {sha256(text.encode()).hexdigest()})</li>"
+        for name, text in sorted(texts)
     )
 
 
