@@ -188,7 +188,8 @@ def test_two_owners_on_the_command_line(
     assert mine.record.key == "bob/one"
     assert seen(ledger, "one") == before
     rows = [line.split()[:3] for line in output("list").splitlines()]
-    assert rows == [["alice/one", "alice", "finished"], ["one", "bob", "finished"]]
+    assert rows[0] == ["study", "owner", "state"]
+    assert rows[1:] == [["alice/one", "alice", "finished"], ["one", "bob", "finished"]]
 
 
 @pytest.mark.usefixtures("without_figures")

@@ -12,6 +12,7 @@ import math
 import signal
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -247,28 +248,19 @@ def _run(file: Path, *, quiet: bool, **how: Any) -> Any:
     with Display(progress, quiet=quiet) as display:
         study = api.run_plan(plan, changed=display.changed, log=log, **how)
     _study_has_run = True
-    _print_summary(study, _console(), mlflow=how["mlflow"])
+    print_summary(study, _console(), mlflow=how["mlflow"])
     return study
 
 
-def _print_summary(study: Any, console: Console, *, mlflow: bool) -> None:
+def print_summary(study: Any, console: Console, *, mlflow: bool) -> None:
     from modmix.analysis.over_tasks import results_table
 
     counts = study.status()
     print(results_table(study._ledger, study.name).render("text"))
-    done = (
-        f"{counted(counts['configurations']['done'], 'configuration')}, "
-        f"{counted(counts['replicates']['done'], 'model')}"
-    )
-    pruned = (
-        f", {counts['configurations']['pruned']} pruned"
-        if counts["configurations"]["pruned"]
-        else ""
-    )
+    reused = f", {counts['reused']} of them from other studies" if counts["reused"] else ""
     console.print(
-        f"study {study.name} is finished: {done} ({counts['trained']} trained, "
-        f"{counts['reused']} reused; "
-        f"{counted(counts['configurations']['failed'], 'configuration')} failed{pruned})",
+        f"study {study.name} is finished: {_by_state(counts['configurations'], 'configuration')}, "
+        f"{_by_state(counts['replicates'], 'model')}{reused}",
         highlight=False,
     )
     if counts["configurations"]["failed"]:
@@ -283,6 +275,15 @@ def _print_summary(study: Any, console: Console, *, mlflow: bool) -> None:
         console.print("  MLflow   modmix ui")
     else:
         console.print(f"  MLflow   not logged: modmix sync {study.name}", highlight=False)
+
+
+def _by_state(counts: Mapping[str, int], noun: str) -> str:
+    """ "40 configurations (24 done, 16 pruned)"; without the states if all are done."""
+    text = counted(counts["total"], noun)
+    if counts["done"] == counts["total"]:
+        return text
+    states = (f"{n} {state}" for state, n in counts.items() if n and state != "total")
+    return f"{text} ({', '.join(states)})"
 
 
 @app.command()
@@ -320,21 +321,42 @@ def status(study: Name, as_json: Json = False) -> None:
 
 @app.command("list")
 def list_studies(as_json: Json = False) -> None:
-    """List all studies with their owners."""
+    """List all studies with their owners and progress."""
     from modmix import api
 
     ledger = _ledger()
     found = [
-        {"owner": record.owner, **api.status(ledger, record.name)} for record in ledger.studies()
+        {
+            "owner": record.owner,
+            "task": str(record.details.get("task", "")),
+            "updated": record.updated,
+            **api.status(ledger, record.name),
+        }
+        for record in ledger.studies()
     ]
     if as_json:
         _print_json(found)
         return
-    for one in found:
-        print(
-            f"{one['study']:32s} {one['owner']:12s} {one['state']:9s} "
-            f"{counted(one['configurations']['done'], 'configuration')} done"
+    rows = [("study", "owner", "state", "configurations", "models", "updated", "task")]
+    rows += [
+        (
+            one["study"], one["owner"], one["state"], _ended(one["configurations"]),
+            _ended(one["replicates"]), f"{datetime.fromtimestamp(one['updated']):%Y-%m-%d %H:%M}",
+            one["task"],
         )
+        for one in found
+    ]  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def _ended(counts: Mapping[str, int]) -> str:
+    """ "40", or "24 of 40 (1 failed)" where some have not ended or have failed."""
+    ended, total = counts["done"] + counts["pruned"] + counts["failed"], counts["total"]
+    text = str(total) if ended == total else f"{ended} of {total}"
+    return f"{text} ({counts['failed']} failed)" if counts["failed"] else text
 
 
 # ---------------------------------------------------------------- results
