@@ -66,7 +66,8 @@ def main() -> int:
             continue
         report.save(section, about, time.perf_counter() - begun)
         print(report.shown(section), flush=True)
-    write_text(report.MARKDOWN_FILE, report.render(report.read(), list(BENCHMARKS)))
+    page = report.render(report.read(), list(BENCHMARKS), _page())
+    write_text(report.MARKDOWN_FILE, page)
     say(f"numbers in {report.JSON_FILE}, tables in {report.MARKDOWN_FILE}")
     if failed:
         print(f"make bench: failed: {', '.join(failed)}", file=sys.stderr)
@@ -82,9 +83,15 @@ def _choose(only: str) -> tuple[list[str], str]:
     return [name for name in BENCHMARKS if not names or name in names], ""
 
 
+def _page() -> str:
+    """The present page, "" without one."""
+    file = report.MARKDOWN_FILE
+    return file.read_text() if file.exists() else ""
+
+
 def _note_skipped(name: str, reason: str, about: dict[str, str]) -> None:
     """Say in the report that there is no number; an older one stays."""
-    if name not in report.read()["details"]:
+    if name not in report.read()["details"] and name not in report.sections_of(_page()):
         section = report.Section(name=name, title=name, text=f"Not measured: {reason}")
         report.save(section, about, 0.0)
 

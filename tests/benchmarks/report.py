@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -143,8 +144,20 @@ def save(
 # ---------------------------------------------------------------- the page
 
 
-def render(found: Mapping[str, Any], order: Sequence[str]) -> str:
-    """BENCHMARKS.md from what bench.json holds."""
+def sections_of(page: str) -> dict[str, str]:
+    """The sections of BENCHMARKS.md by name, each without its anchor."""
+    _, *pieces = re.split(r'^<a id="([^"]+)"></a>$', page, flags=re.MULTILINE)
+    return {name: body.strip() for name, body in zip(pieces[::2], pieces[1::2], strict=True)}
+
+
+def render(found: Mapping[str, Any], order: Sequence[str], former: str = "") -> str:
+    """BENCHMARKS.md from what bench.json holds.
+
+    Args:
+        former: the present page, perhaps of another machine: what bench.json does not hold, as in
+            a new clone, is kept from it.
+    """
+    kept = {n: body for n, body in sections_of(former).items() if n not in found["details"]}
     details = {name: found["details"][name] for name in order if name in found["details"]}
     lines = [
         "# Benchmarks",
@@ -163,11 +176,22 @@ def render(found: Mapping[str, Any], order: Sequence[str]) -> str:
         for figure in _figures(section)
         if figure.target is not None
     ]
-    for figure, name in sorted(aimed, key=lambda one: _rank(one[0])):
-        lines.append(_figure_row(figure, link=f"[{figure.what}](#{name})"))
-    for name, section in details.items():
-        lines += ["", f'<a id="{name}"></a>', "", *_section(section)]
+    aimed.sort(key=lambda one: _rank(one[0]))
+    rows = [_figure_row(figure, link=f"[{figure.what}](#{name})") for figure, name in aimed]
+    before = re.findall(r"^\| \[.*$", former, flags=re.MULTILINE)
+    old = [row for row in before if any(f"](#{name}) |" in row for name in order if name in kept)]
+    lines += _in_former_order([*rows, *old], before) if old else rows
+    for name in order:
+        body = "\n".join(_section(details[name])) if name in details else kept.get(name)
+        if body is not None:
+            lines += ["", f'<a id="{name}"></a>', "", body]
     return "\n".join(lines) + "\n"
+
+
+def _in_former_order(rows: Sequence[str], before: Sequence[str]) -> list[str]:
+    """Rows of the first table in the order of a former one; those that are new come last."""
+    places = {row.partition(" | ")[0]: place for place, row in enumerate(before)}
+    return sorted(rows, key=lambda row: places.get(row.partition(" | ")[0], len(places)))
 
 
 def _rank(figure: Figure) -> int:

@@ -100,6 +100,36 @@ def test_the_page_leads_with_the_hardest_competitors() -> None:
     ]
 
 
+def test_what_was_measured_elsewhere_stays_on_the_page() -> None:
+    page = (report.ROOT / "BENCHMARKS.md").read_text()
+    new = Section("halving", "Successive halving", figures=[Figure("new", 0.7, 1.0, unit="x")])
+    details = {"halving": {**asdict(new), "machine": MACHINE, "seconds": 1.0}}
+    merged = report.render({"details": details}, list(suite.BENCHMARKS), page)
+    before, after = page.split('<a id="'), merged.split('<a id="')
+    names = [piece.partition('"')[0] for piece in before]
+    assert [piece.partition('"')[0] for piece in after[1:]] == names[1:]
+    for name, old, now in zip(names[1:], before[1:], after[1:], strict=True):
+        assert (now.strip() == old.strip()) == (name != "halving"), name
+    top = [row for row in before[0].splitlines() if "](#halving)" not in row]
+    added = "| [new](#halving) | 0.7x | ≥ 1.00x | **missed** |"
+    assert after[0].split("\n") == [*top[:-1], added, "", ""]
+    nothing = report.render({"details": {}}, list(suite.BENCHMARKS), page)
+    assert nothing == page
+
+
+def test_a_benchmark_that_cannot_run_here_leaves_its_section(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    page, saved = tmp_path / "BENCHMARKS.md", []
+    page.write_text('# Benchmarks\n\n<a id="gpu"></a>\n\n## On a GPU\n')
+    monkeypatch.setattr(report, "MARKDOWN_FILE", page)
+    monkeypatch.setattr(report, "read", lambda: {"details": {}})
+    monkeypatch.setattr(report, "save", lambda section, *_: saved.append(section.name))
+    for name in ("gpu", "cluster"):
+        suite._note_skipped(name, "no GPU", MACHINE)
+    assert saved == ["cluster"]
+
+
 def test_ratios_are_of_medians() -> None:
     turns = Turns({"ours": [8.0, 100.0, 12.0], "theirs": [2.0, 4.0, 3.0]})
     assert turns.ratio("ours", "theirs") == 4.0
