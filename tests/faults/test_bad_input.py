@@ -123,11 +123,15 @@ def pickles(folder: Path) -> None:
 ARRAYS = of(task="{name: arrays, path: d.npz}")
 CSV = of(task='{name: arrays, path: d.csv, columns: {a: ["a*"], b: ["b*"]}}')
 HIGGS = of(task="{name: higgs, path: h.csv, test_rows: 20}")
+IN_DATA = r"x\.yaml: line 2: task\.path: "
 
 DATA = {
     "missing data file": Case(
         study=ARRAYS,
-        lines=(r"\S+/d\.npz: a data file must be here, found nothing; correct the option `path`",),
+        lines=(
+            IN_DATA
+            + r"\S+/d\.npz: a data file must be here, found nothing; correct the option `path`",
+        ),
     ),
     "unset variable in a path": Case(
         study=of(task="{name: arrays, path: $NO_SUCH_PLACE/d.npz}"),
@@ -141,64 +145,88 @@ DATA = {
     "not an npz": Case(
         study=ARRAYS,
         setup=text("d.npz", "hello"),
-        lines=(r"\S+/d\.npz: is not a whole \.npz file .*; write it again with numpy\.savez",),
+        lines=(
+            IN_DATA + r"\S+/d\.npz: is not a whole \.npz file .*; write it again with numpy\.savez",
+        ),
     ),
     "NaN": Case(
         study=ARRAYS,
         setup=npz(a=with_value(np.nan)),
-        lines=(r"\S+/d\.npz: 'a' must hold finite numbers, got nan in row 7 .*; fill in or .*",),
+        lines=(
+            IN_DATA
+            + r"\S+/d\.npz: 'a' must hold finite numbers, got nan in row 7 .*; fill in or .*",
+        ),
     ),
     "infinite": Case(
         study=ARRAYS,
         setup=npz(a=with_value(np.inf)),
-        lines=(r"\S+/d\.npz: 'a' must hold finite numbers, got inf in row 7 .*; fill in or .*",),
+        lines=(
+            IN_DATA
+            + r"\S+/d\.npz: 'a' must hold finite numbers, got inf in row 7 .*; fill in or .*",
+        ),
     ),
     "one class only": Case(
         study=ARRAYS,
         setup=npz(labels=np.zeros_like),
-        lines=(r"\S+/d\.npz: 'labels' must have at least two classes, got only '0'",),
+        lines=(IN_DATA + r"\S+/d\.npz: 'labels' must have at least two classes, got only '0'",),
     ),
     "a label out of range": Case(
         study=of(task="{name: arrays, path: d.npz, classes: 2}"),
         setup=npz(),
-        lines=(r"\S+/d\.npz: 'labels' must be from 0 to 1 \(2 classes\), got 2 in row 2 .*",),
+        lines=(
+            IN_DATA + r"\S+/d\.npz: 'labels' must be from 0 to 1 \(2 classes\), got 2 in row 2 .*",
+        ),
     ),
     "modalities of different length": Case(
         study=ARRAYS,
         setup=npz(b=lambda b: b[:-1]),
-        lines=(r"\S+/d\.npz: 'b' must have one row per label \(60\), got 59 rows; correct it .*",),
+        lines=(
+            IN_DATA
+            + r"\S+/d\.npz: 'b' must have one row per label \(60\), got 59 rows; correct it .*",
+        ),
     ),
     "pickled objects": Case(
         study=ARRAYS,
         setup=npz(b=lambda _: np.array([{}] * 60, dtype=object)),
-        lines=(r"\S+/d\.npz: 'b' is an object array, which only pickle could load and modmix .*",),
+        lines=(
+            IN_DATA
+            + r"\S+/d\.npz: 'b' is an object array, which only pickle could load and modmix .*",
+        ),
     ),
     "truncated gzip": Case(
         study=CSV.replace("d.csv", "d.csv.gz"),
         setup=truncated("d.csv.gz"),
-        lines=(r"\S+/d\.csv\.gz: .*",),
+        lines=(IN_DATA + r"\S+/d\.csv\.gz: .*",),
     ),
     "a word among numbers": Case(
         study=CSV,
         setup=text("d.csv", "a1,b1,label\n" + "1,2,0\n3,x,1\n" * 20),
-        lines=(r"\S+/d\.csv: line 3 must hold a number in column 'b1', got 'x'; fill it in or .*",),
+        lines=(
+            IN_DATA
+            + r"\S+/d\.csv: line 3 must hold a number in column 'b1', got 'x'; fill it in or .*",
+        ),
     ),
     "HIGGS with a column too few": Case(
         study=HIGGS,
         setup=text("h.csv", (",".join(["1"] * 29) + "\n") * 50 + ",".join(["1"] * 28) + "\n"),
-        lines=(r"\S+/h\.csv: line 51 must have 29 columns, got 28; correct or remove it",),
+        lines=(
+            IN_DATA + r"\S+/h\.csv: line 51 must have 29 columns, got 28; correct or remove it",
+        ),
     ),
     "HIGGS truncated": Case(
         study=HIGGS.replace("h.csv", "h.csv.gz"),
         setup=truncated("h.csv.gz"),
-        lines=(r"\S+/h\.csv\.gz: is damaged or truncated .*; write or copy the file again",),
+        lines=(
+            IN_DATA + r"\S+/h\.csv\.gz: is damaged or truncated .*; write or copy the file again",
+        ),
     ),
     "CIFAR-100 that is not there": Case(
         study=of(task="{name: cifar100, path: photographs}"),
         lines=(
             (
-                r"\S+/photographs/cifar-100-python/train: a data file must be here, found nothing; "
-                r"the option `path` must be the official folder cifar-100-python or one that .*"
+                IN_DATA
+                + r"\S+/photographs/cifar-100-python/train: a data file must be here, found "
+                r"nothing; the option `path` must be the official folder cifar-100-python or one .*"
             ),
         ),
     ),
@@ -207,8 +235,9 @@ DATA = {
         setup=pickles,
         lines=(
             (
-                r"\S+/cifar-100-python/train: the official file has md5 16019d7e\w+, this one \w+, "
-                r"and no other pickle is read; the option `path` must be .*"
+                IN_DATA
+                + r"\S+/cifar-100-python/train: the official file has md5 16019d7e\w+, this one "
+                r"\w+, and no other pickle is read; the option `path` must be .*"
             ),
         ),
     ),

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from faketask import fake_data
-from modmix.base.errors import SpecError
+from modmix.base.errors import DataError, SpecError
 from modmix.base.messages import digest
 from modmix.study import plan as plan_module
 from modmix.study import spec, tasks_plan
 from modmix.study.plan import Plan
 from modmix.study.tasks_plan import TasksPlan
+from modmix.tasks.data import Data
 
 TWO = """\
 study: s
@@ -127,6 +128,45 @@ def test_problems_are_said_of_the_line_where_they_stand() -> None:
         "line 7: training.batch_sizes: unknown setting 'batch_sizes': did you mean 'batch_size'?",
         "line 12: parts.only.tasks: unknown task 'three': it may be one, two",
     ]
+
+
+@pytest.mark.parametrize(
+    ("told", "line"),
+    [
+        ("/studies/there.npz: 'x' has NaN", "x.yaml: line 4: tasks.b.task.path: "),
+        ("/elsewhere: the disk is full", ""),
+    ],
+)
+def test_errors_in_files_are_said_of_the_line_that_names_them(
+    monkeypatch: pytest.MonkeyPatch, told: str, line: str
+) -> None:
+    text = (
+        "study: s\ntasks:\n  a: {task: digits}\n  b: {task: {name: arrays, path: there.npz}}\n"
+        "parts: {p: {methods: {add: }}}\n"
+    )
+
+    def load(task: str, *_: object) -> Data:
+        if task == "arrays":
+            raise DataError(told)
+        return fake_data("digits")
+
+    monkeypatch.setattr(plan_module, "_load", load)
+    with pytest.raises(DataError) as caught:
+        make(text)
+    assert str(caught.value) == line + told
+
+
+def test_a_file_that_a_flag_names_has_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(_task: str, options: dict[str, str], *_: object) -> Data:
+        raise DataError(f"{options['path']}: there is nothing")
+
+    monkeypatch.setattr(plan_module, "_load", load)
+    text = "study: s\ntask: {name: arrays, path: a.npz}\nparts: {p: {methods: {add: }}}\n"
+    source = spec.parse(text, name="x.yaml", folder=Path("/studies"))
+    for given, told in ((None, "x.yaml: line 2: task.path: /studies/a.npz"), ("/b.npz", "/b.npz")):
+        with pytest.raises(DataError) as caught:
+            tasks_plan.make(source, data_path=given)
+        assert str(caught.value) == f"{told}: there is nothing"
 
 
 @pytest.mark.parametrize(

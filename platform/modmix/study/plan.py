@@ -411,13 +411,28 @@ def _load(task: str, options: Mapping[str, Any], progress: Watch = lambda *_: No
 
 
 def _load_checked(source: Source, task: str, options: Mapping[str, Any], progress: Watch) -> Data:
-    """Load data; an error in a user's own task is reported at its line in the study file."""
+    """Load data; errors in a user's own task or in files are reported at their line."""
     try:
         return _load(task, options, progress)
-    except DataError:
-        raise
+    except DataError as error:
+        raise DataError(_with_line(source, options, str(error))) from error
     except InputError as error:
         raise SpecError(source.name, [source.problem(("task", "class"), str(error))]) from error
+
+
+def _with_line(source: Source, options: Mapping[str, Any], message: str) -> str:
+    """A message on data, with the line of the option whose file it names.
+
+    Not if ``--data`` has named it, or if it is about something else, such as a full disk.
+    """
+    block = source.raw.get("task")
+    for name, written in block.items() if isinstance(block, Mapping) else ():
+        if not isinstance(written, str) or written not in source.text:
+            continue
+        path = options.get(name)
+        if isinstance(path, str) and Path(path).is_absolute() and path in message:
+            return f"{source.name}: {source.problem(('task', name), message)}"
+    return message
 
 
 # ---------------------------------------------------------------- checking against the data
