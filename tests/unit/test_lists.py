@@ -17,7 +17,8 @@ import modmix
 from analysis_ledger import Written
 from modmix.base.errors import InputError
 from modmix.base.home import Home
-from modmix.cli.main import app, print_summary
+from modmix.cli.main import app
+from modmix.cli.run import print_summary
 from modmix.ledger.ledger import Ledger
 from modmix.ledger.tables import STUDIES
 from modmix.methods.table import METHODS
