@@ -132,7 +132,7 @@ fi
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=${MLFLOW_SERVER_ENABLE_JOB_EXECUTION:-false}
 export MLFLOW_DISABLE_TELEMETRY=${MLFLOW_DISABLE_TELEMETRY:-true}
 
-shown=$(sed -E 's#://.*@#://***@#; s#(password=)[^&]*#\1***#' <<< "$MLFLOW_BACKEND_STORE_URI")
+shown=$(sed -E 's#((password|passwd|secret|token)=)[^&]*#\1***#Ig; s#://.*@#://***@#' <<< "$MLFLOW_BACKEND_STORE_URI")
 say "http://$host:$port, runs in $shown," \
     "artifacts in $MLFLOW_ARTIFACTS_DESTINATION"
 [[ $auth = basic ]] || exec "$python" -m mlflow server "${options[@]}"

@@ -141,6 +141,23 @@ def test_a_results_folder_that_cannot_be_read_is_refused(
     assert line.startswith(f"mlflow_server: {message}")
 
 
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "postgresql://ann:hidden@db/m",
+        "postgresql://db:5432/m?user=ann&password=not@hidden",
+        "postgresql://db/m?sslpassword=hidden&PASSWORD=hidden",
+    ],
+)
+def test_no_password_is_printed(tmp_path: Path, uri: str) -> None:
+    settings = faked(tmp_path, str(tmp_path / "home"), MLFLOW_BACKEND_STORE_URI=uri)
+    done = subprocess.run([START], env=settings, capture_output=True, text=True, check=True)
+    assert (tmp_path / "started").read_text().strip() == uri
+    printed = done.stdout + done.stderr
+    assert "runs in postgresql://" in printed
+    assert "hidden" not in printed
+
+
 @pytest.mark.parametrize("number", [None, signal.SIGTERM, signal.SIGINT])
 def test_the_configuration_of_accounts_is_deleted(tmp_path: Path, number: int | None) -> None:
     settings = faked(tmp_path, str(tmp_path / "home"), sleep="60" if number else "0", **SECRETS)

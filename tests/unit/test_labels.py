@@ -10,7 +10,7 @@ from analysis_ledger import Written, open_ledger
 from modmix.analysis.curves import curve
 from modmix.analysis.frames import Snapshot, read
 from modmix.analysis.summary import ranks
-from modmix.analysis.tables import results_of
+from modmix.analysis.tables import results_of, unique_labels
 
 PARTS = {
     "curve": {
@@ -75,3 +75,36 @@ def test_a_source_that_is_being_extended_has_no_count(tmp_path: Path) -> None:
     study.record([study.result(key, seed, found) for seed in (0, 1)])
     (row,) = results_of(read(ledger, "demo")).cells
     assert (row[0].text, row[2].text) == ("mul*", "8.00 ± 0.00")
+
+
+def test_labels_that_would_be_the_same_are_told_apart() -> None:
+    parts = {
+        "grid": {"methods": {"mul": {}}},
+        "a": {"label": "tuned", "methods": {"mul": {}, "add": None}},
+        "b": {"label": "tuned", "methods": {"mul": {}}},
+        "c": {"label": "{method}*", "methods": {"mul": {}, "late": {}}},
+    }
+    assert unique_labels(parts) == {
+        ("a", "mul"): "tuned (mul, a)",
+        ("a", "add"): "tuned (add)",
+        ("b", "mul"): "tuned (mul, b)",
+        ("c", "mul"): "mul*",
+        ("c", "late"): "late*",
+    }
+
+
+def test_no_row_is_lost_where_labels_are_the_same(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    parts = {
+        "a": {"label": "tuned", "methods": {"mul": {}, "add": None}},
+        "b": {"label": "tuned", "methods": {"mul": {}}},
+    }
+    study = Written(ledger, parts=parts)
+    for part, method, error in (("a", "mul", 7.0), ("a", "add", 8.0), ("b", "mul", 6.0)):
+        key = study.configuration(part, method, {"part": part}, seeds=range(2))
+        found = {"test/error": error, "val/error": error}
+        study.record([study.result(key, seed, found) for seed in range(2)])
+    snapshot = read(ledger, "demo")
+    names = ["tuned (mul, b)", "tuned (mul, a)", "tuned (add)"]
+    assert [row[0].text for row in results_of(snapshot).cells] == names
+    assert ranks(snapshot).frame["method"].tolist() == names

@@ -189,12 +189,7 @@ def ranks(snapshot: Snapshot, metric: str | None = None) -> statistics.Ranks:
     rows = result_rows(snapshot, shown)
     # With labels, every row has a part, and stands for itself.
     whole = [row for row in rows if not row.part] or rows
-    labels = Counter(row.label for row in whole)
-    names = [r.label if labels[r.label] == 1 else f"{r.label} ({r.best.method})" for r in whole]
     return statistics.mean_ranks(
-        {
-            name: snapshot.by_seed(row.best.configuration, shown)
-            for name, row in zip(names, whole, strict=True)
-        },
+        {row.label: snapshot.by_seed(row.best.configuration, shown) for row in whole},
         higher_is_better=higher_is_better(shown),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -158,9 +159,10 @@ def result_rows(snapshot: Snapshot, metric: str, by: str | None = None) -> list[
 
 def _labelled_rows(snapshot: Snapshot, main: Condition, by: str | None) -> list[Row]:
     """A row per method of the parts with a ``label``, best on validation first."""
+    labels = unique_labels(snapshot.parts)
     rows = [
         Row(
-            label=str(spec["label"]).replace("{method}", best.method),
+            label=labels[part, best.method],
             part=part,
             best=best,
             # A source that is being extended may have none that is complete.
@@ -175,6 +177,28 @@ def _labelled_rows(snapshot: Snapshot, main: Condition, by: str | None) -> list[
     metric = by or snapshot.objectives[0]
     places = ties.places([r.best.mean for r in rows], higher_is_better=higher_is_better(metric))
     return [rows[i] for i in sorted(range(len(rows)), key=lambda i: places[i] or 0)]
+
+
+def unique_labels(parts: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], str]:
+    """The label of each row of the parts with a ``label``, by part and method.
+
+    Where several would have the same, the method follows, and the part if that is not enough.
+    """
+    given = {
+        (part, method): str(spec["label"]).replace("{method}", method)
+        for part, spec in parts.items()
+        if spec.get("label")
+        for method in spec["methods"]
+    }
+    alike = Counter(given.values())
+    with_method = Counter((label, method) for (_, method), label in given.items())
+    found = {}
+    for (part, method), label in given.items():
+        if alike[label] > 1:
+            more = method if with_method[label, method] == 1 else f"{method}, {part}"
+            label = f"{label} ({more})"
+        found[part, method] = label
+    return found
 
 
 def _compared(snapshot: Snapshot, rows: list[Row], metric: str) -> list[Row]:
