@@ -7,6 +7,7 @@ In: a plan and the ledger. Out: results in the ledger.
     costs          estimated cost of a pack
     queue          packs that wait for a worker
     failures       how often machines failed a pack, and when it is abandoned (pure)
+    running        a pack in training
     reconciling    the study file beside what the ledger has, at the start
     keeping        which test predictions are kept
     run            `StudyRun`: propose, pack, train, record, tell

@@ -19,7 +19,6 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from modmix.base.errors import GivenUp, LedgerError
@@ -41,6 +40,7 @@ from modmix.execution.keeping import Keeping
 from modmix.execution.local import Verdict
 from modmix.execution.queue import Members, PackQueue
 from modmix.execution.reconciling import reconcile
+from modmix.execution.running import RunningPack
 from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import ENDED, Entry, Lease, NewConfiguration, Result
 from modmix.search.confirmation import Confirmations
@@ -49,26 +49,6 @@ from modmix.search.rungs import Rungs
 from modmix.search.searches import Search, Searches
 from modmix.study.configurations import Configuration, sources_of
 from modmix.study.tasks_plan import StudyPlan
-
-
-@dataclass
-class RunningPack:
-    """A pack that a worker trains, and what is known of it."""
-
-    pack: Pack
-    started: PackStarted | None = None
-    progress: Progress | None = None
-
-    @property
-    def epoch(self) -> float:
-        """The last epoch known to be trained, in this or earlier runs."""
-        resumed = 0 if self.started is None else self.started.resumed_epoch
-        return max(0.0 if self.progress is None else self.progress.epoch, resumed)
-
-    @property
-    def left(self) -> float:
-        """The share of the epochs that is still to train."""
-        return 1.0 if self.progress is None else 1 - self.progress.epoch / self.progress.epochs
 
 
 class StudyRun:
