@@ -132,12 +132,12 @@ fi
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=${MLFLOW_SERVER_ENABLE_JOB_EXECUTION:-false}
 export MLFLOW_DISABLE_TELEMETRY=${MLFLOW_DISABLE_TELEMETRY:-true}
 
-shown=$(sed -E 's#((password|passwd|secret|token)=)[^&]*#\1***#Ig; s#://.*@#://***@#' <<< "$MLFLOW_BACKEND_STORE_URI")
+shown=$(sed -E 's#((password|passwd|secret|token)=)[^&@]*#\1***#Ig; s#(=[*]{3})@[^&]*#\1@#g; s#://.*@#://***@#' <<< "$MLFLOW_BACKEND_STORE_URI")
 say "http://$host:$port, runs in $shown," \
     "artifacts in $MLFLOW_ARTIFACTS_DESTINATION"
 [[ $auth = basic ]] || exec "$python" -m mlflow server "${options[@]}"
 # This shell stays, to delete the configuration when the server has ended, whatever ends it.
 "$python" -m mlflow server "${options[@]}" &
 server=$!
-trap 'kill -TERM "$server" || true; wait "$server" || true' INT TERM HUP
+trap 'kill -TERM "$server" || true; code=0; wait "$server" || code=$?; exit "$code"' INT TERM HUP
 wait "$server"

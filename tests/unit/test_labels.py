@@ -108,3 +108,14 @@ def test_no_row_is_lost_where_labels_are_the_same(tmp_path: Path) -> None:
     names = ["tuned (mul, b)", "tuned (mul, a)", "tuned (add)"]
     assert [row[0].text for row in results_of(snapshot).cells] == names
     assert ranks(snapshot).frame["method"].tolist() == names
+
+
+def test_results_of_a_method_that_the_file_has_no_longer_are_shown(tmp_path: Path) -> None:
+    """As after a driver was killed between writing the file and removing its entries."""
+    ledger = open_ledger(tmp_path)
+    study = Written(ledger, parts={"a": {"label": "{method}*", "methods": {"mul": {}}}})
+    for method, error in (("mul", 7.0), ("add", 8.0)):
+        key = study.configuration("a", method, {}, seeds=range(2))
+        found = {"test/error": error, "val/error": error}
+        study.record([study.result(key, seed, found) for seed in range(2)])
+    assert [row[0].text for row in results_of(read(ledger, "demo")).cells] == ["mul*", "add"]

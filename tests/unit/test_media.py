@@ -5,9 +5,10 @@ The task is one of a user's own, whose media files are small texts.
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -208,7 +209,7 @@ def test_a_folder_of_an_item_is_known_by_the_number_of_its_files(
 
 
 @pytest.mark.slow
-def test_other_files_of_the_same_names_and_sizes_are_refused(
+def test_other_files_of_the_same_names_and_sizes_are_other_data(
     folder: Path, tmp_path: Path, home: Path
 ) -> None:
     first = load(folder)
@@ -216,18 +217,23 @@ def test_other_files_of_the_same_names_and_sizes_are_refused(
     assert load(copy).fingerprint == first.fingerprint
     for n in range(ROWS):
         (copy / f"{n:04}.txt").write_text(str(n)[::-1])  # 12 becomes 21
-    (prepared,) = (home / "prepared").glob("[0-9a-f]*")
-    with pytest.raises(DataError) as caught:
-        load(copy)
-    assert str(caught.value) == (
-        f"files below {copy} have other content than those of the same names and sizes that "
-        f"{prepared} was made of: if they replace those, delete that folder; if both are used, "
-        "give each a MODMIX_DATA and a results folder (MODMIX_HOME) of its own"
-    )
-    shutil.rmtree(prepared)
-    assert load(copy).fingerprint == first.fingerprint  # as documented
-    (prepared / "sample.txt").unlink()  # as in folders of earlier versions
-    load(copy)
+    assert load(copy).fingerprint != first.fingerprint
+    assert len(list((home / "prepared").glob("[0-9a-f]*"))) == 2
+
+
+def test_a_file_that_cannot_be_read_is_no_other_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = [Item(files=("a", "missing"), label=0, split="train")]
+    (tmp_path / "a").write_text("a")
+    assert sample_of(tmp_path, items) == hashlib.sha256(b"a").hexdigest()
+
+    def fails(path: Path, mode: str) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(Path, "open", fails)
+    with pytest.raises(DataError, match=r"/a cannot be read \(Input/output error\): look at its"):
+        sample_of(tmp_path, items)
 
 
 def test_a_sample_reads_files_of_folders(tmp_path: Path) -> None:

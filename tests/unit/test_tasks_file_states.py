@@ -43,6 +43,19 @@ def test_what_changes_while_a_study_runs_does_not_count(folder: Path) -> None:
     assert names(folder) == ["a.txt"]
 
 
+@pytest.mark.parametrize("variable", ["MODMIX_HOME", "MODMIX_DATA", "MODMIX_ELSEWHERE"])
+def test_files_that_lie_in_a_folder_of_modmix_count(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    """Though what modmix itself keeps there does not."""
+    monkeypatch.setenv(variable, str(folder))
+    for name in ("ledger.db", "ledger.db-wal", "checkpoints/x", "prepared/y", "sub/b.txt"):
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("changing")
+    assert names(folder) == ["a.txt", "sub/b.txt"]
+
+
 def test_links_to_folders_are_followed_once(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "media").mkdir()
     (tmp_path / "media" / "b.txt").write_text("two")

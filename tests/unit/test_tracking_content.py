@@ -149,7 +149,8 @@ def test_the_state_of_a_configuration_is_that_of_its_worst_replicate(
         ("http://bob:p@ss@host:5000 is away", "http://***@host:5000 is away"),
         ("http://bob@host:5000", "http://***@host:5000"),
         ("mysql://db/m?user=u&password=secret&ssl=1", "mysql://db/m?user=u&password=***&ssl=1"),
-        ("mysql://h:5432/m?user=u&password=p@ss", "mysql://h:5432/m?user=u&password=***"),
+        ("mysql://h:5432/m?user=u&password=p@ss", "mysql://***@"),  # too much, but nothing of it
+        ("postgresql://ann:abctoken=xyz@db/m", "postgresql://***@"),
         ("mysql://h/m?sslpassword=a&PASSWORD=b", "mysql://h/m?sslpassword=***&PASSWORD=***"),
         ("http://host:5000/a", "http://host:5000/a"),
         ("sqlite:////home/ann/@bob/mlflow.db", "sqlite:////home/ann/@bob/mlflow.db"),

@@ -162,7 +162,8 @@ def _labelled_rows(snapshot: Snapshot, main: Condition, by: str | None) -> list[
     labels = unique_labels(snapshot.parts)
     rows = [
         Row(
-            label=labels[part, best.method],
+            # Of a method that the file has no longer, results may still be there.
+            label=labels.get((part, best.method), best.method),
             part=part,
             best=best,
             # A source that is being extended may have none that is complete.

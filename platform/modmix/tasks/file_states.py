@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from modmix.base.errors import DataError
-from modmix.base.home import Home
-from modmix.tasks.files import data_home
+from modmix.base.home import Home, is_taken
+from modmix.tasks.files import DATA_FOLDERS, data_home
 
 
 def states_of(path: Path) -> list[Any]:
     """[name, size in bytes, time of modification in ns] of a file, or of all files in a folder.
 
     Links are followed. Left out is what changes while a study runs, though its data do not:
-    modmix's own results and prepared arrays, compiled Python code and hidden files. So is what
-    does not exist.
+    folders of modmix's results and prepared arrays (if ``path`` itself is one, what modmix always
+    keeps there), compiled Python code and hidden files. So is what does not exist.
 
     Raises:
         DataError: something cannot be looked at.
@@ -42,17 +42,24 @@ def _files(path: Path) -> Iterator[Path]:
     if not path.is_dir():
         yield path
         return
-    # A results folder with another name is known by its ledger.
-    left_out = {Home.from_environment().path.resolve(), data_home().resolve()}
+    results, data = Home.from_environment().path.resolve(), data_home().resolve()
     seen: set[Path] = set()  # a link may lead to a folder above itself
     for folder, folders, files in os.walk(path, followlinks=True, onerror=_raise):
         real = Path(folder).resolve()
-        if real in seen or real in left_out or "ledger.db" in files:
+        # A results folder with another name is known by its ledger.
+        is_ours = real in (results, data) or "ledger.db" in files
+        if real in seen or (is_ours and Path(folder) != path):
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(n for n in folders if not n.startswith(".") and n != "__pycache__")
-        yield from (Path(folder, name) for name in files if not name.startswith("."))
+        folders[:] = [name for name in folders if _counts(name, is_ours)]
+        yield from (Path(folder, name) for name in files if _counts(name, is_ours))
+
+
+def _counts(name: str, is_ours: bool) -> bool:
+    if is_ours and (is_taken(name) or name in DATA_FOLDERS):
+        return False
+    return not name.startswith(".") and name != "__pycache__"
 
 
 def _raise(error: OSError) -> None:

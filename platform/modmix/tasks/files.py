@@ -38,6 +38,9 @@ def silent(stage: str, done: int, total: int | None) -> None:
     """Progress callback that does nothing."""
 
 
+DATA_FOLDERS = ("decoded", "downloads", "prepared", "sources")  # in the data folder
+
+
 def data_home() -> Path:
     """The data folder: ``MODMIX_DATA``, by default ~/.cache/modmix."""
     return environment_folder("MODMIX_DATA", "~/.cache/modmix")

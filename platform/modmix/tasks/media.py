@@ -43,7 +43,6 @@ from modmix.tasks.splits import Moments, absent
 from modmix.tasks.writer import Writer, input_file, labels_file
 
 UNREADABLE = "unreadable.txt"
-SAMPLE = "sample.txt"  # digest of the beginnings of some files
 MAX_UNREADABLE = 0.1  # share of all items and of each split, without an option of this name
 _log = logging.getLogger(__name__)
 
@@ -61,9 +60,9 @@ class MediaTask(Task):
 
     The option ``path`` must be declared; ``max_unreadable``, a fraction of the items, may be.
 
-    Files are identified by their names and sizes (`listing`) and by the checksums of
-    the split files (`sources`), not by hashing terabytes: replacing a file by another of the same
-    size is not noticed. Where all differ, arrays that are prepared already are refused.
+    Files are identified by their names and sizes and the beginnings of a few (`listing`), and by
+    the checksums of the split files (`sources`), not by hashing terabytes: replacing a single file
+    by another of the same size is not noticed.
     """
 
     @abstractmethod
@@ -114,16 +113,19 @@ class MediaTask(Task):
         return Listed(items=items, class_names=found.class_names)
 
     def listing(self) -> list[Any]:
-        """[name, size] of every file that an item names; of a folder, the number of its entries.
+        """[name, size] of every file that an item names, and a digest of a sample of them.
 
-        The size of a missing file is null.
+        The size of a folder is the number of its entries, that of a missing file null.
         """
+        return [*self._sizes(), {"sample": sample_of(self.root, self._found.items)}]
+
+    def _sizes(self) -> list[list[Any]]:
         names = sorted({name for item in self._found.items for name in item.files})
         return [[name, _size(self.root / name)] for name in names]
 
     def write(self, writer: Writer, progress: Progress) -> Contents:
         items, listing = self._found.items, self.listing()
-        self._check_missing(items, listing)
+        self._check_missing(items)
         if shared := in_two_splits(items):
             _log.warning(
                 "warning: the lists of task %s have %s in more than one split (%s): errors on them "
@@ -132,7 +134,6 @@ class MediaTask(Task):
                 counted(len(shared), "file"),
                 some(shared),
             )
-        sample = sample_of(self.root, items)
         shards = shards_of(writer.scratch, len(items), self._bytes_per_item())
         for shard in shards:
             if shard.is_older(last_change(self.root, items[shard.first : shard.last])):
@@ -142,7 +143,6 @@ class MediaTask(Task):
         decode(self.name, self.options, items, shards, progress)
         reasons = {n: reason for shard in shards for n, reason in shard.reasons().items()}
         self._report(items, reasons, writer)
-        writer.text(SAMPLE, sample)
         kept = [item for n, item in enumerate(items) if n not in reasons]
         for name, value in (
             ("options", array_options(self)),
@@ -167,19 +167,12 @@ class MediaTask(Task):
 
     def refuses(self, folder: Path, rows: Mapping[str, int]) -> str | None:
         more = excess_of_prepared(self._found.items, rows, self._share)
-        if more is not None:
-            return (
-                f"{more} of task {own.place(self.name)} could not be read when they were prepared; "
-                f"{folder / UNREADABLE} has all; mend the files and delete its folder, or set "
-                f"`max_unreadable` (now {self._share:g} of the items of any split) higher"
-            )
-        made_of = folder / SAMPLE  # not in folders of earlier versions
-        if not made_of.exists() or made_of.read_text() == sample_of(self.root, self._found.items):
+        if more is None:
             return None
         return (
-            f"files below {self.root} have other content than those of the same names and sizes "
-            f"that {folder} was made of: if they replace those, delete that folder; if both are "
-            "used, give each a MODMIX_DATA and a results folder (MODMIX_HOME) of its own"
+            f"{more} of task {own.place(self.name)} could not be read when they were prepared; "
+            f"{folder / UNREADABLE} has all; mend the files and delete its folder, or set "
+            f"`max_unreadable` (now {self._share:g} of the items of any split) higher"
         )
 
     def _write_inputs(
@@ -226,9 +219,9 @@ class MediaTask(Task):
                 "free some space or set MODMIX_DATA to a folder on another disk"
             )
 
-    def _check_missing(self, items: Sequence[Item], listing: Sequence[Any]) -> None:
+    def _check_missing(self, items: Sequence[Item]) -> None:
         """Refuse before decoding what would otherwise be refused hours later."""
-        missing = {name for name, size in listing if size is None}
+        missing = {name for name, size in self._sizes() if size is None}
         without = {n for n, item in enumerate(items) if missing & set(item.files)}
         if (more := excess(items, without, self._share)) is not None:
             names = sorted({name for n in more[1] for name in items[n].files} & missing)

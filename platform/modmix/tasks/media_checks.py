@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePath
 
+from modmix.base.errors import DataError
 from modmix.tasks.data import SPLITS
 from modmix.tasks.media_decode import Item
 
@@ -53,16 +54,26 @@ def sample_of(root: Path, items: Sequence[Item]) -> str:
     """A digest of the beginnings of a few of the items' files, evenly spaced.
 
     Of a folder, its first file is taken. It tells noisy copies of all files from the originals,
-    which have the same names and sizes; single files that differ are not noticed.
+    which have the same names and sizes; single files that differ are not noticed. Missing files
+    and those without permission are left out, as in the arrays.
+
+    Raises:
+        DataError: a file cannot be read, as when a disk fails: that must not look like other data.
     """
     hasher = hashlib.sha256()
     for item in items[:: max(1, len(items) // _SAMPLED)]:
         for name in item.files:
             path = root / name
-            with suppress(OSError):
+            try:
                 path = min(path.iterdir(), default=path) if path.is_dir() else path
                 with path.open("rb") as file:
                     hasher.update(file.read(_BEGINNING))
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):
+                continue
+            except OSError as error:
+                raise DataError(
+                    f"{path} cannot be read ({error.strerror or error}): look at its disk"
+                ) from error
     return hasher.hexdigest()
 
 

@@ -85,7 +85,9 @@ class Writer:
         self._content = hashlib.sha256()
 
     def content(self, name: str, value: Any) -> None:
-        """Add an array or a JSON value to the fingerprint."""
+        """Add an array, a JSON value or a path to the fingerprint."""
+        if isinstance(value, Path):
+            value = str(value)
         if isinstance(value, np.ndarray):
             little = value.astype(value.dtype.newbyteorder("<"), copy=False)
             self.content(name, [str(little.dtype.str), list(value.shape)])

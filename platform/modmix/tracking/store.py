@@ -77,7 +77,8 @@ def redacted(text: str) -> str:
 
     Redacts too much rather than too little, since passwords may contain "/" and "@".
     """
-    text = re.sub(r"(?i)(password|passwd|secret|token)=[^&\s]*", r"\1=***", text)
+    # An @ stays, so that the user name and password before a host are found next.
+    text = re.sub(r"(?i)(password|passwd|secret|token)=[^&@\s]*(@?)[^&\s]*", r"\1=***\2", text)
     return re.sub(r"//(?:[^/\s]*:\S*|[^/@\s]*)@", "//***@", text)
 
 
