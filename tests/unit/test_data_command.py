@@ -141,6 +141,7 @@ class Column(modmix.Task):
 
     def write(self, writer, progress):
         values = np.loadtxt(self.path.parent / self.path.name, dtype=np.float32)[:, None]
+        writer.content("file", self.path)
         writer.content("values", values)
         for split in ("train", "val", "test"):
             writer.split(split, {"x": values}, np.arange(len(values)) % 2)
