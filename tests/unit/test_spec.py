@@ -260,6 +260,36 @@ def test_what_is_not_a_study_file(text: str, message: str) -> None:
     assert "\n" not in found
 
 
+@pytest.mark.parametrize(
+    ("text", "tag"),
+    [
+        ("study: !foo 5", "!foo"),
+        ("study: !foo", "!foo"),
+        ("study: !foo {b: 1}", "!foo"),
+        ("study: !foo [1]", "!foo"),
+        ("!foo study: 1", "!foo"),
+        ("study: {<<: !foo {b: 1}}", "!foo"),
+        ("study: !trap 5", "!trap"),
+        ("study: !!set {b}", "tag:yaml.org,2002:set"),
+        ("study: !!str {b: 1}", "tag:yaml.org,2002:str"),
+        ("study: !<tag:yaml.org,2002:merge> x", "tag:yaml.org,2002:merge"),
+    ],
+)
+def test_tags_are_refused(text: str, tag: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        spec.parse(f"x: 1\n{text}\n", name="x.yaml", folder=Path("/"))
+    message = f"x.yaml: line 2: not valid YAML: the tag {tag} is not supported: leave it out"
+    assert str(caught.value) == message
+
+
+def test_tags_of_the_core_schema() -> None:
+    text = "a: !!str 5\nb: !!map {c: !!seq [1]}\nd: !!null ~\n"
+    raw = spec.parse(text, name="x.yaml", folder=Path("/")).raw
+    assert raw == {"a": "5", "b": {"c": [1]}, "d": None}
+    with pytest.raises(SpecError, match="'x' is no value of tag:yaml"):
+        spec.parse("a: !!null x", name="x.yaml", folder=Path("/"))
+
+
 def test_aliases_of_aliases_are_counted() -> None:
     text = "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n"
     for i in range(9):

@@ -20,7 +20,7 @@ import yaml
 
 _CORE = "tag:yaml.org,2002:"
 MERGE = f"{_CORE}merge"
-_TRAP = "!trap"
+_TRAP = "\0trap"  # no file can write this tag
 
 
 class Loader(yaml.SafeLoader):
@@ -58,15 +58,26 @@ def value_of(node: yaml.ScalarNode) -> Any:
         ValueError: an explicit tag that the text does not match or that is not in the core schema.
     """
     text = str(node.value)
-    if node.tag in (_TRAP, MERGE):
+    if node.tag == _TRAP or (node.tag == MERGE and text == "<<"):
         return text
     convert = _CONVERSIONS.get(node.tag)
     if convert is None:
-        raise ValueError(f"the tag {node.tag} is not supported")
+        raise ValueError(f"the tag {node.tag} is not supported: leave it out")
     try:
         return convert(text)
     except (KeyError, ValueError) as error:
         raise ValueError(f"{text[:60]!r} is no value of {node.tag}") from error
+
+
+def check_tag(node: yaml.CollectionNode) -> None:
+    """Refuse tags on lists and mappings, where they would change nothing.
+
+    Raises:
+        ValueError: an explicit tag other than that of a plain list or mapping.
+    """
+    plain = "map" if isinstance(node, yaml.MappingNode) else "seq"
+    if node.tag != f"{_CORE}{plain}":
+        raise ValueError(f"the tag {node.tag} is not supported: leave it out")
 
 
 def trap(node: yaml.ScalarNode) -> str | None:
@@ -105,7 +116,7 @@ def _float(text: str) -> float:
 
 
 _CONVERSIONS: dict[str, Callable[[str], Any]] = {
-    f"{_CORE}null": lambda _: None,
+    f"{_CORE}null": lambda text: {"": None, "~": None, "null": None}[text.lower()],
     f"{_CORE}bool": lambda text: {"true": True, "false": False}[text.lower()],
     f"{_CORE}int": _integer,
     f"{_CORE}float": _float,

@@ -31,7 +31,7 @@ from pydantic import (
 from modmix.base.errors import InputError, Problem, SpecError
 from modmix.base.home import NAME_RULE, is_name, is_taken
 from modmix.base.space import shown
-from modmix.study.scalars import MERGE, Loader, trap, value_of
+from modmix.study.scalars import MERGE, Loader, check_tag, trap, value_of
 
 SAMPLERS = ("tpe", "gp", "cmaes", "random", "qmc", "grid", "nsga2")
 
@@ -461,6 +461,8 @@ class _Builder:
             raise _wrong(node, "nested deeper than 50 levels")
         if self._nodes > MAX_NODES:  # nested aliases can expand to billions of values
             raise _wrong(node, f"more than {MAX_NODES} values")
+        if isinstance(node, yaml.CollectionNode):
+            _plain(node)
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
@@ -512,6 +514,8 @@ class _Builder:
             return known
         self._merges[id(node)] = None
         found: _Pairs = {}
+        if isinstance(node, yaml.CollectionNode):
+            _plain(node)
         if isinstance(node, yaml.SequenceNode):
             for child in node.value:
                 found = {**self._merged(child), **found}
@@ -530,7 +534,18 @@ class _Builder:
 def _key(node: yaml.Node) -> str:
     if not isinstance(node.value, str):
         raise _wrong(node, "a key must be a word, not a list or a mapping")
+    try:
+        value_of(node)
+    except ValueError as error:
+        raise _wrong(node, str(error)) from error
     return node.value
+
+
+def _plain(node: yaml.CollectionNode) -> None:
+    try:
+        check_tag(node)
+    except ValueError as error:
+        raise _wrong(node, str(error)) from error
 
 
 def _wrong(node: yaml.Node, message: str) -> yaml.MarkedYAMLError:
