@@ -47,7 +47,9 @@ def test_one_and_a_half_devices_are_refused(tmp_path: Path, where: str) -> None:
 def test_a_method_without_packs_is_refused(tmp_path: Path) -> None:
     _, problems = check(tmp_path, "methods: {mull: {cpus: 2}}")
     assert len(problems) == 1
-    assert "names mull, which no part trains: name one of add, mul" in problems[0]
+    assert problems[0].endswith(
+        "resources.methods.mull: unknown method 'mull': did you mean 'mul'? (no part trains it)"
+    )
 
 
 def test_a_method_has_the_study_s_values_where_it_has_none(tmp_path: Path) -> None:

@@ -276,3 +276,50 @@ def test_what_is_found_elsewhere_depends_on_that_part() -> None:
 )
 def test_parts_that_cannot_be(old: str, new: str, message: str) -> None:
     assert any(message in found for found in problems(TUNED.replace(old, new)))
+
+
+MINE = """\
+import modmix
+import torch
+from torch.nn import functional as F
+
+class Mine(modmix.Method):
+    def __init__(self, features, classes):
+        super().__init__(features, classes)
+        self.head = torch.nn.Linear(sum(features.values()), classes)
+
+    def forward(self, features):
+        return self.head(torch.cat([features[m] for m in self.modalities], dim=1))
+
+    def loss(self, outputs, target_B):
+        return F.cross_entropy(outputs, target_B, reduction="none")
+
+    def scores(self, outputs):
+        return outputs
+"""
+
+
+def test_a_part_of_one_task_is_known_to_the_others(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    text = """\
+study: s
+tasks: {one: {task: digits}, two: {task: weak}}
+parts:
+  first: {tasks: [one], methods: {mine: {class: "mine.py:Mine"}}}
+  second: {tasks: [two], methods: {mine: , add: }}
+resources: {methods: {mine: {gpus: 0.5}, add: {gpus: 0.25}}}
+"""
+    plan = tasks_plan.make(spec.parse(text, name="x.yaml", folder=tmp_path))
+    assert [part.name for part in plan.parts] == ["first@one", "second@two"]
+    mine = plan.configuration("mine", {}, "second@two").replicates[0].method
+    assert mine == plan.configuration("mine", {}, "first@one").replicates[0].method
+    assert plan.gpus_of(mine) == 0.5
+    assert plan.gpus_of("add") == 0.25
+    wrong = text.replace("{mine: {gpus: 0.5}", "{adt: {gpus: 0.5}")
+    with pytest.raises(SpecError) as caught:
+        tasks_plan.make(spec.parse(wrong, name="x.yaml", folder=tmp_path))
+    (problem,) = caught.value.problems
+    assert str(problem) == (
+        "line 6: resources.methods.adt: unknown method 'adt': did you mean 'add'? "
+        "(no part trains it)"
+    )

@@ -253,16 +253,6 @@ class StudySpec(_Model):
             raise ValueError("a final study has one task")
         return self
 
-    @model_validator(mode="after")
-    def _resources_of_methods_there_are(self) -> StudySpec:
-        known = {method for part in self.parts.values() for method in part.methods}
-        if unknown := sorted(set(self.resources.methods) - known):
-            raise ValueError(
-                f"resources: methods names {', '.join(unknown)}, which no part trains: name one of "
-                f"{', '.join(sorted(known))}"
-            )
-        return self
-
     @model_validator(mode="before")
     @classmethod
     def _seeds_by_replicates(cls, raw: Any) -> Any:
@@ -311,6 +301,13 @@ class Source:
     folder: Path  # relative data paths start here
     problems: tuple[Problem, ...] = ()  # keys given twice (the first was kept), values like 010
     task: str = ""  # of several, the one that this is the file of (see `sources_of_tasks`)
+    whole: Mapping[str, Any] | None = None  # then what `raw` was made of
+
+    @property
+    def all_parts(self) -> Mapping[str, Any]:
+        """The parts of the file, also those of other tasks; empty if they are no mapping."""
+        parts = (self.raw if self.whole is None else self.whole).get("parts")
+        return parts if isinstance(parts, Mapping) else {}
 
     def line(self, path: Sequence[str | int]) -> int:
         """Line of the longest prefix of ``path`` in the file; 1 if there is none."""
@@ -359,7 +356,7 @@ def sources_of_tasks(source: Source) -> dict[str, Source]:
             if isinstance(parts, Mapping)
             else parts,
         }
-        found[str(name)] = replace(source, raw=raw, problems=(), task=str(name))
+        found[str(name)] = replace(source, raw=raw, problems=(), task=str(name), whole=source.raw)
     return found
 
 
@@ -572,11 +569,25 @@ def check(source: Source) -> tuple[StudySpec | None, list[Problem]]:
         missing.append(source.problem(("task",), "is required but missing"))
     try:
         spec = StudySpec.model_validate(raw)
+        missing += [] if source.task else _methods_without_part(source, spec)
         return (None if missing else spec), missing
     except ValidationError as error:
         known = {(problem.line, problem.path) for problem in source.problems}
         found = [*missing, *_problems(source, error)]
         return None, [problem for problem in found if (problem.line, problem.path) not in known]
+
+
+def _methods_without_part(source: Source, spec: StudySpec) -> list[Problem]:
+    """Methods with resources of their own that no part of the whole file trains."""
+    known = {method for part in spec.parts.values() for method in part.methods}
+    return [
+        source.problem(
+            ("resources", "methods", method),
+            f"{unknown(method, known, 'method')} (no part trains it)",
+        )
+        for method in spec.resources.methods
+        if method not in known
+    ]
 
 
 def _problems(source: Source, error: ValidationError) -> list[Problem]:

@@ -90,7 +90,7 @@ class Checker:
         raw = self.source.raw
         self.run_task()
         self._encoders(raw.get("encoders"))
-        self._own_methods(raw.get("parts"))
+        self._own_methods()
         training = raw.get("training")
         for name, value in training.items() if isinstance(training, Mapping) else ():
             self._value(("training", name), TRAINING.get(name), name, value, list(TRAINING))
@@ -207,10 +207,10 @@ class Checker:
                 self._value((*path, key), declared.get(key), key, value, list(declared))
             self.encoders[each] = {"name": name, **values}
 
-    def _own_methods(self, parts: Any) -> None:
-        """Find users' own methods; a class given in one part applies to all parts."""
+    def _own_methods(self) -> None:
+        """Find users' own methods; a class given in one part applies to all parts and tasks."""
         given: dict[str, Any] = {}
-        for part, raw in parts.items() if isinstance(parts, Mapping) else ():
+        for part, raw in self.source.all_parts.items():
             methods = raw.get("methods") if isinstance(raw, Mapping) else None
             for method, block in methods.items() if isinstance(methods, Mapping) else ():
                 if not isinstance(block, Mapping) or "class" not in block:
