@@ -598,7 +598,7 @@ def _samples(block: Mapping[str, Domain], limit: int = 64) -> Iterator[dict[str,
     for name, domain in block.items():
         match domain:
             case Range():
-                ends = (domain.low, domain.high)
+                ends = (domain.low, domain.last)
                 values = tuple(int(e) if domain.integer else e for e in ends)
                 corners[name] = Grid(values=values, when=domain.when)
             case Choices():
