@@ -178,8 +178,13 @@ def condition_problem(when: Condition | None, domains: Mapping[str, Domain]) -> 
     if (other := domains.get(when.name)) is None:
         return f"its condition reads {when.name!r}, which this block does not set"
     values: Sequence[Any] | None = every_value(other)
-    if other is EVERY_MODALITY or values is None:
+    if other is EVERY_MODALITY:
         return None
+    if values is None:
+        return (
+            f"{when.name!r} is from a continuous range, which equals a value only by chance: give "
+            "it choices or a step, or leave the condition out"
+        )
     for value in when.values:
         if value not in values:
             return f"{when.name!r} is never {value!r} here: name one of its values"
