@@ -559,13 +559,18 @@ def test_a_methods_own_hyperparameters_are_suggested_first(given, meant):
         ("{low: 0, high: 1, when: alpha}", ".when: must name one hyperparameter and its values"),
         ("{low: 0, high: 1, when: {gamma: 1}}", ".when: its condition reads 'gamma', which this"),
         ("{low: 0, high: 1, when: {depth: [1, 7]}}", ".when: 'depth' is never 7 here"),
+        (
+            "{low: 0, high: 1, when: {learning_rate: 0.1}}",
+            ".when: 'learning_rate' is from a continuous range, which equals a value only by",
+        ),
         ("[0, 1]", "must be a finite number, got [0, 1]"),
         (".nan", "must be a finite number, got nan"),
         ("null", "must be a finite number, got null"),
     ],
 )
 def test_domains_that_are_none(value: str, message: str) -> None:
-    block = f"{{beta: {value}, depth: {{choices: [0, 1]}}}}"
+    rate = "learning_rate: {low: 0.1, high: 1}"
+    block = f"{{beta: {value}, depth: {{choices: [0, 1]}}, {rate}}}"
     (found,) = problems(f"  p: {{search: {{configurations: 2}}, methods: {{mul: {block}}}}}")
     start = "line 5: parts.p.methods.mul.beta"
     assert found.startswith(start + (message if message.startswith(".") else f": {message}")), found
@@ -747,6 +752,16 @@ def test_domains_that_are_none(value: str, message: str) -> None:
             "",
             "p.references.0: must be a word, got ['mul']",
         ),
+        (
+            "  p: {methods: {mul: , add: }, references: [mul, late]}",
+            "",
+            "p.references: no part trains 'late': add it to a part, or name one of add, mul",
+        ),
+        (
+            "  p: {methods: {mul: }, best_of: q}\n  q: {methods: [mul]}",
+            "",
+            "parts.q.methods: must be a mapping, got ['mul']",
+        ),
     ],
 )
 def test_problems_of_the_shelves(parts: str, more: str, expected: str) -> None:
@@ -830,6 +845,24 @@ def test_halving_that_has_enough_to_choose_from(search: str, more: str) -> None:
 def test_problems_that_only_the_data_shows(parts: str, more: str, expected: str) -> None:
     (found,) = problems(parts, more)
     assert found.startswith(expected), found
+
+
+@pytest.mark.parametrize(("high", "ends"), [("8", {1, 7}), ("7", {1, 7}), ("9", {1, 9})])
+def test_a_dry_run_goes_to_the_last_step(
+    high: str, ends: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1, 3, 5, 7: a model of the width 8 is never trained, nor built."""
+    seen: set[int] = set()
+    resolve = Plan.configuration
+
+    def configuration(plan: Plan, method: str, assignment: Any, part: str = "") -> Configuration:
+        seen.add(assignment["width"])
+        return resolve(plan, method, assignment, part)
+
+    monkeypatch.setattr(Plan, "configuration", configuration)
+    block = f"{{width: {{low: 1, high: {high}, step: 2}}}}"
+    make(f"  p: {{search: {{configurations: 2}}, methods: {{mul: {block}}}}}")
+    assert seen == ends
 
 
 def test_unset_variables(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -278,6 +278,18 @@ def test_parts_that_cannot_be(old: str, new: str, message: str) -> None:
     assert any(message in found for found in problems(TUNED.replace(old, new)))
 
 
+def test_references_are_methods_trained_on_a_task_of_the_part() -> None:
+    assert made(TWO.replace("only: {", "only: {references: [mul, add], ")).parts
+    late = TWO.replace("only: {", "only: {references: [late], ")
+    last = "  last: {tasks: [one], references: [add], methods: {mul: null}}\n"
+    for text, message in (
+        (late, "only.references: no part trains 'late': add it to a part, or name one of add, mul"),
+        (TWO + last, "last.references: no part trains 'add': add it to a part, or name one of mul"),
+    ):
+        (problem,) = problems(text)
+        assert problem.endswith(message)
+
+
 MINE = """\
 import modmix
 import torch

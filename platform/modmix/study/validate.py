@@ -249,7 +249,7 @@ class Checker:
             self.add(("objective",), f"names {objectives[0]!r} twice: give it once")
 
     def _paper(self, raw: Any) -> None:
-        labels = self._labels()
+        labels = _labels(self._parts())
         for row, numbers in raw.items() if isinstance(raw, Mapping) else ():
             method = row.partition(" (")[0]  # "mul", or "mul (table)" for its row in part `table`
             if method not in self.methods and row not in labels:
@@ -262,15 +262,33 @@ class Checker:
                     message = f"must be a mean or [mean, deviation], got {value!r}"
                     self.add(("paper", row, metric), message)
 
-    def _labels(self) -> set[str]:
-        """The names of rows that parts give by ``label``."""
+    def _parts(self) -> list[Mapping[str, Any]]:
+        """The parts that are mappings."""
         parts = self.source.raw.get("parts")
-        return {
-            str(part["label"]).replace("{method}", method)
-            for part in (parts.values() if isinstance(parts, Mapping) else ())
-            if isinstance(part, Mapping) and part.get("label")
-            for method in (part["methods"] if isinstance(part.get("methods"), Mapping) else ())
-        }
+        every = parts.values() if isinstance(parts, Mapping) else ()
+        return [part for part in every if isinstance(part, Mapping)]
+
+    def _references(self, name: str, raw: Any) -> None:
+        """Methods to draw in a curve are trained by a part that shares a task with it."""
+        parts = self.source.all_parts
+        tasks = _tasks_of(parts.get(name))
+        near = [
+            part
+            for part in parts.values()
+            if isinstance(part, Mapping)
+            and (tasks is None or (own := _tasks_of(part)) is None or tasks & own)
+        ]
+        trained = {method for part in near for method in _methods_of(part)} | _labels(near)
+        for reference in raw if isinstance(raw, list) else ():
+            if is_key_of(reference, self.methods) and reference not in trained:
+                message = (
+                    f"no part trains {reference!r}: add it to a part, or name one of "
+                    f"{', '.join(sorted(trained))}"
+                )
+                self.add(("parts", name, "references"), message)
+            elif str(reference) not in trained:
+                message = unknown(str(reference), {*self.methods, *trained}, "method")
+                self.add(("parts", name, "references"), message)
 
     def _part(self, name: str, raw: Mapping[str, Any]) -> PartPlan | None:
         path = ("parts", name)
@@ -278,10 +296,7 @@ class Checker:
         if not isinstance(methods, Mapping):
             return None
         search = _search(raw.get("search"))
-        references = raw.get("references")
-        for reference in references if isinstance(references, list) else ():
-            if not is_key_of(reference, self.methods) and str(reference) not in self._labels():
-                self.add((*path, "references"), unknown(str(reference), self.methods, "method"))
+        self._references(name, raw.get("references"))
         shared = raw.get("shared")
         shared = shared if isinstance(shared, Mapping) else {}
         used: set[str] = set()
@@ -351,7 +366,8 @@ class Checker:
             return
         if others[of].get("best_of") is not None:
             self.add((*path, "best_of"), f"part {of} is best_of another part: name that one")
-        blocks = [others[of].get("shared"), *(others[of].get("methods") or {}).values()]
+        there = _methods_of(others[of])
+        blocks = [others[of].get("shared"), *there.values()]
         if any(isinstance(block, Mapping) and block.get("pbt") for block in blocks):
             self.add(
                 (*path, "best_of"), f"part {of} has no constant hyperparameters, because of pbt"
@@ -359,12 +375,11 @@ class Checker:
         for key in ("search", "x", "shared"):
             if raw.get(key):
                 self.add((*path, key), "a part with best_of sets nothing of its own: leave it out")
-        there = others[of].get("methods")
         for method, block in methods.items():
             if block:
                 message = "a part with best_of sets nothing of its own: leave it empty"
                 self.add((*path, "methods", method), message)
-            if isinstance(there, Mapping) and method not in there:
+            if there and method not in there:
                 self.add((*path, "methods", method), unknown(method, there, f"method of part {of}"))
 
     def _start_from(self, path: Sequence[str | int], other: str) -> None:
@@ -613,6 +628,28 @@ class Checker:
         given = {**recipe, **(training if isinstance(training, Mapping) else {})}
         value = given.get(name, TRAINING[name].default)
         return (value,) if value_problem(TRAINING[name], value) is None else ()
+
+
+def _methods_of(part: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A part's methods; empty if they are no mapping."""
+    methods = part.get("methods")
+    return methods if isinstance(methods, Mapping) else {}
+
+
+def _labels(parts: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The names of rows that parts give by ``label``."""
+    return {
+        str(part["label"]).replace("{method}", method)
+        for part in parts
+        if part.get("label")
+        for method in _methods_of(part)
+    }
+
+
+def _tasks_of(part: Any) -> set[str] | None:
+    """The tasks that a part names; None for all."""
+    named = part.get("tasks") if isinstance(part, Mapping) else None
+    return set(map(str, named)) if isinstance(named, list) else None
 
 
 def _seeds(raw: Any) -> tuple[int, ...] | None:
