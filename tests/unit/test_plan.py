@@ -13,7 +13,7 @@ import pytest
 
 from faketask import fake_data
 from modmix.base.code import code_digest
-from modmix.base.errors import SpecError
+from modmix.base.errors import InputError, SpecError
 from modmix.base.messages import digest
 from modmix.base.settings import TRAINING
 from modmix.base.space import Choices, Constant, Range, every_value
@@ -876,6 +876,18 @@ def test_unset_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         f"line 2: task.path: {message}",
         f"line 5: parts.p.methods.mul.task.path.grid: {message}",
     ]
+
+
+def test_paths_in_unknown_home_directories() -> None:
+    task, part = "task: {name: arrays, path: ~nobody_here/a.npz}", "~nobody_here/b.npz"
+    message = "must be a whole path, because the home directory in '~nobody_here/{}' is not known"
+    assert problems(f"  p: {{methods: {{mul: {{task.path: {part}}}}}}}", task=task) == [
+        f"line 2: task.path: {message.format('a.npz')}",
+        f"line 5: parts.p.methods.mul.task.path: {message.format('b.npz')}",
+    ]
+    text = "study: s\ntask: {name: arrays}\nparts: {p: {methods: {mul: }}}"
+    with pytest.raises(InputError, match=r"^--data: must be a whole path, because the home"):
+        plan_module.make(spec.parse(text, name="x", folder=FOLDER), data_path="~nobody_here/a.npz")
 
 
 def test_a_flag_may_say_where_the_data_is() -> None:

@@ -23,6 +23,11 @@ def write(folder: Path, files: Mapping[str, str]) -> None:
         (folder / name).write_text(text)
 
 
+def test_an_unknown_home_directory_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^must be a whole path, .* '~nobody_here/x.py' is not "):
+        sources.find("~nobody_here/x.py:A", tmp_path)
+
+
 def loaded(folder: Path, text: str, name: str = "A") -> Any:
     write(folder, {"own.py": text})
     return sources.load(sources.find(f"own.py:{name}", folder))

@@ -184,6 +184,20 @@ def _expand(name: str, text: str) -> str:
         ) from error
 
 
+def user_path(text: str) -> Path:
+    """A path that a user gave, with ``~`` and ``~USER`` expanded.
+
+    Raises:
+        InputError: the home directory is unknown, or there is no such user.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise InputError(
+            f"must be a whole path, because the home directory in {text!r} is not known"
+        ) from error
+
+
 # ---------------------------------------------------------------- SQLite URLs
 
 

@@ -33,6 +33,7 @@ from types import ModuleType
 from typing import Any
 
 from modmix.base.errors import InputError
+from modmix.base.home import user_path
 from modmix.base.messages import digest
 
 _PREFIX = "modmix_own_"  # of module names
@@ -92,7 +93,7 @@ def find(text: str, folder: Path) -> str:
     file, _, name = text.rpartition(":")
     if not file.endswith(".py") or not name.isidentifier():
         raise InputError(f"must be FILE.py:CLASS, got {text!r}")
-    bundle = _read(Path(folder, Path(file).expanduser()).absolute())
+    bundle = _read(Path(folder, user_path(file)).absolute())
     _bundles[bundle.digest] = bundle  # with its latest folder
     return f"{bundle.entry}:{name}@{bundle.digest}"
 

@@ -11,12 +11,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modmix._version import VERSION
 from modmix.base import sources
 from modmix.base.errors import DataError, InputError, Problem, SpecError
+from modmix.base.home import user_path
 from modmix.base.messages import NUMERICS_VERSION, Replicate, TaskRef, digest
 from modmix.base.metrics import higher_is_better
 from modmix.base.owner import current_owner
@@ -337,10 +337,10 @@ def make(
     Raises:
         SpecError: the study file is invalid; lists every problem found.
         DataError: the data is missing or damaged.
-        InputError: ``data_path`` for a task that reads no file.
+        InputError: ``data_path`` for a task that reads no file, or in an unknown home directory.
     """
     if data_path is not None:
-        source = _with_path(source, str(Path(data_path).expanduser().absolute()))
+        source = _with_path(source, _given_path(data_path))
     spec, parts, checker, problems = check(source)
     if problems or spec is None:
         raise SpecError(source.name, problems)
@@ -383,6 +383,13 @@ def expanded(options: Mapping[str, Any]) -> dict[str, Any]:
         name: os.path.expandvars(value) if isinstance(value, str) else value
         for name, value in options.items()
     }
+
+
+def _given_path(path: str) -> str:
+    try:
+        return str(user_path(path).absolute())
+    except InputError as error:
+        raise InputError(f"--data: {error}") from error
 
 
 def _with_path(source: Source, path: str) -> Source:

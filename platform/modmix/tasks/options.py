@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from modmix.base.errors import InputError
+from modmix.base.home import user_path
 from modmix.base.space import Hyperparameter
 
 
@@ -24,8 +26,15 @@ class Option(Hyperparameter):
 
     def problem(self, value: Any) -> str | None:
         """A clause that says why ``value`` is invalid, or None if it is valid."""
-        if (problem := super().problem(value)) is not None or not self.fields or value is None:
+        if (problem := super().problem(value)) is not None or value is None:
             return problem
+        if self.kind == "path":
+            try:
+                user_path(value)
+            except InputError as error:
+                return str(error)
+        if not self.fields:
+            return None
         for name, settings in value.items():
             for setting, message in problems_of(settings or {}, self.fields, self.name):
                 return f"of {name!r}: {setting!r} {message}"

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from modmix.base import sources as own
 from modmix.base.errors import DataError
+from modmix.base.home import user_path
 from modmix.base.signature import arguments, summary
 from modmix.tasks.entries_arrays import ARRAYS
 from modmix.tasks.entries_bundled import DIGITS, WEAK
@@ -103,7 +104,7 @@ def resolve_options(
     for option in entry.options:
         value = option.normalise(options.get(option.name, option.default))
         if option.kind == "path" and value is not None:
-            value = str(Path(folder or Path.cwd(), Path(value).expanduser()).absolute())
+            value = str(Path(folder or Path.cwd(), user_path(value)).absolute())
         resolved[option.name] = value
     return resolved
 
