@@ -178,6 +178,18 @@ def test_a_best_file_is_the_same_configuration_on_fresh_seeds(studies: Studies) 
 
 
 @pytest.mark.slow
+def test_a_best_file_names_data_with_a_dollar_sign(studies: Studies, tmp_path: Path) -> None:
+    file = tmp_path / "a$HOME.npz"
+    rows = np.arange(60, dtype=np.float32)
+    np.savez(file, left=rows[:, None], right=-rows[:, None], labels=np.arange(60) % 2)
+    task = f"task: {{name: arrays, path: '{file.as_posix().replace('$', '$$')}'}}"
+    given = "task: {name: digits, inputs: [left, right], train_rows: 100}"
+    studies.run(STUDY.replace(given, task))
+    for path in studies.best().values():
+        assert plan_module.make(spec.read(path)).task_options["path"] == str(file)
+
+
+@pytest.mark.slow
 def test_a_best_file_opens_with_command_cost_and_expectation(studies: Studies) -> None:
     studies.run(STUDY)
     path = studies.best()["mul"]

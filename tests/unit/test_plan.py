@@ -24,6 +24,7 @@ from modmix.study import plan as plan_module
 from modmix.study.configurations import Configuration
 from modmix.study.plan import Plan
 from modmix.study.spec import unknown
+from modmix.study.variables import escaped, expanded
 from modmix.tasks.data import Data
 
 FOLDER = Path("/studies")
@@ -871,11 +872,32 @@ def test_unset_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         "  p: {methods: {mul: {task.path: {grid: [a.npz, $NOWHERE]}}}}",
         task="task: {name: arrays, path: '${NOWHERE}/a.npz'}",
     )
-    message = "the environment variable NOWHERE is not set: export it first"
+    message = (
+        "the environment variable NOWHERE is not set: export it first, or write $$ for a dollar "
+        "sign"
+    )
     assert found == [
         f"line 2: task.path: {message}",
         f"line 5: parts.p.methods.mul.task.path.grid: {message}",
     ]
+
+
+def test_two_dollars_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOWHERE", raising=False)
+    monkeypatch.setenv("HERE", "/x$$HERE")  # what a variable holds is not expanded again
+    path = "'${HERE}/a$$NOWHERE/$$$HERE$$'"
+    plan = make("  p: {methods: {mul: }}", task=f"task: {{name: arrays, path: {path}}}")
+    assert plan.task_options["path"] == "/x$$HERE/a$NOWHERE/$/x$$HERE$"
+    (part,) = (
+        plan := make(
+            "  p: {methods: {mul: {task.path: {grid: [/a$$b, /c]}}}}",
+            task="task: {name: arrays, path: /d}",
+        )
+    ).parts
+    chosen = [plan.configuration("mul", a).task.options["path"] for a in part.assignments("mul")]
+    assert chosen == ["/a$b", "/c"]
+    given = {"path": "/x$$HERE/$a${b}", "rows": 3}
+    assert expanded(escaped(given)) == given
 
 
 def test_paths_in_unknown_home_directories() -> None:

@@ -31,9 +31,8 @@ Options = Annotated[
 def _tasks(task: str, options: list[str] | None) -> list[tuple[str, dict[str, Any]]]:
     """The task of this name, or the tasks of this study file, with their options."""
     from modmix.study import spec
-    from modmix.study.domains import variable_problem
-    from modmix.study.plan import expanded
     from modmix.study.tasks_plan import tasks_of
+    from modmix.study.variables import expanded, variable_problem
     from modmix.tasks.table import resolve_options
 
     given = dict(map(_option, options or ()))

@@ -15,6 +15,7 @@ from modmix.base.metrics import higher_is_better
 from modmix.base.owner import owner_and_name
 from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import ReplicateRecord, StudyRecord, of_task
+from modmix.study.variables import escaped
 
 if TYPE_CHECKING:
     from modmix.analysis.best import BestConfiguration
@@ -67,14 +68,16 @@ def _study_file(
     spec, details = record.spec, record.details
     resolved = details.get("task_options", {})  # with absolute paths
     classes = details.get("classes_at", {})  # absolute paths of users' own classes
-    task = {key: resolved.get(key, value) for key, value in spec["task"].items()}
+    task = escaped({key: resolved.get(key, value) for key, value in spec["task"].items()})
     task = _with_class_path(task, classes)
     encoders = {
         name: _with_class_path(encoder, classes)
         for name, encoder in spec.get("encoders", {}).items()
     }
     seeds = _fresh_seeds(max(MIN_SEEDS, len(spec.get("seeds", ()))), used)
-    block = {name: _constant(value) for name, value in best.params.items()}
+    options = {name: value for name, value in best.params.items() if name.startswith("task.")}
+    params = {**best.params, **escaped(options)}
+    block = {name: _constant(value) for name, value in params.items()}
     block = _with_class_path({**_own_class(spec, best.method), **block}, classes)
     content: dict[str, Any] = {
         "study": name,

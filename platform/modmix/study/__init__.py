@@ -4,6 +4,7 @@ Input: a YAML file. Output: a `plan.Plan` with grids, search spaces, seeds and r
 
     scalars         scalar values of YAML 1.2
     spec            the file's schema, with line numbers for messages
+    variables       environment variables in task options
     domains         the domain of one hyperparameter
     validate        validation against the tables, collecting every problem
     compatibility   incompatible settings, and settings without effect

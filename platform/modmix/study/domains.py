@@ -10,8 +10,6 @@ weights: {value: {low: 0.3, high: 1.0}}     a constant that is itself a mapping
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -31,10 +29,10 @@ from modmix.base.space import (
 )
 from modmix.methods.table import method_entry
 from modmix.study.spec import unknown
+from modmix.study.variables import variable_problem
 from modmix.training.pbt import is_numeric
 
 _KEYS = {"grid", "choices", "low", "high", "int", "log", "step", "value", "when"}
-_VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 # Placeholder for "one configuration per modality" until the data is loaded.
 EVERY_MODALITY = Choices(values=("*",))
@@ -160,15 +158,6 @@ def value_problem(declared: Any, value: Any) -> str | None:
         return training_problem(declared.name, value)
     problem: str | None = declared.problem(value)
     return problem or (variable_problem(value) if declared.kind == "path" else None)
-
-
-def variable_problem(value: Any) -> str | None:
-    """A sentence about the first unset environment variable in a string, or None."""
-    for match in _VARIABLE.finditer(value) if isinstance(value, str) else ():
-        name = match.group(1) or match.group(2)
-        if name not in os.environ:
-            return f"the environment variable {name} is not set: export it first"
-    return None
 
 
 def condition_problem(when: Condition | None, domains: Mapping[str, Domain]) -> str | None:

@@ -7,7 +7,6 @@ can be checked against the tables is checked before the data is loaded, the rest
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -41,6 +40,7 @@ from modmix.study.domains import EVERY_MODALITY
 from modmix.study.provenance import commit, versions
 from modmix.study.spec import Source, StudySpec, unknown
 from modmix.study.validate import Checker, PartPlan, is_key_of, task_options
+from modmix.study.variables import expanded
 from modmix.tasks.table import TASKS, default_encoders, resolve_options, task_entry
 
 if TYPE_CHECKING:
@@ -375,14 +375,6 @@ def loaded(
 
 
 # ---------------------------------------------------------------- resolving
-
-
-def expanded(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options with environment variables replaced by their values."""
-    return {
-        name: os.path.expandvars(value) if isinstance(value, str) else value
-        for name, value in options.items()
-    }
 
 
 def _given_path(path: str) -> str:

@@ -22,6 +22,7 @@ from modmix.study.configurations import Configuration
 from modmix.study.plan import Plan, Watch
 from modmix.study.spec import Source, StudySpec, sources_of_tasks, unknown
 from modmix.study.validate import Checker, PartPlan, task_options
+from modmix.study.variables import expanded
 from modmix.tasks.table import resolve_options
 
 if TYPE_CHECKING:
@@ -211,7 +212,7 @@ def tasks_of(source: Source) -> list[tuple[str, dict[str, Any]]]:
         problems += checker.problems
         if checker.task:
             given = task_options(block) if isinstance(block, Mapping) else {}
-            options = plan_module.expanded(given)
+            options = expanded(given)
             found.append((checker.task, options))
         elif not checker.problems:
             problems.append(one.problem(("task",), "must name a task: task: {name: digits}"))

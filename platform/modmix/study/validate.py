@@ -39,9 +39,9 @@ from modmix.study.domains import (
     perturbable,
     read,
     value_problem,
-    variable_problem,
 )
 from modmix.study.spec import FIRST_OF_PART, LEARNING, SearchSpec, Source, unknown
+from modmix.study.variables import variable_problem
 from modmix.tasks.table import TASKS, option_problems, task_entry
 from modmix.training.halving import share
 from modmix.training.pbt import number_of_copies
