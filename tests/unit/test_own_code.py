@@ -135,6 +135,62 @@ def test_a_class_is_a_method_with_its_arguments(bench: Bench) -> None:
     assert Costs(plan, {replicate.structure: made[0].task}).of(replicate).each > 0
 
 
+RATES = """\
+import modmix
+from torch import nn
+
+class Whole(modmix.Encoder):
+    def __init__(self, shape, *, size: int = 5):
+        super().__init__()
+        self.features = size
+        self.layer = nn.Linear(shape[0], size)
+
+    def forward(self, inputs):
+        return self.layer(inputs)
+
+class Part(modmix.Encoder):
+    def __init__(self, shape, *, size: float = 0.5):
+        super().__init__()
+        self.features = max(1, int(size * shape[0]))
+
+    def forward(self, inputs):
+        return inputs[:, : self.features]
+"""
+BOTH = """encoders: {left: {class: "rates.py:Whole"}, right: {class: "rates.py:Part"}}"""
+SWAPPED = """encoders: {right: {class: "rates.py:Part"}, left: {class: "rates.py:Whole"}}"""
+
+
+@pytest.mark.parametrize("encoders", [BOTH, SWAPPED])
+def test_encoder_fields_are_checked_against_each_encoder_they_apply_to(
+    bench: Bench, encoders: str
+) -> None:
+    bench.write(rates=RATES)
+    message = (
+        "encoder.size must be a whole number, got {} for the encoder rates.py:Whole of input "
+        "'left': give each input its encoder's values under encoders"
+    )
+    for value, search, wrong in (
+        ("0.5", "", "0.5"),
+        ("{grid: [1, 0.25]}", "", "0.25"),
+        ("{choices: [1, 2, 0.25]}", "search: {configurations: 2}, ", "0.25"),
+        ("{low: 1, high: 2, step: 0.5}", "search: {configurations: 2}, ", "1.5"),
+    ):
+        found = bench.problems(f"  p: {{{search}methods: {{add: {{encoder.size: {value}}}}}}}",
+                               encoders)  # fmt: skip
+        assert found == [f"line 5: parts.p.methods.add: {message.format(wrong)}"], value
+    assert bench.problems("  p: {methods: {add: {encoder.size: many}}}", encoders)
+    sizes = [
+        e["size"]
+        for e in bench.one("encoder.size: 1", encoders, "add").replicates[0].encoders.values()
+    ]
+    assert [(type(size), size) for size in sizes] == [(int, 1), (float, 1.0)]
+    # Only `right` is used.
+    chosen = bench.one("modality: right, encoder.size: 0.5", encoders, method="base")
+    assert [encoder["size"] for encoder in chosen.replicates[0].encoders.values()] == [0.5]
+    when = "modality: {grid: [left, right]}, encoder.size: {value: 0.5, when: {modality: right}}"
+    assert bench.make(f"  p: {{methods: {{base: {{{when}}}}}}}", encoders).parts
+
+
 def test_stackable_arguments_share_a_pack(bench: Bench) -> None:
     first, second = bench.one(CLASS), bench.one(f"{CLASS}, strength: 2")
     assert first.replicates[0].structure == second.replicates[0].structure

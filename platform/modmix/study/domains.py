@@ -50,9 +50,14 @@ class DomainError(ValueError):
 def read(declared: Any, value: Any) -> Domain:
     """Parse the value given for a declared hyperparameter (or task option) into a domain.
 
+    Args:
+        declared: or several declarations, of which the value must fit one.
+
     Raises:
         DomainError: the first problem found.
     """
+    if isinstance(declared, tuple):
+        return _read_any(declared, value)
     if not isinstance(value, Mapping) or (
         declared.kind in ("mapping", "columns") and not set(value) & {"grid", "choices", "value"}
     ):
@@ -72,6 +77,17 @@ def read(declared: Any, value: Any) -> Domain:
             return Choices(values=_list("choices", declared, value["choices"]), when=when)
         case _:
             return _range(declared, value, when)
+
+
+def _read_any(declarations: Sequence[Any], value: Any) -> Domain:
+    first: DomainError | None = None
+    for declared in declarations:
+        try:
+            return read(declared, value)
+        except DomainError as error:
+            first = first or error
+    assert first is not None
+    raise first
 
 
 def _one(declared: Any, value: Any, *path: str) -> Any:

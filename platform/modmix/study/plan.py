@@ -24,6 +24,7 @@ from modmix.base.space import (
     Choices,
     Domain,
     Grid,
+    Hyperparameter,
     Range,
     domain_to_json,
     every_value,
@@ -225,8 +226,13 @@ class Plan:
             own = self.encoders.get(name, self.encoders.get("default", defaults[name]))
             own = {**own, **fields}
             declared = encoder_entry(own["name"]).hyperparameters
-            values = {h.name: h.normalise(own.get(h.name, h.default)) for h in declared}
-            found[name] = {"name": own["name"], **values}
+            values = {h.name: _whole(h, own.get(h.name, h.default)) for h in declared}
+            # A field for all encoders may not fit one that the configuration does not use.
+            normal = {
+                h.name: h.normalise(value) if h.problem(value) is None else value
+                for h, value in zip(declared, values.values(), strict=True)
+            }
+            found[name] = {"name": own["name"], **normal}
         return found
 
     @property
@@ -525,6 +531,8 @@ class _Check:
         for assignment in part.assignments(method) if part.search is None else _samples(block):
             configuration = self._plan.configuration(method, assignment)
             replicate = configuration.replicates[0]
+            if (problem := _field_problem(replicate, assignment, block)) is not None:
+                return problem
             # Stackable values do not change shapes, but `weights` may name an unknown source.
             signature = digest([replicate.structure, replicate.params.get("weights")])
             if signature in seen:
@@ -583,6 +591,54 @@ class _Check:
         model = build_without_memory(spec)
         check_parts(model.parts(), replicate.training)
         return compatibility.batch_problem(model, replicate, data)
+
+
+def _whole(declared: Hyperparameter, value: Any) -> Any:
+    """1 for 1.0 where whole numbers are asked for: another encoder's field may take any number."""
+    if declared.kind == "int" and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if declared.kind == "ints" and isinstance(value, list):
+        return [int(v) if isinstance(v, float) and v.is_integer() else v for v in value]
+    return value
+
+
+def _field_problem(
+    replicate: Replicate, assignment: Mapping[str, Any], block: Mapping[str, Domain]
+) -> str | None:
+    """Why a value of an encoder field is invalid for an encoder that it applies to, or None.
+
+    Args:
+        assignment: which fields are active; all values of their domains are checked.
+    """
+    for name in assignment:
+        if not name.startswith("encoder."):
+            continue
+        for given, encoder in replicate.encoders.items():
+            for declared in encoder_entry(encoder["name"]).hyperparameters:
+                if f"encoder.{declared.name}" != name:
+                    continue
+                values = (_whole(declared, value) for value in _ends(block[name]))
+                problems = (declared.problem(value) for value in values)
+                if (problem := next(filter(None, problems), None)) is not None:
+                    what = sources.place(encoder["name"])
+                    return (
+                        f"{name} {problem} for the encoder {what} of input {given!r}: give each "
+                        "input its encoder's values under encoders"
+                    )
+    return None
+
+
+def _ends(domain: Domain) -> tuple[Any, ...]:
+    """All values of a domain; of a range both ends, and of a continuous one a number between."""
+    match domain:
+        case Range(low=low, last=last, integer=True):
+            return int(low), int(last)
+        case Range(low=low, last=last, step=None):
+            return (low + last) / 2, low, last
+        case Range(low=low, last=last, step=step):
+            return low, domain.nearest(low + (step or 0)), last
+        case _:
+            return every_value(domain) or ()
 
 
 def _misfit(given: Input, encoder: str) -> str | None:

@@ -25,12 +25,13 @@ from modmix.base.space import (
     Constant,
     Domain,
     Grid,
+    Hyperparameter,
     Range,
     every_value,
     grid_configurations,
     in_order_of_conditions,
 )
-from modmix.encoders.table import ENCODERS, encoder_entry
+from modmix.encoders.table import ENCODERS, EncoderEntry, encoder_entry
 from modmix.methods.table import METHODS, method_entry
 from modmix.study.domains import (
     EVERY_MODALITY,
@@ -398,19 +399,28 @@ class Checker:
 
     def _known(self, method: str) -> dict[str, Any]:
         """Declarations of everything a method's block may contain, by name."""
-        chosen = [encoder_entry(spec["name"]) for spec in self.encoders.values()]
-        encoder = {
-            f"encoder.{h.name}": h
-            for entry in (*ENCODERS.values(), *chosen)
-            for h in entry.hyperparameters
-        }
+        encoder: dict[str, list[Hyperparameter]] = {}
+        for entry in self._encoder_entries():
+            for h in entry.hyperparameters:
+                encoder.setdefault(f"encoder.{h.name}", []).append(h)
         task = task_entry(self.task).options if self.task else ()
         return {
             **{h.name: h for h in method_entry(self.methods[method]).hyperparameters},
             **TRAINING,
-            **encoder,
+            **{name: tuple(declared) for name, declared in encoder.items()},
             **{f"task.{option.name}": option for option in task},
         }
+
+    def _encoder_entries(self) -> list[EncoderEntry]:
+        """All encoders, those that the study uses first.
+
+        Which one an input has, and which inputs a configuration reads, is known with the data:
+        values are then checked against each encoder that they apply to.
+        """
+        names = [spec["name"] for spec in self.encoders.values()]
+        if self.task:
+            names += [spec["name"] for spec in task_entry(self.task).encoders.values()]
+        return [encoder_entry(name) for name in dict.fromkeys([*names, *ENCODERS])]
 
     def _block(
         self,
