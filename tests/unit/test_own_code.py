@@ -191,6 +191,26 @@ def test_encoder_fields_are_checked_against_each_encoder_they_apply_to(
     assert bench.make(f"  p: {{methods: {{base: {{{when}}}}}}}", encoders).parts
 
 
+@pytest.mark.parametrize("order", ["false, true", "true, false"])
+def test_base_has_one_list_of_modalities(bench: Bench, order: str) -> None:
+    bench.data = data_of((PHOTO,))
+    encoders = "encoders: {default: {name: resnet, depth: 8, width: 2}}"
+    part = "  p: {{methods: {{base: {{encoder.taps: {}}}}}}}"
+    lists = ["photo", "unit1, unit2, unit3"]
+    first, second = lists if order == "false, true" else lists[::-1]
+    assert bench.problems(part.format(f"{{grid: [{order}]}}"), encoders) == [
+        (
+            f"line 5: parts.p.methods.base: its modalities are {first} for some values of "
+            f"encoder.taps and {second} for others, and one block has one list of modalities: give "
+            "each value a part of its own"
+        )
+    ]
+    for value in order.split(", "):
+        assert bench.make(part.format(value), encoders).parts
+    (wrong,) = bench.problems(part.format("true, modality: left"), encoders)
+    assert wrong.endswith("unknown modality 'left': it may be unit1, unit2, unit3")
+
+
 def test_stackable_arguments_share_a_pack(bench: Bench) -> None:
     first, second = bench.one(CLASS), bench.one(f"{CLASS}, strength: 2")
     assert first.replicates[0].structure == second.replicates[0].structure

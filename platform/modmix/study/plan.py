@@ -22,6 +22,7 @@ from modmix.base.owner import current_owner
 from modmix.base.settings import TRAINING, selection, training_defaults
 from modmix.base.space import (
     Choices,
+    Constant,
     Domain,
     Grid,
     Hyperparameter,
@@ -545,9 +546,35 @@ class _Check:
                 if name.startswith("encoder.")
             }
             if (problem := self._problem(replicate, data, fields)) is not None:
-                return problem
+                return self._varied_modalities(replicate, block, data, fields) or problem
             self._plan.warn(method, _to_warn_of(assignment, block), replicate, data)
         return None
+
+    def _varied_modalities(
+        self,
+        replicate: Replicate,
+        block: Mapping[str, Domain],
+        data: Data,
+        fields: Mapping[str, Any],
+    ) -> str | None:
+        """Why `base` has no list of modalities if a varied field decides which there are."""
+        first, these = (
+            list(modality_inputs(encoders, prefixed=len(encoders) > 1))
+            for encoders in (
+                self._plan.encoders_of(data, _first_fields(block)),
+                self._plan.encoders_of(data, fields),
+            )
+        )
+        varied = [name for name in block if name.startswith("encoder.")]
+        varied = [name for name in varied if not isinstance(block[name], Constant)]
+        is_known = replicate.method != "base" or replicate.params["modality"] in these
+        if is_known or first == these or not varied:
+            return None
+        return (
+            f"its modalities are {', '.join(first)} for some values of {' and '.join(varied)} and "
+            f"{', '.join(these)} for others, and one block has one list of modalities: give "
+            "each value a part of its own"
+        )
 
     def _problem(self, replicate: Replicate, data: Data, fields: Mapping[str, Any]) -> str | None:
         entry = method_entry(replicate.method)

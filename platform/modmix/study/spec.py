@@ -529,13 +529,13 @@ class _Builder:
 
 
 def _key(node: yaml.Node) -> str:
-    if not isinstance(node.value, str):
+    if not isinstance(node, yaml.ScalarNode):
         raise _wrong(node, "a key must be a word, not a list or a mapping")
     try:
         value_of(node)
     except ValueError as error:
         raise _wrong(node, str(error)) from error
-    return node.value
+    return str(node.value)
 
 
 def _plain(node: yaml.CollectionNode) -> None:
