@@ -17,10 +17,10 @@ Packages in reading order; each imports only those above it:
     api        a study in one call, for Python and the command line
     cli        the command line
 
-One study's way through them: `study.spec` reads ``studies/x.yaml`` and `study.plan` resolves it
-against its data. `search` proposes configurations, `execution` packs their replicates and hands the
-packs to workers, where `training` builds encoders and methods for the task's data and trains them
-together. Results are recorded in the `ledger` first; then the samplers are told and `tracking`
+One study's way through them: `study.files` reads ``studies/x.yaml`` and `study.make_plan` resolves
+it against its data. `search` proposes configurations, `execution` packs their replicates and hands
+the packs to workers, where `training` builds encoders and methods for the task's data and trains
+them together. Results are recorded in the `ledger` first; then the samplers are told and `tracking`
 mirrors them to MLflow. When all is done, `analysis` writes tables, figures and the report from the
 ledger, and `registry` turns a best configuration into a registered model.
 

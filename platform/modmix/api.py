@@ -26,7 +26,7 @@ from modmix.base.home import Home
 from modmix.base.wording import counted
 from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import ENDED, Lease, ReplicateRecord, StudyRecord
-from modmix.study import spec, tasks_plan
+from modmix.study import files, tasks_plan
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -162,7 +162,7 @@ def make_plan(
     Raises:
         InputError: lists every problem of the file.
     """
-    source = spec.read(Path(file))
+    source = files.read(Path(file))
     path = None if data_path is None else str(data_path)
     return tasks_plan.make(source, data_path=path, progress=progress)
 

@@ -24,7 +24,7 @@ from modmix.base.settings import TRAINING
 from modmix.cli.main import app
 from modmix.encoders.table import ENCODERS
 from modmix.methods.table import METHODS
-from modmix.study import spec
+from modmix.study import files, spec
 from modmix.study.spec import (
     BudgetSpec,
     PartSpec,
@@ -107,15 +107,15 @@ FRAME: Mapping[str, Any] = {
 @pytest.mark.parametrize(("page", "text"), blocks("yaml"))
 def test_study_files_are_right(page: str, text: str, folder: Path) -> None:
     """Whole ones, and parts of one together with the rest of a small one."""
-    given = spec.parse(text, name=page, folder=folder)
+    given = files.parse(text, name=page, folder=folder)
     assert not given.problems, given.problems
     frame = {
         key: value for key, value in FRAME.items() if key != "task" or "tasks" not in given.raw
     }
     whole = yaml.safe_dump({**frame, **given.raw}, sort_keys=False, allow_unicode=True)
-    source = spec.parse(whole.replace("…", "x"), name=page, folder=folder)
+    source = files.parse(whole.replace("…", "x"), name=page, folder=folder)
     _, problems = spec.check(source)
-    for one in spec.sources_of_tasks(source).values() or [source]:
+    for one in files.sources_of_tasks(source).values() or [source]:
         checker = Checker(one)
         checker.run()
         problems += checker.problems
@@ -194,7 +194,7 @@ def rows(page: str, heading: str, first: str) -> Iterator[tuple[str, str, str]]:
 
 
 def value(text: str) -> Any:
-    return text if text == REQUIRED else spec.parse_value(text)
+    return text if text == REQUIRED else files.parse_value(text)
 
 
 def table(page: str, heading: str, first: str) -> dict[str, Any]:

@@ -23,8 +23,7 @@ from modmix.ledger.records import Entry, NewConfiguration, Result
 from modmix.methods.model import build_model, model_spec, pack_weights
 from modmix.registry.best import write_best
 from modmix.registry.final import Registered, register
-from modmix.study import plan as plan_module
-from modmix.study import spec
+from modmix.study import files, make_plan
 from modmix.study.plan import Plan
 
 # MLflow's own: its model classes have hints that it then warns of.
@@ -54,8 +53,8 @@ class Studies:
 
     def run(self, text: str, errors: dict[int, float] | None = None) -> Plan:
         """Record a study with every replicate done; ``errors``: val/error by seed."""
-        source = spec.parse(text, name="views.yaml", folder=self.bench.home.path)
-        plan = plan_module.make(source)
+        source = files.parse(text, name="views.yaml", folder=self.bench.home.path)
+        plan = make_plan.make(source)
         ledger = self.bench.ledger
         ledger.start_study(
             plan.name,
@@ -157,7 +156,7 @@ def test_a_best_file_is_the_same_configuration_on_fresh_seeds(studies: Studies) 
     known = {configuration.key for configuration in studies.bench.ledger.configurations("views")}
     for method, path in paths.items():
         assert path == studies.bench.home.study("views") / "best" / f"{method}.yaml"
-        plan = plan_module.make(spec.read(path))
+        plan = make_plan.make(files.read(path))
         (part,) = plan.parts
         (assignment,) = part.assignments(method)
         configuration = plan.configuration(method, assignment)
@@ -186,7 +185,7 @@ def test_a_best_file_names_data_with_a_dollar_sign(studies: Studies, tmp_path: P
     given = "task: {name: digits, inputs: [left, right], train_rows: 100}"
     studies.run(STUDY.replace(given, task))
     for path in studies.best().values():
-        assert plan_module.make(spec.read(path)).task_options["path"] == str(file)
+        assert make_plan.make(files.read(path)).task_options["path"] == str(file)
 
 
 @pytest.mark.slow
@@ -200,7 +199,7 @@ def test_a_best_file_opens_with_command_cost_and_expectation(studies: Studies) -
     assert "test/error 10 ± 0" in test
     assert "over 3 seeds" in test
     assert "best configuration of mul in study views, selected by val/error" in source
-    content = spec.read(path).raw
+    content = files.read(path).raw
     assert content["paper"] == {"mul": {"test/error": [21.8, 0.1]}}
     assert content["parts"]["final"]["methods"]["mul"]["beta"] == 0
     assert content["parts"]["final"]["methods"]["mul"]["learning_rate"] == 0.02
@@ -211,7 +210,7 @@ def test_a_final_run_of_another_configuration_gets_another_name(studies: Studies
     studies.run(STUDY)
     text = studies.best()["mul"].read_text()
     studies.run(text)
-    assert spec.parse(text, name="", folder=Path()).raw["study"] == "views-mul-final"
+    assert files.parse(text, name="", folder=Path()).raw["study"] == "views-mul-final"
     assert studies.best()["mul"].read_text() == text  # the same configuration: the same file
     studies.bench.ledger.start_study(
         "views-mul-final",
@@ -220,7 +219,7 @@ def test_a_final_run_of_another_configuration_gets_another_name(studies: Studies
         source="",
         details={},
     )
-    name = str(spec.read(studies.best()["mul"]).raw["study"])
+    name = str(files.read(studies.best()["mul"]).raw["study"])
     assert re.fullmatch(r"views-mul-final-[0-9a-f]{8}", name)
 
 

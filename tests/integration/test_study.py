@@ -498,12 +498,12 @@ DATA_OF_STUDIES = {
 
 
 def test_every_study_file_has_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    from modmix.study import plan, spec
+    from modmix.study import files, make_plan
 
     data = os.environ.get("MODMIX_TEST_DATA")
-    files = sorted(Path("studies").glob("*.yaml"))
-    assert len(files) >= 5
-    for path in files:
+    paths = sorted(Path("studies").glob("*.yaml"))
+    assert len(paths) >= 5
+    for path in paths:
         text = path.read_text()
         assert text.startswith("# ")
         for word in ("Cost:", "Expected:"):
@@ -513,4 +513,4 @@ def test_every_study_file_has_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
             continue
         for name, file in needed:
             monkeypatch.setenv(name, str(Path(str(data)) / file))
-        assert plan.make(spec.read(path)).parts
+        assert make_plan.make(files.read(path)).parts

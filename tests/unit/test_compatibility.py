@@ -14,8 +14,7 @@ from modmix.base.errors import SpecError
 from modmix.base.messages import digest
 from modmix.base.metrics import METRICS
 from modmix.methods.table import METHODS
-from modmix.study import plan as plan_module
-from modmix.study import spec
+from modmix.study import files, make_plan
 from modmix.study.compatibility import metric_problem
 from modmix.study.plan import Plan
 from modmix.tasks.data import Data, Input, Split
@@ -48,11 +47,11 @@ def make(
             return found[options["split_seed"]]
         return found or data()
 
-    monkeypatch.setattr(plan_module, "_load", load)
+    monkeypatch.setattr("modmix.tasks.base.load_task", load)
     if "parts:" not in text:
         text += "\nparts: {p: {methods: {add: }}}"
-    source = spec.parse(f"study: s\ntask: digits\n{text}", name="x.yaml", folder=Path("/"))
-    return plan_module.make(source)
+    source = files.parse(f"study: s\ntask: digits\n{text}", name="x.yaml", folder=Path("/"))
+    return make_plan.make(source)
 
 
 def refusals(

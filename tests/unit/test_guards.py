@@ -184,7 +184,7 @@ PLACES = {
     "pooch": ("tasks",),
     "requests": ("tasks",),
     "pydantic": ("study.spec",),
-    "yaml": ("study.spec", "study.scalars", "registry", "cli"),
+    "yaml": ("study.files", "study.scalars", "registry", "cli"),
     "typer": ("cli",),
     "rich": ("cli",),
     "psutil": ("ledger",),
@@ -247,7 +247,7 @@ def test_importing_and_asking_for_help_are_light() -> None:
         "try: main()\nexcept SystemExit as end: assert not end.code"
     )
     tables = "import modmix.methods.table, modmix.encoders.table, modmix.tasks.table"
-    checks = "import modmix.study.validate, modmix.study.plan"
+    checks = "import modmix.study.tasks_plan"
     packages = ", ".join(f"modmix.{name}" for name in ORDER if name != "api")
     for code in (light, help_, tables, checks, f"import {packages}"):
         assert not modules_after(code) & set(HEAVY), code

@@ -19,7 +19,7 @@ from modmix.base.messages import PackedPredictions
 from modmix.base.predictions import ExamplePredictions, ExampleTargets
 from modmix.cli.main import app
 from modmix.ledger.ledger import Ledger
-from modmix.study import plan, spec
+from modmix.study import files, make_plan
 
 TARGET = [0, 0, 0, 0, 1, 1, 1, 1, 1, 1]
 # Right on 0 to 3, on 2 to 5: together on 0 to 5.
@@ -109,7 +109,7 @@ task: digits
 parts: {p: {methods: {add: }}}
 paper: {add: {test/overlearning: [2.9, 0.1]}}
 """
-    *_, problems = plan.check(spec.parse(text, name="s.yaml", folder=Path()))
+    *_, problems = make_plan.check(files.parse(text, name="s.yaml", folder=Path()))
     assert problems == []
 
 

@@ -16,8 +16,7 @@ from modmix.base.messages import Pack
 from modmix.execution.costs import Costs
 from modmix.methods.model import build_model, model_spec, pack_weights, unpack_weights
 from modmix.methods.table import METHODS
-from modmix.study import plan as plan_module
-from modmix.study import spec
+from modmix.study import files, make_plan
 from modmix.study.configurations import Configuration, sources_of
 from modmix.study.plan import Plan
 from modmix.tasks.data import Augmentation, Data, Input, Split
@@ -87,7 +86,7 @@ class Bench:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
         self.data = data_of((LEFT, RIGHT))
-        monkeypatch.setattr(plan_module, "_load", lambda *_: self.data)
+        monkeypatch.setattr("modmix.tasks.base.load_task", lambda *_: self.data)
         self.write(my_fusion=GATE, near="def scale(x): return 2 * x\n", my_nets=NET)
 
     def write(self, **texts: str) -> None:
@@ -96,7 +95,7 @@ class Bench:
 
     def make(self, parts: str, more: str = "") -> Plan:
         text = f"study: s\ntask: digits\n{more}\nparts:\n{parts}"
-        return plan_module.make(spec.parse(text, name="x.yaml", folder=self.folder))
+        return make_plan.make(files.parse(text, name="x.yaml", folder=self.folder))
 
     def one(self, block: str, more: str = "", method: str = "gate") -> Configuration:
         plan = self.make(f"  p: {{methods: {{{method}: {{{block}}}}}}}", more)

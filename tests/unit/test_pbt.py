@@ -13,7 +13,7 @@ from modmix.base.errors import SpecError
 from modmix.base.messages import Event, Finished, Pack, Progress
 from modmix.base.space import Choices, Condition, Constant, Domain, Range, domain_to_json
 from modmix.methods.model import unpack_weights
-from modmix.study import spec, tasks_plan
+from modmix.study import files, tasks_plan
 from modmix.study.domains import perturbable
 from modmix.training.pbt import Explorer, copies
 from modmix.training.trainer import train_pack
@@ -319,7 +319,7 @@ parts:
 )
 def test_refused(old: str, new: str, message: str, tmp_path: Path) -> None:
     assert old in STUDY
-    source = spec.parse(STUDY.replace(old, new), name="x.yaml", folder=tmp_path)
+    source = files.parse(STUDY.replace(old, new), name="x.yaml", folder=tmp_path)
     with pytest.raises(SpecError) as caught:
         tasks_plan.make(source)
     assert message in str(caught.value)
@@ -332,4 +332,4 @@ def test_refused_in_a_grid(tmp_path: Path) -> None:
     with pytest.raises(
         SpecError, match=r"line 8: parts\.search\.shared\.pbt: changes hyperparameters"
     ):
-        tasks_plan.make(spec.parse(text, name="x.yaml", folder=tmp_path))
+        tasks_plan.make(files.parse(text, name="x.yaml", folder=tmp_path))

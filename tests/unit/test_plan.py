@@ -19,8 +19,7 @@ from modmix.base.settings import TRAINING
 from modmix.base.space import Choices, Constant, Range, every_value
 from modmix.methods.table import METHODS
 from modmix.search.proposer import Proposer
-from modmix.study import configurations, spec
-from modmix.study import plan as plan_module
+from modmix.study import configurations, files, make_plan
 from modmix.study.configurations import Configuration
 from modmix.study.plan import Plan
 from modmix.study.spec import unknown
@@ -39,13 +38,13 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         seen.append(dict(options))
         return fake_data(digest({k: v for k, v in options.items() if k != "path"}))
 
-    monkeypatch.setattr(plan_module, "_load", load)
+    monkeypatch.setattr("modmix.tasks.base.load_task", load)
     return seen
 
 
 def make(parts: str, more: str = "", *, task: str = "task: digits") -> Plan:
     text = f"study: s\n{task}\n{more}\nparts:\n{parts}"
-    return plan_module.make(spec.parse(text, name="x.yaml", folder=FOLDER))
+    return make_plan.make(files.parse(text, name="x.yaml", folder=FOLDER))
 
 
 def one(
@@ -909,23 +908,23 @@ def test_paths_in_unknown_home_directories() -> None:
     ]
     text = "study: s\ntask: {name: arrays}\nparts: {p: {methods: {mul: }}}"
     with pytest.raises(InputError, match=r"^--data: must be a whole path, because the home"):
-        plan_module.make(spec.parse(text, name="x", folder=FOLDER), data_path="~nobody_here/a.npz")
+        make_plan.make(files.parse(text, name="x", folder=FOLDER), data_path="~nobody_here/a.npz")
 
 
 def test_a_flag_may_say_where_the_data_is() -> None:
     text = "study: s\ntask: {name: arrays, path: /no/where.npz}\nparts: {p: {methods: {mul: }}}"
-    source = spec.parse(text, name="x.yaml", folder=FOLDER)
-    plan = plan_module.make(source, data_path="/some/where.npz")
+    source = files.parse(text, name="x.yaml", folder=FOLDER)
+    plan = make_plan.make(source, data_path="/some/where.npz")
     assert plan.task_options["path"] == "/some/where.npz"
-    digits = spec.parse(
+    digits = files.parse(
         text.replace("arrays, path: /no/where.npz", "digits"), name="x", folder=FOLDER
     )
     with pytest.raises(
         ValueError, match=r"^--data: task digits reads no file: leave the flag out$"
     ):
-        plan_module.make(digits, data_path="/some/where.npz")
-    broken = spec.parse(
+        make_plan.make(digits, data_path="/some/where.npz")
+    broken = files.parse(
         text.replace("{name: arrays, path: /no/where.npz}", "5"), name="x", folder=FOLDER
     )
     with pytest.raises(SpecError, match=r"^x: line 2: task: must be a mapping, got 5$"):
-        plan_module.make(broken, data_path="/some/where.npz")
+        make_plan.make(broken, data_path="/some/where.npz")

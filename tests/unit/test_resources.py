@@ -10,7 +10,7 @@ import pytest
 
 from modmix import api
 from modmix.execution.tune_cluster import Needs
-from modmix.study import spec
+from modmix.study import files, spec
 from modmix.study.plan import Plan
 from modmix.study.spec import MethodResourcesSpec, StudySpec
 
@@ -25,7 +25,7 @@ parts: {curve: {methods: {mul: {beta: {grid: [0, 1]}}, add: }}}
 def check(tmp_path: Path, resources: str) -> tuple[StudySpec | None, list[str]]:
     file = tmp_path / "small.yaml"
     file.write_text(STUDY.replace("RESOURCES", resources))
-    found, problems = spec.check(spec.read(file))
+    found, problems = spec.check(files.read(file))
     return found, [str(problem) for problem in problems]
 
 

@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from modmix.base.errors import InputError, SpecError
-from modmix.study import spec
-from modmix.study.spec import Source, StudySpec
+from modmix.study import files, spec
+from modmix.study.files import Source
+from modmix.study.spec import StudySpec
 
 SMALL = """\
 study: small
@@ -24,7 +25,7 @@ parts:
 
 
 def parse(text: str) -> Source:
-    return spec.parse(text, name="x.yaml", folder=Path("/"))
+    return files.parse(text, name="x.yaml", folder=Path("/"))
 
 
 def checked(text: str) -> StudySpec:
@@ -214,12 +215,12 @@ def test_anchors_have_a_place_at_the_top() -> None:
 
 
 def test_a_value_alone() -> None:
-    assert spec.parse_value("[left, 1e-3]") == ["left", 0.001]
-    assert spec.parse_value("") is None
+    assert files.parse_value("[left, 1e-3]") == ["left", 0.001]
+    assert files.parse_value("") is None
     with pytest.raises(InputError, match="yes is a word"):
-        spec.parse_value("yes")
+        files.parse_value("yes")
     with pytest.raises(InputError, match="not valid YAML"):
-        spec.parse_value("[1")
+        files.parse_value("[1")
 
 
 def test_lines() -> None:
@@ -277,17 +278,17 @@ def test_what_is_not_a_study_file(text: str, message: str) -> None:
 )
 def test_tags_are_refused(text: str, tag: str) -> None:
     with pytest.raises(SpecError) as caught:
-        spec.parse(f"x: 1\n{text}\n", name="x.yaml", folder=Path("/"))
+        files.parse(f"x: 1\n{text}\n", name="x.yaml", folder=Path("/"))
     message = f"x.yaml: line 2: not valid YAML: the tag {tag} is not supported: leave it out"
     assert str(caught.value) == message
 
 
 def test_tags_of_the_core_schema() -> None:
     text = "a: !!str 5\nb: !!map {c: !!seq [1]}\nd: !!null ~\n"
-    raw = spec.parse(text, name="x.yaml", folder=Path("/")).raw
+    raw = files.parse(text, name="x.yaml", folder=Path("/")).raw
     assert raw == {"a": "5", "b": {"c": [1]}, "d": None}
     with pytest.raises(SpecError, match="'x' is no value of tag:yaml"):
-        spec.parse("a: !!null x", name="x.yaml", folder=Path("/"))
+        files.parse("a: !!null x", name="x.yaml", folder=Path("/"))
 
 
 def test_aliases_of_aliases_are_counted() -> None:
@@ -300,16 +301,16 @@ def test_aliases_of_aliases_are_counted() -> None:
 def test_reading(tmp_path: Path) -> None:
     path = tmp_path / "small.yaml"
     path.write_text(SMALL)
-    source = spec.read(path)
+    source = files.read(path)
     assert source.folder == tmp_path
     assert source.name == str(path)
     with pytest.raises(InputError, match=r"no study file .*smal\.yaml: .* \(near: small\.yaml\)$"):
-        spec.read(tmp_path / "smal.yaml")
+        files.read(tmp_path / "smal.yaml")
     with pytest.raises(InputError, match=r"cannot be read: .*Is a directory"):
-        spec.read(tmp_path)
+        files.read(tmp_path)
     path.write_bytes(b"study: \xff\n")
     with pytest.raises(InputError, match=r"cannot be read: .*utf-8"):
-        spec.read(path)
+        files.read(path)
 
 
 # ---------------------------------------------------------------- the outline

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from modmix.study import spec
+from modmix.study import files, spec
 from modmix.study.validate import Checker
 
 STUDIES = Path(__file__).parents[2] / "studies"
@@ -17,12 +17,12 @@ STUDIES = Path(__file__).parents[2] / "studies"
     "path", sorted(STUDIES.rglob("*.yaml")), ids=lambda path: str(path.relative_to(STUDIES))
 )
 def test_a_study_file_has_no_problems(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = spec.read(path)
+    source = files.read(path)
     for name in re.findall(r"\$\{(\w+)\}", source.text):
         monkeypatch.setenv(name, "/data")
     checked, problems = spec.check(source)
     assert not [*source.problems, *problems]
-    for one in spec.sources_of_tasks(source).values() or [source]:
+    for one in files.sources_of_tasks(source).values() or [source]:
         checker = Checker(one)
         checker.run()
         assert not checker.problems
@@ -32,5 +32,5 @@ def test_a_study_file_has_no_problems(path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_names_of_studies_differ() -> None:
     """They share one results folder."""
-    names = [spec.read(path).raw["study"] for path in STUDIES.rglob("*.yaml")]
+    names = [files.read(path).raw["study"] for path in STUDIES.rglob("*.yaml")]
     assert len(set(names)) == len(names)

@@ -9,8 +9,7 @@ import pytest
 from faketask import fake_data
 from modmix.base.errors import DataError, SpecError
 from modmix.base.messages import digest
-from modmix.study import plan as plan_module
-from modmix.study import spec, tasks_plan
+from modmix.study import files, tasks_plan
 from modmix.study.plan import Plan
 from modmix.study.tasks_plan import TasksPlan
 from modmix.tasks.data import Data
@@ -34,12 +33,13 @@ parts:
 @pytest.fixture(autouse=True)
 def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        plan_module, "_load", lambda task, options, *_: fake_data(digest([task, dict(options)]))
+        "modmix.tasks.base.load_task",
+        lambda task, options, *_: fake_data(digest([task, dict(options)])),
     )
 
 
 def make(text: str) -> Plan | TasksPlan:
-    return tasks_plan.make(spec.parse(text, name="x.yaml", folder=Path("/studies")))
+    return tasks_plan.make(files.parse(text, name="x.yaml", folder=Path("/studies")))
 
 
 def made(text: str) -> TasksPlan:
@@ -150,7 +150,7 @@ def test_errors_in_files_are_said_of_the_line_that_names_them(
             raise DataError(told)
         return fake_data("digits")
 
-    monkeypatch.setattr(plan_module, "_load", load)
+    monkeypatch.setattr("modmix.tasks.base.load_task", load)
     with pytest.raises(DataError) as caught:
         make(text)
     assert str(caught.value) == line + told
@@ -160,9 +160,9 @@ def test_a_file_that_a_flag_names_has_no_line(monkeypatch: pytest.MonkeyPatch) -
     def load(_task: str, options: dict[str, str], *_: object) -> Data:
         raise DataError(f"{options['path']}: there is nothing")
 
-    monkeypatch.setattr(plan_module, "_load", load)
+    monkeypatch.setattr("modmix.tasks.base.load_task", load)
     text = "study: s\ntask: {name: arrays, path: a.npz}\nparts: {p: {methods: {add: }}}\n"
-    source = spec.parse(text, name="x.yaml", folder=Path("/studies"))
+    source = files.parse(text, name="x.yaml", folder=Path("/studies"))
     for given, told in ((None, "x.yaml: line 2: task.path: /studies/a.npz"), ("/b.npz", "/b.npz")):
         with pytest.raises(DataError) as caught:
             tasks_plan.make(source, data_path=given)
@@ -321,7 +321,7 @@ parts:
   second: {tasks: [two], methods: {mine: , add: }}
 resources: {methods: {mine: {gpus: 0.5}, add: {gpus: 0.25}}}
 """
-    plan = tasks_plan.make(spec.parse(text, name="x.yaml", folder=tmp_path))
+    plan = tasks_plan.make(files.parse(text, name="x.yaml", folder=tmp_path))
     assert [part.name for part in plan.parts] == ["first@one", "second@two"]
     mine = plan.configuration("mine", {}, "second@two").replicates[0].method
     assert mine == plan.configuration("mine", {}, "first@one").replicates[0].method
@@ -329,7 +329,7 @@ resources: {methods: {mine: {gpus: 0.5}, add: {gpus: 0.25}}}
     assert plan.gpus_of("add") == 0.25
     wrong = text.replace("{mine: {gpus: 0.5}", "{adt: {gpus: 0.5}")
     with pytest.raises(SpecError) as caught:
-        tasks_plan.make(spec.parse(wrong, name="x.yaml", folder=tmp_path))
+        tasks_plan.make(files.parse(wrong, name="x.yaml", folder=tmp_path))
     (problem,) = caught.value.problems
     assert str(problem) == (
         "line 6: resources.methods.adt: unknown method 'adt': did you mean 'add'? "

@@ -291,7 +291,7 @@ def grid_configurations(domains: Mapping[str, Domain]) -> list[dict[str, Value]]
             case Grid(values=values):
                 options.append(values)
             case _:
-                raise AssertionError("a range or a choice has no grid; plan.py checks this")
+                raise AssertionError("a range or a choice has no grid; study.parts checks this")
     configurations: dict[
         str, dict[str, Value]
     ] = {}  # by repr, since values may be unhashable lists

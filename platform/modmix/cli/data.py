@@ -30,14 +30,14 @@ Options = Annotated[
 
 def _tasks(task: str, options: list[str] | None) -> list[tuple[str, dict[str, Any]]]:
     """The task of this name, or the tasks of this study file, with their options."""
-    from modmix.study import spec
+    from modmix.study import files
     from modmix.study.tasks_plan import tasks_of
     from modmix.study.variables import expanded, variable_problem
     from modmix.tasks.table import resolve_options
 
     given = dict(map(_option, options or ()))
     if task.endswith((".yaml", ".yml")):
-        source = spec.read(Path(task))
+        source = files.read(Path(task))
         return tasks_of(replace(source, raw=_with_options(source.raw, given)) if given else source)
     for name, value in given.items():
         if (problem := variable_problem(value)) is not None:
@@ -64,7 +64,7 @@ def _with_options(raw: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
 
 
 def _option(text: str) -> tuple[str, Any]:
-    from modmix.study.spec import parse_value
+    from modmix.study.files import parse_value
 
     rule = "--option must be name=value with a value as in a study file"
     name, equals, value = text.partition("=")

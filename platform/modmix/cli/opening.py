@@ -36,7 +36,7 @@ def open_ledger() -> Ledger:
 def study_name(name: str) -> str:
     """The name of a study given by its name or its file."""
     if name.endswith((".yaml", ".yml")) and Path(name).exists():
-        from modmix.study import spec
+        from modmix.study import files
 
-        return str(spec.read(Path(name)).raw.get("study"))
+        return str(files.read(Path(name)).raw.get("study"))
     return name

@@ -142,10 +142,10 @@ def final(
 ) -> None:
     """Retrain a best configuration on new seeds, test it, register the model in MLflow."""
     from modmix.registry.final import register
-    from modmix.study import spec
+    from modmix.study import files
     from modmix.tracking.store import redacted
 
-    if spec.read(file).raw.get("final") is None:
+    if files.read(file).raw.get("final") is None:
         raise InputError(f"{file} has no final: block: give a file written by 'modmix best STUDY'")
     study = _run(
         file,

@@ -14,8 +14,8 @@ from modmix.ledger.records import Entry
 from modmix.search.run_state import RunState
 from modmix.search.searches import Searches
 from modmix.study.configurations import Configuration
+from modmix.study.parts import PartPlan
 from modmix.study.tasks_plan import StudyPlan
-from modmix.study.validate import PartPlan
 
 
 class Confirmations:

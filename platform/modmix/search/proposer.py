@@ -359,7 +359,7 @@ def _shuffled(
     listed: dict[str, Domain] = {}
     for name, domain in domains.items():
         values = every_value(domain)
-        assert values is not None, "study.plan rejects a grid sampler over a continuous range"
+        assert values is not None, "study.parts rejects a grid sampler over a continuous range"
         listed[name] = Grid(values=values, when=domain.when)
     configurations = grid_configurations(listed)
     random.Random(seed).shuffle(configurations)

@@ -18,8 +18,8 @@ from modmix.search.run_state import RunState
 from modmix.search.warm_start import starts
 from modmix.study.configurations import Configuration
 from modmix.study.domains import perturbable
+from modmix.study.parts import PartPlan
 from modmix.study.tasks_plan import StudyPlan
-from modmix.study.validate import PartPlan
 from modmix.training.halving import promoted, share
 
 

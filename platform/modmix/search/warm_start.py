@@ -18,8 +18,8 @@ from modmix.base.errors import InputError, Problem, SpecError
 from modmix.base.space import Choices, Constant, Domain, Grid, Range, active, every_value
 from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import ConfigurationRecord, ReplicateRecord, of_task
+from modmix.study.parts import PartPlan
 from modmix.study.tasks_plan import AT, StudyPlan
-from modmix.study.validate import PartPlan
 
 
 def check(plan: StudyPlan, ledger: Ledger | None) -> None:

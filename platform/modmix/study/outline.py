@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from modmix.base.wording import counted
+from modmix.study.parts import PartPlan
 from modmix.study.tasks_plan import StudyPlan
-from modmix.study.validate import PartPlan
 
 
 def outline(plan: StudyPlan) -> list[str]:

@@ -1,52 +1,33 @@
-"""The plan: a validated study file with its data. Resolves configurations into replicates.
-
-Problems are collected over the whole file, so that users see all of them at once. Everything that
-can be checked against the tables is checked before the data is loaded, the rest afterwards.
-"""
+"""The plan: a valid study file with its data. Resolves configurations into replicates."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from modmix._version import VERSION
 from modmix.base import sources
-from modmix.base.errors import DataError, InputError, Problem, SpecError
-from modmix.base.home import user_path
 from modmix.base.messages import NUMERICS_VERSION, Replicate, TaskRef, digest
 from modmix.base.metrics import higher_is_better
 from modmix.base.owner import current_owner
 from modmix.base.settings import TRAINING, selection, training_defaults
-from modmix.base.space import (
-    Choices,
-    Constant,
-    Domain,
-    Grid,
-    Hyperparameter,
-    Range,
-    domain_to_json,
-    every_value,
-    grid_configurations,
-)
+from modmix.base.space import Hyperparameter, domain_to_json
 from modmix.encoders.table import encoder_entry, modality_inputs
 from modmix.methods.table import method_entry
 from modmix.methods.table import modalities as modalities_used
-from modmix.methods.table import problems as method_problems
 from modmix.study import compatibility
-from modmix.study import spec as spec_module
 from modmix.study.configurations import Configuration, Setting
-from modmix.study.domains import EVERY_MODALITY
+from modmix.study.files import Source
+from modmix.study.parts import PartPlan
 from modmix.study.provenance import commit, versions
-from modmix.study.spec import Source, StudySpec, unknown
-from modmix.study.validate import Checker, PartPlan, is_key_of, task_options
+from modmix.study.spec import StudySpec
 from modmix.study.variables import expanded
-from modmix.tasks.table import TASKS, default_encoders, resolve_options, task_entry
+from modmix.tasks.table import default_encoders, resolve_options, task_entry
 
 if TYPE_CHECKING:
-    from modmix.tasks.data import Data, Input
+    from modmix.tasks.data import Data
 
 
 @dataclass
@@ -112,6 +93,11 @@ class Plan:
         """Of the data with the task options as given."""
         return frozenset({self.data.fingerprint})
 
+    @property
+    def variants(self) -> tuple[Data, ...]:
+        """All data loaded so far: with the options as given, and with others."""
+        return (self.data, *self._variants.values())
+
     def data_for(self, task: TaskRef) -> Data:
         """The data that a configuration refers to."""
         return self.data_of(task.options)
@@ -122,7 +108,9 @@ class Plan:
             return self.data
         key = digest(dict(options))
         if key not in self._variants:
-            self._variants[key] = _load(self.task_name, options)
+            from modmix.tasks.base import load_task
+
+            self._variants[key] = load_task(self.task_name, options)
         return self._variants[key]
 
     @cached_property
@@ -227,7 +215,7 @@ class Plan:
             own = self.encoders.get(name, self.encoders.get("default", defaults[name]))
             own = {**own, **fields}
             declared = encoder_entry(own["name"]).hyperparameters
-            values = {h.name: _whole(h, own.get(h.name, h.default)) for h in declared}
+            values = {h.name: whole(h, own.get(h.name, h.default)) for h in declared}
             # A field for all encoders may not fit one that the configuration does not use.
             normal = {
                 h.name: h.normalise(value) if h.problem(value) is None else value
@@ -324,375 +312,10 @@ class Plan:
         }
 
 
-Watch = Callable[[str, int, "int | None"], None]
-
-
-def make(
-    source: Source,
-    *,
-    data_path: str | None = None,
-    progress: Watch = lambda *_: None,
-) -> Plan:
-    """Validate a study file, prepare its data, and dry-run its models.
-
-    Args:
-        source: the parsed study file.
-        data_path: overrides the task's ``path`` option (the location of the data is not part of
-            the study).
-        progress: called during the preparation of large data.
-
-    Raises:
-        SpecError: the study file is invalid; lists every problem found.
-        DataError: the data is missing or damaged.
-        InputError: ``data_path`` for a task that reads no file, or in an unknown home directory.
-    """
-    if data_path is not None:
-        source = _with_path(source, _given_path(data_path))
-    spec, parts, checker, problems = check(source)
-    if problems or spec is None:
-        raise SpecError(source.name, problems)
-    plan = loaded(source, spec, parts, checker, progress)
-    check_against_data(plan)
-    return plan
-
-
-def check(source: Source) -> tuple[StudySpec | None, list[PartPlan], Checker, list[Problem]]:
-    """Everything that can be checked without data, and all problems."""
-    spec, problems = spec_module.check(source)
-    checker = Checker(source)
-    parts = checker.run()
-    return spec, parts, checker, _merge([*source.problems, *problems], checker.problems)
-
-
-def loaded(
-    source: Source, spec: StudySpec, parts: Sequence[PartPlan], checker: Checker, progress: Watch
-) -> Plan:
-    """The plan of a file without problems, with its data."""
-    options = resolve_options(checker.task, expanded(task_options(spec.task or {})), source.folder)
-    return Plan(
-        spec=spec,
-        source=source,
-        parts=tuple(parts),
-        methods=checker.methods,
-        encoders=checker.encoders,
-        task_name=checker.task,
-        task_options=options,
-        data=_load_checked(source, checker.task, options, progress),
-    )
-
-
-# ---------------------------------------------------------------- resolving
-
-
-def _given_path(path: str) -> str:
-    try:
-        return str(user_path(path).absolute())
-    except InputError as error:
-        raise InputError(f"--data: {error}") from error
-
-
-def _with_path(source: Source, path: str) -> Source:
-    """The study file with the task's ``path`` option replaced.
-
-    Raises:
-        InputError: the task reads no file.
-    """
-    raw = source.raw.get("task")
-    task = {"name": raw} if isinstance(raw, str) else raw
-    if not isinstance(task, Mapping):
-        return source  # reported by the checks
-    if "class" in task:
-        return replace(source, raw={**source.raw, "task": {**task, "path": path}})
-    if not is_key_of(task.get("name"), TASKS):
-        return source
-    if all(option.name != "path" for option in TASKS[task["name"]].options):
-        raise InputError(f"--data: task {task['name']} reads no file: leave the flag out")
-    return replace(source, raw={**source.raw, "task": {**task, "path": path}})
-
-
-def _load(task: str, options: Mapping[str, Any], progress: Watch = lambda *_: None) -> Data:
-    from modmix.tasks.base import load_task
-
-    return load_task(task, options, progress)
-
-
-def _load_checked(source: Source, task: str, options: Mapping[str, Any], progress: Watch) -> Data:
-    """Load data; errors in a user's own task or in files are reported at their line."""
-    try:
-        return _load(task, options, progress)
-    except DataError as error:
-        raise DataError(_with_line(source, options, str(error))) from error
-    except InputError as error:
-        raise SpecError(source.name, [source.problem(("task", "class"), str(error))]) from error
-
-
-def _with_line(source: Source, options: Mapping[str, Any], message: str) -> str:
-    """A message on data, with the line of the option whose file it names.
-
-    Not if ``--data`` has named it, or if it is about something else, such as a full disk.
-    """
-    block = source.raw.get("task")
-    for name, written in block.items() if isinstance(block, Mapping) else ():
-        if not isinstance(written, str) or written not in source.text:
-            continue
-        path = options.get(name)
-        if isinstance(path, str) and Path(path).is_absolute() and path in message:
-            return f"{source.name}: {source.problem(('task', name), message)}"
-    return message
-
-
-# ---------------------------------------------------------------- checking against the data
-
-
-def _merge(first: Sequence[Problem], second: Sequence[Problem]) -> list[Problem]:
-    """Both lists, without problems of the second whose path already has one in the first."""
-    places = {problem.path for problem in first}
-    return [*first, *(problem for problem in second if problem.path not in places)]
-
-
-def check_against_data(plan: Plan) -> None:
-    """Checks that need the data: names of inputs and modalities, and a dry run of the models.
-
-    Raises:
-        SpecError: everything that is wrong.
-    """
-    source, problems = plan.source, []
-    inputs = list(plan.data.inputs)
-    for name in plan.encoders:
-        if name != "default" and name not in inputs:
-            message = unknown(name, [*inputs, "default"], "input")
-            problems.append(source.problem(("encoders", name), message))
-    if not problems:
-        plan.parts = tuple(_with_modalities(plan, part) for part in plan.parts)
-        check = _Check(plan)
-        for part in plan.parts:
-            for method, block in part.domains.items():
-                path = ("parts", part.name, "methods", method)
-                try:
-                    problem = check.first_problem(part, method, block)
-                except DataError as error:
-                    problem = str(error)
-                if problem is not None:
-                    problems.append(source.problem(path, problem))
-        problems += _undefined_metrics(plan)
-    if problems:
-        raise SpecError(source.name, problems)
-
-
-def _undefined_metrics(plan: Plan) -> Iterator[Problem]:
-    """Problems for objectives and the monitor that are undefined on the loaded data."""
-    paths: dict[str, tuple[str, ...]] = {plan.monitor: ("training", "monitor")}
-    paths |= dict.fromkeys(plan.spec.objective, ("objective",))
-    for metric, path in paths.items():
-        for data in (plan.data, *plan._variants.values()):
-            if (problem := compatibility.metric_problem(metric, data)) is not None:
-                yield plan.source.problem(path, problem)
-                break
-
-
-def _with_modalities(plan: Plan, part: PartPlan) -> PartPlan:
-    """The part with the placeholder for every modality replaced by the actual modalities."""
-    domains = {}
-    for method, block in part.domains.items():
-        block = dict(block)
-        if block.get("modality") is EVERY_MODALITY:
-            encoders = plan.encoders_of(plan.data, _first_fields(block))
-            names = tuple(modality_inputs(encoders, prefixed=len(encoders) > 1))
-            block["modality"] = Grid(values=names) if part.search is None else Choices(values=names)
-        domains[method] = block
-    return replace(part, domains=domains)
-
-
-def _first_fields(block: Mapping[str, Domain]) -> dict[str, Any]:
-    """The first value of each encoder field that a block sets or varies."""
-    values = {
-        name.removeprefix("encoder."): every_value(domain)
-        for name, domain in block.items()
-        if name.startswith("encoder.")
-    }
-    return {name: found[0] for name, found in values.items() if found}
-
-
-def _to_warn_of(assignment: Mapping[str, Any], block: Mapping[str, Domain]) -> list[str]:
-    """The settings that the file gives, without a width where depth varies, often from 0 on."""
-    varies = (every_value(block["depth"]) or (0, 1))[1:] if "depth" in block else ()
-    return [name for name in assignment if name != "width" or not varies]
-
-
-class _Check:
-    """Checks models on the data: builds one per structure and runs one per kind."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self._run: set[str] = set()  # kinds of models already run
-
-    def first_problem(self, part: PartPlan, method: str, block: Mapping[str, Domain]) -> str | None:
-        """The first problem over all structures (for a search, a sample of them), or None."""
-        seen: set[str] = set()
-        for assignment in part.assignments(method) if part.search is None else _samples(block):
-            configuration = self._plan.configuration(method, assignment)
-            replicate = configuration.replicates[0]
-            if (problem := _field_problem(replicate, assignment, block)) is not None:
-                return problem
-            # Stackable values do not change shapes, but `weights` may name an unknown source.
-            signature = digest([replicate.structure, replicate.params.get("weights")])
-            if signature in seen:
-                continue
-            seen.add(signature)
-            data = self._plan.data_of(configuration.task.options)
-            fields = {
-                name.removeprefix("encoder."): value
-                for name, value in assignment.items()
-                if name.startswith("encoder.")
-            }
-            if (problem := self._problem(replicate, data, fields)) is not None:
-                return self._varied_modalities(replicate, block, data, fields) or problem
-            self._plan.warn(method, _to_warn_of(assignment, block), replicate, data)
-        return None
-
-    def _varied_modalities(
-        self,
-        replicate: Replicate,
-        block: Mapping[str, Domain],
-        data: Data,
-        fields: Mapping[str, Any],
-    ) -> str | None:
-        """Why `base` has no list of modalities if a varied field decides which there are."""
-        first, these = (
-            list(modality_inputs(encoders, prefixed=len(encoders) > 1))
-            for encoders in (
-                self._plan.encoders_of(data, _first_fields(block)),
-                self._plan.encoders_of(data, fields),
-            )
-        )
-        varied = [name for name in block if name.startswith("encoder.")]
-        varied = [name for name in varied if not isinstance(block[name], Constant)]
-        is_known = replicate.method != "base" or replicate.params["modality"] in these
-        if is_known or first == these or not varied:
-            return None
-        return (
-            f"its modalities are {', '.join(first)} for some values of {' and '.join(varied)} and "
-            f"{', '.join(these)} for others, and one block has one list of modalities: give "
-            "each value a part of its own"
-        )
-
-    def _problem(self, replicate: Replicate, data: Data, fields: Mapping[str, Any]) -> str | None:
-        entry = method_entry(replicate.method)
-        encoders = self._plan.encoders_of(data, fields)
-        if entry.inputs == "raw":
-            encoders = {name: {"name": "identity"} for name in data.inputs}
-        modalities = list(modality_inputs(encoders, prefixed=len(encoders) > 1))
-        chosen = replicate.params.get("modality") if replicate.method == "base" else None
-        if chosen is not None and chosen not in modalities:
-            return f"modality: {unknown(str(chosen), modalities, 'modality')}"
-        if problems := method_problems(replicate.method, modalities, replicate.params):
-            return problems[0]
-        used = encoders if entry.inputs == "raw" else replicate.encoders
-        for name, encoder in used.items():
-            if (problem := _misfit(data.inputs[name], encoder["name"])) is not None:
-                if entry.inputs == "raw":
-                    what = f"{replicate.method} reads raw inputs"
-                    return f"{what}, and the input {problem}: use another method"
-                takes = " and ".join(encoder_entry(encoder["name"]).inputs)
-                return (
-                    f"encoder {sources.place(encoder['name'])} takes {takes}, and the input "
-                    f"{problem}: give that another encoder (encoders: {{{name}: …}})"
-                )
-        try:
-            return self._try(replicate, data)
-        except InputError as error:
-            return str(error)
-
-    def _try(self, replicate: Replicate, data: Data) -> str | None:
-        from modmix.methods.model import model_spec
-        from modmix.study.dry_run import build_without_memory, check_model
-        from modmix.training.timeline import check_parts
-
-        spec = model_spec(replicate, data)
-        names = [[name, encoder["name"]] for name, encoder in replicate.encoders.items()]
-        kind = digest([replicate.method, names, data.fingerprint])
-        if spec.sources or kind not in self._run:
-            self._run.add(kind)
-            for sentence in check_model(spec):
-                self._plan.note(sources.place(replicate.method), sentence)
-        model = build_without_memory(spec)
-        check_parts(model.parts(), replicate.training)
-        return compatibility.batch_problem(model, replicate, data)
-
-
-def _whole(declared: Hyperparameter, value: Any) -> Any:
+def whole(declared: Hyperparameter, value: Any) -> Any:
     """1 for 1.0 where whole numbers are asked for: another encoder's field may take any number."""
     if declared.kind == "int" and isinstance(value, float) and value.is_integer():
         return int(value)
     if declared.kind == "ints" and isinstance(value, list):
         return [int(v) if isinstance(v, float) and v.is_integer() else v for v in value]
     return value
-
-
-def _field_problem(
-    replicate: Replicate, assignment: Mapping[str, Any], block: Mapping[str, Domain]
-) -> str | None:
-    """Why a value of an encoder field is invalid for an encoder that it applies to, or None.
-
-    Args:
-        assignment: which fields are active; all values of their domains are checked.
-    """
-    for name in assignment:
-        if not name.startswith("encoder."):
-            continue
-        for given, encoder in replicate.encoders.items():
-            for declared in encoder_entry(encoder["name"]).hyperparameters:
-                if f"encoder.{declared.name}" != name:
-                    continue
-                values = (_whole(declared, value) for value in _ends(block[name]))
-                problems = (declared.problem(value) for value in values)
-                if (problem := next(filter(None, problems), None)) is not None:
-                    what = sources.place(encoder["name"])
-                    return (
-                        f"{name} {problem} for the encoder {what} of input {given!r}: give each "
-                        "input its encoder's values under encoders"
-                    )
-    return None
-
-
-def _ends(domain: Domain) -> tuple[Any, ...]:
-    """All values of a domain; of a range both ends, and of a continuous one a number between."""
-    match domain:
-        case Range(low=low, last=last, integer=True):
-            return int(low), int(last)
-        case Range(low=low, last=last, step=None):
-            return (low + last) / 2, low, last
-        case Range(low=low, last=last, step=step):
-            return low, domain.nearest(low + (step or 0)), last
-        case _:
-            return every_value(domain) or ()
-
-
-def _misfit(given: Input, encoder: str) -> str | None:
-    """A clause with the input's kind if the encoder does not accept it, else None."""
-    takes = encoder_entry(encoder).inputs
-    return None if "any" in takes or given.kind in takes else f"{given.name!r} is {given.kind}"
-
-
-def _samples(block: Mapping[str, Domain], limit: int = 64) -> Iterator[dict[str, Any]]:
-    """Corners of a search space: all choices, and both ends of ranges, up to ``limit``."""
-    corners: dict[str, Domain] = {}
-    for name, domain in block.items():
-        match domain:
-            case Range():
-                ends = (domain.low, domain.last)
-                values = tuple(int(e) if domain.integer else e for e in ends)
-                corners[name] = Grid(values=values, when=domain.when)
-            case Choices():
-                corners[name] = Grid(values=domain.values, when=domain.when)
-            case _:
-                corners[name] = domain
-    while math.prod(len(d.values) for d in corners.values() if isinstance(d, Grid)) > limit:
-        longest = max(
-            (name for name, d in corners.items() if isinstance(d, Grid)),
-            key=lambda name: len(corners[name].values),  # type: ignore[union-attr]
-        )
-        grid = corners[longest]
-        assert isinstance(grid, Grid)
-        corners[longest] = Grid(values=grid.values[: max(1, len(grid.values) // 2)], when=grid.when)
-    yield from grid_configurations(corners)

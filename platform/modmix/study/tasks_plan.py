@@ -1,6 +1,6 @@
 """The plan of a study of several tasks: a plan per task, each of the parts that run on it.
 
-A file with ``tasks`` is read as one file per task (`spec.sources_of_tasks`), and every task is
+A file with ``tasks`` is read as one file per task (`files.sources_of_tasks`), and every task is
 checked as if it were alone. Here the plans become one study: a part ``curve`` on the task ``higgs``
 is the part ``curve@higgs``, with its own grid or search, and a configuration belongs to one task.
 """
@@ -16,12 +16,16 @@ from typing import TYPE_CHECKING, Any
 from modmix.base.errors import Problem, SpecError
 from modmix.base.home import NAME_LENGTH
 from modmix.base.messages import TaskRef, digest
-from modmix.study import plan as plan_module
+from modmix.study import data_checks, make_plan
 from modmix.study import spec as spec_module
+from modmix.study.checks import task_options
 from modmix.study.configurations import Configuration
-from modmix.study.plan import Plan, Watch
-from modmix.study.spec import Source, StudySpec, sources_of_tasks, unknown
-from modmix.study.validate import Checker, PartPlan, task_options
+from modmix.study.files import Source, sources_of_tasks
+from modmix.study.make_plan import Watch
+from modmix.study.parts import PartPlan
+from modmix.study.plan import Plan
+from modmix.study.spec import StudySpec, unknown
+from modmix.study.validate import Checker
 from modmix.study.variables import expanded
 from modmix.tasks.table import resolve_options
 
@@ -157,19 +161,19 @@ def make(
     data_path: str | None = None,
     progress: Watch = lambda *_: None,
 ) -> StudyPlan:
-    """The plan of a study file, of one task or several; see `plan.make`.
+    """The plan of a study file, of one task or several; see `make_plan.make`.
 
     Raises:
         SpecError: everything that is wrong in the file.
         DataError: data is missing or damaged.
     """
     if not source.raw.get("tasks"):
-        return plan_module.make(source, data_path=data_path, progress=progress)
+        return make_plan.make(source, data_path=data_path, progress=progress)
     spec, problems = spec_module.check(source)
     problems = [*source.problems, *problems]
     # A task without parts has no plan; `_of_parts` says so.
     sources = {task: one for task, one in sources_of_tasks(source).items() if one.raw.get("parts")}
-    found = {task: plan_module.check(one) for task, one in sources.items()}
+    found = {task: make_plan.check(one) for task, one in sources.items()}
     seen = {(problem.line, problem.path) for problem in problems}
     for *_, own in found.values():
         new = [problem for problem in own if (problem.line, problem.path) not in seen]
@@ -185,10 +189,10 @@ def make(
     for task, one in sources.items():
         of_task, parts, checker, _ = found[task]
         assert of_task is not None
-        plans[task] = plan_module.loaded(one, of_task, parts, checker, progress)
+        plans[task] = make_plan.loaded(one, of_task, parts, checker, progress)
     for plan in plans.values():
         try:
-            plan_module.check_against_data(plan)
+            data_checks.check(plan)
         except SpecError as error:
             problems += [each for each in error.problems if each not in problems]
     if problems:
