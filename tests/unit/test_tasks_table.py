@@ -44,7 +44,7 @@ def test_every_default_is_acceptable_and_required_options_are_missed() -> None:
         ("weak", {"seed": None}, "must be a whole number, got null"),
         ("higgs", {"variant": 3}, "must be one of small, full, got 3"),
         ("higgs", {"path": 3}, "must be a path, got 3"),
-        ("higgs", {"path": "~nobody_here/x"}, "the home directory in '~nobody_here/x' is not kno"),
+        ("higgs", {"path": "~nobody_here/x"}, "the home directory in '~nobody_here/x' is not"),
         ("cifar100", {"path": ["x"]}, "option 'path' must be a path, got ['x']"),
         ("cifar100", {"val_rows": 0}, "option 'val_rows' must be at least 1, got 0"),
         ("cifar100", {"val_rows": 50_000}, "option 'val_rows' must be at most 49900, got 50000"),

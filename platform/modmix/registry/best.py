@@ -15,6 +15,7 @@ from modmix.base.metrics import higher_is_better
 from modmix.base.owner import owner_and_name
 from modmix.ledger.ledger import Ledger
 from modmix.ledger.records import ReplicateRecord, StudyRecord, of_task
+from modmix.study.checks import task_options
 from modmix.study.variables import escaped
 
 if TYPE_CHECKING:
@@ -68,8 +69,8 @@ def _study_file(
     spec, details = record.spec, record.details
     resolved = details.get("task_options", {})  # with absolute paths
     classes = details.get("classes_at", {})  # absolute paths of users' own classes
-    task = escaped({key: resolved.get(key, value) for key, value in spec["task"].items()})
-    task = _with_class_path(task, classes)
+    task = {key: resolved.get(key, value) for key, value in spec["task"].items()}
+    task = _with_class_path({**task, **escaped(task_options(task))}, classes)
     encoders = {
         name: _with_class_path(encoder, classes)
         for name, encoder in spec.get("encoders", {}).items()
