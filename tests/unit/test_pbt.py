@@ -326,6 +326,37 @@ def test_refused(old: str, new: str, message: str, tmp_path: Path) -> None:
     assert len(caught.value.problems) == 1
 
 
+def key_of_one(text: str, folder: Path) -> str:
+    """The key of a replicate of the learning rate 0.01, which every population may have."""
+    plan = tasks_plan.make(files.parse(text, name="x.yaml", folder=folder))
+    part = "another" if "another" in text else "search"
+    configuration = plan.configuration("mul", {"learning_rate": 0.01, "pbt": PBT}, part)
+    return configuration.replicates[0].key
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("sampler: random", "sampler: random, seed: 1"),
+        ("sampler: random", "sampler: qmc"),
+        ("batch: 8", "batch: 4"),
+        ("high: 1", "high: 0.5"),
+        ("seeds: 2", "seeds: 3"),
+        ("parts:\n", "resources: {max_models: 8}\nparts:\n"),
+        ("  search:\n", "  another:\n"),
+    ],
+)
+def test_results_of_another_population_are_not_reused(old: str, new: str, tmp_path: Path) -> None:
+    changed = STUDY.replace(old, new, 1)
+    assert changed != STUDY
+    assert key_of_one(changed, tmp_path) != key_of_one(STUDY, tmp_path)
+
+
+def test_other_parts_do_not_change_a_population(tmp_path: Path) -> None:
+    more = STUDY + "  grid: {methods: {mul: {beta: {grid: [0, 1]}}}}\n"
+    assert key_of_one(more, tmp_path) == key_of_one(STUDY, tmp_path)
+
+
 def test_refused_in_a_grid(tmp_path: Path) -> None:
     text = STUDY.replace("    search: {configurations: 8, batch: 8, sampler: random}\n", "")
     text = text.replace("{low: 0.001, high: 1, log: true}", "{grid: [0.1, 0.2]}")

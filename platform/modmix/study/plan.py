@@ -156,9 +156,7 @@ class Plan:
         alone = None if self.spec.reuse else f"{current_owner()}/{self.name}"
         if setting.training["pbt"]:
             # Results depend on the other configurations of the pack, and on all seeds.
-            search = next((one.search for one in self.parts if one.name == part), None)
-            together = 0 if search is None else search.batch
-            own = [self.name, part, list(seeds), together, self.spec.resources.largest_pack]
+            own = [self.name, part, self._signatures.get((part, method))]
             alone = digest([current_owner(), *own])
         key = digest([setting.identity, *own])
         return Configuration(
@@ -240,6 +238,10 @@ class Plan:
         if staged is None:
             return configuration
         return replace(configuration, replicates=configuration.replicates[: staged.start])
+
+    @cached_property
+    def _signatures(self) -> Mapping[tuple[str, str], str]:
+        return self.signatures()
 
     def signatures(self) -> dict[tuple[str, str], str]:
         """Per part and method, a digest of what its entries depend on; a change discards them.
