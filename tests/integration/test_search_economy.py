@@ -417,6 +417,29 @@ def test_a_batch_is_a_population(tmp_path: Path) -> None:
     assert other.status()["reused"] == 0
 
 
+STEPS = POPULATION.replace("beta: {low: 0, high: 1}, ", "").replace(
+    "{low: 0.0001, high: 0.1, log: true}", "{low: 0.01, high: 0.1, step: 0.01}"
+)
+
+
+@pytest.mark.parametrize(
+    "edit", [("seed: 0", "seed: 1"), ("high: 0.1,", "high: 0.11,"), ("tions: 6", "tions: 8")]
+)
+def test_another_population_is_trained_whole(edit: tuple[str, str], tmp_path: Path) -> None:
+    """The populations have 4 and 2 of ten configurations; after the last edit 4 and 4."""
+    search = "configurations: 6, batch: 4, sampler: grid, seed: 0"
+    before = run(tmp_path, search, STEPS)
+    assert before.status()["trained"] == 12  # two seeds each
+    if edit[0] == "tions: 6":  # entries are proposed anew
+        run(tmp_path, search.replace("seed: 0", "seed: 1"), STEPS)
+    ledger = Ledger(before.home.ledger_url)
+    known_packs = len(ledger.packs(before.name))
+    study = run(tmp_path, search.replace(*edit), STEPS.replace(*edit))
+    new = [len(pack.replicates) for pack in ledger.packs(study.name)][known_packs:]
+    ledger.close()
+    assert new == ([8, 8] if edit[0] == "tions: 6" else [8, 4])
+
+
 def test_a_population_that_was_stopped_goes_on(tmp_path: Path) -> None:
     whole = schedules(run(tmp_path / "a", PBT, POPULATION))
     stops = 0

@@ -339,6 +339,8 @@ def key_of_one(text: str, folder: Path) -> str:
     [
         ("sampler: random", "sampler: random, seed: 1"),
         ("sampler: random", "sampler: qmc"),
+        ("configurations: 8", "configurations: 12"),  # the last population has 4 of 8
+        ("sampler: random", "sampler: random, start_from: other"),
         ("batch: 8", "batch: 4"),
         ("high: 1", "high: 0.5"),
         ("seeds: 2", "seeds: 3"),
@@ -350,6 +352,18 @@ def test_results_of_another_population_are_not_reused(old: str, new: str, tmp_pa
     changed = STUDY.replace(old, new, 1)
     assert changed != STUDY
     assert key_of_one(changed, tmp_path) != key_of_one(STUDY, tmp_path)
+
+
+def test_startup_counts_only_where_it_limits_what_comes_first(tmp_path: Path) -> None:
+    for more, alike in (("", True), (", start_from: other", False)):
+        text = STUDY.replace("sampler: random", f"sampler: random{more}")
+        other = text.replace("sampler: random", "sampler: random, startup: 3")
+        assert (key_of_one(text, tmp_path) == key_of_one(other, tmp_path)) is alike
+
+
+def test_whole_populations_more_do_not_change_a_population(tmp_path: Path) -> None:
+    more = STUDY.replace("configurations: 8", "configurations: 16")
+    assert key_of_one(more, tmp_path) == key_of_one(STUDY, tmp_path)
 
 
 def test_other_parts_do_not_change_a_population(tmp_path: Path) -> None:

@@ -270,6 +270,11 @@ class Plan:
                         # The decisions of a population depend on all of its models.
                         what += [list(self.seeds_of(part.name)), part.search.batch]
                         what += [self.spec.resources.largest_pack]
+                        # More configurations are more populations, unless the last one grows.
+                        last = part.search.configurations % part.search.batch
+                        what += [part.search.configurations if last else 0]
+                        # The first proposals are up to `startup` of the other study's.
+                        what += [part.search.startup] if part.search.start_from else []
                 found[part.name, method] = digest(what)
         return found
 
