@@ -138,7 +138,7 @@ DATA = {
         lines=(
             (
                 r"x\.yaml: line 2: task\.path: the environment variable NO_SUCH_PLACE is not set: "
-                r"export it first"
+                r"export it first, or write \$\$ for a dollar sign"
             ),
         ),
     ),

@@ -10,7 +10,9 @@ import math
 import pytest
 
 from analysis_ledger import Written, open_ledger
-from modmix.analysis.best import best_configurations
+from modmix.analysis.best import best_configurations, best_of
+from modmix.analysis.comparisons import comparisons_of
+from modmix.analysis.frames import read
 from modmix.base.errors import InputError
 
 
@@ -75,6 +77,32 @@ def test_a_lucky_mean_over_fewer_seeds_does_not_win(study):
     full = add(study, "mul", 0, val=9.0, test=9.0, seeds=5)
     add(study, "mul", 1, val=8.5, test=9.0, seeds=2)
     assert best_configurations(study.ledger, study.name)[0].configuration == full
+
+
+def test_what_was_found_best_stands_with_the_seeds_that_confirm_it(tmp_path):
+    """A search's validation error is lowest by luck; two seeds of its own are fewer, too."""
+    parts = {"search": {}, "tuned": {"best_of": "search"}, "grid": {}}
+    study = Written(open_ledger(tmp_path), parts=parts)
+    lucky = add(study, "mul", 0, val=3.0, test=9.0, part="search", seeds=3)
+    add(study, "mul", 1, val=4.0, test=9.0, part="search", seeds=3)
+    late = add(study, "late", 2, val=4.5, test=9.0, part="search", seeds=3)
+
+    def best():
+        return [one.configuration for one in best_configurations(study.ledger, study.name)]
+
+    assert best() == [lucky, late]
+    confirmed = add(study, "mul", 3, val=5.0, test=9.0, part="tuned", seeds=2)
+    assert best() == [late, confirmed]
+    grid = add(study, "mul", 4, val=4.0, test=9.0, part="grid", seeds=2)
+    assert best() == [grid, late]
+    snapshot = read(study.ledger, study.name)
+    assert {one.method: one.configuration for one in best_of(snapshot, part="search")} == {
+        "mul": lucky,
+        "late": late,
+    }
+    (only,) = comparisons_of(snapshot)
+    assert only.candidates["mul"].configuration == grid
+    assert only.candidates["mul"].n_candidates == 4
 
 
 def test_undefined_values_never_win(study):

@@ -114,8 +114,31 @@ def test_the_best_configuration_is_complete_and_has_the_most_replicates() -> Non
         replicate(diverged, 2, 0.0, "failed"),
     ]
     known = [few, bad, good, running, diverged]
-    found = best_configurations(study_of(SPEC), known, replicates)
+    found = best_configurations(study_of(SPEC), known, replicates, {})
     assert found == {("", "mul"): (good, {"val/error": 4.5, "test/error": 50.0})}
+
+
+def test_what_was_found_best_is_shown_with_the_seeds_that_confirm_it() -> None:
+    found, other, confirmed = (configuration("mul", beta=b) for b in (0.0, 0.1, 0.2))
+    late = configuration("late", beta=0.3)  # of which nothing is confirmed yet
+    replicates = {
+        found.key: [replicate(found, s, 1.0) for s in range(3)],
+        other.key: [replicate(other, s, 2.0) for s in range(3)],
+        confirmed.key: [replicate(confirmed, s, 5.0) for s in range(2)],
+        late.key: [replicate(late, s, 3.0) for s in range(3)],
+    }
+    parts = {key: ["search"] for key in replicates} | {confirmed.key: ["tuned"]}
+    spec = {**SPEC, "parts": {"search": {}, "tuned": {"best_of": "search"}}}
+    known = [found, other, confirmed, late]
+    best = best_configurations(study_of(spec), known, replicates, parts)
+    assert {method: one.key for (_, method), (one, _) in best.items()} == {
+        "mul": confirmed.key,
+        "late": late.key,
+    }
+    parts[found.key] = ["search", "tuned"]  # the same seeds: the same configuration
+    del replicates[confirmed.key], parts[confirmed.key]
+    best = best_configurations(study_of(spec), known, replicates, parts)
+    assert best["", "mul"][0].key == found.key
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from modmix.base import ties
 from modmix.base.errors import InputError
 from modmix.base.metrics import METRICS
 from modmix.ledger.ledger import Ledger
-from modmix.ledger.records import ConfigurationRecord
+from modmix.ledger.records import ConfigurationRecord, superseded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +60,9 @@ def best_configurations(
     """The best configuration of every method that has a complete one, best method first.
 
     A configuration is complete when all its replicates are done. Only those of a method with the
-    most replicates are compared (means over fewer seeds vary more). The best mean wins, the lower
-    number breaks ties, NaN never wins. Configurations that change the task's options are excluded;
+    most replicates are compared (means over fewer seeds vary more), and of those for which a part
+    with ``best_of`` has trained the best one, only that. The best mean wins, the lower number
+    breaks ties, NaN never wins. Configurations that change the task's options are excluded;
     if all do, the list is empty (see `explain_no_best`).
 
     Of a study of several tasks: those of each task, in the order of its file.
@@ -150,7 +151,7 @@ def best_of(
     competitors = _competitors(snapshot, where, part)
     found = [
         _best_configuration(snapshot, configuration, metric)
-        for configuration in _winners(snapshot, competitors, metric)
+        for configuration in _winners(snapshot, _standing(snapshot, competitors, part), metric)
     ]
     found.sort(key=lambda best: best.number)
     places = ties.places([best.mean for best in found], higher_is_better=higher_is_better(metric))
@@ -164,7 +165,9 @@ def best_keys(snapshot: Snapshot, by: str | None = None) -> dict[Condition, dict
     return {
         condition: {
             configuration.method: configuration.key
-            for configuration in _winners(snapshot, _competitors(snapshot, condition), metric)
+            for configuration in _winners(
+                snapshot, _standing(snapshot, _competitors(snapshot, condition)), metric
+            )
         }
         for condition in snapshot.conditions.all
     }
@@ -286,6 +289,23 @@ def _competitors(
         ):
             complete.setdefault(configuration.method, []).append(configuration)
     return complete
+
+
+def _standing(
+    snapshot: Snapshot,
+    competitors: Mapping[str, Sequence[ConfigurationRecord]],
+    part: str | None = None,
+) -> dict[str, list[ConfigurationRecord]]:
+    """Without those whose best one was trained again by a part with ``best_of``.
+
+    Within a part, all of its own are compared.
+    """
+    everything = [one for these in competitors.values() for one in these]
+    out = set() if part else superseded(snapshot.record.spec, everything, snapshot.parts_of)
+    return {
+        method: [one for one in these if one.key not in out]
+        for method, these in competitors.items()
+    }
 
 
 def _winners(

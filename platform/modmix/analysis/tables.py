@@ -391,6 +391,15 @@ def _results_notes(
             f"95 % CI, gap and p value are for {metric_label(shown[0])}: paired t tests against "
             f"{reference.label}, the best on validation, over common seeds, Holm-corrected."
         )
+        apart = [row.label for row in rows if row.paired is not None and row.paired.n == 0]
+        if apart:
+            notes.append(
+                f"Not tested, without a seed in common with {reference.label}: {', '.join(apart)}."
+            )
+    if any(spec.get("label") for spec in snapshot.parts.values()):
+        there = {row.best.method for row in rows}
+        if hidden := [one.method for one in best_of(snapshot, by) if one.method not in there]:
+            notes.append(f"Only parts with a label are shown, so not {', '.join(hidden)}.")
     return (*notes, *unranked_notes(snapshot))
 
 

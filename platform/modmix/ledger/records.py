@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -90,6 +90,31 @@ class ConfigurationRecord:
     task: str = ""  # in a study of several tasks
     fingerprint: str = ""  # of the data
     options: Mapping[str, Any] = field(default_factory=dict)  # of the task, that the study varies
+
+
+def superseded(
+    spec: Mapping[str, Any],
+    configurations: Iterable[ConfigurationRecord],
+    parts_of: Mapping[str, Collection[str]],
+) -> set[str]:
+    """The keys of configurations for which a part with ``best_of`` has trained the best one.
+
+    That it was the best is partly luck: only its results with other seeds are compared further.
+
+    Args:
+        spec: the study file's content.
+        configurations: complete ones, of one task.
+        parts_of: by key, the parts that have it.
+    """
+    own = {one: {part.partition("@")[0] for part in parts} for one, parts in parts_of.items()}
+    source = {
+        name: part["best_of"]
+        for name, part in (spec.get("parts") or {}).items()
+        if part.get("best_of")
+    }
+    known = [one for one in configurations if own.get(one.key)]
+    over = {(source[part], one.method) for one in known for part in own[one.key] & source.keys()}
+    return {one.key for one in known if {(part, one.method) for part in own[one.key]} <= over}
 
 
 @dataclass(frozen=True, kw_only=True)

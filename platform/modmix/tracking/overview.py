@@ -9,7 +9,14 @@ from typing import Any
 
 from modmix.base import ties
 from modmix.base.messages import digest
-from modmix.ledger.records import ENDED, ConfigurationRecord, ReplicateRecord, StudyRecord, of_task
+from modmix.ledger.records import (
+    ENDED,
+    ConfigurationRecord,
+    ReplicateRecord,
+    StudyRecord,
+    of_task,
+    superseded,
+)
 from modmix.tracking.content import (
     TAG_LENGTH,
     Content,
@@ -48,7 +55,7 @@ def study_content(
         "study/replicates_reused": float(sum(r.origin == "reused" for r in ended)),
     }
     lines = []
-    best = best_configurations(study, configurations, replicates)
+    best = best_configurations(study, configurations, replicates, parts)
     for (task, method), (configuration, means) in best.items():
         key = f"{task}_{method}" if task else method
         rows |= {f"study/{key}_{name.replace('/', '_')}": v for name, v in means.items()}
@@ -127,20 +134,26 @@ def best_configurations(
     study: StudyRecord,
     configurations: Sequence[ConfigurationRecord],
     replicates: Mapping[str, Sequence[ReplicateRecord]],
+    parts: Mapping[str, Sequence[str]],
 ) -> dict[tuple[str, str], tuple[ConfigurationRecord, dict[str, float]]]:
     """By task and method, the configuration with the best mean of the first objective; its means.
 
     The task is "" if the study has only one. Compares complete configurations with the most
-    replicates; the first one wins ties.
+    replicates, without those that are `superseded`; the first one wins ties.
     """
     objective, *_ = names = objectives_of(study.spec)
     best: dict[tuple[str, str], tuple[int, ConfigurationRecord, dict[str, float]]] = {}
     for task in study.spec.get("tasks") or [""]:
         own = of_task(study, task) if task else study
-        for one in configurations:
-            if one.task != task or not own.is_as_given(one.params):
+        mine = [
+            (one, *_means(replicates.get(one.key, ()), names))
+            for one in configurations
+            if one.task == task and own.is_as_given(one.params)
+        ]
+        out = superseded(study.spec, [one for one, n, _ in mine if n], parts)
+        for one, n, means in mine:
+            if one.key in out:
                 continue
-            n, means = _means(replicates.get(one.key, ()), names)
             most, _, rival = best.get((task, one.method), (0, None, {}))
             if n > most or (
                 0 < n == most
