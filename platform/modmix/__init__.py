@@ -62,3 +62,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(import_module(_PLACES[name]), name)
     raise AttributeError(f"module 'modmix' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

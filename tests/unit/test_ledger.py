@@ -130,6 +130,11 @@ def test_studies_that_are_not_there(ledger: Ledger) -> None:
     assert [record.name for record in ledger.studies()] == ["a", "b"]
     with pytest.raises(InputError, match=r"\(it has a, b\)"):
         ledger.study("s")
+    for number in range(20):
+        start(ledger, f"other{number}")
+    start(ledger, "quickstart")
+    with pytest.raises(InputError, match=r"\(it has quickstart, .* and 13 more\): run its file"):
+        ledger.study("quikstart")
 
 
 @pytest.mark.slow

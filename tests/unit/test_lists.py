@@ -105,6 +105,6 @@ def test_a_finished_study_says_what_became_of_everything(home: Path) -> None:
         ),
         (
             "study ann/a-longer-name is finished: 2 configurations (1 done, 1 pending), "
-            "5 models (2 done, 3 pending), 2 of them from other studies"
+            "5 models (2 done, 3 pending), 2 of them reused"
         ),
     ]

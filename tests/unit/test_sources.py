@@ -269,6 +269,7 @@ def test_arguments_declare_hyperparameters(
         ("def __init__(self, *, it: Literal[1, 2] = 1): pass", "(READABLE), got Literal[1, 2]"),
         ("def __init__(self, *, it: list[str] = []): pass", "(READABLE), got list[str]"),
         ("def __init__(self, *, it: int): pass", "must have a default"),
+        ("def __init__(self, it: int = 3): pass", "must be keyword-only: put a * before it"),
         (
             "def __init__(self, *, it: int = None): pass",
             "would refuse: must be a whole number, got",

@@ -377,7 +377,7 @@ sead: 4
             ),
             "16: parts.odd.shared: must be a mapping, got 4",
             "17: parts.odd.references: must be a list, got 'mul'",
-            "18: parts.odd.methods: must be a mapping, got ['mul']",
+            "18: parts.odd.methods: must be a mapping, got ['mul']: write {add: , mul: }",
             "20: parts.two.search.configurations: is required but missing",
             "21: parts.two.methods.mul: must be a mapping, got 4",
             "23: resources.cpus: must be greater than 0, got 0",
@@ -401,7 +401,7 @@ sead: 4
     ("line", "message"),
     [
         ("seeds: 0", "seeds: the number of seeds must be between 1 and 10000, got 0"),
-        ("seeds: true", "seeds: must be a list, got True"),
+        ("seeds: true", "seeds: must be a number of seeds or a list of them, got True"),
         ("seeds: []", "seeds: must have at least 1 entry, got []"),
         ("seeds: [1, -1]", "seeds.1: must be greater than or equal to 0, got -1"),
         ("seeds: [2147483648]", "seeds.0: must be less than 2147483648, got 2147483648"),

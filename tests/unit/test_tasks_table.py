@@ -51,7 +51,7 @@ def test_every_default_is_acceptable_and_required_options_are_missed() -> None:
         ("cifar100", {"val_rows": 0.1}, "option 'val_rows' must be a whole number, got 0.1"),
         ("cifar100", {"augment": {"pad": 2}}, "option 'augment' must be true or false, got {'pad"),
         ("cifar100", {"val_fraction": 0.1}, "'val_fraction' is not an option of this task"),
-        ("arrays", {}, "option 'path' is required: an .npz, .csv or .csv.gz"),
+        ("arrays", {}, "option 'path' is required: an .npz, .csv or .tsv (.gz)"),
         (
             "arrays",
             {"path": "x", "columns": ["a"]},

@@ -307,7 +307,7 @@ def _setup(snapshot: Snapshot) -> list[tuple[str, str]]:
         ("training", _pairs(training)),
         ("configurations", str(len(snapshot.configurations))),
         ("replicates", summary.progress(snapshot)),
-        ("reused from other studies", str(reused) if reused else ""),
+        ("reused from the ledger", str(reused) if reused else ""),
         ("device time", _duration(record.device_seconds)),
         ("wall-clock time", _duration(record.wall_seconds)),
         ("first started", _moment(record.created)),

@@ -53,7 +53,8 @@ def arguments(
         without: arguments to skip, which modmix passes itself.
 
     Raises:
-        InputError: an argument has no annotation, or an unsupported one.
+        InputError: an argument has no annotation or an unsupported one, or a default though it is
+            positional.
     """
     found: dict[str, Argument] = {}
     for owner in inspect.getmro(kind):
@@ -67,9 +68,18 @@ def arguments(
                 if argument.kind not in admitted:
                     raise _unreadable(f"{where}: argument {parameter.name}", parameter.annotation)
                 found.setdefault(parameter.name, argument)
+            elif parameter.kind is parameter.POSITIONAL_OR_KEYWORD and not _is_empty(parameter):
+                raise InputError(
+                    f"{where}: argument {parameter.name} has a default, so it must be "
+                    "keyword-only: put a * before it"
+                )
         if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
             break
     return tuple(found.values())
+
+
+def _is_empty(parameter: inspect.Parameter) -> bool:
+    return parameter.default is parameter.empty
 
 
 def _argument(parameter: inspect.Parameter, owner: type, where: str) -> Argument:
@@ -83,7 +93,7 @@ def _argument(parameter: inspect.Parameter, owner: type, where: str) -> Argument
         kind: ArgumentKind = "str"
     else:
         kind = _kind(annotation, where, parameter.annotation)
-    required = parameter.default is parameter.empty
+    required = _is_empty(parameter)
     default = None if required else parameter.default
     return Argument(
         name=parameter.name,

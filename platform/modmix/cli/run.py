@@ -40,7 +40,7 @@ def run(
         bool,
         typer.Option(
             "--dry-run",
-            help="Check the file and its data, print what would be trained, and start nothing.",
+            help="Check the file and its data, print what it consists of, and start nothing.",
         ),
     ] = False,
     quiet: Quiet = False,
@@ -101,7 +101,7 @@ def print_summary(study: Any, console: Console, *, mlflow: bool) -> None:
 
     counts = study.status()
     print(results_table(study._ledger, study.name).render("text"))
-    reused = f", {counts['reused']} of them from other studies" if counts["reused"] else ""
+    reused = f", {counts['reused']} of them reused" if counts["reused"] else ""
     console.print(
         f"study {study.name} is finished: {_by_state(counts['configurations'], 'configuration')}, "
         f"{_by_state(counts['replicates'], 'model')}{reused}",

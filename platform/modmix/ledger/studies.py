@@ -13,6 +13,7 @@ import socket
 import time
 import uuid
 from collections.abc import Mapping
+from difflib import SequenceMatcher
 from typing import Any
 
 import sqlalchemy as sa
@@ -70,8 +71,9 @@ class Studies(Database):
         if row is None:
             plain = owner_and_name(name)[1]
             known = [record.name for record in self.studies()]
-            known.sort(key=lambda other: owner_and_name(other)[1] != plain)
-            listing = f"it has {', '.join(known[:10])}" if known else "it is empty"
+            known.sort(key=lambda other: _likeness(owner_and_name(other)[1], plain), reverse=True)
+            more = f" and {len(known) - 10:,} more" if len(known) > 10 else ""
+            listing = f"it has {', '.join(known[:10])}{more}" if known else "it is empty"
             raise InputError(
                 f"no study {name!r} in the ledger {self.redacted_url} ({listing}): "
                 "run its file first, or set MODMIX_HOME to the folder it ran in"
@@ -219,6 +221,10 @@ class Studies(Database):
             details=json.loads(row.details or "{}"),
             mlflow_run=row.mlflow_run,
         )
+
+
+def _likeness(one: str, other: str) -> float:
+    return SequenceMatcher(None, one, other).ratio()
 
 
 def _wall_seconds(db: sa.Connection) -> sa.ColumnElement[float]:

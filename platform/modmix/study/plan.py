@@ -255,7 +255,6 @@ class Plan:
                 # The default setting covers what all configurations of the method share: training
                 # settings, encoders, data and code.
                 what += [self._setting(method, {}).identity]
-                what += [] if part.seeds is None else [list(part.seeds)]
                 if part.best_of is not None:
                     source = next(one for one in self.parts if one.name == part.best_of)
                     asked = None if source.search is None else source.search.configurations

@@ -56,6 +56,8 @@ def _seeds_by_count(value: Any, first: int = 0) -> Any:
         if not 1 <= value <= 10_000:
             raise ValueError(f"the number of seeds must be between 1 and 10000, got {value}")
         return list(range(first, first + value))
+    if not isinstance(value, list):
+        raise ValueError(f"must be a number of seeds or a list of them, got {shown(value)}")
     return value
 
 
@@ -362,7 +364,8 @@ def _message(item: Mapping[str, Any], path: Path_) -> str:
             text = str(item["msg"]).replace("Input should", "must")
             for theirs, ours in _WORDS.items():
                 text = text.replace(theirs, ours)
-            return f"{text}, got {got}"
+            remedy = ": write {add: , mul: }" if path[-1] == "methods" else ""
+            return f"{text}, got {got}{remedy}"
 
 
 _WORDS = {  # Pydantic's terms -> ours

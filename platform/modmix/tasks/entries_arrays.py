@@ -48,7 +48,7 @@ ARRAYS = TaskEntry(
     doc="your own .npz (one array per input and labels) or CSV",
     options=(
         Option(
-            name="path", kind="path", default=None, required=True, doc="an .npz, .csv or .csv.gz"
+            name="path", kind="path", default=None, required=True, doc="an .npz, .csv or .tsv (.gz)"
         ),
         Option(
             name="inputs",
