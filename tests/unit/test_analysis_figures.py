@@ -74,13 +74,25 @@ def test_error_bars_can_be_deviations(ledger, ax):
         draw_curve(ax, found, method_styles(snapshot.methods), errors="sem")
 
 
-def test_the_ring_is_at_the_minimum_and_references_at_their_means(ledger, ax):
+def test_the_ring_is_where_validation_is_best(tmp_path, ax):
+    """Not at the best test mean."""
+    study = Written(open_ledger(tmp_path), parts={"a": {"x": "beta"}})
+    for beta, val, test in ((0.0, 3.0, 9.0), (0.5, 2.0, 8.0), (1.0, 4.0, 1.0)):
+        key = study.configuration("a", "mul", {"beta": beta}, seeds=[0])
+        study.end(key, 0, {"val/error": val, "test/error": test})
+    snapshot = read(study.ledger, "demo")
+    draw_curve(ax, curve(snapshot, "a"), method_styles(snapshot.methods))
+    (ring,) = [line for line in ax.lines if line.get_markersize() == 10]
+    assert (ring.get_xdata()[0], ring.get_ydata()[0]) == (0.5, 8.0)
+
+
+def test_the_ring_is_on_its_line_and_references_at_their_means(ledger, ax):
     snapshot = read(ledger, "demo")
     found = curve(snapshot, "depth")
     draw_curve(ax, found, method_styles(snapshot.methods))
     (ring,) = [line for line in ax.lines if line.get_markersize() == 10]
     (line,) = found.lines
-    assert ring.get_ydata()[0] == line.points[line.minimum].value.mean
+    assert ring.get_ydata()[0] == line.points[line.chosen].value.mean
     drawn = {line.get_label(): line.get_ydata()[0] for line in ax.lines}
     for reference in found.references:
         label = f"{reference.method} (best), n = 5"

@@ -92,6 +92,19 @@ def test_everything_is_written_where_it_belongs(tmp_path, fresh):
     assert {path: path.read_bytes() for path in again.paths} == before
 
 
+def test_figures_and_tables_that_a_study_has_no_longer_are_set_aside(tmp_path, fresh):
+    finish(beta_study(fresh))
+    home = Home(tmp_path / "home")
+    folder = home.study("demo")
+    for name in ("figures/gone.png", "tables/gone.csv", "figures/notes.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("mine")
+    outputs = write_all(fresh, home, "demo")
+    rest = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    rest -= {path.relative_to(folder).as_posix() for path in outputs.paths}
+    assert rest == {"figures/earlier/gone.png", "tables/earlier/gone.csv", "figures/notes.txt"}
+
+
 @pytest.fixture(scope="module")
 def html(tmp_path_factory):
     """The page of a study with everything in it: also a failed and some missing replicates."""

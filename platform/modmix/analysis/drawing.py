@@ -73,7 +73,7 @@ def draw_curve(
     errors: str = "ci",
     panel: bool = False,
 ) -> list[Any]:
-    """Mean over x per method, with error bars; a ring marks the best mean of each line.
+    """Mean over x per method, with error bars; a ring marks the x chosen on validation.
 
     Args:
         errors: "ci" for 95 % confidence intervals, "std" for standard deviations.
@@ -140,9 +140,9 @@ def _draw_line(
             xs[partial], means[partial], marker=marker, markersize=4.5, linestyle="none",
             color=styles.colour, markerfacecolor=PAPER, zorder=4,
         )  # fmt: skip
-    if line.minimum is not None and _has_ring(line):
+    if line.chosen is not None and _has_ring(line):
         ax.plot(
-            xs[line.minimum], means[line.minimum], marker="o", markersize=10, linestyle="none",
+            xs[line.chosen], means[line.chosen], marker="o", markersize=10, linestyle="none",
             markerfacecolor="none", markeredgecolor=styles.colour, markeredgewidth=1.2, zorder=5,
         )  # fmt: skip
     return handle
@@ -217,17 +217,16 @@ def curve_notes(curve: Curve, errors: str) -> list[str]:
     points = [point for line in curve.lines for point in line.points]
     values = [point.value for point in points] + [found.value for found in curve.references]
     has_bars = any(value.n > 1 for value in values)
-    best = "highest" if higher_is_better(curve.metric) else "lowest"
     return [
         f"mean and {ERROR_BARS[errors]}" if has_bars else "one seed: no error bars",
-        f"ring: {best} mean of a line" if any(_has_ring(line) for line in curve.lines) else "",
+        "ring: best on validation" if any(_has_ring(line) for line in curve.lines) else "",
         "hollow: incomplete" if any(not point.complete for point in points) else "",
         f"{curve.omitted} more lines in the table" if curve.omitted else "",
     ]
 
 
 def _has_ring(line: Line) -> bool:
-    return line.minimum is not None and len(line.points) > 1
+    return line.chosen is not None and len(line.points) > 1
 
 
 def _n_text(line: Line) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from hashlib import sha256
@@ -45,7 +46,8 @@ class Outputs:
 def write_all(ledger: Ledger, home: Home, study: str, *, errors: str = "ci") -> Outputs:
     """Write all figures, tables and the report into the study's folder.
 
-    Unfinished studies are allowed; their report says so. Files are replaced atomically.
+    Unfinished studies are allowed; their report says so. Files are replaced atomically. Figures and
+    tables that the study has no longer, such as those of a removed part, go to ``earlier/``.
 
     Files: ``figures/<name>.png``, ``.svg`` and ``.pdf``; ``tables/results``, ``configurations``
     and, if some configurations change the task, ``conditions`` as ``.csv``, ``.md`` and ``.tex``;
@@ -74,7 +76,20 @@ def write_all(ledger: Ledger, home: Home, study: str, *, errors: str = "ci") -> 
     written = _write_tables(folder / "tables", drawn, tables, ranks)
     path = folder / "report.html"
     write_text(path, _report(snapshot, tables, ranks, drawn, svgs))
+    for written_now in (figures, written):
+        _set_aside(written_now)
     return Outputs(figures=tuple(figures), tables=tuple(written), report=path)
+
+
+def _set_aside(written: Sequence[Path]) -> None:
+    """Move other files of these kinds into a folder beside them: they are of an earlier state."""
+    kinds = {path.suffix for path in written}
+    for folder in {path.parent for path in written}:
+        for path in list(folder.iterdir()):
+            if path.suffix in kinds and path not in written:
+                (folder / "earlier").mkdir(exist_ok=True)
+                with suppress(FileNotFoundError):  # another process has done so
+                    path.replace(folder / "earlier" / path.name)
 
 
 def report_html(ledger: Ledger, study: str) -> str:
