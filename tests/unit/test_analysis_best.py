@@ -10,7 +10,7 @@ import math
 import pytest
 
 from analysis_ledger import Written, open_ledger
-from modmix.analysis.best import best_configurations, best_of
+from modmix.analysis.best import best_configurations, best_of, unranked
 from modmix.analysis.comparisons import comparisons_of
 from modmix.analysis.frames import read
 from modmix.base.errors import InputError
@@ -102,7 +102,22 @@ def test_what_was_found_best_stands_with_the_seeds_that_confirm_it(tmp_path):
     }
     (only,) = comparisons_of(snapshot)
     assert only.candidates["mul"].configuration == grid
-    assert only.candidates["mul"].n_candidates == 4
+    assert only.candidates["mul"].n_candidates == 3  # without the one that was trained again
+    # With fewer seeds than another configuration, a confirmation supersedes nothing.
+    most = add(study, "mul", 5, val=6.0, test=9.0, part="grid", seeds=3)
+    assert best() == [lucky, late]
+    assert most != lucky
+
+
+def test_a_confirmation_with_fewer_seeds_than_its_search_is_ranked(tmp_path):
+    parts = {"search": {"seeds": [7, 8, 9]}, "tuned": {"best_of": "search"}}
+    study = Written(open_ledger(tmp_path), parts=parts)
+    add(study, "mul", 0, val=3.0, test=9.0, part="search", seeds=3)
+    add(study, "mul", 1, val=4.0, test=9.0, part="search", seeds=3)
+    confirmed = add(study, "mul", 2, val=5.0, test=9.0, part="tuned", seeds=2)
+    (best,) = best_configurations(study.ledger, study.name)
+    assert best.configuration == confirmed
+    assert unranked(study.ledger, study.name) == []
 
 
 def test_undefined_values_never_win(study):

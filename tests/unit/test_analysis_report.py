@@ -85,24 +85,28 @@ def test_everything_is_written_where_it_belongs(tmp_path, fresh):
     assert outputs.report == folder / "report.html"
     assert all(path.stat().st_size > 0 for path in outputs.paths)
     written = {path for path in folder.rglob("*") if path.is_file()}
-    assert written == set(outputs.paths)  # and no temporary file is left
+    assert written == {*outputs.paths, folder / ".written"}  # and no temporary file is left
     # Nothing in the outputs depends on when they were written.
     before = {path: path.read_bytes() for path in outputs.paths}
     again = write_all(fresh, home, "demo")
     assert {path: path.read_bytes() for path in again.paths} == before
 
 
-def test_figures_and_tables_that_a_study_has_no_longer_are_set_aside(tmp_path, fresh):
+def test_figures_and_tables_that_a_study_has_no_longer_are_removed(tmp_path, fresh):
     finish(beta_study(fresh))
     home = Home(tmp_path / "home")
-    folder = home.study("demo")
-    for name in ("figures/gone.png", "tables/gone.csv", "figures/notes.txt"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("mine")
     outputs = write_all(fresh, home, "demo")
-    rest = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    rest -= {path.relative_to(folder).as_posix() for path in outputs.paths}
-    assert rest == {"figures/earlier/gone.png", "tables/earlier/gone.csv", "figures/notes.txt"}
+    folder = home.study("demo")
+    note = folder / ".written"
+    assert set(note.read_text().splitlines()) == {
+        path.relative_to(folder).as_posix() for path in (*outputs.figures, *outputs.tables)
+    }
+    for name in ("figures/gone.png", "tables/gone.csv", "figures/mine.png"):
+        (folder / name).write_text("x")
+    note.write_text(note.read_text() + "\nfigures/gone.png\ntables/gone.csv\ntables/never.csv")
+    again = write_all(fresh, home, "demo")
+    files = {path for path in folder.rglob("*") if path.is_file()}
+    assert files - set(again.paths) == {note, folder / "figures" / "mine.png"}
 
 
 @pytest.fixture(scope="module")

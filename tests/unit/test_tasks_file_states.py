@@ -49,9 +49,17 @@ def test_files_that_lie_in_a_folder_of_modmix_count(
 ) -> None:
     """Though what modmix itself keeps there does not."""
     monkeypatch.setenv(variable, str(folder))
-    for name in ("ledger.db", "ledger.db-wal", "checkpoints/x", "prepared/y", "sub/b.txt"):
+    made = (
+        "ledger.db",
+        "ledger.db-wal",
+        "checkpoints/x",
+        "prepared/y",
+        "s/report.html",
+        "s/figures/f",
+    )
+    for name in (*made, "sub/b.txt"):
         path = folder / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("changing")
     assert names(folder) == ["a.txt", "sub/b.txt"]
 

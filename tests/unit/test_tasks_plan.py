@@ -156,6 +156,21 @@ def test_errors_in_files_are_said_of_the_line_that_names_them(
     assert str(caught.value) == line + told
 
 
+def test_a_flag_names_a_file_without_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def load(_task: str, options: dict[str, str], *_: object) -> Data:
+        asked.append(options["path"])
+        raise DataError("enough")
+
+    monkeypatch.setattr("modmix.tasks.base.load_task", load)
+    text = "study: s\ntask: {name: arrays, path: a.npz}\nparts: {p: {methods: {add: }}}\n"
+    source = files.parse(text, name="x.yaml", folder=Path("/studies"))
+    with pytest.raises(DataError):
+        tasks_plan.make(source, data_path="/a$$b/$HOMEX.npz")
+    assert asked == ["/a$$b/$HOMEX.npz"]
+
+
 def test_a_file_that_a_flag_names_has_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(_task: str, options: dict[str, str], *_: object) -> Data:
         raise DataError(f"{options['path']}: there is nothing")

@@ -187,11 +187,16 @@ def best_values(snapshot: Snapshot, method: str, parameter: str, by: str) -> dic
 
 
 def candidates(snapshot: Snapshot, condition: Condition, part: str | None = None) -> dict[str, int]:
-    """By method, the number of configurations its best one was selected from."""
-    return {
-        m: len(configurations)
-        for m, configurations in _competitors(snapshot, condition, part).items()
-    }
+    """By method, the number of configurations its best one was selected from.
+
+    Over all parts, what a part with ``best_of`` has trained again counts once.
+    """
+    again = {name for name, spec in snapshot.parts.items() if spec.get("best_of")}
+    found = {}
+    for method, these in _competitors(snapshot, condition, part).items():
+        first = [one for one in these if not again.issuperset(snapshot.parts_of.get(one.key, [""]))]
+        found[method] = len(first or these) if part is None else len(these)
+    return found
 
 
 def unranked(ledger: Ledger, study: str) -> list[str]:
@@ -205,7 +210,12 @@ def unranked_notes(snapshot: Snapshot) -> list[str]:
     Those of parts with seeds of their own are ranked within their parts.
     """
     apart = {part for part, spec in snapshot.parts.items() if spec.get("seeds")}
-    most = _most_seeds(snapshot, snapshot.configurations)
+
+    def is_apart(one: ConfigurationRecord) -> bool:
+        parts = snapshot.parts_of.get(one.key, [""])
+        return apart.issuperset(part.partition("@")[0] for part in parts)
+
+    most = _most_seeds(snapshot, [one for one in snapshot.configurations if not is_apart(one)])
     pruned, fewer, failed = Counter[str](), Counter[str](), Counter[str]()
     for configuration in snapshot.configurations:
         states = [replicate.state for replicate in snapshot.replicates_of[configuration.key]]
@@ -213,9 +223,7 @@ def unranked_notes(snapshot: Snapshot) -> list[str]:
             pruned[configuration.method] += 1
         elif "failed" in states and set(states) <= {"done", "pruned", "failed"}:
             failed[configuration.method] += 1
-        elif apart.issuperset(
-            part.partition("@")[0] for part in snapshot.parts_of.get(configuration.key, [""])
-        ):
+        elif is_apart(configuration):
             continue
         elif configuration.key in snapshot.complete and len(states) < most[configuration.method]:
             fewer[configuration.method] += 1
@@ -301,7 +309,10 @@ def _standing(
     Within a part, all of its own are compared.
     """
     everything = [one for these in competitors.values() for one in these]
-    out = set() if part else superseded(snapshot.record.spec, everything, snapshot.parts_of)
+    out: set[str] = set()
+    if part is None:
+        seeds = {one.key: len(snapshot.replicates_of[one.key]) for one in everything}
+        out = superseded(snapshot.record.spec, everything, snapshot.parts_of, seeds)
     return {
         method: [one for one in these if one.key not in out]
         for method, these in competitors.items()

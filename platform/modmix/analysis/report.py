@@ -47,7 +47,7 @@ def write_all(ledger: Ledger, home: Home, study: str, *, errors: str = "ci") -> 
     """Write all figures, tables and the report into the study's folder.
 
     Unfinished studies are allowed; their report says so. Files are replaced atomically. Figures and
-    tables that the study has no longer, such as those of a removed part, go to ``earlier/``.
+    tables of an earlier state of the study, such as those of a removed part, are removed.
 
     Files: ``figures/<name>.png``, ``.svg`` and ``.pdf``; ``tables/results``, ``configurations``
     and, if some configurations change the task, ``conditions`` as ``.csv``, ``.md`` and ``.tex``;
@@ -76,20 +76,20 @@ def write_all(ledger: Ledger, home: Home, study: str, *, errors: str = "ci") -> 
     written = _write_tables(folder / "tables", drawn, tables, ranks)
     path = folder / "report.html"
     write_text(path, _report(snapshot, tables, ranks, drawn, svgs))
-    for written_now in (figures, written):
-        _set_aside(written_now)
+    _remove_stale(folder, [*figures, *written])
     return Outputs(figures=tuple(figures), tables=tuple(written), report=path)
 
 
-def _set_aside(written: Sequence[Path]) -> None:
-    """Move other files of these kinds into a folder beside them: they are of an earlier state."""
-    kinds = {path.suffix for path in written}
-    for folder in {path.parent for path in written}:
-        for path in list(folder.iterdir()):
-            if path.suffix in kinds and path not in written:
-                (folder / "earlier").mkdir(exist_ok=True)
-                with suppress(FileNotFoundError):  # another process has done so
-                    path.replace(folder / "earlier" / path.name)
+def _remove_stale(folder: Path, written: Sequence[Path]) -> None:
+    """Remove what an earlier report has written, such as figures of a part that was removed.
+
+    Which files these are is noted beside them: others in these folders are the user's own.
+    """
+    note, now = folder / ".written", {str(path.relative_to(folder)) for path in written}
+    with suppress(FileNotFoundError):
+        for name in set(note.read_text().splitlines()) - now:
+            (folder / name).unlink(missing_ok=True)
+    write_text(note, "\n".join(sorted(now)))
 
 
 def report_html(ledger: Ledger, study: str) -> str:

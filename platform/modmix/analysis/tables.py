@@ -377,10 +377,12 @@ def _results_notes(
             f"table of conditions for the other {len(conditions) - 1}."
         )
     parted = [row for row in rows if row.part]
+    confirms = any(spec.get("best_of") for spec in snapshot.parts.values())
     if parted and len(parted) < len(rows):
         notes.append(
             f"A row such as {parted[0].label!r} is a method's best configuration within a part; "
-            "without a part, it is the best of all parts."
+            "without a part, it is the best of all parts"
+            f"{', or what a part with best_of has trained again' if confirms else ''}."
         )
     counts = ", ".join(f"{row.label} {row.n_candidates}" for row in rows)
     if any(row.n_candidates > 1 for row in rows):
@@ -389,7 +391,8 @@ def _results_notes(
     if len(rows) > 1 and reference is not None:
         notes.append(
             f"95 % CI, gap and p value are for {metric_label(shown[0])}: paired t tests against "
-            f"{reference.label}, the best on validation, over common seeds, Holm-corrected."
+            f"{reference.label}, the {'first row' if confirms else 'best on validation'}, over "
+            "common seeds, Holm-corrected."
         )
         apart = [row.label for row in rows if row.paired is not None and row.paired.n == 0]
         if apart:

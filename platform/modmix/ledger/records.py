@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -94,17 +95,20 @@ class ConfigurationRecord:
 
 def superseded(
     spec: Mapping[str, Any],
-    configurations: Iterable[ConfigurationRecord],
+    configurations: Sequence[ConfigurationRecord],
     parts_of: Mapping[str, Collection[str]],
+    seeds: Mapping[str, int],
 ) -> set[str]:
     """The keys of configurations for which a part with ``best_of`` has trained the best one.
 
-    That it was the best is partly luck: only its results with other seeds are compared further.
+    That it was the best is partly luck: only its results with other seeds are compared further,
+    unless they are fewer than those of another configuration of the method.
 
     Args:
         spec: the study file's content.
         configurations: complete ones, of one task.
         parts_of: by key, the parts that have it.
+        seeds: by key, how many it was trained with.
     """
     own = {one: {part.partition("@")[0] for part in parts} for one, parts in parts_of.items()}
     source = {
@@ -114,7 +118,15 @@ def superseded(
     }
     known = [one for one in configurations if own.get(one.key)]
     over = {(source[part], one.method) for one in known for part in own[one.key] & source.keys()}
-    return {one.key for one in known if {(part, one.method) for part in own[one.key]} <= over}
+    found = {one.key for one in known if {(part, one.method) for part in own[one.key]} <= over}
+    confirmed, rest = Counter[str](), Counter[str]()  # most seeds, by method
+    for one in configurations:
+        if one.key not in found:
+            which = confirmed if own.get(one.key, set()) & source.keys() else rest
+            which[one.method] = max(which[one.method], seeds[one.key])
+    return {
+        one.key for one in known if one.key in found and confirmed[one.method] >= rest[one.method]
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

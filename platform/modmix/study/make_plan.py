@@ -87,7 +87,7 @@ def loaded(
 
 def _given_path(path: str) -> str:
     try:
-        return str(user_path(path).absolute())
+        return str(user_path(path).absolute()).replace("$", "$$")  # a name, not a variable
     except InputError as error:
         raise InputError(f"--data: {error}") from error
 

@@ -396,6 +396,8 @@ class PartChecker(Checks):
             and (tasks is None or (own := tasks_of_part(part)) is None or tasks & own)
         ]
         trained = {method for part in near for method in methods_of(part)} | labels_of(near)
+        if any(not isinstance(part.get("methods"), Mapping) for part in near):
+            return  # reported already
         for reference in raw if isinstance(raw, list) else ():
             if is_key_of(reference, self.methods) and reference not in trained:
                 message = (

@@ -364,7 +364,9 @@ def _message(item: Mapping[str, Any], path: Path_) -> str:
             text = str(item["msg"]).replace("Input should", "must")
             for theirs, ours in _WORDS.items():
                 text = text.replace(theirs, ours)
-            remedy = ": write {add: , mul: }" if path[-1] == "methods" else ""
+            remedy = (
+                ": write {add: , mul: }" if path[0] == "parts" and path[-1] == "methods" else ""
+            )
             return f"{text}, got {got}{remedy}"
 
 

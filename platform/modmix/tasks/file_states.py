@@ -48,6 +48,7 @@ def _files(path: Path) -> Iterator[Path]:
         real = Path(folder).resolve()
         # A results folder with another name is known by its ledger.
         is_ours = real in (results, data) or "ledger.db" in files
+        is_ours = is_ours or ("report.html" in files and "figures" in folders)  # of a study
         if real in seen or (is_ours and Path(folder) != path):
             folders.clear()
             continue

@@ -150,7 +150,8 @@ def best_configurations(
             for one in configurations
             if one.task == task and own.is_as_given(one.params)
         ]
-        out = superseded(study.spec, [one for one, n, _ in mine if n], parts)
+        complete = [one for one, n, _ in mine if n]
+        out = superseded(study.spec, complete, parts, {one.key: n for one, n, _ in mine})
         for one, n, means in mine:
             if one.key in out:
                 continue
