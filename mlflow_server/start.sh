@@ -46,7 +46,7 @@ path = os.path.expandvars(text)
 try:
     print(Path(path).expanduser().absolute() if path.startswith("~") else Path(path).absolute())
 except RuntimeError:
-    sys.exit(f"mlflow_server: the home directory in {path!r} is not known: set MODMIX_HOME to a whole path")
+    sys.exit(f"mlflow_server: the home directory in {path!r} is not known: set MODMIX_HOME to an absolute path")
 PY
     ) || exit 2
     mkdir -p "$home" || refuse "$home cannot be made: set MODMIX_HOME to a folder you may write"

@@ -101,7 +101,7 @@ def test_the_good_node_is_lost_while_packs_wait_for_it(tmp_path: Path) -> None:
     """)
     assert found["done"] == 6
     assert "is avoided from now on: " in found["said"][0]
-    assert "warning: no node is left that is not avoided: they are tried again" in found["said"]
+    assert "warning: only avoided nodes are left: they are tried again" in found["said"]
     assert [WITHDRAWN, True, False] in found["failures"]
 
 

@@ -177,7 +177,7 @@ def test_files_of_own_classes_are_named_with_their_digests(tmp_path, fresh):
     for name in ("gate.py", "near.py"):
         digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
         assert f"{name} (SHA-256 {digest})" in text
-    assert "The study's own Python files belong beside it:" in text
+    assert "Save the study's own Python files beside it:" in text
 
 
 def test_an_empty_study_has_a_report(tmp_path, fresh):
@@ -234,7 +234,12 @@ def test_headline_of_one_seed_and_of_one_method(fresh):
 def test_headline_of_equals_of_strangers_and_of_constant_gaps(fresh):
     for name, first, second, words in (
         ("equal", {0: 8.0, 1: 9.0}, {0: 8.0, 1: 9.0}, "equal to that of add."),
-        ("strangers", {0: 8.0}, {1: 9.0}, "they have no seed in common"),
+        (
+            "strangers",
+            {0: 8.0},
+            {1: 9.0},
+            "that of add, the next method, is 9.00 %; the two have no seed",
+        ),
         ("constant", {0: 8.0, 1: 9.0}, {0: 9.0, 1: 10.0}, "the t test is undefined here"),
     ):
         study = Written(fresh, name, parts={"a": {}})

@@ -88,8 +88,8 @@ def test_an_option_is_that_of_the_only_task(tmp_path: Path, block: str) -> None:
 @pytest.mark.parametrize(
     ("block", "option", "why"),
     [
-        ("task: {name: weak}", "name=digits", "--option name: the study file says which task"),
-        ("tasks: {a: {task: weak}}", "class=x.py:X", "--option class: the study file says which"),
+        ("task: {name: weak}", "name=digits", "--option name: the study file names the task"),
+        ("tasks: {a: {task: weak}}", "class=x.py:X", "--option class: the study file names"),
         ("tasks: {a: {task: weak}, b: {task: digits}}", "dim=3", "the study has several tasks"),
     ],
 )

@@ -164,7 +164,9 @@ def test_an_unknown_user_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.delenv("MODMIX_DATA", raising=False)
     monkeypatch.setattr(Path, "expanduser", unknown)
-    with pytest.raises(InputError, match="set MODMIX_DATA to a whole path, or HOME to a folder"):
+    with pytest.raises(
+        InputError, match="set MODMIX_DATA to an absolute path, or HOME to a folder"
+    ):
         data_home()
     monkeypatch.setenv("MODMIX_DATA", "/data")
     assert data_home() == Path("/data")

@@ -232,7 +232,7 @@ def test_a_file_that_cannot_be_read_is_no_other_data(
         raise OSError(errno.EIO, "Input/output error", str(path))
 
     monkeypatch.setattr(Path, "open", fails)
-    with pytest.raises(DataError, match=r"/a cannot be read \(Input/output error\): look at its"):
+    with pytest.raises(DataError, match=r"/a cannot be read \(Input/output error\): check its"):
         sample_of(tmp_path, items)
 
 
@@ -290,8 +290,8 @@ def test_unreadable_items_are_left_out_and_listed(
     )
     assert absent.getMessage() == (
         "warning: task task.py:Numbers: classes without examples in a split: 'even' (11 examples) "
-        "in test, 'odd' (9 examples) in val; metrics of that split say nothing about them: give "
-        "them more examples, or leave them out"
+        "in test, 'odd' (9 examples) in val; metrics of that split do not cover them: add "
+        "examples, or leave these classes out"
     )
     check_task(task(folder), {"path": str(folder), "scaled": False})
 

@@ -87,4 +87,4 @@ def test_nodes_that_are_tried_again_are_avoided_under_another_name() -> None:
     assert nodes.avoided("pack", ["a"]) == ()
     assert nodes.avoided("pack", ["a", "b"]) == ("a", "none-3")
     assert nodes.avoided("other", ["a", "b"]) == ()
-    assert said == ["warning: no node is left that is not avoided: they are tried again"]
+    assert said == ["warning: only avoided nodes are left: they are tried again"]

@@ -166,7 +166,7 @@ def test_encoder_fields_are_checked_against_each_encoder_they_apply_to(
     bench.write(rates=RATES)
     message = (
         "encoder.size must be a whole number, got {} for the encoder rates.py:Whole of input "
-        "'left': give each input its encoder's values under encoders"
+        "'left': set it for each input under encoders"
     )
     for value, search, wrong in (
         ("0.5", "", "0.5"),
@@ -200,7 +200,7 @@ def test_base_has_one_list_of_modalities(bench: Bench, order: str) -> None:
     assert bench.problems(part.format(f"{{grid: [{order}]}}"), encoders) == [
         (
             f"line 5: parts.p.methods.base: its modalities are {first} for some values of "
-            f"encoder.taps and {second} for others, and one block has one list of modalities: give "
+            f"encoder.taps and {second} for others, but a block has one list of modalities: give "
             "each value a part of its own"
         )
     ]

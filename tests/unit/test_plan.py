@@ -567,7 +567,7 @@ def test_a_methods_own_hyperparameters_are_suggested_first(given, meant):
         ("{low: 0, high: 1, when: {depth: [1, 7]}}", ".when: 'depth' is never 7 here"),
         (
             "{low: 0, high: 1, when: {learning_rate: 0.1}}",
-            ".when: 'learning_rate' is from a continuous range, which equals a value only by",
+            ".when: 'learning_rate' has a continuous range, which equals a value only by",
         ),
         ("[0, 1]", "must be a finite number, got [0, 1]"),
         (".nan", "must be a finite number, got nan"),
@@ -907,13 +907,15 @@ def test_two_dollars_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_paths_in_unknown_home_directories() -> None:
     task, part = "task: {name: arrays, path: ~nobody_here/a.npz}", "~nobody_here/b.npz"
-    message = "must be a whole path, because the home directory in '~nobody_here/{}' is not known"
+    message = (
+        "must be an absolute path, because the home directory in '~nobody_here/{}' is not known"
+    )
     assert problems(f"  p: {{methods: {{mul: {{task.path: {part}}}}}}}", task=task) == [
         f"line 2: task.path: {message.format('a.npz')}",
         f"line 5: parts.p.methods.mul.task.path: {message.format('b.npz')}",
     ]
     text = "study: s\ntask: {name: arrays}\nparts: {p: {methods: {mul: }}}"
-    with pytest.raises(InputError, match=r"^--data: must be a whole path, because the home"):
+    with pytest.raises(InputError, match=r"^--data: must be an absolute path, because the home"):
         make_plan.make(files.parse(text, name="x", folder=FOLDER), data_path="~nobody_here/a.npz")
 
 

@@ -24,7 +24,9 @@ def write(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def test_an_unknown_home_directory_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"^must be a whole path, .* '~nobody_here/x.py' is not "):
+    with pytest.raises(
+        InputError, match=r"^must be an absolute path, .* '~nobody_here/x.py' is not "
+    ):
         sources.find("~nobody_here/x.py:A", tmp_path)
 
 

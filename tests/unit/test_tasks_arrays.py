@@ -494,7 +494,7 @@ def test_a_class_of_one_row_is_named_in_a_warning(
     (record,) = caplog.records
     assert record.getMessage() == (
         f"warning: {path}: classes without examples in a split: '3' (1 example) in val and test; "
-        "metrics of that split say nothing about them: give them more examples, or leave them out"
+        "metrics of that split do not cover them: add examples, or leave these classes out"
     )
     load(save(tmp_path / "y.npz", **example()))
     assert caplog.records == [record]

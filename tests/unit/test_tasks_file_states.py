@@ -78,5 +78,5 @@ def test_links_to_folders_are_followed_once(folder: Path, tmp_path: Path) -> Non
 
 def test_what_cannot_be_looked_at_is_said(folder: Path) -> None:
     long = folder / ("x" * 300)
-    with pytest.raises(DataError, match=r"x: cannot be looked at \(File name too long\); change"):
+    with pytest.raises(DataError, match=r"x: cannot be accessed \(File name too long\); change"):
         states_of(long)

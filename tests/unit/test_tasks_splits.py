@@ -43,8 +43,7 @@ def test_absent_classes_are_named() -> None:
     names = ("a", "b", "c", "never")
     assert absent(labels, splits, names) == (
         "classes without examples in a split: 'b' (1 example) in val and test, 'c' (2 examples) in "
-        "val; metrics of that split say nothing about them: give them more examples, or leave them "
-        "out"
+        "val; metrics of that split do not cover them: add examples, or leave these classes out"
     )
     assert absent(labels[:3], splits[:3], names) is None
     many = absent(np.arange(9), np.zeros(9), [str(n) for n in range(9)])

@@ -362,7 +362,7 @@ def test_each_pack_waits_its_own_time_for_another_node() -> None:
     study.now += tune_scheduler.REPLACING_SECONDS
     study.scheduler.choose_trial_to_run(tune)
     assert tune.stopped == [first, second]
-    assert study.said == ["warning: no node is left that is not avoided: they are tried again"]
+    assert study.said == ["warning: only avoided nodes are left: they are tried again"]
 
 
 def test_a_pack_whose_last_node_is_lost_is_handed_out_anew() -> None:
@@ -378,7 +378,7 @@ def test_a_pack_whose_last_node_is_lost_is_handed_out_anew() -> None:
     study.now += 1
     study.scheduler.choose_trial_to_run(tune)
     assert tune.stopped == [waiting]
-    assert study.said == ["warning: no node is left that is not avoided: they are tried again"]
+    assert study.said == ["warning: only avoided nodes are left: they are tried again"]
     assert study.work.failures[1:] == [(WITHDRAWN, True, False)]
     study.callback.on_trial_complete(0, [], waiting)  # as `stop_trial` does
     again = study.suggest("2")

@@ -334,7 +334,7 @@ def test_the_prepared_arrays(root: Path, caplog: pytest.LogCaptureFixture) -> No
     assert same == folder
     message = (
         "5 of 12 items of the test split of task ucf101 could not be read when they were prepared; "
-        f"{folder / 'unreadable.txt'} has all; mend the files and delete its folder, or set "
+        f"{folder / 'unreadable.txt'} lists them; repair the files and delete its folder, or set "
         "`max_unreadable` (now 0.4 of the items of any split) higher"
     )
     with pytest.raises(DataError, match=re.escape(message)):

@@ -1,9 +1,9 @@
 """Comparisons of methods on the same data, and ranks over several of them.
 
 A comparison is one study, or one condition of a study. Its candidates are each method's best
-configuration there, selected on validation. They are tested against one of them, the reference,
-which is best on validation too: against the best test mean, which profits from chance, p values
-would be too small.
+configuration there, selected on validation. All are tested against the reference, the candidate
+that is best on validation. The candidate with the best test mean is best partly by chance, so p
+values of tests against it would be too small.
 """
 
 from __future__ import annotations

@@ -67,10 +67,10 @@ COLUMNS: Mapping[str, Column] = {
     "<metric>/mean": Column(meaning="mean over replicates", unit="the metric's"),
     "<metric>/std": Column(meaning="standard deviation, n - 1", unit="the metric's"),
     "<metric>/ci_low": Column(
-        meaning="95 % t interval, in the range of the metric", unit="the metric's"
+        meaning="95 % t interval, clipped to the metric's range", unit="the metric's"
     ),
     "<metric>/ci_high": Column(
-        meaning="95 % t interval, in the range of the metric", unit="the metric's"
+        meaning="95 % t interval, clipped to the metric's range", unit="the metric's"
     ),
 }
 STATISTICS = ("mean", "std", "ci_low", "ci_high")

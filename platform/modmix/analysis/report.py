@@ -381,7 +381,7 @@ def _reproduce(snapshot: Snapshot) -> str:
         lines.append(f"modmix best {record.name}")
     fingerprint = _fingerprint(snapshot)
     own = _own_files(record.details.get("sources") or {})
-    files = f"<p>The study's own Python files belong beside it:</p><ul>{own}</ul>" if own else ""
+    files = f"<p>Save the study's own Python files beside it:</p><ul>{own}</ul>" if own else ""
     data = f" Data fingerprint: {escape(fingerprint)}." if fingerprint else ""
     return (
         f"<p>Save the study file below as <code>{escape(name)}</code> and run the commands. Seeds "

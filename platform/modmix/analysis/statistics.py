@@ -67,8 +67,8 @@ def estimate(
     """Mean, standard deviation (n - 1) and t interval of the mean.
 
     Args:
-        bounds: of possible values: the part of the interval beyond them is cut off, which leaves
-            its coverage as it is. With two seeds, half an interval is nine standard deviations.
+        bounds: smallest and largest possible value. The interval is clipped to them, which leaves
+            its coverage as it is. With two seeds, it extends nine standard deviations either way.
 
     Example:
         >>> estimate([1.0, 2.0, 3.0]).ci_high.__round__(4)

@@ -120,8 +120,8 @@ def _distance(second: Row, metric: str) -> str:
     test = second.paired
     if test.n == 0:
         return (
-            f"that of {second.label}, the next method, "
-            f"{_with_unit(second.best.estimates[metric].mean, metric)}; they have no seed in "
+            f"and that of {second.label}, the next method, is "
+            f"{_with_unit(second.best.estimates[metric].mean, metric)}; the two have no seed in "
             "common for a paired test."
         )
     if ties.is_tie(test.difference, 0.0):

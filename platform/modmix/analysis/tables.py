@@ -162,7 +162,7 @@ def _labelled_rows(snapshot: Snapshot, main: Condition, by: str | None) -> list[
     labels = unique_labels(snapshot.parts)
     rows = [
         Row(
-            # Of a method that the file has no longer, results may still be there.
+            # Results may be of a method that the file no longer has.
             label=labels.get((part, best.method), best.method),
             part=part,
             best=best,
@@ -183,7 +183,7 @@ def _labelled_rows(snapshot: Snapshot, main: Condition, by: str | None) -> list[
 def unique_labels(parts: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], str]:
     """The label of each row of the parts with a ``label``, by part and method.
 
-    Where several would have the same, the method follows, and the part if that is not enough.
+    If several are the same, the method is added, and the part if that is not enough.
     """
     given = {
         (part, method): str(spec["label"]).replace("{method}", method)
@@ -397,12 +397,12 @@ def _results_notes(
         apart = [row.label for row in rows if row.paired is not None and row.paired.n == 0]
         if apart:
             notes.append(
-                f"Not tested, without a seed in common with {reference.label}: {', '.join(apart)}."
+                f"Not tested (no seed in common with {reference.label}): {', '.join(apart)}."
             )
     if any(spec.get("label") for spec in snapshot.parts.values()):
         there = {row.best.method for row in rows}
         if hidden := [one.method for one in best_of(snapshot, by) if one.method not in there]:
-            notes.append(f"Only parts with a label are shown, so not {', '.join(hidden)}.")
+            notes.append(f"Methods of parts without a label are not shown: {', '.join(hidden)}.")
     return (*notes, *unranked_notes(snapshot))
 
 

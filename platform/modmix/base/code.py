@@ -2,8 +2,8 @@
 of what it was before. Reads files only: nothing is imported or run.
 
 A class's code is its module and every module of ``modmix.methods`` and ``modmix.encoders`` that it
-imports, without comments, docstrings and blank lines; of a user's own class, also those that it may
-be derived from, however it names them. The trainer and everything else that decides
+imports, without comments, docstrings and blank lines; for a user's own class, also the modules of
+the public base classes, however it imports them. The trainer and everything else that decides
 numbers is covered by `messages.NUMERICS_VERSION`.
 """
 

@@ -170,7 +170,7 @@ def _expand(name: str, text: str) -> str:
         if (variable := match.group(1) or match.group(2)) not in os.environ:
             raise InputError(
                 f"{name} is {text!r}, and the environment variable {variable} is not set: export "
-                f"it, or set {name} to a whole path"
+                f"it, or set {name} to an absolute path"
             )
     expanded = os.path.expandvars(text)
     if not expanded.startswith("~"):
@@ -179,8 +179,8 @@ def _expand(name: str, text: str) -> str:
         return str(Path(expanded).expanduser())
     except RuntimeError as error:  # HOME unset and no passwd entry, or no such user
         raise InputError(
-            f"the home directory in {text!r} is not known: set {name} to a whole path, or HOME to "
-            "a folder that can be written"
+            f"the home directory in {text!r} is not known: set {name} to an absolute path, or "
+            "HOME to a folder that can be written"
         ) from error
 
 
@@ -194,7 +194,7 @@ def user_path(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise InputError(
-            f"must be a whole path, because the home directory in {text!r} is not known"
+            f"must be an absolute path, because the home directory in {text!r} is not known"
         ) from error
 
 

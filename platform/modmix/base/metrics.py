@@ -190,7 +190,7 @@ _RANGES = {"%": (0.0, 100.0), "0..1": (0.0, 1.0), "nats": (0.0, math.inf)}
 
 
 def value_range(column: str) -> tuple[float, float]:
-    """The smallest and largest possible value of a column such as "val/error"; else infinite."""
+    """Smallest and largest possible value of a column such as "val/error"; infinite if unknown."""
     metric = METRICS.get(column.rpartition("/")[2])
     return (-math.inf, math.inf) if metric is None else _RANGES[metric.unit]
 

@@ -53,8 +53,8 @@ def arguments(
         without: arguments to skip, which modmix passes itself.
 
     Raises:
-        InputError: an argument has no annotation or an unsupported one, or a default though it is
-            positional.
+        InputError: an argument has no annotation or an unsupported one, or it has a default but
+            is not keyword-only.
     """
     found: dict[str, Argument] = {}
     for owner in inspect.getmro(kind):

@@ -46,10 +46,12 @@ def _tasks(task: str, options: list[str] | None) -> list[tuple[str, dict[str, An
 
 
 def _with_options(raw: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """A study file's content with options of its task, which may mend what the file has."""
+    """A study file's content with options of its task, which may correct what the file has."""
     for name in ("name", "class"):
         if name in given:
-            raise InputError(f"--option {name}: the study file says which task it is")
+            raise InputError(
+                f"--option {name}: the study file names the task: leave the option out"
+            )
     several = raw.get("tasks")
     if isinstance(several, Mapping) and several:
         if len(several) > 1:

@@ -40,7 +40,7 @@ def run(
         bool,
         typer.Option(
             "--dry-run",
-            help="Check the file and its data, print what it consists of, and start nothing.",
+            help="Check the study and its data, print what it consists of, and start nothing.",
         ),
     ] = False,
     quiet: Quiet = False,

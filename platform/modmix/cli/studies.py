@@ -1,4 +1,4 @@
-"""What the ledger says of studies: ``modmix status`` and ``modmix list``."""
+"""Status of studies, from the ledger: ``modmix status`` and ``modmix list``."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ In: a plan and the ledger. Out: results in the ledger.
     queue          packs that wait for a worker
     failures       how often machines failed a pack, and when it is abandoned (pure)
     running        a pack in training
-    reconciling    the study file beside what the ledger has, at the start
+    reconciling    compares the study file with the ledger, at the start
     keeping        which test predictions are kept
     run            `StudyRun`: propose, pack, train, record, tell
     stopping       Ctrl-C and SIGTERM

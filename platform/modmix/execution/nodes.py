@@ -13,8 +13,8 @@ from collections.abc import Callable, Collection
 from modmix.execution.trials import Unsaved
 
 MAX_FAILURES = 2  # in a row, before all packs avoid a node
-SAID_AT = 3  # workers that could not be started, before this is said
-SAID_AT_SILENT = 10  # the same without a reason, as when a node is lost
+SAID_AT = 3  # failed starts of workers with the same reason, before a warning
+SAID_AT_SILENT = 10  # the same if no reason is known, as when a node is lost
 
 
 class Nodes(Unsaved):
@@ -63,18 +63,18 @@ class Nodes(Unsaved):
     def failed_start(self, why: str, *, silent: bool = False) -> None:
         """A worker died before it was ready, on a node that is not known.
 
-        Says so once it is hardly an accident. A ``silent`` one may have been lost with its node.
+        Warns once this is unlikely to be chance. A ``silent`` one may have been lost with its node.
         """
         self._starts[why] += 1
         if self._starts[why] == (SAID_AT_SILENT if silent else SAID_AT):
             self._log(f"warning: workers could not be started {self._starts[why]} times: {why}")
 
     def taken_back(self, *, only_bad: bool) -> None:
-        """A pack that waited for another node is handed out anew; are only bad ones left?"""
+        """A pack that waited for another node is handed out again, ``only_bad`` if none is good."""
         self._taken_back += 1
         if only_bad and not self._tried_again:
             self._tried_again = True
-            self._log("warning: no node is left that is not avoided: they are tried again")
+            self._log("warning: only avoided nodes are left: they are tried again")
 
     def avoided(self, pack: str, alive: Collection[str]) -> tuple[str, ...]:
         """Nodes among ``alive`` that the pack must not be placed on; never all of them.

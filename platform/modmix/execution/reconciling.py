@@ -1,4 +1,4 @@
-"""What a study file asks for beside what the ledger has of the study, at the start of a run."""
+"""Compares what a study file asks for with what the ledger has, at the start of a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Reconciled:
     """A study's entries and configurations, as the study file describes them now.
 
     Attributes:
-        known: entries that the ledger has, with the keys of their configurations now.
+        known: entries that the ledger has, with the present keys of their configurations.
         moved: those of them whose key has changed.
         new: entries of grids that the ledger does not have yet.
         configurations: all that these entries need, each once.

@@ -29,7 +29,7 @@ class RungScheduler(FIFOScheduler):
         super().__init__()
         self._trials, self._cluster, self._nodes = trials, cluster, nodes
         self._store = store
-        self._stranded: dict[str, float] = {}  # trials that only bad nodes are left to: since when
+        self._stranded: dict[str, float] = {}  # by trial: since when only bad nodes are left
         self._added: dict[str, Trial] = {}  # waiting and running, by id
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
@@ -59,8 +59,8 @@ class RungScheduler(FIFOScheduler):
         """Take back the packs of waiting trials that avoid all nodes that are left.
 
         The nodes that a trial avoids are in its placement group, which cannot be changed. Handed
-        out anew, the pack may be placed on one where it has failed, as there is no other. If all
-        that are left are bad, a cluster is given time to replace the good one.
+        out again, the pack may be placed on a node where it has failed, as there is no other. If
+        only bad nodes are left, the cluster is first given time to replace the good one.
         """
         now, stranded = self._trials.clock(), self._stranded
         self._stranded = {}

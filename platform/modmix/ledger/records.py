@@ -101,7 +101,7 @@ def superseded(
 ) -> set[str]:
     """The keys of configurations for which a part with ``best_of`` has trained the best one.
 
-    That it was the best is partly luck: only its results with other seeds are compared further,
+    It was the best partly by chance, so only its results with other seeds are compared further,
     unless they are fewer than those of another configuration of the method.
 
     Args:

@@ -26,8 +26,8 @@ class OGMGE(Balanced):
 
     for the gradient g of every parameter tensor of encoder m, in epochs ``first_epoch`` to
     ``last_epoch`` (from 0, both included). ``noise=0`` is OGM without the enhancement.
-    ``tensors="convolutions"`` changes the weights of convolution layers, and other parameters of
-    four dimensions, which are all that the published code changes.
+    ``tensors="convolutions"`` changes only the weights of convolution layers and other parameters
+    of four dimensions; the published code changes only parameters of four dimensions.
 
     Generalised: the paper has two modalities, where ρ is the ratio of the two sums. A sum below
     1e-8 counts as 1e-8; a tensor of one element has the standard deviation 0. Differs from the

@@ -12,10 +12,10 @@ from modmix.methods.base import Stage
 
 @dataclass(frozen=True, kw_only=True)
 class PatientStage(Stage):
-    """A stage that does something only from epoch ``patience_from`` (0-based) on.
+    """A stage in which patience counts only from epoch ``patience_from`` (0-based) on.
 
-    Evaluations before count for the best one, but not for patience, so that no model stops before.
-    In a stage that has no such epoch, patience counts from its beginning.
+    Earlier evaluations may be the best one, but do not count for patience: no model stops before.
+    In a stage without such an epoch, patience counts from its beginning.
     """
 
     patience_from: int

@@ -154,7 +154,7 @@ class _Check:
             return None
         return (
             f"its modalities are {', '.join(first)} for some values of {' and '.join(varied)} and "
-            f"{', '.join(these)} for others, and one block has one list of modalities: give "
+            f"{', '.join(these)} for others, but a block has one list of modalities: give "
             "each value a part of its own"
         )
 
@@ -222,8 +222,8 @@ def _field_problem(
                 if (problem := next(filter(None, problems), None)) is not None:
                     what = sources.place(encoder["name"])
                     return (
-                        f"{name} {problem} for the encoder {what} of input {given!r}: give each "
-                        "input its encoder's values under encoders"
+                        f"{name} {problem} for the encoder {what} of input {given!r}: set it "
+                        "for each input under encoders"
                     )
     return None
 

@@ -51,7 +51,7 @@ def read(declared: Any, value: Any) -> Domain:
     """Parse the value given for a declared hyperparameter (or task option) into a domain.
 
     Args:
-        declared: or several declarations, of which the value must fit one.
+        declared: the declaration, or several, of which the value must fit one.
 
     Raises:
         DomainError: the first problem found.
@@ -187,7 +187,7 @@ def condition_problem(when: Condition | None, domains: Mapping[str, Domain]) -> 
         return None
     if values is None:
         return (
-            f"{when.name!r} is from a continuous range, which equals a value only by chance: give "
+            f"{when.name!r} has a continuous range, which equals a value only by chance: give "
             "it choices or a step, or leave the condition out"
         )
     for value in when.values:

@@ -32,7 +32,7 @@ class Source:
     lines: Mapping[Path_, int]
     folder: Path  # relative data paths start here
     problems: tuple[Problem, ...] = ()  # keys given twice (the first was kept), values like 010
-    task: str = ""  # of several, the one that this is the file of (see `sources_of_tasks`)
+    task: str = ""  # of several, the one that this source is for (see `sources_of_tasks`)
     whole: Mapping[str, Any] | None = None  # then what `raw` was made of
 
     @property

@@ -13,7 +13,7 @@ A task turns the options of a study file, and data files, into memory-mapped, fi
     entries_text     entries of tasks with text
     table            all tasks: options, default encoders and recipe, cost, source (no torch)
     files            cache folders, locks, checksums, disk errors
-    file_states      by which changed files are noticed
+    file_states      names, sizes and times of files, to detect changes
     splits           seeded splits and standardisation
     writer           writes a folder of prepared arrays
     csv_file         streams CSV files with pyarrow

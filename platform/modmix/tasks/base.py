@@ -100,9 +100,9 @@ class Task(ABC):
         return {}
 
     def refuses(self, folder: Path, rows: Mapping[str, int]) -> str | None:  # noqa: ARG002
-        """Why options that affect no array do not admit prepared ones, with these rows per split.
+        """Why prepared arrays with these rows per split may not be used, or None if they may.
 
-        None: they do.
+        For options that do not affect the arrays themselves.
         """
         return None
 
@@ -175,8 +175,8 @@ def prepare_task(name: str, options: Mapping[str, Any], progress: Progress = sil
     arrays is rewritten.
 
     Raises:
-        DataError: invalid options or sources, the disk is full or not writable, or the options do
-            not admit the arrays (`Task.refuses`).
+        DataError: invalid options or sources, the disk is full or not writable, or the task
+            refuses the prepared arrays (`Task.refuses`).
     """
     task = make_task(name, options)
     known = _known_sources(task)

@@ -58,8 +58,8 @@ class Digits(Task):
     def _splits(self, labels_N: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.int64]]:
         """Row indices of each split.
 
-        Smaller training sets are subsets of larger ones, but for a row or two: where a set grows by
-        one row, the largest remainder method may take a row of one class for two of another.
+        Smaller training sets are subsets of larger ones, except for a row or two: where a set grows
+        by one row, the largest remainder method may take a row of one class for two of another.
         """
         seed = self.options["split_seed"]
         rows_N = np.arange(len(labels_N))

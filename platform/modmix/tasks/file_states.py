@@ -1,4 +1,4 @@
-"""Names, sizes and times of the files below a path, by which a change of them is noticed."""
+"""Names, sizes and times of the files below a path, to detect changes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from modmix.tasks.files import DATA_FOLDERS, data_home
 def states_of(path: Path) -> list[Any]:
     """[name, size in bytes, time of modification in ns] of a file, or of all files in a folder.
 
-    Links are followed. Left out is what changes while a study runs, though its data do not:
+    Links are followed. Left out is what changes during a study although its data do not:
     folders of modmix's results and prepared arrays (if ``path`` itself is one, what modmix always
     keeps there), compiled Python code and hidden files. So is what does not exist.
 
     Raises:
-        DataError: something cannot be looked at.
+        DataError: a file or folder cannot be accessed.
     """
     try:
         found = []
@@ -33,7 +33,7 @@ def states_of(path: Path) -> list[Any]:
         return found
     except OSError as error:
         raise DataError(
-            f"{error.filename or path}: cannot be looked at ({error.strerror or error}); change "
+            f"{error.filename or path}: cannot be accessed ({error.strerror or error}); change "
             "its permissions, or give the task a folder without it"
         ) from error
 

@@ -171,7 +171,7 @@ class MediaTask(Task):
             return None
         return (
             f"{more} of task {own.place(self.name)} could not be read when they were prepared; "
-            f"{folder / UNREADABLE} has all; mend the files and delete its folder, or set "
+            f"{folder / UNREADABLE} lists them; repair the files and delete its folder, or set "
             f"`max_unreadable` (now {self._share:g} of the items of any split) higher"
         )
 

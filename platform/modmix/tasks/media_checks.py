@@ -72,7 +72,7 @@ def sample_of(root: Path, items: Sequence[Item]) -> str:
                 continue
             except OSError as error:
                 raise DataError(
-                    f"{path} cannot be read ({error.strerror or error}): look at its disk"
+                    f"{path} cannot be read ({error.strerror or error}): check its disk"
                 ) from error
     return hasher.hexdigest()
 

@@ -55,7 +55,7 @@ def stratified(
 def absent(
     labels_N: npt.NDArray[np.int64], splits_N: Array, class_names: Sequence[str]
 ) -> str | None:
-    """Which classes that have examples have none in a split, for a warning; None: there is none.
+    """A warning about classes that have examples, but none in some split; None without such.
 
     ``splits_N`` holds indices of `SPLITS`. A class with one or two examples cannot be in all.
     """
@@ -73,7 +73,7 @@ def absent(
     more = f", and {lost.size - _NAMED:,} more" if lost.size > _NAMED else ""
     return (
         f"classes without examples in a split: {', '.join(named)}{more}; metrics of that split "
-        "say nothing about them: give them more examples, or leave them out"
+        "do not cover them: add examples, or leave these classes out"
     )
 
 

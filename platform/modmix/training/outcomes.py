@@ -34,7 +34,7 @@ class Outcomes:
         self.predictions: dict[int, bytes] = {}
 
     def clear(self) -> None:
-        """Forget all."""
+        """Forget all weights and predictions."""
         self.weights, self.predictions = {}, {}
 
     def test(

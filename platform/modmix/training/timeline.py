@@ -125,8 +125,8 @@ class Timeline:
         """Evaluations without improvement after which a model stops in this stage; None: never.
 
         There is no early stopping in a stage whose optimizer the next one keeps, because the models
-        of a group share one step count. None also in the first evaluations after a `PatientStage`
-        begins to count, which are fewer than the patience.
+        of a group share one step count. None also while a `PatientStage` has counted fewer
+        evaluations than the patience.
         """
         following = self.next_stage
         if not self.stage.judged or (following is not None and following.optimizer == "kept"):
