@@ -331,6 +331,23 @@ def test_an_unknown_format_is_refused(ledger):
 # ---------------------------------------------------------------- several studies
 
 
+def test_two_studies_are_ranked_by_the_methods_that_both_have(fresh):
+    errors = {"one": {"mul": 8.0, "add": 9.0, "base": 1.0}, "two": {"mul": 5.0, "add": 4.0}}
+    errors["three"] = {"late": 1.0, "base": 3.0}
+    for name, values in errors.items():
+        study = Written(fresh, name, parts={"a": {}})
+        for method, error in values.items():
+            configuration = study.configuration("a", method, {"study": name}, seeds=[0])
+            study.end(configuration, 0, {"val/error": error, "test/error": error})
+    table = compare_table(fresh, ["one", "two"])
+    last = [cell.text for cell in table.cells[-1]]
+    assert last == ["mean rank", "2 studies", "1.50", "1.50", "–"]
+    table = compare_table(fresh, ["two", "three"])
+    assert len(table.cells) == 2
+    why = "No mean ranks: no two studies have results of the same two or more methods."
+    assert table.notes[-1] == why
+
+
 def test_studies_stand_beside_each_other_with_mean_ranks(fresh):
     errors = {"one": {"mul": 8.0, "add": 9.0, "base": 10.0}, "two": {"mul": 5.0, "add": 4.0}}
     errors["three"] = {"mul": 1.0, "add": 3.0, "base": 2.0}

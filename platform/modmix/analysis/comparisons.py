@@ -137,15 +137,15 @@ def against(
 def ranks_over(comparisons: Sequence[Comparison]) -> Ranks:
     """Mean ranks over the comparisons in which all ranked methods have a result.
 
-    Methods with results in less than half of the comparisons are not ranked, since they would
-    exclude most comparisons.
+    Methods with results in at most half of the comparisons are not ranked, since they would exclude
+    the other ones. So two studies are ranked by the methods that both have.
     """
     methods = list(dict.fromkeys(method for one in comparisons for method in one.candidates))
     taken = [one for one in comparisons if any(math.isfinite(one.mean(m)) for m in methods)]
     ranked = [
         method
         for method in methods
-        if 2 * sum(math.isfinite(one.mean(method)) for one in taken) >= len(taken)
+        if 2 * sum(math.isfinite(one.mean(method)) for one in taken) > len(taken)
     ]
     full = common(comparisons, ranked)
     return statistics.mean_ranks(
@@ -201,7 +201,8 @@ def table_of(
 def rank_notes(ranks: Ranks, comparisons: int, rows: str) -> list[str]:
     """Notes on mean ranks: the rows they cover, and Friedman's test."""
     if ranks.blocks < 2:
-        return []
+        why = f"No mean ranks: no two {rows} have results of the same two or more methods."
+        return [why] if comparisons > 1 else []
     if ranks.blocks < comparisons:
         ranked = ", ".join(sorted(ranks.frame["method"]))
         note = (

@@ -110,19 +110,24 @@ def superseded(
         parts_of: by key, the parts that have it.
         seeds: by key, how many it was trained with.
     """
-    own = {one: {part.partition("@")[0] for part in parts} for one, parts in parts_of.items()}
     source = {
         name: part["best_of"]
         for name, part in (spec.get("parts") or {}).items()
         if part.get("best_of")
     }
-    known = [one for one in configurations if own.get(one.key)]
+    if not source:
+        return set()
+    own = {
+        one.key: {part.partition("@")[0] for part in parts_of.get(one.key, ())}
+        for one in configurations
+    }
+    known = [one for one in configurations if own[one.key]]
     over = {(source[part], one.method) for one in known for part in own[one.key] & source.keys()}
     found = {one.key for one in known if {(part, one.method) for part in own[one.key]} <= over}
     confirmed, rest = Counter[str](), Counter[str]()  # most seeds, by method
     for one in configurations:
         if one.key not in found:
-            which = confirmed if own.get(one.key, set()) & source.keys() else rest
+            which = confirmed if own[one.key] & source.keys() else rest
             which[one.method] = max(which[one.method], seeds[one.key])
     return {
         one.key for one in known if one.key in found and confirmed[one.method] >= rest[one.method]
