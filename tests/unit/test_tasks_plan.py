@@ -305,6 +305,13 @@ def test_references_are_methods_trained_on_a_task_of_the_part() -> None:
         assert problem.endswith(message)
 
 
+def test_a_misspelt_method_is_one_problem_though_it_is_referred_to() -> None:
+    text = TWO.replace("only: {", "only: {references: [mul, add], ").replace("add: ", "add_: ")
+    assert text.count("add_") == 1
+    (problem,) = problems(text)
+    assert problem.endswith("unknown method 'add_': did you mean 'add'?")
+
+
 MINE = """\
 import modmix
 import torch

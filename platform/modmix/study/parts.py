@@ -395,11 +395,14 @@ class PartChecker(Checks):
             if isinstance(part, Mapping)
             and (tasks is None or (own := tasks_of_part(part)) is None or tasks & own)
         ]
-        trained = {method for part in near for method in methods_of(part)} | labels_of(near)
-        if any(not isinstance(part.get("methods"), Mapping) for part in near):
-            return  # reported already
+        methods = {method for part in near for method in methods_of(part)}
+        trained = methods | labels_of(near)
+        # Where methods are wrong, which is reported already, it may be one of these.
+        is_known = all(map(methods_of, near)) and methods <= self.methods.keys()
         for reference in raw if isinstance(raw, list) else ():
-            if is_key_of(reference, self.methods) and reference not in trained:
+            if is_key_of(reference, self.methods):
+                if reference in trained or not is_known:
+                    continue
                 message = (
                     f"no part trains {reference!r}: add it to a part, or name one of "
                     f"{', '.join(sorted(trained))}"
